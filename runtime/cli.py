@@ -1,0 +1,67 @@
+"""From a configuration dataclass to a command: flags, presets, --dry-run, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from runtime import distributed
+from runtime.errors import InputError
+from runtime.runs import plain_config
+
+Config = TypeVar("Config")
+
+
+def parse(
+    config: type[Config] | dict[str, Config], argv: Sequence[str] | None = None, description: str | None = None
+) -> Config:
+    """Reads the command line into a configuration.
+
+    Args:
+        config: the dataclass itself, or a table of presets; then the first argument names the preset, and flags change
+            single fields of it. Unknown flags and mistyped values end the program with status 2.
+        argv: arguments without the program's name; by default the process's.
+        description: what the script does, for ``--help``.
+    """
+    if isinstance(config, dict):
+        presets = {name: (f"The {name} preset.", preset) for name, preset in config.items()}
+        return tyro.extras.overridable_config_cli(presets, args=argv, description=description)
+    return tyro.cli(config, args=argv, description=description)
+
+
+def run_script(
+    main: Callable[[Config], None],
+    config: type[Config] | dict[str, Config],
+    *,
+    description: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Runs a script from its command line.
+
+    ``--dry-run`` prints the resolved configuration as JSON and stops. Refused input ends with its message on standard
+    error and status 2, an interrupt with status 130; anything else is a defect and keeps its traceback.
+    """
+    chosen = parse(config, argv, description)
+    if chosen.dry_run:
+        print(json.dumps(plain_config(chosen), indent=2))
+        return
+    try:
+        distributed.init()
+        main(chosen)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        distributed.shutdown()
+
+
+def describe(module_doc: str | None) -> str:
+    """The first paragraph of a script's docstring, for ``--help``."""
+    return (module_doc or "").strip().split("\n\n")[0]

@@ -1,0 +1,104 @@
+"""Which device, which precision, which memory format: decided once per run, in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from runtime import distributed
+from runtime.errors import InputError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how networks run: a torch device and the precision of matrix work (weights stay float32)."""
+
+    kind: torch.device
+    precision: torch.dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Matrix work in `precision`; nothing changes for float32."""
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind.type, dtype=self.precision)
+
+    def module(self, network: nn.Module) -> nn.Module:
+        """Moves a network here, with 5-D weights in channels_last_3d: the layout in which tensor cores and oneDNN run
+        3D convolutions without reordering (contiguous bfloat16 conv3d leaves cuDNN altogether in versions 9.8 to 9.14).
+        """
+        network = network.to(self.kind)
+        for parameter in network.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        return network
+
+    def tensor(self, value: torch.Tensor) -> torch.Tensor:
+        """Moves a tensor here; volumes (5-D) become channels_last_3d."""
+        if value.dim() == 5:
+            return value.to(self.kind, non_blocking=True, memory_format=torch.channels_last_3d)
+        return value.to(self.kind, non_blocking=True)
+
+    def inference_batch(self, asked: int | None) -> int:
+        """How many cases to run at once without gradients, when `asked` leaves it open.
+
+        On a CPU one: a batch is hardly faster there, and kernels round differently for other batch sizes, so that only
+        single cases come out the same to the bit whatever else is computed.
+        """
+        return asked or (1 if self.kind.type == "cpu" else 16)
+
+    def describe(self) -> dict[str, str]:
+        """Name, precision and library versions, for environment.json."""
+        name = (
+            torch.cuda.get_device_name(self.kind)
+            if self.kind.type == "cuda"
+            else f"cpu, {torch.get_num_threads()} threads"
+        )
+        cudnn = str(torch.backends.cudnn.version()) if self.kind.type == "cuda" else "none"
+        return {"device": name, "precision": str(self.precision).removeprefix("torch."), "cudnn": cudnn}
+
+
+def pick_device(precision: Precision = "auto", threads: int | None = None) -> Device:
+    """The GPU of this process when there is one, else the CPU.
+
+    Args:
+        precision: ``auto`` is bfloat16 on a GPU that has it and on a CPU with AVX512-BF16 or AMX, else float32.
+        threads: CPU threads; by default all cores the process may use, shared among the processes of this machine.
+
+    Raises:
+        InputError: bfloat16 was asked of a device without it, or cuDNN is too old for bfloat16 conv3d.
+    """
+    if torch.cuda.is_available():
+        return _cuda(precision)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if precision == "bfloat16" and not cpu_has_bfloat16():
+        raise InputError(
+            "--precision bfloat16: this CPU has neither AVX512-BF16 nor AMX; oneDNN would be slower than float32"
+        )
+    fast = precision != "float32" and cpu_has_bfloat16()
+    return Device(torch.device("cpu"), torch.bfloat16 if fast else torch.float32)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether oneDNN has bfloat16 kernels for this CPU; elsewhere it falls back to code many times slower."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+
+
+def _cuda(precision: Precision) -> Device:
+    torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+    torch.backends.cudnn.benchmark = True  # fixed shapes: the search is paid once
+    if precision != "float32" and torch.backends.cudnn.version() < 91500:
+        raise InputError(
+            f"cuDNN {torch.backends.cudnn.version()} is older than 9.15: bfloat16 conv3d is wrong or slow in it "
+            "(pytorch issues 163539, 166122). Install nvidia-cudnn >= 9.15, or use --precision float32."
+        )
+    fast = precision != "float32" and torch.cuda.is_bf16_supported()
+    kind = torch.device("cuda", distributed.local_rank())
+    return Device(kind, torch.bfloat16 if fast else torch.float32)

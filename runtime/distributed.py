@@ -1,0 +1,100 @@
+"""One process or many, with the same code: torchrun's environment variables decide, and without them there is one.
+
+What makes n processes equal one: whatever is random for a batch is drawn for the *global* batch, from a generator that
+does not know the rank, and each process keeps its slice (`local`). Averaged gradients then equal those of
+one process with the whole batch, up to rounding.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+def init() -> None:
+    """Joins the process group that torchrun announced; does nothing without a launcher or when already joined."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local_rank()))
+    else:
+        # Half an hour: the main process may decode a cohort while the others wait.
+        dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
+
+
+def shutdown() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number among all, 0 without a launcher."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine: the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes work together, 1 without a launcher."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the one process that logs and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def local(batch: torch.Tensor) -> torch.Tensor:
+    """This process's contiguous share of a global batch (first axis, which must divide evenly)."""
+    if batch.shape[0] % world_size():
+        raise ValueError(f"a global batch of {batch.shape[0]} does not divide over {world_size()} processes")
+    return batch.chunk(world_size())[rank()]
+
+
+def shard(items: Sequence[T]) -> list[T]:
+    """This process's share of independent work: every world_size-th item, from its rank on."""
+    return list(items)[rank() :: world_size()]
+
+
+def wrap(module: nn.Module) -> nn.Module:
+    """DistributedDataParallel around `module` when there are several processes. Call the wrapper, not ``.module``."""
+    if not dist.is_initialized() or world_size() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """Average of a tensor over all processes (each process gets it); `value` itself without a launcher."""
+    if not dist.is_initialized() or world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def gather(value: object) -> list:
+    """Python objects of all processes, in the order of ranks (each process gets the list)."""
+    if not dist.is_initialized() or world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,85 @@
+"""Pickles without their danger: readers that build arrays and plain values, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+# A pickle is a program, and these are the only functions it may call: those numpy itself uses to rebuild an array or a
+# scalar (both module names: numpy 2 moved `core` to `_core`), and the one that protocol 2 uses for bytes.
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for the global {module}.{name}, which data files have no use for")
+        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError(f"it asks for the external object {pid!r}")
+
+
+def load_pickle(path: Path | str) -> Any:
+    """Reads a pickle that holds only numpy arrays, numbers, strings, bytes, dicts, lists, tuples and None.
+
+    Raises:
+        InputError: missing, truncated or damaged file, or one that asks for any other global; names the file and the
+            offending global. Nothing from the pickle has been called by then.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    try:
+        value = _Unpickler(io.BytesIO(data)).load()
+    # A damaged stream fails in whichever opcode it hits, and each opcode has its own exception.
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        UnicodeDecodeError,
+        ImportError,
+    ) as error:
+        raise InputError(f"{path}: refused as a data pickle: {error or type(error).__name__}") from None
+    _refuse_objects(value, path)
+    return value
+
+
+def _refuse_objects(value: Any, path: Path | str) -> None:
+    """Object arrays could smuggle anything numpy can hold; a data file has none."""
+    if hasattr(value, "dtype") and value.dtype.hasobject:
+        raise InputError(f"{path}: refused as a data pickle: an array of Python objects")
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_objects(item, path)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_objects(item, path)
+
+
+def save_pickle(path: Path | str, value: Any) -> None:
+    """Writes `value` atomically, with protocol 5 (the first that stores arrays without a copy)."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        pickle.dump(value, file, protocol=5)

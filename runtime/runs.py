@@ -1,0 +1,197 @@
+"""A run folder: everything one training run reads back or leaves behind.
+
+    config.json        the resolved configuration; another configuration in the same folder is refused
+    environment.json   commit, versions, device
+    log.jsonl          one JSON object per logged step: step, time, then names with their units
+    events.out.*       the same numbers for TensorBoard
+    checkpoints/       last.pt, best.pt
+    samples/           pictures
+
+Running the same command again continues the run. A second process in the same folder is refused while the first lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from runtime import distributed
+from runtime.checkpoints import git_commit
+from runtime.device import Device
+from runtime.errors import InputError
+from runtime.files import read_json, write_json
+
+# May differ when a run is continued: where or how fast it runs, not what it computes.
+FREE_FIELDS = ("dry_run", "threads", "workers", "cache_dir", "run_dir")
+
+
+def due(step: int, every: int, last: int | None = None) -> bool:
+    """Whether something that happens every so many steps happens now: also at the last step; `every` 0 means never."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+class Run:
+    """An open run folder; made by `open_run`. Only the main process writes, so that callers need not ask."""
+
+    def __init__(self, path: Path, device: Device) -> None:
+        self.path = path
+        self.samples = path / "samples"
+        self.device = device
+        self.interrupted = False
+        self._bar: tqdm | None = None
+        self._started = time.monotonic()
+        self._writer: Any = None
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of the checkpoint called `name` (``last`` or ``best``)."""
+        return self.path / "checkpoints" / f"{name}.pt"
+
+    def continue_from(self, step: int) -> None:
+        """Forgets what was logged after `step`: a killed run may have logged steps that it must now take again."""
+        if not distributed.is_main():
+            return
+        _truncate_log(self.path / "log.jsonl", step)
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed only where a run is open
+
+        self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line to log.jsonl the same numbers to TensorBoard, and losses to the bar."""
+        if not distributed.is_main():
+            return
+        values = {name: float(value) for name, value in values.items()}
+        record = {"step": step, "time/run_s": round(time.monotonic() - self._started, 2), **values}
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        if self._bar is not None:
+            shown = [f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items() if name.startswith("loss/")]
+            self._bar.set_postfix_str(", ".join(shown[:3]), refresh=False)
+
+    def say(self, text: str) -> None:
+        """One line for people, above the progress bar."""
+        if distributed.is_main():
+            tqdm.write(text)
+
+    def progress(self, start: int, total: int, desc: str) -> Iterator[int]:
+        """Yields steps start + 1 ... total behind a bar with rate and remaining time; stops after an interrupt.
+
+        A first Ctrl-C or SIGTERM sets `interrupted`: the loop's body still finishes its step (and saves), then
+        KeyboardInterrupt is raised here. A second one interrupts at once.
+        """
+        with tqdm(
+            total=total, initial=start, desc=desc, unit="step", disable=not distributed.is_main(), mininterval=1
+        ) as bar:
+            self._bar = bar
+            for step in range(start + 1, total + 1):
+                yield step
+                bar.update()
+                if self.interrupted:
+                    raise KeyboardInterrupt
+        self._bar = None
+
+
+@contextmanager
+def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Iterator[Run]:
+    """Opens a run folder, new or existing, and holds its lock until the block ends.
+
+    Args:
+        run_dir: the folder; made when absent.
+        config: the script's dataclass, written as config.json.
+        stage: the script's name, such as ``VAE.train``; a folder of another stage is refused.
+        device: for environment.json.
+
+    Raises:
+        InputError: the folder is in use by another process, or holds a run of another stage or configuration (each
+            field is named with both values).
+    """
+    run_dir = Path(run_dir)
+    run = Run(run_dir, device)
+    with ExitStack() as stack:
+        if distributed.is_main():
+            for folder in (run_dir / "checkpoints", run.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(run_dir))
+            _settle_config(run_dir, {"stage": stage, **plain_config(config)})
+            write_json(run_dir / "environment.json", environment(device))
+        distributed.barrier()
+        stack.enter_context(_catch_signals(run))
+        yield run
+        if run._writer is not None:
+            run._writer.close()
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as JSON values: paths become text, tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def environment(device: Device) -> dict[str, Any]:
+    """What a result depends on besides its configuration."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+    return {"commit": git_commit(), "processes": distributed.world_size(), **versions, **device.describe()}
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+        except BlockingIOError:
+            raise InputError(f"{run_dir}: another process is running in this folder") from None
+        yield
+
+
+def _settle_config(run_dir: Path, config: dict[str, Any]) -> None:
+    path = run_dir / "config.json"
+    if not path.exists():
+        write_json(path, config)
+        return
+    old = read_json(path)
+    differing = [
+        f"{name}: the run has {old.get(name)!r}, this command {config.get(name)!r}"
+        for name in sorted(old.keys() | config.keys())
+        if old.get(name) != config.get(name) and name not in FREE_FIELDS
+    ]
+    if differing:
+        raise InputError.of(f"{run_dir}: holds a run with another configuration; choose another --run-dir", differing)
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:  # a kill can leave half a line
+            break
+        kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+@contextmanager
+def _catch_signals(run: Run) -> Iterator[None]:
+    def request(_signal: int, _frame: FrameType | None) -> None:
+        if run.interrupted:
+            raise KeyboardInterrupt
+        run.interrupted = True
+        run.say("stopping after this step; once more to stop at once")
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

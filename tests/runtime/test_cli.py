@@ -1,0 +1,56 @@
+"""Commands: presets, unknown flags, --dry-run, exit codes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from runtime.cli import parse, run_script
+from runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 10
+    """Optimiser steps."""
+    dry_run: bool = False
+    """Print the configuration and stop."""
+
+
+PRESETS = {"smoke": Config(steps=1), "paper": Config(steps=100)}
+
+
+def test_presets_come_first_and_flags_change_fields() -> None:
+    assert parse(PRESETS, ["paper"]) == Config(steps=100)
+    assert parse(PRESETS, ["smoke", "--steps", "7"]) == Config(steps=7)
+
+
+@pytest.mark.parametrize("argv", [["paper", "--stepz", "3"], ["papr"], ["paper", "--steps", "many"], []])
+def test_wrong_words_end_with_status_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(PRESETS, argv)
+    assert caught.value.code == 2
+
+
+def test_help_explains_fields(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(PRESETS, ["paper", "--help"])
+    assert caught.value.code == 0
+    assert "Optimiser steps." in capsys.readouterr().out
+
+
+def test_dry_run_prints_and_does_nothing(capsys: pytest.CaptureFixture) -> None:
+    run_script(lambda config: pytest.fail("ran"), PRESETS, argv=["smoke", "--dry-run"])
+    assert json.loads(capsys.readouterr().out) == {"steps": 1, "dry_run": True}
+
+
+def test_refused_input_is_a_message_and_status_2(capsys: pytest.CaptureFixture) -> None:
+    def main(config: Config) -> None:
+        raise InputError.of("table.csv: rows refused", ["row 2: no file", "row 5: no label"])
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(main, Config, argv=[])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: table.csv: rows refused (2):\n  - row 2: no file\n  - row 5: no label\n"

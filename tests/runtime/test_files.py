@@ -1,0 +1,114 @@
+"""Atomic files: whole or absent, whatever happens while writing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InputError
+from runtime.files import atomic_write, read_json, sha256, write_json
+
+
+def test_json_comes_back_and_leaves_no_temporary(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": [1, 2.5, "é"]})
+    assert read_json(tmp_path / "a.json") == {"x": [1, 2.5, "é"]}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_not_a_number_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert read_json(tmp_path / "a.json") == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failure_inside_the_block_keeps_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail_half_way() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_suffixes_are_kept_for_readers_that_go_by_name(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_bytes(b"x")
+
+
+def test_missing_and_broken_json_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.json"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(InputError, match=r"bad\.json"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_sha256_of_known_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_kill_at_random_instants_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A process that writes checkpoints without pause is killed 6 times; each time the file reads back whole."""
+    path = tmp_path / "last.pt"
+    program = (
+        "import sys, torch\n"
+        "from runtime.checkpoints import save_checkpoint\n"
+        "k = 0\n"
+        "while True:\n"
+        "    k += 1\n"
+        "    save_checkpoint(sys.argv[1], 'test', {'step': k, 'x': torch.full((200_000,), float(k))})\n"
+    )
+    from runtime.checkpoints import load_checkpoint
+
+    process = None
+    for round_ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+        deadline = time.monotonic() + 60
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while not (path.exists() and path.stat().st_mtime_ns > before) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.006 * round_)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        record = load_checkpoint(path, "test")
+        assert (record["x"] == record["step"]).all()
+    assert process is not None
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    import torch
+
+    from runtime.checkpoints import load_checkpoint, save_checkpoint
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        save_checkpoint(disk / "last.pt", "test", {"x": torch.ones(1000)})
+        with pytest.raises((OSError, RuntimeError)) as caught:
+            save_checkpoint(disk / "last.pt", "test", {"x": torch.ones(1_000_000)})
+        if isinstance(caught.value, OSError):
+            assert caught.value.errno == errno.ENOSPC
+        assert len(load_checkpoint(disk / "last.pt", "test")["x"]) == 1000
+        assert sorted(os.listdir(disk)) == ["last.pt"]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
