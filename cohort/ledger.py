@@ -1,0 +1,60 @@
+"""The ledger: which subjects an artefact has seen, as hashes that travel with it and refuse leaks.
+
+A checkpoint, a latent folder and a set of synthetic volumes carry the ledger of everything they were made from, so that
+a later evaluation can tell whether one of its subjects was among them, however many steps lie between. Hashes, because
+an artefact is shared more widely than the names of its subjects. They are no anonymisation: who holds a list of names
+can test each of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import pandas as pd
+
+from runtime.errors import InputError
+
+
+def ledger_of(frame: pd.DataFrame) -> list[str]:
+    """The ledger of a table: sorted, distinct 16-digit hashes of its subjects and of its groups.
+
+    Args:
+        frame: a table with the columns `subject` and `group` (as `cohort.tables.read_table` returns it).
+    """
+    return sorted(_entries("subject", frame["subject"]) | _entries("group", frame["group"]))
+
+
+def refuse_overlap(frame: pd.DataFrame, ledger: Iterable[str], *, what: str, allow_leak: bool = False) -> bool:
+    """Refuses to evaluate on subjects that an artefact was made from.
+
+    Args:
+        frame: the table to be evaluated on, with `subject` and `group`.
+        ledger: the artefact's ledger.
+        what: the artefact in words, for the message, for example ``the VAE checkpoint runs/x/best.pt``.
+        allow_leak: go on in spite of an overlap; the caller then says so in its result.
+
+    Returns:
+        True when there is an overlap (and it was allowed), False when there is none.
+
+    Raises:
+        InputError: an overlap that was not allowed; names every subject and why it counts.
+    """
+    seen = set(ledger)
+    problems = []
+    for subject, rows in frame.groupby("subject", sort=True):
+        if _entries("subject", [subject]) & seen:
+            problems.append(f"subject {subject}")
+            continue
+        shared = [group for group in sorted(set(rows["group"])) if _entries("group", [group]) & seen]
+        if shared:
+            problems.append(f"subject {subject} (by its group {', '.join(shared)})")
+    if problems and not allow_leak:
+        raise InputError.of(
+            f"{what} was trained on subjects that are to be evaluated; use others, or give --allow-leak", problems
+        )
+    return bool(problems)
+
+
+def _entries(kind: str, names: Iterable[str]) -> set[str]:
+    return {hashlib.sha256(f"{kind}:{name}".encode()).hexdigest()[:16] for name in set(names)}

@@ -1,0 +1,346 @@
+"""Tables of scans: who, which file, which diagnosis. The reader finds every fault of a table before it refuses it.
+
+Columns and codings: data_csvs/README.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from cohort.bids import entities, participant_folder, t1_images
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+CLASS_NAMES = ("HC", "TLE")
+LABELS = {"HC": 0, "TLE": 1}
+DIAGNOSES = {"HC": 0, "TLE": 1, "TLE-L": 1, "TLE-R": 1}
+"""Diagnosis to class code. The side of a TLE is kept in its own column, not in the code."""
+
+SIDES = {"TLE-L": "L", "TLE-R": "R"}
+STORED = ("subject", "file", "diagnosis", "session", "age", "sex", "site", "group")
+COLUMNS = ("subject", "file", "diagnosis", "label", "side", "session", "age", "sex", "site", "group")
+"""STORED is in the file, in this order; COLUMNS is what a frame has: `label` and `side` follow from the diagnosis."""
+
+MISSING = {"", "n/a", "N/A", "NA", "nan", "NaN"}
+SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M"}
+OLDEST_YEARS = 120.0
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|[+-]?\.\d+")
+
+
+@dataclass
+class _Raw:
+    """A delimited file as text: column names, rows by name, the line each row begins on, and what was wrong so far."""
+
+    path: Path
+    columns: list[str]
+    rows: list[dict[str, str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def fault(self, index: int, column: str, message: str) -> None:
+        self.problems.append(f"{self.path}: line {self.lines[index]}, column {column}: {message}")
+
+
+def read_table(
+    path: Path | str,
+    *,
+    data_root: Path | str | None = None,
+    label_column: str = "diagnosis",
+    label_map: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Reads a table of scans (CSV), or a BIDS ``participants.tsv``.
+
+    Args:
+        path: the table; UTF-8, with or without a byte order mark, any line ends; tab-separated if it ends in ``.tsv``.
+        data_root: folder that `file` is relative to and must not leave, symbolic links followed. Without it, `file` is
+            relative to the table's folder and may be anywhere.
+        label_column: column that holds the diagnosis, for tables that name it otherwise.
+        label_map: what the values of that column mean, for example ``{"left": "TLE-L"}``; without it they must be
+            diagnoses themselves. Values that are not in the map are refused.
+
+    Returns:
+        One row per scan, in the order of the file, with the columns COLUMNS: `file` absolute, `label` 0 or 1, `side`
+        "L", "R" or "", `age` in years or NaN, `sex` "F", "M" or "", `group` (equal to the subject where not given).
+        Absent texts are "". Further columns of the file follow, as text. Of a participants.tsv, one row per T1-weighted
+        image; its column `group` is a diagnosis if there is no other, never our `group`.
+
+    Raises:
+        InputError: lists every fault of the table with file, line and column.
+    """
+    raw = _read_delimited(Path(path))
+    known_as_bids = "participant_id" in raw.columns and "subject" not in raw.columns
+    root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
+    if known_as_bids:
+        label_column = _expand_participants(raw, root, label_column)
+    _check_columns(raw, label_column, label_map)
+    grouping = None if known_as_bids or label_column == "group" else "group"
+    frame = pd.DataFrame(
+        {
+            "subject": _column(raw, "subject", _subject),
+            "file": _files(raw, root, confined=data_root is not None),
+            "diagnosis": _column(raw, label_column, lambda text: _diagnosis(text, label_map)),
+            "session": _column(raw, "session", _optional),
+            "age": _column(raw, "age", _age, default=math.nan),
+            "sex": _column(raw, "sex", _sex),
+            "site": _column(raw, "site", _optional),
+            "group": _column(raw, grouping, _optional) if grouping else [""] * len(raw.rows),
+        }
+    )
+    _check_repeats(raw, frame)
+    if raw.problems:
+        raise InputError.of(f"{path}: the table was refused", raw.problems)
+    return _finish(raw, frame, label_column)
+
+
+def table_text(frame: pd.DataFrame, folder: Path | str) -> str:
+    """The content of a table's file, were it written into `folder`.
+
+    Args:
+        frame: at least `subject`, `file`, `diagnosis`; optional columns may be absent. `label` and `side` are left out,
+            since they follow from the diagnosis.
+        folder: `file` is written relative to it, unless the two share nothing but the root of the file system.
+    """
+    frame = frame.reset_index(drop=True)
+    blank = pd.Series([""] * len(frame), index=frame.index)
+    stored = {name: frame.get(name, blank) for name in STORED}
+    stored["file"] = frame["file"].map(lambda file: _relative(file, folder))
+    stored["age"] = frame.get("age", blank).map(lambda age: "" if pd.isna(age) or age == "" else repr(float(age)))
+    extra = {name: frame[name] for name in frame.columns if name not in COLUMNS}
+    return pd.DataFrame({**stored, **extra}).to_csv(index=False, lineterminator="\n")
+
+
+def write_table(path: Path | str, frame: pd.DataFrame) -> None:
+    """Writes `frame` as a table that `read_table` returns unchanged; atomic."""
+    text = table_text(frame, Path(path).parent)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _read_delimited(path: Path) -> _Raw:
+    """Splits the file into named fields; raises at once where no rows can be told apart."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such table")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the table as 'CSV UTF-8'") from None
+    tabs = path.suffix == ".tsv"
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True)
+    raw: _Raw | None = None
+    begin = 1
+    try:
+        for fields in lines:
+            if any(value.strip() for value in fields):
+                if raw is None:
+                    raw = _header(path, [value.strip() for value in fields], begin)
+                else:
+                    _add_row(raw, [value.strip() for value in fields], begin)
+            begin = lines.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}: line {begin}: not a delimited table: {error}") from None
+    if raw is None:
+        raise InputError(f"{path}: the table is empty")
+    if not raw.rows and not raw.problems:
+        raise InputError(f"{path}: the table has a header but no rows")
+    return raw
+
+
+def _header(path: Path, columns: list[str], line: int) -> _Raw:
+    if len(columns) == 1 and ";" in columns[0]:
+        raise InputError(f"{path}: line {line}: fields are separated by semicolons; save the table with commas")
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path}: line {line}: columns named more than once: {', '.join(repeated)}")
+    return _Raw(path, columns)
+
+
+def _add_row(raw: _Raw, fields: list[str], line: int) -> None:
+    if len(fields) != len(raw.columns):
+        hint = "; an unquoted comma, perhaps a decimal comma?" if len(fields) > len(raw.columns) else ""
+        raw.problems.append(
+            f"{raw.path}: line {line}: {len(fields)} fields where the header names {len(raw.columns)} columns{hint}"
+        )
+        return
+    raw.rows.append(dict(zip(raw.columns, fields, strict=True)))
+    raw.lines.append(line)
+
+
+def _check_columns(raw: _Raw, label_column: str, label_map: Mapping[str, str] | None) -> None:
+    for name in ("subject", "file", label_column):
+        if name not in raw.columns:
+            raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
+    for value, diagnosis in (label_map or {}).items():
+        if diagnosis not in DIAGNOSES:
+            raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {_one_of(DIAGNOSES)}")
+
+
+def _column(raw: _Raw, name: str, read: Callable, default: object = "") -> list:
+    """One column, each field through `read`; a field that `read` refuses is noted and replaced by `default`."""
+    if name not in raw.columns:
+        return [default] * len(raw.rows)
+    values = []
+    for index, row in enumerate(raw.rows):
+        try:
+            values.append(read(row[name]))
+        except ValueError as error:
+            raw.fault(index, name, str(error))
+            values.append(default)
+    return values
+
+
+def _optional(text: str) -> str:
+    return "" if text in MISSING else text
+
+
+def _subject(text: str) -> str:
+    if text in ("", "n/a"):
+        raise ValueError("empty; every row needs a subject")
+    return text
+
+
+def _diagnosis(text: str, label_map: Mapping[str, str] | None) -> str:
+    if label_map is None:
+        if text not in DIAGNOSES:
+            raise ValueError(f"unknown diagnosis {text!r}; expected {_one_of(DIAGNOSES)}, or give --label-map")
+        return text
+    if text not in label_map:
+        raise ValueError(f"{text!r} is not in --label-map, which has {_one_of(label_map)}")
+    return label_map[text]
+
+
+def _age(text: str) -> float:
+    if text in MISSING:
+        return math.nan
+    if "," in text:
+        raise ValueError(f"{text!r} has a decimal comma; write {text.replace(',', '.')}")
+    # BIDS asks for ages to be capped at 89; "89+" is how some tables write it.
+    plain = text.removesuffix("+")
+    if not _NUMBER.fullmatch(plain):
+        raise ValueError(f"{text!r} is not a number of years")
+    age = float(plain)
+    if not 0 <= age <= OLDEST_YEARS:
+        raise ValueError(f"{text} years; expected 0 to {OLDEST_YEARS:g}")
+    return age
+
+
+def _sex(text: str) -> str:
+    if text in MISSING:
+        return ""
+    if text.lower() not in SEXES:
+        raise ValueError(f"{text!r}; expected F, M, female or male (numbers mean different things in different tables)")
+    return SEXES[text.lower()]
+
+
+def _one_of(values: Mapping[str, object]) -> str:
+    return ", ".join(values) if values else "nothing"
+
+
+def _files(raw: _Raw, root: Path, *, confined: bool) -> list[str]:
+    if "file" not in raw.columns:
+        return [""] * len(raw.rows)
+    base = root if confined else Path(os.path.abspath(raw.path.parent))
+    files = []
+    for index, row in enumerate(raw.rows):
+        text = row["file"]
+        path = _plain_path(base / text)
+        if text in ("", "n/a"):
+            raw.fault(index, "file", "empty; every row needs a file")
+        elif not os.path.isfile(path):
+            raw.fault(index, "file", f"no such file: {path}" + ("" if text == str(path) else f" (written as {text})"))
+        elif confined and not Path(os.path.realpath(path)).is_relative_to(root):
+            raw.fault(index, "file", f"{text} leaves --data-root {root}: it is {os.path.realpath(path)}")
+        files.append(str(path))
+    return files
+
+
+def _plain_path(path: Path) -> Path:
+    """`path` without ``..``, unless a symbolic link makes that another file. Links stay: users know files by them."""
+    plain = Path(os.path.normpath(path))
+    if "\0" in str(path) or os.path.realpath(plain) == os.path.realpath(path):
+        return plain
+    return path
+
+
+def _relative(file: str, folder: Path | str) -> str:
+    absolute, folder = os.path.abspath(file), os.path.abspath(folder)
+    if os.path.commonpath([absolute, folder]) == os.path.sep:
+        return absolute
+    relative = os.path.relpath(absolute, folder)
+    # `..` after a symbolic link leads elsewhere than the text suggests.
+    same = os.path.realpath(os.path.join(folder, relative)) == os.path.realpath(absolute)
+    return relative if same else absolute
+
+
+def _check_repeats(raw: _Raw, frame: pd.DataFrame) -> None:
+    """A scan counted twice, or a subject with two sexes or two classes, would bias every number downstream."""
+    first: dict[tuple[str, ...], int] = {}
+
+    def repeats(index: int, *key: str) -> int | None:
+        """The line where `key` was met first, if that was an earlier row."""
+        met = first.setdefault(key, index)
+        return raw.lines[met] if met != index else None
+
+    for index, row in enumerate(frame.itertuples(index=False)):
+        if row.subject and (line := repeats(index, "row", row.subject, row.session)):
+            session = f", session {row.session}" if row.session else ""
+            raw.fault(index, "subject", f"{row.subject}{session} is on line {line} already")
+        if row.file and (line := repeats(index, "file", os.path.realpath(row.file.replace("\0", "")))):
+            raw.fault(index, "file", f"the same file as on line {line}: {row.file}")
+        if row.subject:
+            _check_constant(raw, first, index, row)
+
+
+def _check_constant(raw: _Raw, first: dict[tuple[str, ...], int], index: int, row: tuple) -> None:
+    classes = CLASS_NAMES[DIAGNOSES[row.diagnosis]] if row.diagnosis in DIAGNOSES else ""
+    for column, value in (("sex", row.sex), ("diagnosis", classes)):
+        if not value:
+            continue
+        first.setdefault((column, row.subject, value), index)
+        for other in {"sex": ("F", "M"), "diagnosis": CLASS_NAMES}[column]:
+            if other != value and (column, row.subject, other) in first:
+                line = raw.lines[first[column, row.subject, other]]
+                raw.fault(index, column, f"{row.subject} is {value} here and {other} on line {line}")
+
+
+def _finish(raw: _Raw, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
+    frame["label"] = frame["diagnosis"].map(DIAGNOSES).astype("int64")
+    frame["side"] = frame["diagnosis"].map(lambda diagnosis: SIDES.get(diagnosis, ""))
+    frame["group"] = frame["group"].where(frame["group"] != "", frame["subject"])
+    frame["age"] = frame["age"].astype("float64")
+    taken = {*COLUMNS, "participant_id"}
+    extra = {name: [row[name] for row in raw.rows] for name in raw.columns if name not in taken}
+    return pd.concat([frame[list(COLUMNS)], pd.DataFrame(extra, index=frame.index)], axis=1)
+
+
+def _expand_participants(raw: _Raw, root: Path, label_column: str) -> str:
+    """Turns the participants of a BIDS folder into scans: one row per T1-weighted image found under their folders.
+
+    `session` becomes what the file name says between the subject and ``_T1w``, such as ``ses-01_run-2``: unique within
+    the subject also where a session was scanned twice. Returns the column that holds the diagnosis.
+    """
+    listed = list(zip(raw.rows, raw.lines, strict=True))
+    raw.rows, raw.lines = [], []
+    search = "file" not in raw.columns
+    for row, line in listed:
+        scans = [{**row, "subject": row["participant_id"]}]
+        if search:
+            folder = participant_folder(root, row["participant_id"])
+            images = t1_images(folder)
+            scans = [{**scans[0], "file": str(image), "session": entities(image, folder)} for image in images]
+            if not images:
+                raw.problems.append(
+                    f"{raw.path}: line {line}, column participant_id: no anat/*_T1w.nii.gz in {folder} or its sessions"
+                )
+        raw.rows += scans
+        raw.lines += [line] * len(scans)
+    raw.columns += ["subject", *(["file", "session"] if search else [])]
+    return "group" if label_column == "diagnosis" and "diagnosis" not in raw.columns else label_column

@@ -1,0 +1,189 @@
+"""Volume pickles and NIfTI files of volumes: what they hold, how they are written, and what a reader refuses.
+
+A volume pickle is a dict. Synthetic volumes have all the keys of `Volume`; scans that users keep as pickles may have
+only `image` and `affine`, or only `image` and `label`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from cohort.tables import CLASS_NAMES
+from runtime.errors import InputError
+from runtime.files import atomic_write
+from runtime.pickles import load_pickle, save_pickle
+
+FORMAT = 1
+_MNI = 4
+"""NIfTI's code for coordinates of the MNI152 space."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume and where it came from. What an older file does not say is None."""
+
+    image: np.ndarray
+    """float32 (D, H, W) = (left-right, back-front, foot-head)."""
+    label: int
+    """Class code: 0 HC, 1 TLE."""
+    seed: int | None = None
+    """Seed of this one sample."""
+    affine: np.ndarray | None = None
+    """float64 (4, 4): voxel indices to millimetres, RAS."""
+    vae: str | None = None
+    """Hash of the VAE checkpoint that decoded it."""
+    diffusion: str | None = None
+    """Hash of the diffusion checkpoint that sampled it."""
+    sampler: str | None = None
+    """Name of the sampler, for example ddim."""
+    steps: int | None = None
+    """Number of sampling steps."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; 1 is none."""
+
+
+_TEXTS = ("vae", "diffusion", "sampler")
+_WHOLE = ("seed", "steps")
+
+
+def volume_name(label: int, seed: int) -> str:
+    """File name of a sample, for example ``TLE_000042.pkl``: the seed is the name, so nothing is overwritten unseen."""
+    return f"{CLASS_NAMES[label]}_{seed:06d}.pkl"
+
+
+def list_volumes(folder: Path | str) -> list[Path]:
+    """The volume pickles in a folder, sorted by name; unfinished (hidden) files are left out.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder of volumes")
+    return sorted(path for path in Path(folder).glob("*.pkl") if not path.name.startswith("."))
+
+
+def write_volume(path: Path | str, volume: Volume) -> None:
+    """Writes a volume pickle, atomically.
+
+    Raises:
+        InputError: `volume` would be refused by `read_volume`; then nothing is written.
+    """
+    contents = {
+        "format": FORMAT,
+        "image": np.ascontiguousarray(volume.image),
+        "label": int(volume.label),
+        "seed": None if volume.seed is None else int(volume.seed),
+        "affine": None if volume.affine is None else np.asarray(volume.affine, dtype=np.float64),
+        "steps": None if volume.steps is None else int(volume.steps),
+        "guidance": None if volume.guidance is None else float(volume.guidance),
+        **{name: getattr(volume, name) for name in _TEXTS},
+    }
+    _as_volume(contents, path)
+    save_pickle(path, contents)
+
+
+def read_volume(path: Path | str) -> Volume:
+    """Reads a volume pickle; older files with only `image` and `label` too.
+
+    Raises:
+        InputError: names the file and every fault: keys, types, shapes, non-finite voxels, an unknown format.
+    """
+    return _as_volume(load_pickle(path), path)
+
+
+def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array of a volume pickle as it is stored, and its affine, which is None when the file has none.
+
+    For scans kept as pickles, whose voxels `cohort.scans.load_scan` checks like those of any other scan.
+
+    Raises:
+        InputError: not a pickle of plain data, not a dict, no array under `image`, or an `affine` that is none.
+    """
+    contents = load_pickle(path)
+    problems = _problems_of_frame(contents)
+    if problems:
+        raise InputError.of(f"{path}: not a volume pickle", problems)
+    affine = contents.get("affine")
+    return contents["image"], None if affine is None else np.asarray(affine, dtype=np.float64)
+
+
+def write_nifti(path: Path | str, image: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a float32 NIfTI in MNI152 space that overlays the template in any viewer; atomic.
+
+    Args:
+        path: ends in ``.nii`` or ``.nii.gz``.
+        image: (D, H, W).
+        affine: (4, 4) in mm; stored as sform and as qform, both with code 4.
+    """
+    if not str(path).endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
+    nifti = nib.Nifti1Image(np.asarray(image, dtype=np.float32), affine)
+    nifti.set_sform(affine, code=_MNI)
+    nifti.set_qform(affine, code=_MNI)
+    nifti.header.set_xyzt_units("mm")
+    with atomic_write(path) as temporary:
+        nib.save(nifti, temporary)
+
+
+def _as_volume(contents: Any, path: Path | str) -> Volume:
+    problems = _problems_of_frame(contents)
+    if not problems:
+        problems = _problems_of_voxels(contents["image"]) + _problems_of_label(contents) + _problems_of_origin(contents)
+    if problems:
+        raise InputError.of(f"{path}: not a volume pickle", problems)
+    affine = contents.get("affine")
+    return Volume(
+        image=np.asarray(contents["image"], dtype=np.float32),
+        label=int(contents["label"]),
+        affine=None if affine is None else np.asarray(affine, dtype=np.float64),
+        **{name: contents.get(name) for name in (*_TEXTS, *_WHOLE, "guidance")},
+    )
+
+
+def _problems_of_frame(contents: Any) -> list[str]:
+    """What is wrong with the dict itself, its format, its `image` as an array and its `affine`."""
+    if not isinstance(contents, dict):
+        return [f"it holds a {type(contents).__name__}, expected a dict"]
+    problems = []
+    if contents.get("format", FORMAT) != FORMAT:
+        problems.append(f"format {contents['format']!r}, this version reads {FORMAT}")
+    if not isinstance(contents.get("image"), np.ndarray):
+        problems.append(f"image: expected an array, got {type(contents.get('image')).__name__}")
+    affine = contents.get("affine")
+    if affine is not None and not _is_affine(affine):
+        problems.append("affine: expected 4x4 finite numbers with the last row 0 0 0 1")
+    return problems
+
+
+def _is_affine(value: Any) -> bool:
+    numeric = isinstance(value, np.ndarray) and value.shape == (4, 4) and value.dtype.kind in "fiu"
+    return numeric and bool(np.isfinite(value).all()) and value[3].tolist() == [0, 0, 0, 1]
+
+
+def _problems_of_voxels(image: np.ndarray) -> list[str]:
+    if image.dtype.kind not in "fiu":
+        return [f"image: expected real numbers, got {image.dtype}"]
+    problems = [] if image.ndim == 3 and image.size else [f"image: expected the shape (D, H, W), got {image.shape}"]
+    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
+    return problems + ([f"image: {bad} voxels are not finite"] if bad else [])
+
+
+def _problems_of_label(contents: dict) -> list[str]:
+    label = contents.get("label")
+    known = isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label < len(CLASS_NAMES)
+    return [] if known else [f"label: expected 0 (HC) or 1 (TLE), got {label!r}"]
+
+
+def _problems_of_origin(contents: dict) -> list[str]:
+    kinds = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_WHOLE, int), "guidance": (int, float)}
+    return [
+        f"{name}: got {contents[name]!r}"
+        for name, kind in kinds.items()
+        if contents.get(name) is not None and not isinstance(contents[name], kind)
+    ]

@@ -1,0 +1,541 @@
+"""Scans: geometry against closed forms, real damage in real files, and a cache that changes nothing."""
+
+import gzip
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohort import decoding
+from cohort.resampling import resample
+from cohort.scans import GRIDS, Grid, head_mask, load_scan, load_scans, normalise
+from cohort.volumes import Volume, write_volume
+from runtime.errors import InputError
+from runtime.files import ROOT
+
+GRID = GRIDS["smoke"]
+
+
+def brain(shape=GRID.shape, seed=0):
+    """A smooth random blob inside, exact zeros outside."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, size) for size in shape], indexing="ij")
+    noise = np.random.default_rng(seed).random(shape)
+    return np.where(sum(axis**2 for axis in axes) < 0.8, 100 + 50 * noise + 30 * axes[0], 0).astype(np.float32)
+
+
+def save(path, image, affine=None, kind=nib.Nifti1Image):
+    nib.save(kind(image, GRID.affine if affine is None else affine), path)
+    return path
+
+
+def refusal(path, grid=GRID):
+    """The message with which a scan is refused, which must name the file."""
+    with pytest.raises(InputError) as error:
+        load_scan(path, grid)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+# Grids ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_share_their_centre_and_survive_json(name):
+    grid = GRIDS[name]
+    middle = grid.affine @ [*((np.array(grid.shape) - 1) / 2), 1]
+    assert np.allclose(middle[:3], (0, -17, 8))
+    assert np.array_equal(np.diag(grid.affine)[:3], [grid.spacing_mm] * 3)
+    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+
+
+@pytest.mark.parametrize("change", [{"shape": [1, 2]}, {"spacing_mm": 0}, {"centre_mm": "here"}, {"name": None}])
+def test_what_is_no_grid(change):
+    values = {**GRID.to_dict(), **change}
+    if change == {"name": None}:
+        del values["name"]
+    with pytest.raises(InputError, match="not a grid"):
+        Grid.from_dict(values)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def test_on_the_grid_only_the_scale_changes(tmp_path):
+    scan = load_scan(save(tmp_path / "a.nii.gz", brain()), GRID)
+    assert scan.dtype == np.float32
+    assert scan.flags.c_contiguous
+    assert np.array_equal(scan, normalise(brain()))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64, ">i2", ">f4"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_number_types_and_both_versions_of_nifti(tmp_path, dtype, kind):
+    whole = np.round(brain()).astype(dtype)
+    header = kind.header_class(endianness=">" if np.dtype(dtype).byteorder == ">" else "<")
+    image = kind(whole, GRID.affine, header)
+    image.set_data_dtype(dtype)
+    nib.save(image, tmp_path / "a.nii")
+    assert np.array_equal(load_scan(tmp_path / "a.nii", GRID), normalise(np.round(brain())))
+
+
+def test_voxels_are_what_nibabel_reads_with_slope_and_intercept(tmp_path):
+    image = nib.Nifti1Image(np.round(brain()).astype(np.int16), GRID.affine)
+    image.header.set_slope_inter(0.25, -3)
+    nib.save(image, tmp_path / "a.nii.gz")
+    stored = nib.load(tmp_path / "a.nii.gz").get_fdata(dtype=np.float32)
+    assert np.array_equal(decoding.read_voxels(tmp_path / "a.nii.gz")[0], stored)
+
+
+def test_trailing_one_is_squeezed(tmp_path):
+    path = save(tmp_path / "a.nii.gz", brain()[..., None])
+    assert np.array_equal(load_scan(path, GRID), normalise(brain()))
+
+
+def test_pickles(tmp_path):
+    write_volume(tmp_path / "bare.pkl", Volume(brain(), 0))
+    assert np.array_equal(load_scan(tmp_path / "bare.pkl", GRID), normalise(brain()))
+    write_volume(tmp_path / "small.pkl", Volume(brain((8, 8, 8)), 0))
+    assert "(8, 8, 8) is not that of smoke, (20, 24, 20)" in refusal(tmp_path / "small.pkl")
+    turned = np.diag([-1.0, 1, 1, 1])
+    turned[0, 3] = GRID.shape[0] - 1
+    write_volume(tmp_path / "las.pkl", Volume(brain()[::-1].copy(), 0, affine=GRID.affine @ turned))
+    assert np.array_equal(load_scan(tmp_path / "las.pkl", GRID), normalise(brain()))
+
+
+# Geometry ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codes", ["LAS", "RAS", "LPI", "SRA", "AIL"])
+@pytest.mark.parametrize("spacing", [8.0, 3.3])
+def test_orientation_of_the_file_does_not_matter(tmp_path, codes, spacing):
+    fine = Grid("fine", (50, 60, 50), spacing, (0.7, -16.9, 8.1))
+    image = nib.Nifti1Image(brain(fine.shape), fine.affine)
+    wanted = nib.orientations.axcodes2ornt(codes)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted))
+    assert "".join(nib.aff2axcodes(turned.affine)) == codes
+    nib.save(image, tmp_path / "ras.nii.gz")
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    assert np.array_equal(load_scan(tmp_path / "ras.nii.gz", GRID), load_scan(tmp_path / "turned.nii.gz", GRID))
+
+
+def ramp(shape, affine):
+    """x + 2 y + 3 z in mm at every voxel: linear, so that linear resampling has no error."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return (index @ affine[:3, :3].T + affine[:3, 3]) @ [1.0, 2.0, 3.0]
+
+
+def tilted(degrees, edges, shift):
+    turn = np.eye(4)
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn[:3, :3] = [[c, -s, 0], [s, c, 0], [0, 0, 1]]
+    affine = turn @ np.diag([*edges, 1])
+    affine[:3, 3] = shift
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("edges", "degrees"), [((8, 8, 8), 0), ((9, 10, 11), 0), ((4, 4, 4), 0), ((1.5, 7, 9), 0), ((6, 9, 8), 20)]
+)
+def test_a_ramp_is_resampled_exactly_away_from_the_border(edges, degrees):
+    affine = tilted(degrees, edges, (-150, -200, -120))
+    shape = tuple(round(330 / edge) for edge in edges)
+    out, covered = resample(ramp(shape, affine).astype(np.float32), affine, GRID.affine, GRID.shape)
+    inner = (slice(6, -6),) * 3
+    assert covered > 0.9
+    assert np.abs(out - ramp(GRID.shape, GRID.affine))[inner].max() < 2e-3
+
+
+def test_a_shift_of_the_affine_is_a_shift_of_the_image(tmp_path):
+    path = save(tmp_path / "here.nii", brain())
+    moved = GRID.affine.copy()
+    moved[:3, 3] += np.array([2, 0, -1]) * GRID.spacing_mm
+    there = load_scan(save(tmp_path / "there.nii", brain(), moved), GRID)
+    assert np.array_equal(there[2:, :, :-1] > 0, load_scan(path, GRID)[:-2, :, 1:] > 0)
+    assert not there[:2].any()
+    assert not there[:, :, -1].any()
+
+
+def test_half_a_voxel_averages_neighbours():
+    image = np.random.default_rng(0).random(GRID.shape, dtype=np.float32)
+    moved = GRID.affine.copy()
+    moved[0, 3] -= GRID.spacing_mm / 2
+    out, _ = resample(image, moved, GRID.affine, GRID.shape)
+    assert np.allclose(out[:-1], (image[:-1] + image[1:]) / 2, atol=1e-6)
+
+
+def test_finer_scans_are_averaged_not_aliased():
+    fine = Grid("fine", (160, 192, 160), 1.0, GRID.centre_mm)
+    stripes = np.broadcast_to((np.arange(160) % 8 < 4)[:, None, None], fine.shape).astype(np.float32)
+    out, _ = resample(stripes, fine.affine, GRID.affine, GRID.shape)
+    assert np.abs(out[2:-2, 2:-2, 2:-2] - 0.5).max() < 0.02
+
+
+def test_a_scan_of_exactly_the_field_of_view_fills_the_grid():
+    fine = Grid("fine", (40, 48, 40), 4.0, GRID.centre_mm)
+    out, covered = resample(np.ones(fine.shape, np.float32), fine.affine, GRID.affine, GRID.shape)
+    assert covered == 1
+    assert (out == 1).all()
+
+
+def test_sform_counts_when_its_code_is_set_else_the_qform(tmp_path):
+    mirrored = GRID.affine @ np.diag([-1, 1, 1, 1])
+    mirrored[0, 3] = -GRID.affine[0, 3]
+    image = nib.Nifti1Image(brain(), GRID.affine)
+    image.set_sform(GRID.affine, code=4)
+    image.set_qform(mirrored, code=1)
+    nib.save(image, tmp_path / "both.nii")
+    image.set_sform(GRID.affine, code=0)
+    nib.save(image, tmp_path / "qform.nii")
+    expected = normalise(brain())
+    assert np.array_equal(load_scan(tmp_path / "both.nii", GRID), expected)
+    assert np.array_equal(load_scan(tmp_path / "qform.nii", GRID), expected[::-1])
+    image.set_qform(mirrored, code=0)
+    nib.save(image, tmp_path / "none.nii")
+    assert "neither sform nor qform" in refusal(tmp_path / "none.nii")
+
+
+# Normalisation and mask ----------------------------------------------------------------------------------------------
+
+
+def test_normalise_by_percentiles_of_what_is_not_zero():
+    values = np.zeros((10, 10, 20), np.float32)
+    values[:, :, 10:] = np.arange(1, 1001).reshape(10, 10, 10)
+    low, high = np.percentile(np.arange(1, 1001), (0.5, 99.5))
+    out = normalise(values)
+    assert np.allclose(out, np.where(values > 0, np.clip((values - low) / (high - low), 0, 1), 0), atol=1e-6)
+    assert (out.min(), out.max(), out.dtype) == (0, 1, np.float32)
+    assert np.allclose(normalise(7 * values), out, atol=1e-6)
+
+
+def test_normalise_at_the_edges_of_its_domain():
+    assert not normalise(np.zeros((2, 2, 2))).any()
+    mask = np.zeros((2, 2, 2))
+    mask[0] = 3
+    assert np.array_equal(normalise(mask), mask / 3)
+    signed = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert normalise(signed)[2] == 0
+    with pytest.raises(InputError, match="non-finite"):
+        normalise(np.array([1.0, np.nan]))
+
+
+def ball(shape, radius):
+    axes = np.meshgrid(*[np.linspace(-1, 1, size) for size in shape], indexing="ij")
+    return sum(axis**2 for axis in axes) < radius**2
+
+
+@pytest.mark.parametrize("air", [0.0, 0.02])
+def test_head_mask_is_the_head_with_its_ventricles_and_without_specks(air):
+    shape = (40, 48, 40)
+    head = ball(shape, 0.8)
+    volume = np.where(head, 0.6, 0) * np.where(ball(shape, 0.2), 0.05, 1)
+    volume += air * np.abs(np.random.default_rng(0).standard_normal(shape))
+    volume[:2, :2, :2] = 0.9
+    mask = head_mask(volume.clip(0, 1).astype(np.float32))
+    assert mask.dtype == bool
+    assert np.array_equal(mask, head)
+
+
+def test_head_mask_of_nothing_and_of_everything():
+    assert not head_mask(np.zeros((4, 4, 4))).any()
+    assert head_mask(np.full((4, 4, 4), 0.7)).all()
+
+
+# Bad scans: real damage in real files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated_gzip(tmp_path, share):
+    path = save(tmp_path / "a.nii.gz", brain())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert "truncated or damaged gzip" in refusal(path)
+
+
+@pytest.mark.parametrize("last", [1, 4, 8])
+def test_gzip_that_lost_only_its_checksum(tmp_path, last):
+    path = save(tmp_path / "a.nii.gz", brain())
+    path.write_bytes(path.read_bytes()[:-last])
+    assert "truncated or damaged gzip" in refusal(path)
+
+
+@pytest.mark.parametrize("place", [0.05, 0.3, 0.6, 0.95])
+def test_flipped_byte(tmp_path, place):
+    path = save(tmp_path / "a.nii.gz", brain())
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 0xFF
+    path.write_bytes(bytes(data))
+    refusal(path)
+
+
+def test_flipped_byte_that_inflates_is_caught_by_the_checksum(tmp_path):
+    # Stored, not deflated: the stream stays valid whatever a voxel says.
+    path = save(tmp_path / "a.nii", brain())
+    data = bytearray(gzip.compress(path.read_bytes(), compresslevel=0))
+    data[len(data) // 2] ^= 0x01
+    (tmp_path / "b.nii.gz").write_bytes(bytes(data))
+    assert "CRC check failed" in refusal(tmp_path / "b.nii.gz")
+
+
+def test_truncated_plain_nifti(tmp_path):
+    path = save(tmp_path / "a.nii", brain())
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "truncated: 38399 bytes of voxels, the header announces 38400" in refusal(path)
+
+
+def test_false_endings(tmp_path):
+    plain, packed = save(tmp_path / "a.nii", brain()), save(tmp_path / "b.nii.gz", brain())
+    assert "not compressed" in refusal(plain.rename(tmp_path / "c.nii.gz"))
+    assert "named .nii but compressed" in refusal(packed.rename(tmp_path / "d.nii"))
+    assert "expected a name ending in" in refusal(tmp_path / "d.mgz")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.pkl"])
+def test_empty_and_absent_files_and_text(tmp_path, name):
+    assert "no such file" in refusal(tmp_path / name)
+    (tmp_path / name).touch()
+    assert "empty (0 bytes)" in refusal(tmp_path / name)
+    (tmp_path / name).write_text("<html>404 not found</html>")
+    refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_voxel_that_is_not_finite(tmp_path, value):
+    image = brain()
+    image[3, 4, 5] = value
+    assert "1 of 9600 voxels are not finite" in refusal(save(tmp_path / "a.nii.gz", image))
+
+
+def test_beyond_float32(tmp_path):
+    assert "beyond float32" in refusal(save(tmp_path / "a.nii.gz", brain().astype(np.float64) * 1e300))
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_constant(tmp_path, value):
+    assert f"constant: every voxel is {value}" in refusal(save(tmp_path / "a.nii", np.full(GRID.shape, value, "f4")))
+
+
+def test_nothing_but_zeros_on_the_grid(tmp_path):
+    image = np.zeros((60, 24, 20), np.float32)
+    image[-2:] = 5
+    assert "constant within the grid" in refusal(save(tmp_path / "a.nii", image))
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 20, 2), (20, 24), (20, 24, 1), (20, 24, 20, 1, 3), (20,)])
+def test_not_three_dimensional(tmp_path, shape):
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    assert f"not three-dimensional: shape {shape}" in refusal(save(tmp_path / "a.nii.gz", values))
+
+
+def test_complex_and_rgb(tmp_path):
+    assert "complex" in refusal(save(tmp_path / "a.nii", brain().astype(np.complex64)))
+    rgb = np.zeros(GRID.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    rgb["R"] = brain() / 2
+    assert "RGB" in refusal(save(tmp_path / "b.nii", rgb))
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps({"image": brain().astype(np.complex64)}))
+    assert "complex" in refusal(tmp_path / "c.pkl")
+
+
+@pytest.mark.parametrize("column", [[0, 0, 0], [8, 0, 0]])
+def test_determinant_zero(tmp_path, column):
+    affine = GRID.affine.copy()
+    affine[:3, 1] = column
+    path = save(tmp_path / "a.nii", brain())
+    edit(path, lambda header: header.set_sform(affine, code=2))
+    assert "determinant of the affine is zero" in refusal(path)
+
+
+def test_affine_that_is_not_finite(tmp_path):
+    path = save(tmp_path / "a.nii", brain())
+    edit(path, lambda header: header["srow_x"].__setitem__(3, np.nan))
+    assert "not finite" in refusal(path)
+
+
+def test_no_overlap_and_wrong_units(tmp_path):
+    away = GRID.affine.copy()
+    away[0, 3] += 1000
+    assert "it reaches from [920, -113, -72] to [1080, 79, 88] mm" in refusal(save(tmp_path / "a.nii", brain(), away))
+    metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ GRID.affine
+    assert "covers 0.0%" in refusal(save(tmp_path / "b.nii", brain(), metres))
+
+
+def edit(path, change):
+    """Rewrites the header of a plain NIfTI in place, whatever it then says."""
+    data = path.read_bytes()
+    header = nib.Nifti1Header(data[:348], check=False)
+    change(header)
+    path.write_bytes(header.binaryblock + data[348:])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("dims", "reason"),
+    [
+        ([3, 32767, 32767, 32767, 1, 1, 1, 1], "the limit is 268435456"),
+        ([7, 32767, 32767, 32767, 32767, 32767, 32767, 32767], "the limit is 268435456"),
+        ([3, -5, 24, 20, 1, 1, 1, 1], "impossible shape"),
+        ([3, 0, 24, 20, 1, 1, 1, 1], "impossible shape"),
+        ([0, 20, 24, 20, 1, 1, 1, 1], "impossible shape"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_they_are_read(tmp_path, dims, reason, packed):
+    path = save(tmp_path / "a.nii", brain())
+    edit(path, lambda header: header.__setitem__("dim", dims))
+    if packed:
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    assert reason in refusal(path)
+
+
+def test_absurd_sizes_of_nifti_2(tmp_path):
+    path = save(tmp_path / "a.nii", brain(), kind=nib.Nifti2Image)
+    data = bytearray(path.read_bytes())
+    data[16 + 8 : 16 + 32] = (2**62).to_bytes(8, "little") * 3
+    path.write_bytes(bytes(data))
+    assert "the limit is 268435456" in refusal(path)
+
+
+def test_absurd_header_length_type_and_scale(tmp_path):
+    changes = {
+        "expected 348 to 1048576": lambda header: header.__setitem__("vox_offset", 2.0**40),
+        "not a valid NIfTI header": lambda header: header.__setitem__("datatype", 12345),
+        "scale of its voxels": lambda header: (
+            header.__setitem__("scl_slope", 1),
+            header.__setitem__("scl_inter", np.inf),
+        ),
+    }
+    for number, (reason, change) in enumerate(changes.items()):
+        path = save(tmp_path / f"{number}.nii", brain())
+        edit(path, change)
+        assert reason in refusal(path)
+
+
+def test_a_bomb_behind_a_small_header(tmp_path):
+    data = save(tmp_path / "a.nii", brain()).read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(data + bytes(2**24)))
+    assert "follow the voxels" in refusal(tmp_path / "b.nii.gz")
+
+
+# The cache -----------------------------------------------------------------------------------------------------------
+
+
+def cohort(folder, count=4):
+    rows = []
+    for number in range(count):
+        path = save(folder / f"s{number}.nii.gz", brain(seed=number))
+        rows.append({"subject": f"s{number}", "file": str(path), "label": number % 2})
+    return pd.DataFrame(rows)
+
+
+def test_cache_equals_load_scan_bit_for_bit_cold_and_warm(tmp_path):
+    frame = cohort(tmp_path)
+    expected = [load_scan(file, GRID) for file in frame["file"]]
+    for _ in range(2):
+        stack = load_scans(frame, GRID, cache_dir=tmp_path / "cache")
+        assert all(np.array_equal(a, b) for a, b in zip(stack.volumes, expected, strict=True))
+    assert np.array_equal(stack.resident(), np.stack(expected))
+    assert stack.resident().flags.writeable
+    assert isinstance(stack.volumes[-1], np.memmap)
+    assert not stack.volumes[np.int64(0)].flags.writeable
+    assert np.array_equal(stack.volumes[[3, 1]], stack.resident()[[3, 1]])
+    assert stack.volumes.shape == (4, *GRID.shape)
+    assert stack.labels.tolist() == [0, 1, 0, 1]
+    assert len(set(stack.hashes)) == 4
+
+
+def test_cache_is_not_decoded_twice_and_follows_content_not_names(tmp_path):
+    frame = cohort(tmp_path)
+    cache = tmp_path / "cache"
+    load_scans(frame, GRID, cache_dir=cache)
+    times = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    twin = tmp_path / "twin.nii.gz"
+    twin.write_bytes((tmp_path / "s0.nii.gz").read_bytes())
+    frame.loc[0, "file"] = str(twin)
+    stack = load_scans(frame, GRID, cache_dir=cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == times
+    save(tmp_path / "s1.nii.gz", brain(seed=99))
+    again = load_scans(frame, GRID, cache_dir=cache)
+    assert not np.array_equal(again.volumes[1], stack.volumes[1])
+    other = load_scans(frame, GRIDS["demo"], cache_dir=cache)
+    assert other.volumes[0].shape == GRIDS["demo"].shape
+
+
+def test_damaged_cache_is_made_anew_and_a_false_ending_is_no_hit(tmp_path):
+    frame = cohort(tmp_path, 2)
+    cache = tmp_path / "cache"
+    expected = load_scans(frame, GRID, cache_dir=cache).resident()
+    for path in cache.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    assert np.array_equal(load_scans(frame, GRID, cache_dir=cache).resident(), expected)
+    (tmp_path / "s0.nii.gz").rename(tmp_path / "s0.nii")
+    frame.loc[0, "file"] = str(tmp_path / "s0.nii")
+    with pytest.raises(InputError, match=r"named \.nii but compressed"):
+        load_scans(frame, GRID, cache_dir=cache)
+
+
+LOADER = """
+import sys, pandas as pd, numpy as np
+from cohort.scans import GRIDS, load_scans
+stack = load_scans(pd.read_csv(sys.argv[1]), GRIDS["smoke"], cache_dir=sys.argv[2])
+print(repr(float(stack.resident().sum(dtype=np.float64))))
+"""
+
+
+def test_two_processes_share_a_cache(tmp_path):
+    frame = cohort(tmp_path, 12)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    command = [sys.executable, "-c", LOADER, str(tmp_path / "t.csv"), str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = [process.communicate(timeout=120)[0] for process in both]
+    expected = load_scans(frame, GRID, cache_dir=tmp_path / "own").resident().sum(dtype=np.float64)
+    assert [float(text) for text in sums] == [expected] * 2
+    assert len(list((tmp_path / "cache").iterdir())) == 12
+
+
+def test_all_bad_scans_in_one_error(tmp_path):
+    frame = cohort(tmp_path, 5)
+    for number in (1, 3):
+        (tmp_path / f"s{number}.nii.gz").write_bytes(b"")
+    (tmp_path / "s4.nii.gz").unlink()
+    with pytest.raises(InputError) as error:
+        load_scans(frame, GRID, cache_dir=tmp_path / "cache")
+    message = str(error.value)
+    assert "scans were refused (3)" in message
+    assert [f"s{number}.nii.gz" in message for number in range(5)] == [False, True, False, True, True]
+
+
+def test_skip_bad_writes_a_quarantine_and_has_a_limit(tmp_path):
+    one = cohort(tmp_path, 1)
+    rows = pd.concat([one] * 50, ignore_index=True)
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"")
+    rows.loc[7, ["subject", "file"]] = ["ill", str(bad)]
+    quarantine = tmp_path / "q.csv"
+    stack = load_scans(rows, GRID, cache_dir=tmp_path / "cache", skip_bad=quarantine)
+    assert len(stack) == len(stack.frame) == 49
+    assert "ill" not in set(stack.frame["subject"])
+    listed = pd.read_csv(quarantine)
+    assert listed["subject"].tolist() == ["ill"]
+    assert "empty (0 bytes)" in listed["reason"][0]
+    quarantine.unlink()
+    rows.loc[8, "file"] = str(bad)
+    with pytest.raises(InputError, match="more than the 2% of 50"):
+        load_scans(rows, GRID, cache_dir=tmp_path / "cache", skip_bad=quarantine)
+    assert not quarantine.exists()
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match="cache of decoded scans cannot be written"):
+        load_scans(cohort(tmp_path, 1), GRID, cache_dir=tmp_path / "cache")
+
+
+def test_every_reason_is_distinct_from_success(tmp_path):
+    """The undamaged file of the tests above is a good one: no refusal came from elsewhere."""
+    for ending, affine in itertools.product((".nii", ".nii.gz"), (None, GRID.affine)):
+        assert load_scan(save(tmp_path / f"good{ending}", brain(), affine), GRID).max() == 1
