@@ -1,0 +1,93 @@
+"""The VAE's checkpoint: what a training run needs to go on, and what everybody else needs to encode and decode."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cohort.scans import Grid
+from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from runtime.errors import InputError
+from VAE.config import ModelConfig
+from VAE.model import Autoencoder
+
+KIND = "vae"
+
+
+@dataclass(frozen=True)
+class LoadedVAE:
+    """An autoencoder in evaluation mode, with what came along in its file."""
+
+    model: Autoencoder
+    grid: Grid
+    hash: str
+    ledger: list[str]
+    """Hashes of the subjects and groups it was trained on or selected with."""
+    step: int
+
+
+def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], step: int, **state: Any) -> None:
+    """Writes a checkpoint; `state` holds ``ema`` and whatever the training run wants back."""
+    contents = {
+        "model_config": _plain_model_config(model.config),
+        "grid": grid.to_dict(),
+        "weights": model.state_dict(),
+        "ledger": ledger,
+        "step": step,
+        **state,
+    }
+    save_checkpoint(path, KIND, contents)
+
+
+def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedVAE:
+    """Rebuilds the network from nothing but its file, strictly; returns the averaged (EMA) weights unless asked.
+
+    Raises:
+        InputError: not a VAE checkpoint, damaged, or weights that do not fit its own configuration.
+    """
+    record = load_checkpoint(path, KIND)
+    try:
+        config = ModelConfig(**{**record["model_config"], "channels": tuple(record["model_config"]["channels"])})
+    except TypeError as error:
+        raise InputError(f"{path}: its model configuration is not one of this version: {error}") from None
+    model = Autoencoder(config)
+    load_weights(model, record["ema" if weights == "ema" else "weights"], path)
+    model.eval().requires_grad_(False)
+    return LoadedVAE(model, Grid.from_dict(record["grid"]), checkpoint_hash(path), record["ledger"], record["step"])
+
+
+def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
+    """Loads the raw weights into `model` for further training and returns the file's contents.
+
+    Raises:
+        InputError: the checkpoint is of another grid or architecture; names each field with both values.
+    """
+    record = load_checkpoint(path, KIND)
+    wanted = {"model_config": _plain_model_config(model.config), "grid": grid.to_dict()}
+    problems = [
+        f"{part}.{name}: the checkpoint has {record[part].get(name)!r}, this run {value!r}"
+        for part, fields in wanted.items()
+        for name, value in fields.items()
+        if record[part].get(name) != value
+    ]
+    if problems:
+        raise InputError.of(f"{path}: another grid or architecture", problems)
+    load_weights(model, record["weights"], path)
+    return record
+
+
+def _plain_model_config(config: ModelConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def average(ema: dict[str, torch.Tensor], model: Autoencoder, decay: float, step: int) -> None:
+    """One step of the exponential moving average of the weights, in place.
+
+    The decay grows as (1 + step) / (10 + step) towards `decay`, so that the first random weights are soon forgotten.
+    """
+    rate = 1.0 - min(decay, (1 + step) / (10 + step))
+    state = model.state_dict()
+    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)

@@ -1,0 +1,168 @@
+"""Latents on disk: one pickle per scan and one statistics.json per folder. The contract between VAE and diffusion.
+
+    <folder>/statistics.json          per-channel mean and std over the training split, N, VAE hash, grid, ledger
+    <folder>/<split>/<subject>.pkl    mu, logvar (C, d, h, w) float32; label, subject, format, vae, grid
+
+`mu` and `logvar` are raw, as the encoder gives them. `Statistics.normalise` makes a sample of the posterior zero mean
+and unit variance per channel, and `denormalise` undoes it before decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from runtime.errors import InputError
+from runtime.files import read_json, write_json
+from runtime.pickles import load_pickle, save_pickle
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The posterior of one scan."""
+
+    mu: np.ndarray
+    logvar: np.ndarray
+    label: int
+    subject: str
+    vae: str
+    """Hash of the checkpoint that made it; empty for files of older programs."""
+    grid: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-channel mean and standard deviation of posterior samples over the training split."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: int
+    """Scans they were computed from."""
+    split: str
+    vae: str
+    grid: dict[str, Any]
+    ledger: list[str]
+    """Hashes of all subjects seen by the VAE or encoded into this folder's training split."""
+
+    def normalise(self, z: torch.Tensor) -> torch.Tensor:
+        """Raw latents (B, C, d, h, w) to zero mean and unit variance per channel."""
+        mean, std = self._columns(z)
+        return (z - mean) / std
+
+    def denormalise(self, z: torch.Tensor) -> torch.Tensor:
+        """Inverse of `normalise`."""
+        mean, std = self._columns(z)
+        return z * std + mean
+
+    def _columns(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.tensor(column, device=z.device).view(1, -1, 1, 1, 1) for column in (self.mean, self.std))  # type: ignore[return-value]
+
+
+def write_latent(path: Path, latent: Latent) -> None:
+    """Writes one latent atomically."""
+    save_pickle(path, {**asdict(latent), "format": FORMAT})
+
+
+def read_latent(path: Path) -> Latent:
+    """Reads one latent; also older dicts of ``mu``, ``logvar`` and ``label`` alone.
+
+    Raises:
+        InputError: names the file and what is missing or wrong.
+    """
+    record = load_pickle(path)
+    if not isinstance(record, dict) or not {"mu", "logvar", "label"} <= record.keys():
+        raise InputError(f"{path}: not a latent: expected a dict with mu, logvar and label")
+    if record.get("format", FORMAT) != FORMAT:
+        raise InputError(f"{path}: latent format {record['format']}, this code reads {FORMAT}")
+    mu, logvar = (np.asarray(record[name], dtype=np.float32) for name in ("mu", "logvar"))
+    if mu.ndim != 4 or mu.shape != logvar.shape:
+        raise InputError(f"{path}: mu {mu.shape} and logvar {logvar.shape}, expected two equal shapes (C, d, h, w)")
+    if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
+        raise InputError(f"{path}: values that are not finite")
+    return Latent(
+        mu=mu,
+        logvar=logvar,
+        label=int(record["label"]),
+        subject=str(record.get("subject", path.stem)),
+        vae=str(record.get("vae", "")),
+        grid=record.get("grid", {}),
+    )
+
+
+def read_split(folder: Path, split: str) -> list[Latent]:
+    """Reads all latents of one split, sorted by file name, and checks that they belong together.
+
+    Raises:
+        InputError: none there, unreadable files (all are named), or latents of different VAEs, grids or shapes.
+    """
+    paths = sorted((folder / split).glob("*.pkl"))
+    if not paths:
+        raise InputError(f"{folder / split}: no latents (.pkl) here; make them with python -m VAE.save_latent")
+    latents, problems = [], []
+    for path in paths:
+        try:
+            latents.append(read_latent(path))
+        except InputError as error:
+            problems.append(str(error))
+    for what, values in (
+        ("VAE checkpoints", {latent.vae for latent in latents}),
+        ("shapes", {latent.mu.shape for latent in latents}),
+        ("grids", {str(latent.grid) for latent in latents}),
+    ):
+        if len(values) > 1:
+            problems.append(f"latents of {len(values)} different {what} in one folder: {sorted(map(str, values))}")
+    if problems:
+        raise InputError.of(f"{folder / split}: latents refused", problems)
+    return latents
+
+
+def compute_statistics(latents: Iterable[Latent], *, split: str, ledger: list[str]) -> Statistics:
+    """Mean and variance over scans and positions of z ~ N(mu, exp(logvar)), in float64, one scan at a time.
+
+    By the law of total variance, Var z = Var mu + E[exp(logvar)].
+    """
+    total, square, positions, count, latent = 0.0, 0.0, 0, 0, None
+    for latent in latents:
+        mu = latent.mu.astype(np.float64).reshape(len(latent.mu), -1)
+        noise = np.exp(latent.logvar.astype(np.float64)).reshape(mu.shape)
+        total, square = total + mu.sum(1), square + (mu**2 + noise).sum(1)
+        positions, count = positions + mu.shape[1], count + 1
+    if latent is None:
+        raise InputError("no latents to compute statistics from")
+    mean = total / positions
+    std = np.sqrt(square / positions - mean**2)
+    return Statistics(
+        mean=tuple(map(float, mean)), std=tuple(map(float, std)), count=count, split=split,
+        vae=latent.vae, grid=latent.grid, ledger=ledger,
+    )  # fmt: skip
+
+
+def write_statistics(folder: Path, statistics: Statistics) -> None:
+    """Writes <folder>/statistics.json."""
+    write_json(folder / "statistics.json", asdict(statistics))
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Reads <folder>/statistics.json.
+
+    Raises:
+        InputError: absent, or a field is missing; names both.
+    """
+    path = folder / "statistics.json"
+    record = read_json(path)
+    try:
+        return statistics_from_dict(record)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not latent statistics: {error}") from None
+
+
+def statistics_from_dict(record: dict[str, Any]) -> Statistics:
+    """Statistics from the plain values in a JSON file or a checkpoint."""
+    return Statistics(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})

@@ -1,0 +1,3 @@
+from VAE.model.autoencoder import Autoencoder
+
+__all__ = ["Autoencoder"]

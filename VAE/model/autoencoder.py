@@ -1,0 +1,216 @@
+"""A 3D convolutional variational autoencoder: ResNet blocks, GroupNorm, SiLU; one page, in the order the data flow.
+
+Shapes: x (B, 1, D, H, W) in [0, 1], axes (left-right, back-front, foot-head); latent (B, C, D/f, H/f, W/f) with
+f = stem_patch * 2 ** (levels - 1). With stem_patch 1 and no linear path this is the autoencoder of latent diffusion
+(Rombach et al. 2022, https://arxiv.org/abs/2112.10752) as MONAI's AutoencoderKL has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from VAE.config import ModelConfig
+
+
+def space_to_depth(x: torch.Tensor, p: int) -> torch.Tensor:
+    """Moves each block of p x p x p voxels into channels: (B, C, D, H, W) -> (B, C p^3, D/p, H/p, W/p)."""
+    B, C, D, H, W = x.shape
+    x = x.reshape(B, C, D // p, p, H // p, p, W // p, p)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(B, C * p**3, D // p, H // p, W // p)
+
+
+def depth_to_space(x: torch.Tensor, p: int) -> torch.Tensor:
+    """Inverse of `space_to_depth`: (B, C p^3, D, H, W) -> (B, C, p D, p H, p W)."""
+    B, C, D, H, W = x.shape
+    x = x.reshape(B, C // p**3, p, p, p, D, H, W)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(B, C // p**3, p * D, p * H, p * W)
+
+
+def lowest_frequencies(p: int, count: int) -> torch.Tensor:
+    """The `count` lowest basis functions of the orthonormal DCT-II on a block of p^3 voxels, as rows (count, p^3)."""
+    position, frequency = torch.arange(p, dtype=torch.float64), torch.arange(p, dtype=torch.float64)[:, None]
+    basis = torch.cos(math.pi / p * (position + 0.5) * frequency) * math.sqrt(2 / p)
+    basis[0] /= math.sqrt(2)
+    order = sorted(itertools.product(range(p), repeat=3), key=lambda k: (sum(f * f for f in k), k))
+    rows = [torch.einsum("x,y,z->xyz", basis[i], basis[j], basis[k]).flatten() for i, j, k in order[:count]]
+    return torch.stack(rows).float()
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1x1 convolution when the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class Downsample(nn.Module):
+    """Halves each axis by a strided convolution, padded at the far ends only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles each axis by nearest neighbour and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def levels(widths: tuple[int, ...], blocks: int, groups: int, between: type[nn.Module]) -> nn.Sequential:
+    """ResNet blocks of each width in turn, with a change of resolution between two levels."""
+    layers: list[nn.Module] = []
+    width = widths[0]
+    for level, next_width in enumerate(widths):
+        for _ in range(blocks):
+            layers.append(ResBlock(width, next_width, groups))
+            width = next_width
+        if level < len(widths) - 1:
+            layers.append(between(width))
+    return nn.Sequential(*layers)
+
+
+class Encoder(nn.Module):
+    """x (B, 1, D, H, W) -> features (B, latent_channels, d, h, w)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch = config.stem_patch
+        self.conv_in = nn.Conv3d(self.patch**3, config.channels[0], 3, padding=1)
+        self.layers = levels(config.channels, config.blocks, config.groups, Downsample)
+        self.norm_out = nn.GroupNorm(config.groups, config.channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv3d(config.channels[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv_in(space_to_depth(x, self.patch))  # (B, widths[0], D/p, H/p, W/p)
+        h = self.layers(h)  # (B, widths[-1], d, h, w)
+        return self.conv_out(self.norm_out(h))
+
+
+class Decoder(nn.Module):
+    """z (B, latent_channels, d, h, w) -> x_hat (B, 1, D, H, W); unbounded, trained towards [0, 1]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths, self.patch = config.channels[::-1], config.stem_patch
+        self.conv_in = nn.Conv3d(config.latent_channels, widths[0], 3, padding=1)
+        self.layers = levels(widths, config.blocks, config.groups, Upsample)
+        self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv3d(widths[-1], self.patch**3, 3, padding=1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        h = self.layers(self.conv_in(z))  # (B, widths[-1], D/p, H/p, W/p)
+        return depth_to_space(self.conv_out(self.norm_out(h)), self.patch)
+
+
+class LinearPath(nn.Module):
+    """Voxel blocks to the latent and back by one linear map each, started as the lowest DCT frequencies."""
+
+    def __init__(self, factor: int, latent_channels: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.analysis = nn.Conv3d(factor**3, latent_channels, 1, bias=False)
+        self.synthesis = nn.Conv3d(latent_channels, factor**3, 1, bias=False)
+        with torch.no_grad():
+            basis = lowest_frequencies(factor, latent_channels)
+            self.analysis.weight.copy_(basis.view(*basis.shape, 1, 1, 1))
+            self.synthesis.weight.copy_(basis.T.reshape(*basis.T.shape, 1, 1, 1))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, D, H, W) -> (B, C, d, h, w)."""
+        return self.analysis(space_to_depth(x, self.factor))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, C, d, h, w) -> (B, 1, D, H, W)."""
+        return depth_to_space(self.synthesis(z), self.factor)
+
+
+class Autoencoder(nn.Module):
+    """Volume to latent posterior and back."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        C = config.latent_channels
+        self.to_mu = nn.Conv3d(C, C, 1)
+        self.to_logvar = nn.Conv3d(C, C, 1)
+        self.from_z = nn.Conv3d(C, C, 1)
+        self.linear = LinearPath(self.factor, C) if config.linear_path else None
+        if self.linear is not None:
+            self._start_from_linear_path()
+
+    def _start_from_linear_path(self) -> None:
+        """Silences the convolutional branches at first, and makes the posterior narrow: noise of the prior's width
+        would drown the codec that the linear path already is.
+        """
+        for layer in (self.to_mu, self.decoder.conv_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.to_logvar.weight)
+        nn.init.constant_(self.to_logvar.bias, -5.0)
+
+    @property
+    def factor(self) -> int:
+        """Voxels per latent position along each axis."""
+        return self.config.stem_patch * 2 ** (len(self.config.channels) - 1)
+
+    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """(C, d, h, w) for a volume of (D, H, W).
+
+        Raises:
+            ValueError: an axis is not a multiple of `factor`.
+        """
+        if any(size % self.factor for size in shape):
+            raise ValueError(f"a volume of {shape} does not divide by {self.factor}, the autoencoder's reduction")
+        return (self.config.latent_channels, *(size // self.factor for size in shape))  # type: ignore[return-value]
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, 1, D, H, W) -> posterior mu and logvar, each (B, C, d, h, w), float32."""
+        h = self.encoder(x)
+        mu, logvar = self.to_mu(h).float(), self.to_logvar(h).float()
+        if self.linear is not None:
+            mu = mu + self.linear.encode(x).float()
+        return mu, logvar.clamp(-30.0, 20.0)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, C, d, h, w) -> x_hat (B, 1, D, H, W), float32."""
+        x_hat = self.decoder(self.from_z(z)).float()
+        return x_hat if self.linear is None else x_hat + self.linear.decode(z).float()
+
+    def forward(self, x: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encodes, samples z = mu + exp(logvar / 2) eps, decodes.
+
+        Args:
+            x: volumes (B, 1, D, H, W) in [0, 1].
+            eps: standard normal noise in the latent's shape (B, C, d, h, w).
+
+        Returns:
+            x_hat (B, 1, D, H, W), mu and logvar (B, C, d, h, w).
+        """
+        mu, logvar = self.encode(x)
+        return self.decode(mu + torch.exp(0.5 * logvar) * eps), mu, logvar

@@ -1,0 +1,295 @@
+"""Trains the autoencoder on the scans of a table: volumes in [0, 1] in, checkpoint of a latent space out.
+
+    python -m VAE.train demo --train-csv data_csvs/train.csv --val-csv data_csvs/val.csv
+
+Reads scans; writes a run folder with checkpoints/last.pt and best.pt (best by held-out PSNR inside the head). The same
+command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from cohort.ledger import ledger_of, refuse_overlap
+from cohort.pictures import gallery
+from cohort.scans import GRIDS, Grid, load_scans
+from cohort.tables import read_table
+from runtime import distributed, seeding
+from runtime.cli import describe, run_script
+from runtime.device import Device, pick_device
+from runtime.errors import InputError
+from runtime.finite import LossGuard
+from runtime.runs import Run, due, open_run
+from VAE import losses
+from VAE.checkpoint import average, resume_vae, save_vae
+from VAE.config import PRESETS, TrainConfig
+from VAE.dataset import Volumes, batch_rows
+from VAE.metrics import reconstruction_metrics
+from VAE.model import Autoencoder
+
+
+@dataclass
+class Judges:
+    """The networks that only the loss needs: perceptual (fixed) and adversarial (trained); None where weight is 0."""
+
+    perceptual: losses.PerceptualDistance | None = None
+    discriminator: nn.Module | None = None
+    optimiser: torch.optim.Optimizer | None = None
+
+
+@dataclass
+class State:
+    """What changes from step to step besides the weights."""
+
+    ema: dict[str, torch.Tensor]
+    step: int = 0
+    best: float = -math.inf
+    ledger: list[str] = field(default_factory=list)
+
+
+def main(config: TrainConfig) -> None:
+    """Trains, validates, saves; resumes when the run folder holds a checkpoint."""
+    device = pick_device(config.precision, config.threads)
+    grid = GRIDS[config.grid]
+    with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
+        train, val, ledger = load_tables(config, grid, device)
+        run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
+
+        model, judges = build(config, grid, device)
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+        )
+        state = State(ema={name: value.clone() for name, value in model.state_dict().items()}, ledger=ledger)
+        resume(run, grid, model, judges, optimiser, state)
+        network = distributed.wrap(model)
+        guard = LossGuard(device.kind)
+        started = time.perf_counter()
+
+        for step in run.progress(state.step, config.steps, "VAE"):
+            terms = train_step(network, judges, optimiser, train, step, config)
+            guard.watch(step, terms["loss/train"])
+            average(state.ema, model, config.ema_decay, step)
+            state.step = step
+            if due(step, config.log_every_steps, config.steps):
+                guard.check(run)
+                seconds = (time.perf_counter() - started) / config.log_every_steps
+                run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
+                started = time.perf_counter()
+            better = due(step, config.val_every_steps, config.steps) and validate(run, state, val, model, config)
+            if better:
+                save(run, "best", grid, model, judges, optimiser, state)
+            if due(step, config.save_every_steps, config.steps) or run.interrupted:
+                guard.check(run)
+                save(run, "last", grid, model, judges, optimiser, state)
+        run.say(f"best held-out PSNR inside the head {state.best:.2f} dB; checkpoint {run.checkpoint('best')}")
+
+
+def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volumes, Volumes, list[str]]:
+    """Training and held-out scans, and the ledger of all their subjects.
+
+    Raises:
+        InputError: unreadable tables or scans, a table without rows, or subjects in both tables.
+    """
+    frames = [read_table(path) for path in (config.train_csv, config.val_csv)]
+    refuse_overlap(frames[1], ledger_of(frames[0]), what=f"{config.val_csv}: held-out table")
+    stacks = [load_scans(frame, grid, cache_dir=config.cache_dir, skip_bad=config.skip_bad) for frame in frames]
+    ledger = sorted({*ledger_of(frames[0]), *ledger_of(frames[1])})
+    return Volumes(stacks[0], device), Volumes(stacks[1], device), ledger
+
+
+def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder, Judges]:
+    """The autoencoder with weights by the seed, and the judges that the loss weights ask for."""
+    torch.manual_seed(seeding.address(config.seed, "weights"))
+    model = Autoencoder(config.model)
+    try:
+        model.latent_shape(grid.shape)
+    except ValueError as error:
+        raise InputError(f"--grid {grid.name} and --model.channels {config.model.channels}: {error}") from None
+    judges = Judges()
+    if config.loss.perceptual > 0:
+        judges.perceptual = losses.PerceptualDistance().to(device.kind)
+    if config.loss.adversarial > 0:
+        judges.discriminator = device.module(losses.discriminator_network())
+        judges.optimiser = torch.optim.AdamW(judges.discriminator.parameters(), lr=config.lr, betas=(0.5, 0.9))
+    return device.module(model), judges
+
+
+def train_step(
+    network: nn.Module,
+    judges: Judges,
+    optimiser: torch.optim.Optimizer,
+    train: Volumes,
+    step: int,
+    config: TrainConfig,
+) -> dict[str, torch.Tensor]:
+    """One update of the autoencoder, and of the discriminator when it takes part; returns named loss terms."""
+    device = train.device
+    x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
+    plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    latent = plain.latent_shape(tuple(x.shape[2:]))
+    eps = torch.randn(
+        (config.batch_size, *latent),
+        generator=seeding.generator(config.seed, "posterior", step, device=device.kind),
+        device=device.kind,
+    )
+    seeding.seed_layers(config.seed, step, distributed.rank())
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, config)
+
+    adversarial = judges.discriminator is not None and step >= config.loss.adversarial_start_step
+    with device.autocast():
+        x_hat, mu, logvar = network(x, distributed.local(eps))
+        terms = loss_terms(x_hat, x, mu, logvar, judges, adversarial, step, config)
+        loss = sum(weight * terms[f"loss/{name}"] for name, weight in weights(config, adversarial).items())
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+    optimiser.step()
+    if adversarial:
+        terms["loss/discriminator"] = discriminator_step(judges, x_hat.detach(), x, device)
+    return {"loss/train": loss.detach(), **{name: term.detach() for name, term in terms.items()}, "grad/norm": norm}
+
+
+def weights(config: TrainConfig, adversarial: bool) -> dict[str, float]:
+    """Weight of each loss term that takes part in this step."""
+    named = {"reconstruction": 1.0, "kl": config.loss.kl}
+    if config.loss.perceptual > 0:
+        named["perceptual"] = config.loss.perceptual
+    if adversarial:
+        named["adversarial"] = config.loss.adversarial
+    return named
+
+
+def loss_terms(
+    x_hat: torch.Tensor,
+    x: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    judges: Judges,
+    adversarial: bool,
+    step: int,
+    config: TrainConfig,
+) -> dict[str, torch.Tensor]:
+    """Unweighted loss terms by name."""
+    terms = {"loss/reconstruction": losses.reconstruction(x_hat, x), "loss/kl": losses.kl(mu, logvar, x[0].numel())}
+    if judges.perceptual is not None:
+        drawn = losses.random_slices(
+            x_hat, x, config.loss.perceptual_slices, seeding.generator(config.seed, "slices", step, distributed.rank())
+        )
+        terms["loss/perceptual"] = torch.stack([judges.perceptual(a, b) for a, b in drawn]).mean()
+    if adversarial:
+        judges.discriminator.requires_grad_(False)
+        terms["loss/adversarial"] = losses.generator_adversarial(judges.discriminator(x_hat)[-1])
+    return terms
+
+
+def discriminator_step(judges: Judges, x_hat: torch.Tensor, x: torch.Tensor, device: Device) -> torch.Tensor:
+    """One update of the discriminator on a real and a reconstructed batch; returns its loss."""
+    judges.discriminator.requires_grad_(True)
+    with device.autocast():
+        loss = losses.discriminator_adversarial(judges.discriminator(x)[-1], judges.discriminator(x_hat)[-1])
+    judges.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    for parameter in judges.discriminator.parameters():
+        parameter.grad = distributed.mean(parameter.grad)
+    judges.optimiser.step()
+    return loss.detach()
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up to `lr`, then half a cosine down to a hundredth of it at the last step."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))
+
+
+@torch.no_grad()
+def validate(run: Run, state: State, val: Volumes, model: Autoencoder, config: TrainConfig) -> bool:
+    """Reconstructs the held-out scans from `mu` with the averaged weights, logs, draws; True when PSNR improved."""
+    averaged = val.device.module(Autoencoder(model.config)).eval()
+    averaged.load_state_dict(state.ema)
+    rows, pictures = [], []
+    for row in distributed.shard(range(len(val))):
+        x = val.batch(torch.tensor([row]))
+        with val.device.autocast():
+            x_hat = averaged.decode(averaged.encode(x)[0])
+        pair = [volume[0, 0].float().cpu().numpy() for volume in (x_hat, x)]
+        rows.append(reconstruction_metrics(*pair))
+        if len(pictures) < 3:
+            pictures.append(pair)
+    rows = [row for part in distributed.gather(rows) for row in part]
+    means = {f"val/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    run.log(state.step, means)
+    if distributed.is_main():
+        draw(run, state.step, pictures, means["val/psnr_head"])
+    better = means["val/psnr_head"] > state.best
+    state.best = max(state.best, means["val/psnr_head"])
+    return better
+
+
+def draw(run: Run, step: int, pairs: list, psnr_head: float) -> None:
+    """Held-out scans, their reconstructions and the differences, three planes each."""
+    gallery(
+        run.samples / f"reconstruction_{step:06d}.png",
+        [
+            ("scan", [x for _, x in pairs]),
+            ("reconstruction", [x_hat for x_hat, _ in pairs]),
+            ("difference", [x_hat - x for x_hat, x in pairs]),
+        ],
+        title=f"held-out scans, step {step}, PSNR inside the head {psnr_head:.1f} dB",
+        error_rows=(2,),
+    )
+
+
+def resume(
+    run: Run, grid: Grid, model: Autoencoder, judges: Judges, optimiser: torch.optim.Optimizer, state: State
+) -> None:
+    """Takes up checkpoints/last.pt when there is one; checks that it is of this grid, architecture and cohort."""
+    path = run.checkpoint("last")
+    if path.exists():
+        record = resume_vae(path, model, grid)
+        if record["ledger"] != state.ledger:
+            raise InputError(f"{path}: the run was started with other subjects; use another --run-dir")
+        optimiser.load_state_dict(record["optimiser"])
+        for name, value in record["ema"].items():
+            state.ema[name].copy_(value)
+        if judges.discriminator is not None:
+            judges.discriminator.load_state_dict(record["discriminator"])
+            judges.optimiser.load_state_dict(record["discriminator_optimiser"])
+        state.step, state.best = record["step"], record["best"]
+        run.say(f"continuing at step {state.step}")
+    run.continue_from(state.step)
+
+
+def save(
+    run: Run,
+    name: str,
+    grid: Grid,
+    model: Autoencoder,
+    judges: Judges,
+    optimiser: torch.optim.Optimizer,
+    state: State,
+) -> None:
+    """Writes checkpoints/<name>.pt from the main process."""
+    if not distributed.is_main():
+        return
+    adversary = {}
+    if judges.discriminator is not None:
+        adversary = {
+            "discriminator": judges.discriminator.state_dict(),
+            "discriminator_optimiser": judges.optimiser.state_dict(),
+        }
+    save_vae(
+        run.checkpoint(name), model, grid=grid, ledger=state.ledger, step=state.step, best=state.best,
+        ema=state.ema, optimiser=optimiser.state_dict(), **adversary,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_script(main, PRESETS, description=describe(__doc__))

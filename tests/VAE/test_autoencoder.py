@@ -1,0 +1,113 @@
+"""The autoencoder: shapes, odd sizes, the linear path's start, agreement with MONAI's building blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from VAE.config import PRESETS, ModelConfig
+from VAE.model import Autoencoder
+from VAE.model.autoencoder import depth_to_space, lowest_frequencies, space_to_depth
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "latent"),
+    [
+        (ModelConfig(channels=(16, 32, 64), groups=8), (16, 24, 16), (4, 4, 6, 4)),
+        (ModelConfig(channels=(16, 32), latent_channels=3, groups=8, blocks=2), (10, 14, 6), (3, 5, 7, 3)),
+        (
+            ModelConfig(channels=(16,), latent_channels=8, groups=8, stem_patch=4, linear_path=True),
+            (8, 12, 4),
+            (8, 2, 3, 1),
+        ),
+        (PRESETS["smoke"].model, (20, 24, 20), (4, 10, 12, 10)),
+    ],
+)  # fmt: skip
+def test_shapes(config: ModelConfig, shape: tuple, latent: tuple) -> None:
+    model = Autoencoder(config)
+    assert model.latent_shape(shape) == latent
+    x = torch.rand(2, 1, *shape)
+    x_hat, mu, logvar = model(x, torch.randn(2, *latent))
+    assert x_hat.shape == x.shape
+    assert mu.shape == logvar.shape == (2, *latent)
+    x_hat.mean().backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters())
+
+
+def test_the_paper_preset_has_the_published_latent() -> None:
+    assert Autoencoder(PRESETS["paper"].model).latent_shape((112, 136, 112)) == (4, 28, 34, 28)
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not divide by 4"):
+        Autoencoder(ModelConfig(channels=(16, 16, 16))).latent_shape((16, 18, 16))
+
+
+@pytest.mark.parametrize("p", [2, 3, 4])
+def test_space_to_depth_is_undone(p: int) -> None:
+    x = torch.randn(2, 3, 2 * p, 3 * p, p)
+    h = space_to_depth(x, p)
+    assert h.shape == (2, 3 * p**3, 2, 3, 1)
+    assert torch.equal(depth_to_space(h, p), x)
+    assert torch.equal(h[0, : p**3, 0, 0, 0], x[0, 0, :p, :p, :p].flatten())
+
+
+@pytest.mark.parametrize("p", [2, 4])
+def test_the_dct_basis_is_orthonormal_and_complete(p: int) -> None:
+    basis = lowest_frequencies(p, p**3)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(p**3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(basis[0], torch.full((p**3,), p**-1.5))
+
+
+def test_the_linear_path_starts_as_the_best_low_pass_codec() -> None:
+    """A new network reconstructs what its DCT frequencies can carry exactly: a linear ramp within each block."""
+    model = Autoencoder(ModelConfig(channels=(16,), groups=8, latent_channels=8, stem_patch=2, linear_path=True))
+    x = torch.rand(1, 1, 8, 8, 8)
+    torch.testing.assert_close(model.decode(model.encode(x)[0]), x, atol=1e-5, rtol=0)  # all 8 of 8 frequencies
+    few = Autoencoder(ModelConfig(channels=(16,), groups=8, latent_channels=4, stem_patch=2, linear_path=True))
+    slopes = [torch.arange(8.0) // 2 + torch.arange(8) % 2 * k for k in (0.1, 0.2, 0.3)]
+    ramps = torch.stack(torch.meshgrid(*slopes, indexing="ij")).sum(0)
+    torch.testing.assert_close(few.decode(few.encode(ramps[None, None])[0])[0, 0], ramps, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "blocks"), [((16, 16, 16), 1), ((16, 24, 8), 2)])
+def test_equal_to_monai_with_the_same_weights(shape: tuple, blocks: int) -> None:
+    """MONAI's AutoencoderKL has the same arithmetic: with its weights in our network the outputs agree."""
+    from monai.networks.nets import AutoencoderKL
+
+    channels = (16, 32, 32)
+    theirs = AutoencoderKL(
+        spatial_dims=3, in_channels=1, out_channels=1, channels=channels, latent_channels=3, norm_num_groups=8,
+        num_res_blocks=(blocks,) * 3, attention_levels=(False,) * 3, with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    ).eval()  # fmt: skip
+    ours = Autoencoder(ModelConfig(channels=channels, blocks=blocks, groups=8, latent_channels=3)).eval()
+    # Both list their parameters in the order the data flow, the 1x1x1 shortcut of a block last.
+    mine, other = list(ours.state_dict().items()), list(theirs.state_dict().items())
+    assert [value.shape for _, value in mine] == [value.shape for _, value in other]
+    ours.load_state_dict({name: value for (name, _), (_, value) in zip(mine, other, strict=True)})
+    x = torch.rand(1, 1, *shape)
+    with torch.no_grad():
+        mu, sigma = theirs.encode(x)
+        my_mu, my_logvar = ours.encode(x)
+        torch.testing.assert_close(my_mu, mu, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.exp(0.5 * my_logvar), sigma, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.decode(mu), theirs.decode(mu), atol=1e-4, rtol=1e-4)
+
+
+def test_channels_last_changes_nothing() -> None:
+    from runtime.device import Device
+
+    torch.manual_seed(0)
+    model = Autoencoder(ModelConfig(channels=(16, 32), groups=8))
+    x, eps = torch.rand(2, 1, 8, 8, 8), torch.randn(2, 4, 4, 4, 4)
+    expected = model(x, eps)[0]
+    device = Device(torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(device.module(model)(device.tensor(x), eps)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_every_preset_divides_its_grid() -> None:
+    from cohort.scans import GRIDS
+
+    for preset in PRESETS.values():
+        assert len(Autoencoder(preset.model).latent_shape(GRIDS[preset.grid].shape)) == 4

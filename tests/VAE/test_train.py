@@ -1,0 +1,198 @@
+"""The VAE scripts as processes: train, resume after SIGKILL, two processes, infer, save_latent, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from runtime.checkpoints import load_checkpoint
+from runtime.device import Device
+from tests.processes import kill_at_step, script
+from VAE.checkpoint import load_vae
+from VAE.config import PRESETS, LossConfig
+from VAE.latents import read_split, read_statistics
+from VAE.train import Judges, build, learning_rate, train_step
+
+CPU = Device(torch.device("cpu"), torch.float32)
+COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
+
+
+def tables(cohort_dir: Path, run_dir: Path) -> tuple:
+    return (
+        "--train-csv", cohort_dir / "train.csv", "--val-csv", cohort_dir / "val.csv",
+        "--cache-dir", cohort_dir / "cache", "--run-dir", run_dir,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished short run."""
+    run_dir = tmp_path_factory.mktemp("vae")
+    script("VAE.train", "smoke", *COMMON, *tables(cohort_dir, run_dir))
+    return run_dir
+
+
+def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    record = load_checkpoint(run_dir / "checkpoints" / f"{name}.pt", "vae")
+    return {f"{kind}/{key}": value for kind in ("weights", "ema") for key, value in record[kind].items()}
+
+
+def test_a_run_leaves_what_design_promises(trained: Path) -> None:
+    assert {"config.json", "environment.json", "log.jsonl"} <= {path.name for path in trained.iterdir()}
+    assert list(trained.glob("events.out.tfevents*"))
+    assert list((trained / "samples").glob("reconstruction_*.png"))
+    records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss/kl" in record] == list(range(1, 13))
+    assert [record["step"] for record in records if record.get("val/psnr_head", 0) > 15] == [6, 12]
+    vae = load_vae(trained / "checkpoints/best.pt")
+    assert vae.grid.name == "smoke"
+    assert len(vae.ledger) == 16 * 2
+
+
+def test_killed_and_continued_equals_undisturbed(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    words = ("smoke", *COMMON, *tables(cohort_dir, tmp_path))
+    kill_at_step("VAE.train", *words, run_dir=tmp_path, step=8)
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] < 12
+    script("VAE.train", *words)
+    for name in ("last", "best"):
+        expected, actual = weights(trained, name), weights(tmp_path, name)
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
+    script("VAE.train", *words)  # a third time: nothing left to do
+    assert all(torch.equal(expected[key], value) for key, value in weights(tmp_path, "best").items())
+
+
+def test_two_processes_equal_one(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    script("VAE.train", "smoke", *COMMON, "--precision", "float32", *tables(cohort_dir, tmp_path / "one"))
+    script("VAE.train", "smoke", *COMMON, "--precision", "float32", *tables(cohort_dir, tmp_path / "two"), processes=2)
+    expected, actual = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], atol=2e-4, rtol=1e-3)
+    changed = load_vae(trained / "checkpoints/last.pt", weights="raw").model.state_dict()
+    assert changed.keys() == {name.removeprefix("weights/") for name in expected if name.startswith("weights/")}
+
+
+def test_infer_measures_every_scan(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    script(
+        "VAE.infer", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "test.csv",
+        "--out", tmp_path, "--nifti", "--cache-dir", cohort_dir / "cache",
+    )  # fmt: skip
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert len(table) == 8
+    assert (table.psnr_head > 5).all()
+    assert len(list(tmp_path.glob("*_reconstruction.nii.gz"))) == 8
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["mean"]["psnr_head"] == pytest.approx(table.psnr_head.mean())
+    assert summary["subjects_seen_in_training"] is False
+
+
+def test_infer_refuses_training_subjects_unless_told(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    words = ("VAE.infer", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "train.csv",
+             "--out", tmp_path, "--cache-dir", cohort_dir / "cache")  # fmt: skip
+    refused = script(*words, ok=False)
+    assert refused.returncode == 2
+    assert "train00" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    script(*words, "--allow-leak")
+    assert json.loads((tmp_path / "summary.json").read_text())["subjects_seen_in_training"] is True
+
+
+def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    words = ("VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "train.csv",
+             cohort_dir / "val.csv", "--out", tmp_path, "--cache-dir", cohort_dir / "cache")  # fmt: skip
+    script(*words, processes=2)
+    latents = read_split(tmp_path, "train")
+    assert (len(latents), len(read_split(tmp_path, "val"))) == (12, 4)
+    statistics = read_statistics(tmp_path)
+    assert (statistics.count, statistics.vae) == (12, latents[0].vae)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pkl")}
+    missing = tmp_path / "train" / "train03.pkl"
+    content = missing.read_bytes()
+    missing.unlink()
+    script(*words)
+    assert missing.read_bytes() == content
+    assert all(path.stat().st_mtime_ns == before[path] for path in before if path != missing)
+    other = script(*words[:2], trained / "checkpoints/last.pt", *words[3:], ok=False)
+    assert other.returncode == 2
+    assert "made by VAE" in other.stderr
+
+
+def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, trained: Path) -> None:
+    words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, trained))
+    refused = script(*words, "--model.latent-channels", 3, ok=False)
+    assert refused.returncode == 2
+    assert "'latent_channels': 4" in refused.stderr.replace('"', "'")
+    (trained / "config.json").rename(trained / "config.old")
+    try:
+        refused = script(*words, "--model.latent-channels", 3, ok=False)
+        assert refused.returncode == 2
+        assert "latent_channels: the checkpoint has 4, this run 3" in refused.stderr
+    finally:
+        (trained / "config.old").replace(trained / "config.json")
+
+
+def test_a_shared_subject_and_a_grid_that_does_not_divide_are_refused(cohort_dir: Path, tmp_path: Path) -> None:
+    words = tables(cohort_dir, tmp_path / "shared")
+    refused = script("VAE.train", "smoke", *words[:3], cohort_dir / "train.csv", *words[4:], ok=False)
+    assert refused.returncode == 2
+    assert "train00" in refused.stderr
+    words = tables(cohort_dir, tmp_path / "stem")
+    refused = script("VAE.train", "smoke", *words, "--model.stem-patch", 16, ok=False)
+    assert refused.returncode == 2
+    assert "does not divide by 16" in refused.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cohort_dir: Path, tmp_path: Path) -> None:
+    done = script("VAE.train", "smoke", *COMMON, "--lr", "1e30", *tables(cohort_dir, tmp_path), ok=False)
+    assert done.returncode == 2
+    assert "is not finite" in done.stderr
+    assert "loss of step" in done.stderr
+    saved = tmp_path / "checkpoints/last.pt"
+    assert not saved.exists() or all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+class _Scans:
+    """Two random volumes in place of a table."""
+
+    def __init__(self) -> None:
+        self.device = CPU
+        self.x = torch.rand(4, 1, 20, 24, 20, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return 4
+
+    def batch(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.x[rows]
+
+
+def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
+    loss = LossConfig(perceptual=0.1, perceptual_slices=3, adversarial=0.05, adversarial_start_step=2)
+    config = replace(PRESETS["smoke"], loss=loss, batch_size=2)
+    from cohort.scans import GRIDS
+
+    model, judges = build(config, GRIDS["smoke"], CPU)
+    assert isinstance(judges, Judges)
+    optimiser = torch.optim.AdamW(model.parameters())
+    before = [parameter.clone() for parameter in judges.discriminator.parameters()]
+    first = train_step(model, judges, optimiser, _Scans(), 1, config)
+    assert "loss/perceptual" in first
+    assert "loss/adversarial" not in first
+    assert all(torch.equal(a, b) for a, b in zip(before, judges.discriminator.parameters(), strict=True))
+    second = train_step(model, judges, optimiser, _Scans(), 2, config)
+    assert {"loss/adversarial", "loss/discriminator"} <= second.keys()
+    assert any(not torch.equal(a, b) for a, b in zip(before, judges.discriminator.parameters(), strict=True))
+    expected = second["loss/reconstruction"] + config.loss.kl * second["loss/kl"]
+    expected = expected + 0.1 * second["loss/perceptual"] + 0.05 * second["loss/adversarial"]
+    torch.testing.assert_close(second["loss/train"], expected)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    config = replace(PRESETS["paper"], steps=1000, warmup_steps=100, lr=1.0)
+    assert learning_rate(50, config) == pytest.approx(0.5)
+    assert learning_rate(100, config) == pytest.approx(1.0)
+    assert learning_rate(550, config) == pytest.approx(0.505)
+    assert learning_rate(1000, config) == pytest.approx(0.01)
