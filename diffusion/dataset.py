@@ -1,0 +1,71 @@
+"""Latents as batches: resident on the device, drawn by step without any state, classes in balance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from runtime import distributed, seeding
+from runtime.device import Device
+from runtime.errors import InputError
+from VAE.latents import read_split
+
+
+class Latents:
+    """All posteriors of one split: mu, logvar (N, C, d, h, w) and labels (N,), on the device.
+
+    Raises:
+        InputError: a class without latents, or a label outside the classes.
+    """
+
+    def __init__(self, folder: Path, split: str, classes: int, device: Device) -> None:
+        records = read_split(folder, split)
+        self.vae, self.grid = records[0].vae, records[0].grid
+        self.labels = torch.tensor([record.label for record in records])
+        counts = torch.bincount(self.labels.clamp(min=0), minlength=classes)
+        if self.labels.min() < 0 or self.labels.max() >= classes or (counts[:classes] == 0).any():
+            found = sorted(set(self.labels.tolist()))
+            raise InputError(f"{folder / split}: labels {found}, expected each of 0 to {classes - 1} at least once")
+        self.device = device
+        self.mu, self.logvar = (
+            torch.stack([torch.from_numpy(getattr(record, name)) for record in records]).to(device.kind)
+            for name in ("mu", "logvar")
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, d, h, w) of one latent."""
+        return tuple(self.mu.shape[1:])  # type: ignore[return-value]
+
+    def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples of the posteriors of the given rows (B,) by the noise `eps` (B, C, d, h, w), and their labels."""
+        index = rows.to(self.device.kind)
+        z = self.mu[index] + torch.exp(0.5 * self.logvar[index]) * eps
+        return z, self.labels[rows].to(self.device.kind)
+
+
+def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:
+    """Rows of this process's share of a global batch, equally many of each class whatever the table's balance.
+
+    Each class runs through epochs of its own permutations; slot k of the endless sequence of slots belongs to class
+    k mod classes.
+
+    Args:
+        labels: (N,), every class at least once.
+        batch_size: global batch size.
+        step: from 1.
+        seed: the run's.
+    """
+    classes = int(labels.max()) + 1
+    slots = torch.arange((step - 1) * batch_size, step * batch_size)
+    rows = torch.empty_like(slots)
+    for label in range(classes):
+        members = torch.nonzero(labels == label)[:, 0]
+        mine = slots % classes == label
+        order = seeding.epoch_rows(len(members), slots[mine] // classes, seed, f"epoch of class {label}")
+        rows[mine] = members[order]
+    return distributed.local(rows)

@@ -1,0 +1,3 @@
+from diffusion.model.dit import DiT
+
+__all__ = ["DiT"]

@@ -1,0 +1,70 @@
+"""Latents as batches, and the space of diffusion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.dataset import Latents, balanced_rows
+from diffusion.space import fit_space, space_from_dict
+from runtime.device import Device
+from runtime.errors import InputError
+from VAE.latents import Latent, compute_statistics, write_latent
+
+CPU = Device(torch.device("cpu"), torch.float32)
+
+
+def write_split(folder: Path, labels: list[int]) -> list[Latent]:
+    random = np.random.default_rng(0)
+    latents = []
+    for k, label in enumerate(labels):
+        mu = (random.standard_normal((2, 3, 3, 3)) * [[[[1]]], [[[4]]]] + 5).astype(np.float32)
+        latents.append(Latent(mu, np.full_like(mu, -2.0), label, f"s{k}", "v", {"name": "smoke"}))
+        write_latent(folder / "train" / f"s{k}.pkl", latents[-1])
+    return latents
+
+
+def test_batches_are_samples_of_the_posterior(tmp_path: Path) -> None:
+    latents = write_split(tmp_path, [0, 1, 0])
+    data = Latents(tmp_path, "train", 2, CPU)
+    assert (len(data), data.shape) == (3, (2, 3, 3, 3))
+    rows, eps = torch.tensor([2, 1]), torch.randn(2, 2, 3, 3, 3)
+    z, y = data.batch(rows, eps)
+    torch.testing.assert_close(z[0], torch.from_numpy(latents[2].mu) + np.exp(-1.0) * eps[0])
+    assert y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1], [0, 1, 2]])
+def test_a_missing_or_unknown_class_is_refused(tmp_path: Path, labels: list[int]) -> None:
+    write_split(tmp_path, labels)
+    with pytest.raises(InputError, match="expected each of 0 to 1"):
+        Latents(tmp_path, "train", 2, CPU)
+
+
+def test_classes_are_balanced_and_epochs_complete() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    rows = torch.cat([balanced_rows(labels, 4, step, seed=0) for step in range(1, 7)])
+    assert (labels[rows].view(6, 4).sum(1) == 2).all()
+    counts = torch.bincount(rows, minlength=9)
+    assert counts[:6].tolist() == [2] * 6
+    assert counts[6:].tolist() == [4] * 3
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_space_is_undone_and_whitens(tmp_path: Path, centred: bool) -> None:
+    latents = write_split(tmp_path, [0, 1] * 200)
+    statistics = compute_statistics(latents, split="train", ledger=[])
+    mu, logvar = (torch.stack([torch.from_numpy(getattr(one, name)) for one in latents]) for name in ("mu", "logvar"))
+    space = fit_space(mu, logvar, statistics, centred=centred)
+    z = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
+    inside = space.enter(z)
+    assert inside.mean((0, 2, 3, 4)).abs().max() < 0.05
+    assert inside.std((0, 2, 3, 4)).tolist() == pytest.approx([1, 1], abs=0.05)
+    if centred:
+        assert inside.std(0).sub(1).abs().max() < 0.25
+        assert inside.mean(0).abs().max() < 0.25
+    back = space_from_dict(space.to_dict())
+    torch.testing.assert_close(back.leave(inside), z, atol=1e-4, rtol=1e-4)
