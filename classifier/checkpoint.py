@@ -1,0 +1,112 @@
+"""The classifier's checkpoint: what a run needs to go on, and what everybody else needs to judge a volume with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from classifier.config import ModelConfig
+from classifier.model import ResNet3D
+from cohort.scans import Grid
+from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from runtime.errors import InputError
+
+KIND = "classifier"
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier in evaluation mode, with what came along in its file."""
+
+    model: ResNet3D
+    grid: Grid
+    hash: str
+    ledger: list[str]
+    """Hashes of every subject it was trained on or chosen with, those behind its synthetic volumes included."""
+    step: int
+    temperature: float
+    """Logits are divided by it before the sigmoid."""
+    threshold: float | None
+    """Probability at or above which a volume is called TLE; None before the run's final evaluation."""
+    mean_hc: torch.Tensor
+    """(D, H, W), the mean control of the training data."""
+
+
+def save_classifier(
+    path: Path, model: ResNet3D, *, grid: Grid, ledger: list[str], mean_hc: torch.Tensor, step: int, **state: Any
+) -> None:
+    """Writes a checkpoint; `state` holds ``ema``, ``temperature``, ``threshold`` and what the run wants back."""
+    contents = {
+        "model_config": _plain_model_config(model.config),
+        "grid": grid.to_dict(),
+        "normalisation": {"mean": float(model.mean), "std": float(model.std)},
+        "weights": model.state_dict(),
+        "ledger": ledger,
+        "mean_hc": mean_hc,
+        "step": step,
+        **state,
+    }
+    save_checkpoint(path, KIND, contents)
+
+
+def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedClassifier:
+    """Rebuilds the network from nothing but its file, strictly; returns the averaged (EMA) weights unless asked.
+
+    Raises:
+        InputError: not a classifier checkpoint, damaged, or weights that do not fit its own configuration.
+    """
+    record = load_checkpoint(path, KIND)
+    try:
+        config = ModelConfig(**{**record["model_config"], "widths": tuple(record["model_config"]["widths"])})
+    except TypeError as error:
+        raise InputError(f"{path}: its model configuration is not one of this version: {error}") from None
+    model = ResNet3D(config)
+    load_weights(model, record["ema" if weights == "ema" else "weights"], path)
+    model.eval().requires_grad_(False)
+    return LoadedClassifier(
+        model, Grid.from_dict(record["grid"]), checkpoint_hash(path), record["ledger"], record["step"],
+        record["temperature"], record["threshold"], record["mean_hc"],
+    )  # fmt: skip
+
+
+def set_operating_point(path: Path, *, temperature: float, threshold: float) -> None:
+    """Writes what validation has fixed into a finished run's checkpoint."""
+    record = load_checkpoint(path, KIND)
+    save_checkpoint(path, KIND, {**record, "temperature": temperature, "threshold": threshold})
+
+
+def resume_classifier(path: Path, model: ResNet3D, grid: Grid) -> dict[str, Any]:
+    """Loads the raw weights into `model` for further training and returns the file's contents.
+
+    Raises:
+        InputError: the checkpoint is of another grid or architecture; names each field with both values.
+    """
+    record = load_checkpoint(path, KIND)
+    wanted = {"model_config": _plain_model_config(model.config), "grid": grid.to_dict()}
+    problems = [
+        f"{part}.{name}: the checkpoint has {record[part].get(name)!r}, this run {value!r}"
+        for part, fields in wanted.items()
+        for name, value in fields.items()
+        if record[part].get(name) != value
+    ]
+    if problems:
+        raise InputError.of(f"{path}: another grid or architecture", problems)
+    load_weights(model, record["weights"], path)
+    return record
+
+
+def _plain_model_config(config: ModelConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def average(ema: dict[str, torch.Tensor], model: ResNet3D, decay: float, step: int) -> None:
+    """One step of the exponential moving average of the weights, in place.
+
+    The decay grows as (1 + step) / (10 + step) towards `decay`, so that the first random weights are soon forgotten.
+    """
+    rate = 1.0 - min(decay, (1 + step) / (10 + step))
+    state = model.state_dict()
+    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)

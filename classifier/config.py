@@ -1,0 +1,137 @@
+"""Configuration of the classifier stage: dataclasses that become the command line, and the table of presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from runtime.device import Precision
+from runtime.files import ROOT
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of the 3D ResNet; travels in the checkpoint."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Channels of each level; every level after the first halves each axis."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    stem_stride: int = 2
+    """Stride of the first convolution: 2 for fine grids, 1 for coarse ones."""
+    groups: int = 8
+    """Groups of each GroupNorm; divides every width."""
+    dropout: float = 0.2
+    """Share of the pooled features that is dropped in training."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training volumes, drawn anew each step. No left-right flips: the side of a focus matters."""
+
+    rotate_degrees: float = 4.0
+    """Standard deviation of the rotation about each axis, in degrees."""
+    shift_mm: float = 2.0
+    """Standard deviation of the shift along each axis, in mm."""
+    scale: float = 0.02
+    """Standard deviation of the logarithm of the isotropic scale."""
+    gamma: float = 0.1
+    """Standard deviation of the logarithm of the exponent applied to intensities."""
+    noise: float = 0.02
+    """Standard deviation of added white noise, in intensity units (volumes span 0 to 1)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything one classifier run depends on."""
+
+    grid: Literal["smoke", "demo", "paper"] = "paper"
+    """Voxel grid: paper is 112x136x112 at 1.5 mm, demo 40x48x40 at 4 mm, smoke 20x24x20 at 8 mm."""
+    train_csv: Path = ROOT / "data_csvs/train.csv"
+    """Table of training scans."""
+    val_csv: Path = ROOT / "data_csvs/val.csv"
+    """Table of validation scans: the best checkpoint, the temperature and the threshold are chosen on them."""
+    test_csv: Path = ROOT / "data_csvs/test.csv"
+    """Table of held-out scans, used once, at the end."""
+    real: int | None = None
+    """How many real training subjects to use (all their scans): by default all, 0 for synthetic volumes only. For one
+    sample seed the subjects of a smaller number are among those of a larger one, with the classes in proportion."""
+    synth_percent: float = 0.0
+    """Synthetic volumes to add, in percent of the real training scans, class by class."""
+    synth_count: int = 0
+    """Synthetic volumes to add, in total, half of each class; instead of the percentage (needed with --real 0)."""
+    synth_hc: Path = ROOT / "synthetic_data_pkls_HC"
+    """Folder of synthetic controls (volume pickles and ledger.json)."""
+    synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
+    """Folder of synthetic patients."""
+    allow_leak: bool = False
+    """Go on when validation or test subjects were seen in training, by this run or by the synthetic volumes' makers (or
+    when a folder of synthetic volumes has no ledger); the results then say so."""
+    run_dir: Path = ROOT / "runs/paper/classifier"
+    """Run folder. An existing run of the same configuration is continued."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    steps: int = 8000
+    """Optimiser steps: the same in every arm of an experiment, however many volumes it has."""
+    batch_size: int = 16
+    """Volumes per step, over all processes; half of each class."""
+    lr: float = 5e-4
+    """Peak learning rate (AdamW, linear warm-up, cosine decay)."""
+    warmup_steps: int = 400
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.05
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    ema_decay: float = 0.998
+    """Decay per step of the averaged weights; validation, the best checkpoint and the results use them."""
+    temperature: bool = True
+    """Divide logits by one number fitted on validation, to calibrate probabilities (it changes no ranking)."""
+    resamples: int = 2000
+    """Bootstrap resamples of subjects for the intervals."""
+    log_every_steps: int = 50
+    """Steps between two lines of the log."""
+    val_every_steps: int = 200
+    """Steps between two validations."""
+    save_every_steps: int = 400
+    """Steps between two checkpoints."""
+    precision: Precision = "auto"
+    """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
+    compile: bool = True
+    """Compile the network on a GPU (on a CPU nothing is compiled)."""
+    seed: int = 0
+    """Seed of weights, batches and augmentation."""
+    sample_seed: int = 0
+    """Seed of the choice of real subjects and synthetic volumes, so that training seeds can vary on the same data."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    cache_dir: Path | None = None
+    """Folder of decoded scans; by default data/cache in the repository."""
+    skip_bad: Path | None = None
+    """Go on without unreadable scans (refused above 2 percent) and list them, one CSV per split (bad_train.csv for
+    bad.csv); by default they stop the run."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+PRESETS = {
+    # Seconds: the continuous-integration chain. Quality is not the point.
+    "smoke": TrainConfig(
+        grid="smoke", run_dir=ROOT / "runs/smoke/classifier",
+        model=ModelConfig(widths=(8, 16, 32), blocks=1, stem_stride=1),
+        steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9,
+        log_every_steps=10, val_every_steps=10, save_every_steps=10,
+    ),
+    # A minute on two CPU cores.
+    "demo": TrainConfig(
+        grid="demo", run_dir=ROOT / "runs/demo/classifier",
+        model=ModelConfig(widths=(16, 32, 64, 128), blocks=1),
+        steps=200, batch_size=16, lr=2e-3, warmup_steps=15, ema_decay=0.97,
+        log_every_steps=10, val_every_steps=25, save_every_steps=50,
+    ),
+    # The full model on a GPU.
+    "paper": TrainConfig(),
+}  # fmt: skip

@@ -1,0 +1,141 @@
+"""Scans as class-balanced, augmented batches: resident on the device where they fit, drawn by step without state."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from classifier.config import AugmentConfig
+from cohort.scans import ScanStack
+from runtime import distributed, seeding
+from runtime.device import Device
+
+RESIDENT_SHARE = 0.4
+"""Largest share of a GPU's free memory that scans may take; activations need the rest."""
+
+
+class Volumes:
+    """The scans of one table on one grid, as (B, 1, D, H, W) float32 batches on the device."""
+
+    def __init__(self, scans: ScanStack, device: Device) -> None:
+        self.frame: pd.DataFrame = scans.frame
+        self.labels = torch.from_numpy(scans.labels.copy())
+        self.grid = scans.grid
+        self.device = device
+        self._scans = scans
+        self._resident = torch.from_numpy(scans.resident()).to(device.kind) if self._fits() else None
+
+    def _fits(self) -> bool:
+        if self.device.kind.type != "cuda":
+            return True  # a CPU run is a small one
+        free, _ = torch.cuda.mem_get_info(self.device.kind)
+        return 4 * math.prod(self.grid.shape) * len(self) < RESIDENT_SHARE * free
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        """Volumes of the given rows (B,), as (B, 1, D, H, W)."""
+        if self._resident is not None:
+            rows = self._resident[index.to(self._resident.device)]
+        else:
+            rows = torch.from_numpy(self._scans.volumes[index.tolist()])
+        return self.device.tensor(rows[:, None])
+
+    def constants(self) -> tuple[float, float]:
+        """Mean and standard deviation of all voxels of all scans: what the network subtracts and divides by."""
+        sums = np.zeros(2)
+        for volume in self._scans.volumes:
+            sums += volume.mean(dtype=np.float64), np.square(volume, dtype=np.float64).mean()
+        mean, square = sums / len(self)
+        return float(mean), float(math.sqrt(square - mean**2))
+
+    def mean_volume(self, label: int) -> torch.Tensor:
+        """Voxel-wise mean (D, H, W) over the scans of one class: a neutral image for attributions to start from."""
+        total = np.zeros(self.grid.shape)
+        rows = np.flatnonzero(self.labels.numpy() == label)
+        for row in rows:
+            total += self._scans.volumes[int(row)]
+        return torch.from_numpy((total / len(rows)).astype(np.float32))
+
+
+def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:
+    """Which rows make this process's share of the global batch of a step: HC and TLE in turn.
+
+    Each class runs through epochs of fresh permutations of its own, end to end, however many scans it has.
+
+    Args:
+        labels: (N,).
+        batch_size: global batch size, even.
+        step: from 1.
+        seed: the run's.
+    """
+    half = batch_size // 2
+    rows = torch.empty(batch_size, dtype=torch.int64)
+    for label in (0, 1):
+        members = torch.nonzero(labels == label)[:, 0]
+        places = torch.arange((step - 1) * half, step * half)
+        for epoch in torch.unique(places // len(members)).tolist():
+            order = torch.randperm(len(members), generator=seeding.generator(seed, "epoch", label, epoch))
+            here = torch.nonzero(places // len(members) == epoch)[:, 0]
+            rows[label::2][here] = members[order[places[here] % len(members)]]
+    return distributed.local(rows)
+
+
+def augment(x: torch.Tensor, config: AugmentConfig, spacing_mm: float, seed: int, step: int) -> torch.Tensor:
+    """Small random rotation, shift, scale, exponent and noise for each volume of a batch.
+
+    Draws are made for the global batch, so that several processes see what one would.
+
+    Args:
+        x: this process's share (B, 1, D, H, W), in [0, 1].
+        config: standard deviations.
+        spacing_mm: edge of a voxel.
+        seed: the run's.
+        step: from 1.
+
+    Returns:
+        (B, 1, D, H, W); noise may leave [0, 1] a little.
+    """
+    B = x.shape[0] * distributed.world_size()
+    draws = torch.randn((B, 8), generator=seeding.generator(seed, "augment", step))
+    draws = distributed.local(draws).clamp(-2.5, 2.5)  # no rare extremes: a scan twice as far off is no scan
+    theta = affine(draws[:, :7], config, tuple(x.shape[2:]), spacing_mm).to(x.device)
+    places = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
+    gamma = torch.exp(config.gamma * draws[:, 7]).to(x.device).view(-1, 1, 1, 1, 1)
+    x = x.clamp(min=0) ** gamma
+    if config.noise > 0:
+        source = seeding.generator(seed, "noise", step, device=x.device)
+        x = x + config.noise * distributed.local(torch.randn((B, *x.shape[1:]), generator=source, device=x.device))
+    return x
+
+
+def affine(draws: torch.Tensor, config: AugmentConfig, shape: tuple[int, int, int], spacing_mm: float) -> torch.Tensor:
+    """Maps for `affine_grid` from standard normal draws.
+
+    `affine_grid` works in coordinates that run from -1 to 1 along each axis, W first; a rotation in them would shear a
+    grid that is no cube, so it is made in millimetres and converted.
+
+    Args:
+        draws: (B, 7): three angles, three shifts, the scale.
+        config: standard deviations.
+        shape: (D, H, W).
+        spacing_mm: edge of a voxel.
+
+    Returns:
+        (B, 3, 4).
+    """
+    angles = torch.deg2rad(config.rotate_degrees * draws[:, :3])
+    generators = torch.zeros(len(draws), 3, 3)
+    for axis, (i, j) in enumerate(((1, 2), (0, 2), (0, 1))):
+        generators[:, i, j], generators[:, j, i] = -angles[:, axis], angles[:, axis]
+    linear = torch.linalg.matrix_exp(generators) * torch.exp(config.scale * draws[:, 6]).view(-1, 1, 1)
+    half_mm = torch.tensor(shape[::-1], dtype=torch.float32) * spacing_mm / 2
+    linear = linear * half_mm[None, None, :] / half_mm[None, :, None]
+    shift = config.shift_mm * draws[:, 3:6] / half_mm
+    return torch.cat([linear, shift[:, :, None]], dim=2)

@@ -1,0 +1,63 @@
+"""predictions.csv: one row per held-out scan of a run. This module owns the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+COLUMNS = ("subject", "session", "group", "label", "side", "probability", "logit", "split")
+
+
+def table_of(frame: pd.DataFrame, logits: np.ndarray, probabilities: np.ndarray, split: str) -> pd.DataFrame:
+    """Predictions (N,) for the rows of a table of scans, with the columns COLUMNS."""
+    return frame[["subject", "session", "group", "label", "side"]].assign(
+        probability=probabilities, logit=logits, split=split
+    )
+
+
+def write_predictions(path: Path, frame: pd.DataFrame) -> None:
+    """Writes predictions, atomically; numbers in full precision."""
+    with atomic_write(path) as temporary:
+        frame.to_csv(temporary, index=False, columns=list(COLUMNS), lineterminator="\n")
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Reads predictions.
+
+    Raises:
+        InputError: no such file, columns that are missing, labels other than 0 and 1, probabilities outside [0, 1].
+    """
+    try:
+        texts = dict.fromkeys(("subject", "session", "group", "side", "split"), str)
+        frame = pd.read_csv(path, dtype=texts, keep_default_na=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; has the run finished?") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a table of predictions: {error}") from None
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise InputError(f"{path}: not a table of predictions: no column {', '.join(missing)}")
+    numbers = frame[["label", "probability"]].apply(pd.to_numeric, errors="coerce")
+    bad = ~(numbers["label"].isin([0, 1]) & numbers["probability"].between(0, 1))
+    if bad.any():
+        lines = [f"line {row + 2}: subject {frame['subject'][row]}" for row in np.flatnonzero(bad)]
+        raise InputError.of(f"{path}: a label is 0 or 1 and a probability in [0, 1]", lines)
+    return frame.assign(label=numbers["label"].astype(int), probability=numbers["probability"].astype(float))
+
+
+def by_subject(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per subject, sorted: label and the mean probability of its scans (paired tests assume independent rows).
+
+    Raises:
+        InputError: a subject with scans of both classes.
+    """
+    grouped = frame.groupby("subject", sort=True)
+    mixed = grouped["label"].nunique()
+    if (mixed > 1).any():
+        raise InputError.of("subjects with scans of both classes", list(mixed.index[mixed > 1]))
+    return grouped.agg(label=("label", "first"), probability=("probability", "mean")).reset_index()

@@ -1,0 +1,76 @@
+import dataclasses
+
+import numpy as np
+import torch
+
+from classifier.config import AugmentConfig
+from classifier.dataset import Volumes, augment, balanced_rows
+from runtime.device import Device
+
+CPU = Device(torch.device("cpu"), torch.float32)
+STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gamma=0, noise=0)
+
+
+def test_batches_are_balanced_and_use_every_scan_equally():
+    labels = torch.tensor([0] * 12 + [1] * 4)
+    drawn = torch.stack([balanced_rows(labels, 8, step, seed=0) for step in range(1, 7)])
+    assert (labels[drawn] == torch.tensor([0, 1] * 4)).all()
+    counts = torch.bincount(drawn.flatten(), minlength=16)
+    assert counts.tolist() == [2] * 12 + [6] * 4
+    assert torch.equal(balanced_rows(labels, 8, 3, seed=0), drawn[2])
+    assert not torch.equal(balanced_rows(labels, 8, 3, seed=1), drawn[2])
+
+
+def test_batches_of_a_class_smaller_than_half_a_batch():
+    labels = torch.tensor([0] * 20 + [1] * 3)
+    drawn = balanced_rows(labels, 16, 1, seed=0)
+    assert torch.bincount(drawn[1::2], minlength=23)[20:].min() >= 2
+
+
+def test_no_augmentation_changes_nothing():
+    x = torch.rand(2, 1, 9, 12, 10)
+    torch.testing.assert_close(augment(x, STILL, 4.0, seed=0, step=1), x, atol=1e-5, rtol=0)
+
+
+def test_augmentation_is_addressed_by_seed_and_step():
+    x = torch.rand(2, 1, 9, 12, 10)
+    first = augment(x, AugmentConfig(), 4.0, seed=0, step=1)
+    assert torch.equal(first, augment(x, AugmentConfig(), 4.0, seed=0, step=1))
+    assert not torch.equal(first, augment(x, AugmentConfig(), 4.0, seed=0, step=2))
+    assert (first - x).abs().mean() > 0.01
+
+
+def test_rotation_is_rigid_on_a_grid_that_is_no_cube():
+    """Distances between two bright places stay the same in voxels, whatever the shape of the grid."""
+    x = torch.zeros(64, 1, 24, 48, 24)
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (24, 48, 24)), indexing="ij"))
+    spots = [torch.tensor([11.5, 12.0, 11.5]), torch.tensor([11.5, 35.0, 11.5])]
+    for spot in spots:
+        x[:] += torch.exp(-((places - spot.view(3, 1, 1, 1)) ** 2).sum(0) / 8)
+    turned = augment(x, dataclasses.replace(STILL, rotate_degrees=6), 4.0, seed=0, step=1)[:, 0]
+    half = torch.stack([(part * places[:, :, rows]).sum((2, 3, 4)) / part.sum((2, 3, 4)) for part, rows in (
+        (turned[:, None, :, :24], slice(0, 24)), (turned[:, None, :, 24:], slice(24, 48)),
+    )])  # fmt: skip
+    distance = (half[0] - half[1]).norm(dim=1)
+    assert (distance - 23).abs().max() < 0.4
+    moved = (half[0] - spots[0]).norm(dim=1)
+    assert 0.5 < moved.mean() < 3
+
+
+def test_shift_is_in_millimetres():
+    x = torch.zeros(200, 1, 20, 24, 20)
+    x[:, 0, 10, 12, 10] = 1
+    places = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (20, 24, 20)), indexing="ij"))
+    moved = augment(x, dataclasses.replace(STILL, shift_mm=4.0), 8.0, seed=0, step=1)[:, 0]
+    centre = (moved[:, None] * places).sum((2, 3, 4)) / moved[:, None].sum((2, 3, 4))
+    assert torch.allclose(centre.std(0), torch.full((3,), 0.5), atol=0.1)  # 4 mm are half a voxel
+
+
+def test_constants_and_mean_volume(scans):
+    volumes = Volumes(scans, CPU)
+    everything = scans.resident()
+    mean, std = volumes.constants()
+    np.testing.assert_allclose([mean, std], [everything.mean(), everything.std()], rtol=1e-4)
+    np.testing.assert_allclose(volumes.mean_volume(0).numpy(), everything[scans.labels == 0].mean(0), atol=1e-6)
+    assert volumes.batch(torch.tensor([3, 1])).shape == (2, 1, *scans.grid.shape)
+    np.testing.assert_array_equal(volumes.batch(torch.tensor([3]))[0, 0].numpy(), everything[3])

@@ -1,0 +1,179 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from classifier import train
+from classifier.checkpoint import load_classifier
+from classifier.predictions import COLUMNS, read_predictions
+from runtime.errors import InputError
+from runtime.files import ROOT, read_json
+
+
+def command(config, *extra: str, module: bool = True) -> list[str]:
+    """The command line of a configuration that differs from the smoke preset in these fields."""
+    flags = [
+        "--train-csv", config.train_csv, "--val-csv", config.val_csv, "--test-csv", config.test_csv,
+        "--synth-hc", config.synth_hc, "--synth-tle", config.synth_tle, "--cache-dir", config.cache_dir,
+        "--run-dir", config.run_dir, "--threads", "1", "--steps", config.steps,
+        "--val-every-steps", config.val_every_steps, "--save-every-steps", config.save_every_steps,
+        "--log-every-steps", config.log_every_steps, "--resamples", config.resamples,
+    ]  # fmt: skip
+    start = ["-m", "classifier.train"] if module else [str(ROOT / "classifier" / "train.py")]
+    return [sys.executable, *start, "smoke", *map(str, flags), *extra]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b, where=""):
+    """Equal to the last bit, through nested dicts and lists; the commit may differ."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"commit"}:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def test_a_run_leaves_everything(config):
+    train.main(config)
+    results = read_json(config.run_dir / "results.json")
+    predictions = read_predictions(config.run_dir / "predictions.csv")
+    assert tuple(predictions.columns) == COLUMNS
+    assert predictions["split"].value_counts().to_dict() == {"val": 12, "test": 12}
+    assert set(predictions["side"]) == {"", "L", "R"}
+    assert results["leak"] is False
+    assert results["counts"]["train"] == {"real_HC": 12, "real_TLE": 12, "synthetic_HC": 0, "synthetic_TLE": 0}
+    assert {"hippocampus", "age_sex", "site"} == set(results["baselines"])
+    assert "network_minus_baseline" in results["baselines"]["hippocampus"]
+    cell = results["metrics"]["test"]["auc"]
+    assert 0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1
+    test = predictions[predictions["split"] == "test"]
+    accuracy = ((test["probability"] >= results["threshold"]) == (test["label"] == 1)).mean()
+    assert results["metrics"]["test"]["accuracy"]["value"] == pytest.approx(accuracy)
+    np.testing.assert_allclose(
+        test["probability"], 1 / (1 + np.exp(-test["logit"] / results["temperature"])), rtol=1e-9
+    )
+    loaded = load_classifier(config.run_dir / "checkpoints" / "best.pt")
+    assert (loaded.threshold, loaded.hash) == (results["threshold"], results["checkpoint"])
+    assert len(loaded.ledger) == 2 * 36  # subjects and groups of training and validation
+    assert (config.run_dir / "curves.png").stat().st_size > 5000
+    names = set().union(*(json.loads(line) for line in (config.run_dir / "log.jsonl").read_text().splitlines()))
+    assert {"loss/train", "loss/val", "auc/val", "time/step_s"} <= names
+
+
+def test_it_learns_and_the_same_command_does_nothing_more(config):
+    config = dataclasses.replace(config, steps=40, val_every_steps=10, save_every_steps=40)
+    train.main(config)
+    results = read_json(config.run_dir / "results.json")
+    assert results["metrics"]["test"]["auc"]["value"] > 0.9
+    stamp = (config.run_dir / "results.json").stat().st_mtime_ns
+    train.main(config)
+    assert (config.run_dir / "results.json").stat().st_mtime_ns == stamp
+
+
+def test_arms_with_synthetic_volumes(config):
+    for name, arm in {"both": {"real": 12, "synth_percent": 50}, "synthetic": {"real": 0, "synth_count": 16}}.items():
+        arm = dataclasses.replace(config, run_dir=config.run_dir / name, steps=4, warmup_steps=1, **arm)
+        train.main(arm)
+        results = read_json(arm.run_dir / "results.json")
+        made = sum(count for key, count in results["counts"]["train"].items() if key.startswith("synthetic"))
+        assert made == (6 if name == "both" else 16)
+        assert results["steps"] == 4
+    assert "skipped" in results["baselines"]["site"]
+
+
+def test_killed_run_ends_in_the_same_weights(config):
+    straight = dataclasses.replace(config, run_dir=config.run_dir / "straight")
+    train.main(straight)
+    killed = dataclasses.replace(config, run_dir=config.run_dir / "killed")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = killed.run_dir / "log.jsonl"
+    process = subprocess.Popen(
+        command(killed), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 4' in log.read_text()):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed.run_dir / "results.json").exists()
+    subprocess.run(command(killed), cwd=ROOT, env=environment, check=True, capture_output=True)
+    for name in ("last", "best"):
+        assert_same(*(weights(run.run_dir / "checkpoints" / f"{name}.pt") for run in (straight, killed)), name)
+    tables = [(run.run_dir / "predictions.csv").read_text() for run in (straight, killed)]
+    assert tables[0] == tables[1]
+
+
+def test_two_processes_equal_one(config):
+    """Weights after a few steps of two gloo processes are those of one, to rounding."""
+    config = dataclasses.replace(config, steps=4, warmup_steps=1, precision="float32")
+    one = dataclasses.replace(config, run_dir=config.run_dir / "one")
+    train.main(one)
+    two = dataclasses.replace(config, run_dir=config.run_dir / "two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = command(two, "--warmup-steps", "1", "--precision", "float32")[1:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, *arguments], cwd=ROOT, check=True, capture_output=True, env=environment)
+    a, b = (weights(run.run_dir / "checkpoints" / "last.pt")["weights"] for run in (one, two))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_refusal_ends_with_status_2_and_writes_no_results(config, tmp_path, module):
+    arguments = command(config, "--synth-percent", "400", module=module)
+    done = subprocess.run(arguments, cwd=ROOT if module else tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "48 synthetic HC volumes are asked for, 8 are there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (config.run_dir / "results.json").exists()
+
+
+def test_continuing_on_other_data_is_refused(config, cohort, tmp_path):
+    train.main(dataclasses.replace(config, steps=4, warmup_steps=1))
+    table = pd.read_csv(config.train_csv)
+    changed = cohort / "changed.csv"
+    table.iloc[2:].to_csv(changed, index=False)
+    settings = read_json(config.run_dir / "config.json")
+    (config.run_dir / "config.json").write_text(json.dumps({**settings, "train_csv": str(changed)}))
+    with pytest.raises(InputError, match="other subjects or volumes"):
+        train.main(dataclasses.replace(config, steps=4, warmup_steps=1, train_csv=changed))
+
+
+def test_non_finite_loss_stops_and_names_the_step(config):
+    with pytest.raises(InputError, match=r"loss of step \d+ is not finite"):
+        train.main(dataclasses.replace(config, lr=1e30, clip_norm=1e30, warmup_steps=1))
+    assert not (config.run_dir / "results.json").exists()
+
+
+def test_allowed_leak_is_in_the_results(config):
+    leaky = dataclasses.replace(config, steps=2, warmup_steps=1, test_csv=config.train_csv, allow_leak=True)
+    train.main(leaky)
+    results = read_json(config.run_dir / "results.json")
+    assert results["leak"] is True
+    assert "training table" in results["leaks"][0]
+
+
+def test_network_too_deep_for_its_grid(config):
+    deep = dataclasses.replace(config, model=dataclasses.replace(config.model, widths=(8, 8, 8, 8, 8, 8)))
+    with pytest.raises(InputError, match="6 levels leave 1 voxel"):
+        train.main(deep)
