@@ -1,0 +1,90 @@
+# make demo    the whole pipeline on the simulated demo cohort, then report.html
+# make test    lint and all tests
+# make smoke   the same pipeline in its smallest form, as continuous integration runs it
+# make bench   speed and accuracy checks, printed beside references
+# make clean   removes what demo and smoke made (not the environment)
+#
+# Every command sets up .venv from requirements.txt first, unless it is there and unchanged. What is finished is not done
+# again; an interrupted command continues where it stopped.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/.requirements
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.PHONY: demo smoke test lint bench venv clean
+
+# Not the terminal's width: bars in a log file would otherwise fill it.
+export TQDM_MININTERVAL ?= 2
+
+venv: $(STAMP)
+$(STAMP): requirements.txt pyproject.toml
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	echo "installing requirements.txt into $(VENV) (a few minutes the first time)"
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+test: lint
+	$(RUN) pytest
+
+lint: venv
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: venv
+	$(RUN) benchmarks.demo_cohort
+
+# ---- the pipeline, once for each preset -------------------------------------------------------------------------------
+# $(1) preset, $(2) folder of split tables, $(3) synthetic HC, $(4) synthetic TLE, $(5) cohort flags, $(6) split flags,
+# $(7) volumes per class, $(8) sampling flags, $(9) result, $(10) all synthetic volumes, $(11) saliency flags, $(12) report
+define pipeline
+runs/$(1)/.done/cohort: | venv
+	$(RUN) cohort.make_demo --out data/$(1) --index $(2)/pickle_prep_$(1).csv $(5)
+	mkdir -p $$(@D) && touch $$@
+runs/$(1)/.done/split: runs/$(1)/.done/cohort
+	$(RUN) cohort.split --index $(2)/pickle_prep_$(1).csv --out $(2) $(6)
+	touch $$@
+runs/$(1)/.done/vae: runs/$(1)/.done/split
+	$(RUN) VAE.train $(1) --train-csv $(2)/train.csv --val-csv $(2)/val.csv
+	$(RUN) VAE.infer --checkpoint runs/$(1)/vae/checkpoints/best.pt --csv $(2)/test.csv --out runs/$(1)/infer
+	touch $$@
+runs/$(1)/.done/latents: runs/$(1)/.done/vae
+	$(RUN) VAE.save_latent --checkpoint runs/$(1)/vae/checkpoints/best.pt --csv $(2)/train.csv $(2)/val.csv --out latents/$(1)
+	touch $$@
+runs/$(1)/.done/diffusion: runs/$(1)/.done/latents
+	$(RUN) diffusion.train $(1) --latents latents/$(1) --vae runs/$(1)/vae/checkpoints/best.pt
+	touch $$@
+runs/$(1)/.done/synthetic: runs/$(1)/.done/diffusion
+	for pair in HC:$(3) TLE:$(4); do
+	  $(RUN) diffusion.save_synth --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt \
+	    --label $$$${pair%%:*} --out $$$${pair##*:} --count $(7) $(8)
+	done
+	touch $$@
+runs/$(1)/.done/evaluation: runs/$(1)/.done/synthetic
+	$(RUN) diffusion.evaluate_synth --real-train $(2)/train.csv --real-test $(2)/test.csv --synth-hc $(3) --synth-tle $(4) \
+	  --grid $(1) --out $(9)
+	touch $$@
+runs/$(1)/.done/classifier: runs/$(1)/.done/synthetic
+	for arm in "classifier " "classifier_real_synthetic --synth-percent 100" "classifier_synthetic --real 0 --synth-count $(10)"; do
+	  $(RUN) classifier.train $(1) --train-csv $(2)/train.csv --val-csv $(2)/val.csv --test-csv $(2)/test.csv \
+	    --synth-hc $(3) --synth-tle $(4) --run-dir runs/$(1)/$$$${arm%% *} $$$${arm#* }
+	done
+	$(RUN) classifier.compare runs/$(1)/classifier runs/$(1)/classifier_real_synthetic runs/$(1)/classifier_synthetic \
+	  --out runs/$(1)/arms
+	touch $$@
+runs/$(1)/.done/saliency: runs/$(1)/.done/classifier
+	$(RUN) classifier.generate_saliency_maps --checkpoint runs/$(1)/classifier/checkpoints/best.pt --csv $(2)/test.csv \
+	  --out runs/$(1)/saliency $(11)
+	touch $$@
+$(1): runs/$(1)/.done/evaluation runs/$(1)/.done/saliency
+	$(RUN) notebooks.report $(1) --tables $(2) --out $(12)
+endef
+
+$(eval $(call pipeline,demo,data_csvs,synthetic_data_pkls_HC,synthetic_data_pkls_TLE,--subjects 300,,90,--steps 25,fid_results/demo.json,180,--limit 16,report.html))
+$(eval $(call pipeline,smoke,data/smoke,runs/smoke/synthetic_HC,runs/smoke/synthetic_TLE,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,8,--steps 5,fid_results/smoke.json,16,--limit 4,runs/smoke/report.html))
+
+clean:
+	rm -rf runs/demo runs/smoke data/demo data/smoke data/cache latents/demo latents/smoke synthetic_data_pkls_HC \
+	  synthetic_data_pkls_TLE fid_results/demo* fid_results/smoke* report.html
