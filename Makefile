@@ -72,7 +72,7 @@ runs/$(1)/.done/classifier: runs/$(1)/.done/synthetic
 	    --synth-hc $(3) --synth-tle $(4) --run-dir runs/$(1)/$$$${arm%% *} $$$${arm#* }
 	done
 	$(RUN) classifier.compare runs/$(1)/classifier runs/$(1)/classifier_real_synthetic runs/$(1)/classifier_synthetic \
-	  --out runs/$(1)/arms
+	  --out runs/$(1)/arms.json
 	touch $$@
 runs/$(1)/.done/saliency: runs/$(1)/.done/classifier
 	$(RUN) classifier.generate_saliency_maps --checkpoint runs/$(1)/classifier/checkpoints/best.pt --csv $(2)/test.csv \
@@ -83,7 +83,7 @@ $(1): runs/$(1)/.done/evaluation runs/$(1)/.done/saliency
 endef
 
 $(eval $(call pipeline,demo,data_csvs,synthetic_data_pkls_HC,synthetic_data_pkls_TLE,--subjects 300,,90,--steps 25,fid_results/demo.json,180,--limit 16,report.html))
-$(eval $(call pipeline,smoke,data/smoke,runs/smoke/synthetic_HC,runs/smoke/synthetic_TLE,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,8,--steps 5,fid_results/smoke.json,16,--limit 4,runs/smoke/report.html))
+$(eval $(call pipeline,smoke,data/smoke,runs/smoke/synthetic_HC,runs/smoke/synthetic_TLE,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,fid_results/smoke.json,24,--limit 4,runs/smoke/report.html))
 
 clean:
 	rm -rf runs/demo runs/smoke data/demo data/smoke data/cache latents/demo latents/smoke synthetic_data_pkls_HC \

@@ -56,11 +56,10 @@ def main(config: TrainConfig) -> None:
     """Trains, validates, saves; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
     grid = GRIDS[config.grid]
+    model, judges = build(config, grid, device)  # data and model before the folder: a refusal leaves nothing behind
+    train, val, ledger = load_tables(config, grid, device)
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
-        train, val, ledger = load_tables(config, grid, device)
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
-
-        model, judges = build(config, grid, device)
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )

@@ -68,9 +68,9 @@ def main(config: TrainConfig) -> None:
     """Trains, validates, saves, evaluates; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
     grid = GRIDS[config.grid]
+    selection = select(config)  # before the folder: a refusal leaves nothing behind
+    stacks = load_stacks(selection, config, grid)
     with open_run(config.run_dir, config, stage="classifier.train", device=device) as run:
-        selection = select(config)
-        stacks = load_stacks(selection, config, grid)
         train, val = Volumes(stacks["train"], device), Volumes(stacks["val"], device)
         run.say(f"training on {counts_text(stacks['train'])}; grid {grid.name} {grid.shape}")
 

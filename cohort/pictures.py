@@ -57,7 +57,7 @@ def sheet(
     """One labelled row of volumes after another, three planes each.
 
     Args:
-        rows: a label and volumes (D, H, W) in [0, 1]; no row has more volumes than the first.
+        rows: a label and volumes (D, H, W) in [0, 1]; a label that begins with a class gets its colour.
         title: above the picture.
         captions: above each column of volumes.
         error_rows: rows that hold signed differences; they are drawn in blue and red from -0.3 to 0.3.

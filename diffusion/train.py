@@ -49,13 +49,11 @@ class State:
 def main(config: TrainConfig) -> None:
     """Trains, validates, draws samples, saves; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
+    train, val, space, ledger = load_latents(config, device)  # before the folder: a refusal leaves nothing behind
+    vae, process = decoder(config, space, device), build_process(config.process)
+    model = build(config, train, space, process, device)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
-        train, val, space, ledger = load_latents(config, device)
-        vae = decoder(config, space, device)
         run.say(f"{len(train)} training and {len(val)} held-out latents {train.shape}")
-
-        process = build_process(config.process)
-        model = build(config, train, space, process, device)
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
         )

@@ -1,0 +1,191 @@
+"""Makes the report of one preset's results: executes visualize.ipynb on them and writes one HTML file.
+
+    python -m notebooks.report demo --tables data_csvs --out report.html
+
+The file needs nothing beside it and nothing from a network. It begins with a hash of all that the notebook reads; while
+that has not changed the command has nothing to do. The notebook itself is not written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import nbformat
+import tyro
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+from runtime.cli import describe, run_script
+from runtime.errors import InputError
+from runtime.files import ROOT, atomic_write, read_json
+
+NOTEBOOK = ROOT / "notebooks" / "visualize.ipynb"
+CELL_TIMEOUT_S = 600
+# nilearn's viewer, quoted into a frame, asks a server for its icon: the only thing that would come from a network.
+FAVICON = re.compile(r"&lt;link rel=&quot;icon&quot;.*?&gt;", re.DOTALL)
+
+STYLE = """
+body { max-width: 1060px; margin: 2em auto; padding: 0 1.5em; color: #222; background: #fff;
+       font: 16px/1.5 -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7em; } h2 { font-size: 1.25em; margin-top: 2.2em; border-bottom: 1px solid #ccc; }
+a.anchor-link { display: none; }
+img { max-width: 100%; height: auto; } iframe { max-width: 100%; border: 0; }
+table { border-collapse: collapse; border: 0; margin: 0.8em 0; font-size: 0.82em; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25em 0.8em; text-align: left; vertical-align: top; border: 0; border-bottom: 1px solid #e4e4e4; }
+td { overflow-wrap: anywhere; } thead th { border-bottom: 1px solid #888; }
+code { background: #f3f3f3; padding: 0 0.2em; } pre { white-space: pre-wrap; } small { color: #666; }
+.note { background: #fff5d6; border-left: 5px solid #d9a400; padding: 0.8em 1em; }
+.warning { background: #fdecea; border-left: 5px solid #b03a2e; padding: 0.3em 1em; margin: 0.4em 0;
+           font-size: 0.85em; }
+"""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Whose results, and where the report goes."""
+
+    preset: tyro.conf.Positional[str]
+    """Name of the preset: its results are in runs/PRESET and fid_results/PRESET.json."""
+    tables: Path = ROOT / "data_csvs"
+    """Folder of train.csv, val.csv and test.csv."""
+    out: Path = ROOT / "report.html"
+    """The report."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+def main(config: ReportConfig) -> None:
+    """Checks, executes, writes."""
+    mark = f"<!-- inputs {fingerprint(inputs(config.preset, config.tables))} -->"
+    if is_current(config.out, mark):
+        print(f"{config.out}: done already, for the same results")
+        return
+    parameters = {"REPORT_PRESET": config.preset, "REPORT_TABLES": str(config.tables.resolve())}
+    notebook = execute(NOTEBOOK, parameters)
+    with atomic_write(config.out) as temporary:
+        temporary.write_text(page(notebook, mark), encoding="utf-8")
+    print(f"{config.out}: {config.out.stat().st_size / 1e6:.1f} MB")
+
+
+def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
+    """All files whose content the report depends on.
+
+    Args:
+        preset: name of the preset.
+        tables: folder of the split tables.
+        root: folder that holds runs, fid_results and data.
+
+    Raises:
+        InputError: results are missing; names each and the command that makes it.
+    """
+    runs = root / "runs" / preset
+    stages = ("vae", "diffusion", "classifier", "classifier_real_synthetic", "classifier_synthetic")
+    wanted = {"cohort.split": [tables / f"{name}.csv" for name in ("train", "val", "test")]}
+    for stage in stages:
+        command = f"{'VAE' if stage == 'vae' else stage.split('_')[0]}.train"
+        wanted.setdefault(command, []).extend(
+            runs / stage / name for name in ("config.json", "environment.json", "log.jsonl")
+        )
+    wanted["classifier.train"] += [
+        runs / stage / n for stage in stages[2:] for n in ("predictions.csv", "results.json")
+    ]
+    wanted["VAE.infer"] = [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")]
+    figures = [f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png")]
+    wanted["diffusion.evaluate_synth"] = [root / "fid_results" / name for name in figures]
+    wanted["classifier.compare"] = [runs / name for name in ("arms.csv", "arms_tests.csv")]
+    wanted["classifier.generate_saliency_maps"] = [runs / "saliency" / n for n in ("maps.json", "region_ranking.csv")]
+    refuse_missing(wanted)
+    config = read_json(runs / "classifier" / "config.json")
+    wanted["diffusion.save_synth"] = [root / config[name] / "manifest.csv" for name in ("synth_hc", "synth_tle")]
+    refuse_missing(wanted)
+    simulation = [root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")]
+    return [path for paths in wanted.values() for path in paths] + [path for path in simulation if path.exists()]
+
+
+def refuse_missing(wanted: dict[str, list[Path]]) -> None:
+    """Raises InputError if a file is missing; `wanted` holds files by the module that makes them."""
+    missing = [
+        f"{path}, made by `python -m {module}`"
+        for module, paths in wanted.items()
+        for path in paths
+        if not path.is_file()
+    ]
+    if missing:
+        raise InputError.of("results are missing (`make demo` makes all of them)", missing)
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Hash of the results and of the code that shows them, 64 hexadecimal digits."""
+    total = hashlib.sha256()
+    for path in [*files, NOTEBOOK, Path(__file__), ROOT / "cohort" / "pictures.py"]:
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def is_current(out: Path, mark: str) -> bool:
+    """Whether a report is there that was made from the same inputs."""
+    if not out.is_file():
+        return False
+    with out.open(encoding="utf-8", errors="replace") as file:
+        return mark in file.read(500)
+
+
+def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
+    """Runs a notebook in this very Python, whatever kernels are installed, and returns it with its outputs.
+
+    Args:
+        path: of the notebook, which stays as it is.
+        parameters: environment variables that its first cell reads.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    # Without folders to search, "python3" is the interpreter that runs this, and no user's kernel of the same name.
+    specifications = KernelSpecManager(kernel_dirs=[])
+    # A backend without inline pictures, as servers set it, would leave the report without figures.
+    environment = {**os.environ, **parameters, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    with tempfile.TemporaryDirectory() as folder:  # sockets are files here: no open port, and a path short enough
+        kernel = AsyncKernelManager(
+            kernel_name="python3",
+            kernel_spec_manager=specifications,
+            transport="ipc",
+            connection_file=f"{folder}/k.json",
+        )
+        where = {"metadata": {"path": str(ROOT)}}
+        NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where).execute(
+            env=environment, cleanup_kc=True
+        )
+    return notebook
+
+
+def page(notebook: nbformat.NotebookNode, mark: str) -> str:
+    """The notebook's text and outputs as one HTML page; what cells wrote to standard error goes to ours instead."""
+    for cell in notebook.cells:
+        outputs = cell.get("outputs", [])
+        for output in [output for output in outputs if output.get("name") == "stderr"]:
+            print(output["text"], file=sys.stderr, end="")
+            outputs.remove(output)
+        for output in outputs:
+            if "text/html" in output.get("data", {}):
+                output["data"]["text/html"] = FAVICON.sub("", output["data"]["text/html"])
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body, _ = exporter.from_notebook_node(notebook)
+    title = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0].lstrip("# ")
+    return (
+        f'<!DOCTYPE html>\n{mark}\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, ReportConfig, description=describe(__doc__))
