@@ -93,7 +93,11 @@ class Run:
         KeyboardInterrupt is raised here. A second one interrupts at once.
         """
         with tqdm(
-            total=total, initial=start, desc=desc, unit="step", disable=not distributed.is_main(), mininterval=1
+            total=total,
+            initial=start,
+            desc=desc,
+            unit="step",
+            disable=not distributed.is_main(),
         ) as bar:
             self._bar = bar
             for step in range(start + 1, total + 1):
