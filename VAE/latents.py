@@ -96,13 +96,18 @@ def read_latent(path: Path) -> Latent:
     )
 
 
+def list_latents(folder: Path) -> list[Path]:
+    """The latents in a folder, sorted; not hidden files, which others may be writing or have left behind."""
+    return sorted(path for path in folder.glob("*.pkl") if not path.name.startswith("."))
+
+
 def read_split(folder: Path, split: str) -> list[Latent]:
     """Reads all latents of one split, sorted by file name, and checks that they belong together.
 
     Raises:
         InputError: none there, unreadable files (all are named), or latents of different VAEs, grids or shapes.
     """
-    paths = sorted((folder / split).glob("*.pkl"))
+    paths = list_latents(folder / split)
     if not paths:
         raise InputError(f"{folder / split}: no latents (.pkl) here; make them with python -m VAE.save_latent")
     latents, problems = [], []

@@ -25,7 +25,15 @@ from runtime.errors import InputError
 from runtime.files import ROOT
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.dataset import Volumes
-from VAE.latents import Latent, compute_statistics, read_latent, read_split, write_latent, write_statistics
+from VAE.latents import (
+    Latent,
+    compute_statistics,
+    list_latents,
+    read_latent,
+    read_split,
+    write_latent,
+    write_statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def refuse_strangers(folder: Path, volumes: Volumes) -> None:
     Raises:
         InputError: names the files.
     """
-    strangers = sorted({path.name for path in folder.glob("*.pkl")} - set(latent_names(volumes)))
+    strangers = sorted({path.name for path in list_latents(folder)} - set(latent_names(volumes)))
     if strangers:
         raise InputError.of(f"{folder}: latents of scans that are not in the table", strangers)
 

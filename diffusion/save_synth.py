@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cohort.pictures import gallery
 from cohort.tables import LABELS
-from cohort.volumes import Volume, read_volume, volume_name, write_nifti, write_volume
+from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write_nifti, write_volume
 from diffusion.checkpoint import LoadedDiffusion, load_diffusion
 from diffusion.sampler import SAMPLERS, guided, spaced
 from runtime import distributed, seeding
@@ -59,7 +59,7 @@ class SaveSynthConfig:
     first_seed: int = 0
     """Seed of the first volume."""
     batch_size: int | None = None
-    """Volumes generated at once; by default 1 on a CPU (volume k then has the same bytes in any run), 16 on a GPU."""
+    """Volumes generated at once; by default 1 on a CPU (there volume k has the same bytes in any run), 16 on a GPU."""
     nifti: bool = False
     """Also write each volume as .nii.gz with its true affine."""
     precision: Precision = "auto"
@@ -174,7 +174,7 @@ def refuse_strangers(out: Path, config: SaveSynthConfig, vae: LoadedVAE, diffusi
         "steps": config.steps, "guidance": config.guidance,
     }  # fmt: skip
     problems = []
-    for path in sorted(out.glob("*.pkl")):
+    for path in list_volumes(out) if out.exists() else []:
         volume = read_volume(path)
         theirs = {name: getattr(volume, name) for name in mine}
         differing = [f"{name} {theirs[name]}, not {value}" for name, value in mine.items() if theirs[name] != value]
@@ -187,7 +187,7 @@ def refuse_strangers(out: Path, config: SaveSynthConfig, vae: LoadedVAE, diffusi
 def write_manifest(out: Path) -> None:
     """manifest.csv: one row per volume in the folder, read from the volumes themselves."""
     rows = []
-    for path in sorted(out.glob("*.pkl")):
+    for path in list_volumes(out):
         volume = read_volume(path)
         rows.append({"file": path.name, **{name: getattr(volume, name) for name in MANIFEST[1:]}})
     with atomic_write(out / "manifest.csv") as temporary:

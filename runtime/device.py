@@ -49,7 +49,7 @@ class Device:
         """How many cases to run at once without gradients, when `asked` leaves it open.
 
         On a CPU one: a batch is hardly faster there, and kernels round differently for other batch sizes, so that only
-        single cases come out the same to the bit whatever else is computed.
+        single cases come out the same to the bit whatever else is computed (with as many threads).
         """
         return asked or (1 if self.kind.type == "cpu" else 16)
 

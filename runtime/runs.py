@@ -81,6 +81,11 @@ class Run:
             shown = [f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items() if name.startswith("loss/")]
             self._bar.set_postfix_str(", ".join(shown[:3]), refresh=False)
 
+    def close(self) -> None:
+        """Flushes what TensorBoard still holds; `open_run` calls it, also after an error."""
+        if self._writer is not None:
+            self._writer.close()
+
     def say(self, text: str) -> None:
         """One line for people, above the progress bar."""
         if distributed.is_main():
@@ -133,9 +138,8 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
             write_json(run_dir / "environment.json", environment(device))
         distributed.barrier()
         stack.enter_context(_catch_signals(run))
+        stack.callback(run.close)
         yield run
-        if run._writer is not None:
-            run._writer.close()
 
 
 def plain_config(config: Any) -> dict[str, Any]:

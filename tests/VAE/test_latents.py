@@ -67,6 +67,12 @@ def test_two_vaes_or_shapes_in_one_folder_are_refused(tmp_path: Path) -> None:
         read_split(tmp_path, "val")
 
 
+def test_what_a_killed_writer_left_is_passed_over(tmp_path: Path) -> None:
+    write_latent(tmp_path / "train/a.pkl", latent("a"))
+    (tmp_path / "train/.tmp-x1.pkl").write_bytes(b"half a pickle")
+    assert [one.subject for one in read_split(tmp_path, "train")] == ["a"]
+
+
 def test_statistics_round_trip_and_missing_fields(tmp_path: Path) -> None:
     statistics = compute_statistics([latent("a"), latent("bb")], split="train", ledger=["00"])
     write_statistics(tmp_path, statistics)

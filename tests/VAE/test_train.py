@@ -102,8 +102,10 @@ def test_infer_refuses_training_subjects_unless_told(cohort_dir: Path, tmp_path:
 
 
 def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
-    words = ("VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "train.csv",
-             cohort_dir / "val.csv", "--out", tmp_path, "--cache-dir", cohort_dir / "cache")  # fmt: skip
+    words = (
+        "VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--threads", 1, "--out", tmp_path,
+        "--cache-dir", cohort_dir / "cache", "--csv", cohort_dir / "train.csv", cohort_dir / "val.csv",
+    )  # fmt: skip
     script(*words, processes=2)
     latents = read_split(tmp_path, "train")
     assert (len(latents), len(read_split(tmp_path, "val"))) == (12, 4)

@@ -89,7 +89,7 @@ def synth(vae: Path, trained: Path, out: Path, *words: object, processes: int = 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.pkl"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.pkl"))}
 
 
 def test_volume_k_has_the_same_bytes_in_any_run(vae: Path, trained: Path, tmp_path: Path) -> None:
@@ -101,6 +101,7 @@ def test_volume_k_has_the_same_bytes_in_any_run(vae: Path, trained: Path, tmp_pa
     synth(vae, trained, tmp_path / "alone", "--label", "TLE", "--count", 1, "--first-seed", 3, "--sampler", "ddpm")
     assert contents(tmp_path / "alone") == {"TLE_000003.pkl": expected["TLE_000003.pkl"]}
     (tmp_path / "all/TLE_000002.pkl").unlink()  # as a kill would leave it
+    (tmp_path / "all/.tmp-x1.pkl").write_bytes(expected["TLE_000002.pkl"][:100])
     synth(vae, trained, tmp_path / "all", "--label", "TLE", "--count", 5, "--sampler", "ddpm", "--nifti")
     assert contents(tmp_path / "all") == expected
 
