@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from cohort.scans import Grid
-from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from runtime.checkpoints import (
+    checkpoint_hash,
+    load_checkpoint,
+    load_weights,
+    plain_fields,
+    refuse_other,
+    save_checkpoint,
+)
 from runtime.errors import InputError
 from VAE.config import ModelConfig
 from VAE.model import Autoencoder
@@ -32,7 +37,7 @@ class LoadedVAE:
 def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], step: int, **state: Any) -> None:
     """Writes a checkpoint; `state` holds ``ema`` and whatever the training run wants back."""
     contents = {
-        "model_config": _plain_model_config(model.config),
+        "model_config": plain_fields(model.config),
         "grid": grid.to_dict(),
         "weights": model.state_dict(),
         "ledger": ledger,
@@ -66,28 +71,7 @@ def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
         InputError: the checkpoint is of another grid or architecture; names each field with both values.
     """
     record = load_checkpoint(path, KIND)
-    wanted = {"model_config": _plain_model_config(model.config), "grid": grid.to_dict()}
-    problems = [
-        f"{part}.{name}: the checkpoint has {record[part].get(name)!r}, this run {value!r}"
-        for part, fields in wanted.items()
-        for name, value in fields.items()
-        if record[part].get(name) != value
-    ]
-    if problems:
-        raise InputError.of(f"{path}: another grid or architecture", problems)
+    wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
+    refuse_other(path, record, wanted, "another grid or architecture")
     load_weights(model, record["weights"], path)
     return record
-
-
-def _plain_model_config(config: ModelConfig) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-
-
-def average(ema: dict[str, torch.Tensor], model: Autoencoder, decay: float, step: int) -> None:
-    """One step of the exponential moving average of the weights, in place.
-
-    The decay grows as (1 + step) / (10 + step) towards `decay`, so that the first random weights are soon forgotten.
-    """
-    rate = 1.0 - min(decay, (1 + step) / (10 + step))
-    state = model.state_dict()
-    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)

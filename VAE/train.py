@@ -20,13 +20,14 @@ from cohort.pictures import gallery
 from cohort.scans import GRIDS, Grid, load_scans
 from cohort.tables import read_table
 from runtime import distributed, seeding
+from runtime.checkpoints import average
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.finite import LossGuard
 from runtime.runs import Run, due, open_run
 from VAE import losses
-from VAE.checkpoint import average, resume_vae, save_vae
+from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import Volumes, batch_rows
 from VAE.metrics import reconstruction_metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,14 @@ import torch
 from classifier.config import ModelConfig
 from classifier.model import ResNet3D
 from cohort.scans import Grid
-from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from runtime.checkpoints import (
+    checkpoint_hash,
+    load_checkpoint,
+    load_weights,
+    plain_fields,
+    refuse_other,
+    save_checkpoint,
+)
 from runtime.errors import InputError
 
 KIND = "classifier"
@@ -40,7 +47,7 @@ def save_classifier(
 ) -> None:
     """Writes a checkpoint; `state` holds ``ema``, ``temperature``, ``threshold`` and what the run wants back."""
     contents = {
-        "model_config": _plain_model_config(model.config),
+        "model_config": plain_fields(model.config),
         "grid": grid.to_dict(),
         "normalisation": {"mean": float(model.mean), "std": float(model.std)},
         "weights": model.state_dict(),
@@ -85,28 +92,7 @@ def resume_classifier(path: Path, model: ResNet3D, grid: Grid) -> dict[str, Any]
         InputError: the checkpoint is of another grid or architecture; names each field with both values.
     """
     record = load_checkpoint(path, KIND)
-    wanted = {"model_config": _plain_model_config(model.config), "grid": grid.to_dict()}
-    problems = [
-        f"{part}.{name}: the checkpoint has {record[part].get(name)!r}, this run {value!r}"
-        for part, fields in wanted.items()
-        for name, value in fields.items()
-        if record[part].get(name) != value
-    ]
-    if problems:
-        raise InputError.of(f"{path}: another grid or architecture", problems)
+    wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
+    refuse_other(path, record, wanted, "another grid or architecture")
     load_weights(model, record["weights"], path)
     return record
-
-
-def _plain_model_config(config: ModelConfig) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-
-
-def average(ema: dict[str, torch.Tensor], model: ResNet3D, decay: float, step: int) -> None:
-    """One step of the exponential moving average of the weights, in place.
-
-    The decay grows as (1 + step) / (10 + step) towards `decay`, so that the first random weights are soon forgotten.
-    """
-    rate = 1.0 - min(decay, (1 + step) / (10 + step))
-    state = model.state_dict()
-    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)

@@ -26,7 +26,6 @@ from torch import nn
 
 from classifier import baselines, figures, metrics
 from classifier.checkpoint import (
-    average,
     load_classifier,
     resume_classifier,
     save_classifier,
@@ -39,7 +38,7 @@ from classifier.predictions import by_subject, table_of, write_predictions
 from classifier.selection import Selection, select
 from cohort.scans import GRIDS, Grid, ScanStack, load_scans
 from runtime import distributed, seeding
-from runtime.checkpoints import checkpoint_hash, git_commit
+from runtime.checkpoints import average, checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError

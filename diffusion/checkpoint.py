@@ -12,7 +12,7 @@ from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
 from diffusion.space import LatentSpace, space_from_dict
-from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, plain_fields, save_checkpoint
 from runtime.errors import InputError
 
 KIND = "diffusion"
@@ -86,8 +86,11 @@ def resume_diffusion(path: Path, model: DiT, space: LatentSpace, process: Proces
 
 
 def _identity(model: DiT, process: ProcessConfig) -> dict[str, Any]:
-    config = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(model.config).items()}
-    return {"model_config": config, "process_config": asdict(process), "latent_shape": list(model.latent_shape)}
+    return {
+        "model_config": plain_fields(model.config),
+        "process_config": asdict(process),
+        "latent_shape": list(model.latent_shape),
+    }
 
 
 def average(ema: dict[str, torch.Tensor], model: DiT, share: float, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import zipfile
@@ -83,6 +84,44 @@ def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], pat
     if problems:
         raise InputError.of(f"{path}: weights do not fit the network", sorted(problems))
     network.load_state_dict(weights)
+
+
+def plain_fields(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as a checkpoint stores it and gives it back: tuples become lists."""
+    fields = dataclasses.asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def refuse_other(path: Path | str, record: dict[str, Any], wanted: dict[str, dict[str, Any]], what: str) -> None:
+    """Refuses a checkpoint whose parts differ from a run's.
+
+    Args:
+        path: of the checkpoint, for the message.
+        record: its contents.
+        wanted: fields of each part, as this run has them.
+        what: title of the refusal, for example ``another grid or architecture``.
+
+    Raises:
+        InputError: names each differing field with both values.
+    """
+    problems = [
+        f"{part}.{name}: the checkpoint has {record[part].get(name)!r}, this run {value!r}"
+        for part, fields in wanted.items()
+        for name, value in fields.items()
+        if record[part].get(name) != value
+    ]
+    if problems:
+        raise InputError.of(f"{path}: {what}", problems)
+
+
+def average(ema: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int) -> None:
+    """One step of the exponential moving average of the weights, in place.
+
+    The decay grows as (1 + step) / (10 + step) towards `decay`, so that the first random weights are soon forgotten.
+    """
+    rate = 1.0 - min(decay, (1 + step) / (10 + step))
+    state = model.state_dict()
+    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)
 
 
 @cache
