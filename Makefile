@@ -35,6 +35,7 @@ lint: venv
 
 bench: venv
 	$(RUN) benchmarks.demo_cohort
+	$(RUN) benchmarks.vae
 
 # ---- the pipeline, once for each preset -------------------------------------------------------------------------------
 # $(1) preset, $(2) folder of split tables, $(3) synthetic HC, $(4) synthetic TLE, $(5) cohort flags, $(6) split flags,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cohort.scans import Grid
+from cohort.scans import GRIDS, Grid
 from runtime.checkpoints import (
     checkpoint_hash,
     load_checkpoint,
@@ -18,8 +18,11 @@ from runtime.checkpoints import (
 from runtime.errors import InputError
 from VAE.config import ModelConfig
 from VAE.model import Autoencoder
+from VAE.monai_weights import read_weights, translate
 
 KIND = "vae"
+MONAI_GROUPS = 32  # AutoencoderKL's default, and that of the published models
+RECIPE_GROUPS = {"vae_state_dict": 16}  # of the recipe with 32, 64 and 128 channels, known by its file's entry
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,36 @@ def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> Loa
     load_weights(model, record["ema" if weights == "ema" else "weights"], path)
     model.eval().requires_grad_(False)
     return LoadedVAE(model, Grid.from_dict(record["grid"]), checkpoint_hash(path), record["ledger"], record["step"])
+
+
+def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int | None = None) -> LoadedVAE:
+    """An autoencoder trained with MONAI (AutoencoderKL, MAISI's, or the older Generative Models') as one of ours.
+
+    The file says nothing about the scans: whoever uses it vouches for the orientation, spacing and intensities ([0, 1])
+    that it was trained on, and for its subjects, as the ledger is empty.
+
+    Args:
+        path: a state dict, alone or in one of the usual containers (see `VAE.monai_weights`).
+        grid: the voxel grid to use it on; its axes divide by the network's reduction.
+        groups: of the GroupNorms, which the file does not state. By default 32, or 16 in files whose state dict is
+            called ``vae_state_dict``.
+
+    Raises:
+        InputError: unreadable, another kind of network, a network that this model cannot hold (lists what stands in the
+            way), or groups or a grid that do not divide.
+    """
+    found = read_weights(path)
+    if groups is None:
+        groups = RECIPE_GROUPS.get(found.container or "", MONAI_GROUPS)
+    config, weights = translate(found.tensors, groups, path)
+    model = Autoencoder(config)
+    load_weights(model, weights, path)
+    try:
+        model.latent_shape(grid.shape)
+    except ValueError as error:
+        raise InputError(f"{path} on the {grid.name} grid: {error}") from None
+    model.eval().requires_grad_(False)
+    return LoadedVAE(model, grid, checkpoint_hash(path), ledger=[], step=0)
 
 
 def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:

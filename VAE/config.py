@@ -22,6 +22,10 @@ class ModelConfig:
     """Groups of each GroupNorm; divides every width."""
     latent_channels: int = 4
     """Channels of the latent."""
+    attention: bool = False
+    """Self-attention between two more ResNet blocks at the lowest resolution, in encoder and decoder."""
+    upsampling: Literal["nearest", "linear"] = "nearest"
+    """How the decoder doubles its resolution before a convolution; linear is that of MAISI's autoencoder."""
     stem_patch: int = 1
     """Voxels per side that become channels before the first convolution (space-to-depth) and come back by pixel shuffle
     after the last. 1: full-resolution feature maps, the usual design."""
@@ -32,18 +36,58 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms. Reconstruction is the mean absolute error, weight 1."""
+    """Kinds, weights and first steps of the loss terms. The reconstruction's weight is 1."""
 
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Mean absolute (l1) or mean squared (l2) error over all voxels."""
     kl: float = 1e-6
     """Weight of the KL divergence to the standard normal, summed over the latent and divided by the voxels."""
+    kl_start_step: int = 1
+    """Step from which the KL term counts; it is logged from the first."""
     perceptual: float = 0.0
-    """Weight of the feature distance in the packaged EfficientNet-Lite0, on random slices of all three axes."""
+    """Weight of a distance in the features of a fixed network."""
+    perceptual_network: Literal[
+        "efficientnet_lite0", "radimagenet_resnet50", "medicalnet_resnet10_23datasets", "medicalnet_resnet50_23datasets"
+    ] = "efficientnet_lite0"
+    """The fixed network. efficientnet_lite0 comes with the installation; the others need --loss.perceptual-weights.
+    medicalnet looks at whole volumes, the others at slices."""
+    perceptual_weights: Path | None = None
+    """File of weights for a perceptual network that is not part of the installation."""
     perceptual_slices: int = 8
-    """Slices per step for the perceptual term."""
+    """Slices per step, drawn evenly from all slices of all three axes."""
+    perceptual_start_step: int = 1
+    """Step from which the perceptual term counts."""
     adversarial: float = 0.0
-    """Weight of the least-squares patch adversarial term (MONAI's patch discriminator)."""
+    """Weight of the patch adversarial term (MONAI's patch discriminator)."""
+    adversarial_kind: Literal["least_squares", "hinge"] = "least_squares"
+    """Adversarial loss."""
     adversarial_start_step: int = 1000
     """Step from which the discriminator trains and counts."""
+    adversarial_warmup_steps: int = 500
+    """Steps over which the adversarial weight then rises from 0."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random variants of training volumes; each number is the largest deviation, drawn evenly in both directions."""
+
+    rotate_degrees: float = 0.0
+    """Rotation about each axis, degrees."""
+    scale: float = 0.0
+    """Relative change of size along each axis: 0.05 is up to 5 percent."""
+    shift_voxels: float = 0.0
+    """Shift along each axis, voxels."""
+    gamma: float = 0.0
+    """Exponent of the intensity curve, as a natural logarithm: 0.2 is x ** (0.82 to 1.22)."""
+    bias: float = 0.0
+    """Natural logarithm of a smooth multiplicative field: 0.1 is about 10 percent."""
+    flip: float = 0.0
+    """Chance of a left-right flip. Flipping exchanges left and right TLE; leave it at 0 when the side matters."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether volumes pass unchanged."""
+        return not any((self.rotate_degrees, self.scale, self.shift_voxels, self.gamma, self.bias, self.flip))
 
 
 @dataclass(frozen=True)
@@ -62,6 +106,8 @@ class TrainConfig:
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation of training volumes; off by default."""
     steps: int = 50_000
     """Optimiser steps."""
     batch_size: int = 8
@@ -80,8 +126,16 @@ class TrainConfig:
     """Steps between two lines of the log."""
     val_every_steps: int = 1000
     """Steps between two validations and picture grids."""
+    patience: int = 0
+    """Stop after so many validations without a better held-out PSNR; 0 trains all steps."""
     save_every_steps: int = 1000
     """Steps between two checkpoints."""
+    recompute: bool = False
+    """Gradient checkpointing: compute activations again in the backward pass. Less memory, about a third slower."""
+    compile: bool = True
+    """Compile encoder and decoder (torch.compile) on a GPU; a CPU always runs eagerly."""
+    allow_one_class: bool = False
+    """Train on a table that has only HC or only TLE."""
     precision: Precision = "auto"
     """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
     seed: int = 0

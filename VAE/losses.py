@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runtime.checkpoints import load_tensors, load_weights
+from runtime.errors import InputError
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def reconstruction(x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error over all voxels; x_hat and x are (B, 1, D, H, W)."""
-    return F.l1_loss(x_hat, x)
+def reconstruction(x_hat: torch.Tensor, x: torch.Tensor, kind: str) -> torch.Tensor:
+    """Mean absolute ("l1") or mean squared ("l2") error over all voxels; x_hat and x are (B, 1, D, H, W)."""
+    return F.l1_loss(x_hat, x) if kind == "l1" else F.mse_loss(x_hat, x)
 
 
 def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
@@ -27,8 +32,8 @@ def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
 
 def random_slices(
     x: torch.Tensor, y: torch.Tensor, count: int, generator: torch.Generator
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The same random slices of two volumes, drawn with equal chance from all slices of all three axes.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same random slices of two volumes as one stack, drawn with equal chance from all slices of all three axes.
 
     Args:
         x, y: volumes (B, 1, D, H, W).
@@ -36,27 +41,57 @@ def random_slices(
         generator: on the CPU.
 
     Returns:
-        pairs of slice stacks (n, 1, rows, columns), one pair for each axis that was drawn.
+        two stacks (count, 1, rows, columns), padded with zeros to the largest slice, and the share of each padded slice
+        that is real (count,).
     """
     B, _, *shape = x.shape
     slot = torch.randint(sum(shape), (count,), generator=generator)
     case = torch.randint(B, (count,), generator=generator)
-    pairs, offset = [], 0
+    rows, columns = max(shape[0], shape[1]), max(shape[1], shape[2])
+    stacks, shares, offset = [], [], 0
     for axis, size in enumerate(shape):
         chosen = (slot >= offset) & (slot < offset + size)
         position, owner = (slot[chosen] - offset).to(x.device), case[chosen].to(x.device)
         offset += size
-        if len(position):
-            pairs.append(tuple(volume.movedim(2 + axis, 1)[owner, position] for volume in (x, y)))
-    return pairs
+        pair = torch.stack([volume.movedim(2 + axis, 1)[owner, position] for volume in (x, y)])
+        height, width = pair.shape[-2:]
+        stacks.append(F.pad(pair, (0, columns - width, 0, rows - height)))
+        shares.append(torch.full((len(position),), height * width / (rows * columns)))
+    slices = torch.cat(stacks, dim=1)
+    return slices[0], slices[1], torch.cat(shares).to(x.device)
 
 
-class PerceptualDistance(nn.Module):
-    """Feature distance in the ImageNet EfficientNet-Lite0 whose weights come inside a pip package: no download.
+class SliceJudge(nn.Module):
+    """A fixed 2D network that compares random slices of all three axes in one forward pass.
 
-    The mean squared difference of unit-normalised features after four stages, as LPIPS without its learned weights
-    (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation 1 with w = 1). The network is fixed.
+    The distance of a slice is the squared difference of unit-normalised features, summed over channels and averaged
+    over positions, as LPIPS without its learned weights (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation
+    1 with w = 1). What is padding is equal in both and adds nothing; dividing by the real share keeps it from diluting.
     """
+
+    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        """Slices (n, 1, rows, columns) in [0, 1] -> feature maps, not yet normalised."""
+        raise NotImplementedError
+
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Distance of each pair of slices (n,), averaged over the feature maps."""
+        stacked = self.features(torch.cat([a, b]))
+        return torch.stack([feature_distance(*map_.chunk(2)) for map_ in stacked]).mean(0)
+
+    def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Mean distance over `count` random slices of volumes (B, 1, D, H, W)."""
+        a, b, share = random_slices(x_hat, x, count, generator)
+        return (self.distance(a, b) / share).mean()
+
+
+def feature_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Squared difference of feature maps (n, C, ...), unit length over channels, mean over positions: (n,)."""
+    a, b = (h * torch.rsqrt(h.square().sum(1, keepdim=True) + 1e-10) for h in (a.float(), b.float()))
+    return (a - b).square().sum(1).flatten(1).mean(1)
+
+
+class EfficientNetLite0(SliceJudge):
+    """The ImageNet network whose weights come inside a pip package: no download. Compared after four stages."""
 
     STAGES = (0, 2, 4, 10)  # blocks after which the feature maps are compared: strides 2, 4, 8, 16
 
@@ -72,21 +107,105 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
-    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Slices (n, 1, rows, columns) in [0, 1] -> unit-normalised feature maps of four stages."""
-        h = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
+    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        """Feature maps after each of STAGES."""
+        h = (slices.expand(-1, 3, -1, -1) - self.mean) / self.std
         h = self.network._bn0(self.network._conv_stem(h)).clamp(0, 6)
         maps = []
         for index, block in enumerate(self.network._blocks[: self.STAGES[-1] + 1]):
             h = block(h)
             if index in self.STAGES:
-                maps.append(F.normalize(h, dim=1, eps=1e-6))
+                maps.append(h)
         return maps
 
-    def forward(self, x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Distance of two stacks of slices, averaged over slices, positions and stages."""
-        pairs = zip(self.features(x_hat), self.features(x), strict=True)
-        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
+
+class RadImageNet(SliceJudge):
+    """ResNet-50 trained on RadImageNet (Mei et al. 2022, https://doi.org/10.1148/ryai.210315), from a weights file.
+
+    Distance as MONAI's PerceptualLoss with network_type="radimagenet_resnet50".
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.network = resnet("resnet50", 2, 3, weights)
+        # The network was trained on BGR without scaling; a grey slice has the same three channels in any order.
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN[::-1]).view(1, 3, 1, 1))
+
+    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        """The last feature map."""
+        return [resnet_features(self.network, slices.expand(-1, 3, -1, -1) - self.mean)]
+
+
+class MedicalNet(nn.Module):
+    """A 3D ResNet of MedicalNet (Chen et al. 2019, https://arxiv.org/abs/1904.00625), from a weights file.
+
+    Distance as MONAI's PerceptualLoss with network_type="medicalnet_..."; it looks at whole volumes.
+    """
+
+    def __init__(self, depth: str, weights: Path) -> None:
+        super().__init__()
+        self.network = resnet(depth, 3, 1, weights)
+        for layer, dilation in ((self.network.layer3, 2), (self.network.layer4, 4)):  # as Med3D: no further halving
+            for module in layer.modules():
+                if isinstance(module, nn.Conv3d):
+                    module.stride = (1, 1, 1)
+                    if module.kernel_size == (3, 3, 3):
+                        module.dilation = module.padding = (dilation,) * 3
+
+    def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Mean distance of volumes (B, 1, D, H, W); nothing is drawn, so `count` and `generator` are not used."""
+        del count, generator
+        return feature_distance(
+            *(resnet_features(self.network, (volume - volume.mean()) / volume.std()) for volume in (x_hat, x))
+        ).mean()
+
+
+def resnet(depth: str, spatial_dims: int, channels: int, path: Path) -> nn.Module:
+    """MONAI's ResNet without its head, in evaluation mode, with the weights of a file.
+
+    Raises:
+        InputError: the file cannot be read, or its weights do not fit; names the tensors.
+    """
+    from monai.networks.nets import resnet as monai_resnet
+
+    weights = read_backbone(path)
+    network = getattr(monai_resnet, depth)(
+        spatial_dims=spatial_dims, n_input_channels=channels, conv1_t_stride=2, feed_forward=False, shortcut_type="B",
+        bias_downsample=any(name.endswith("downsample.0.bias") for name in weights),
+    )  # fmt: skip
+    load_weights(network, weights, path)
+    return network.requires_grad_(False).eval()
+
+
+def read_backbone(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a backbone: containers and prefixes removed, classification and segmentation heads left out."""
+    record = load_tensors(path)
+    record = record.get("state_dict", record)
+    named = {name.removeprefix("module."): value for name, value in record.items()}
+    return {name: value for name, value in named.items() if not name.startswith(("fc.", "conv_seg."))}
+
+
+def resnet_features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The last feature map of MONAI's ResNet, before pooling."""
+    h = network.maxpool(network.act(network.bn1(network.conv1(x))))
+    return network.layer4(network.layer3(network.layer2(network.layer1(h))))
+
+
+def perceptual_network(name: str, weights: Path | None) -> nn.Module:
+    """The fixed network of the perceptual term: a module called with (x_hat, x, count, generator), giving a scalar.
+
+    LPIPS's own networks (alex, vgg, squeeze) are not offered: they need torchvision, which is no dependency here.
+
+    Raises:
+        InputError: a network whose weights are not part of the installation, without a file of them.
+    """
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0()
+    if weights is None:
+        raise InputError(f"--loss.perceptual-network {name}: give the file of its weights, --loss.perceptual-weights")
+    if name == "radimagenet_resnet50":
+        return RadImageNet(weights)
+    return MedicalNet(name.split("_")[1], weights)
 
 
 def discriminator_network() -> nn.Module:
@@ -96,11 +215,17 @@ def discriminator_network() -> nn.Module:
     return PatchDiscriminator(spatial_dims=3, num_layers_d=2, channels=32, in_channels=1, norm="INSTANCE")
 
 
-def generator_adversarial(logits_fake: torch.Tensor) -> torch.Tensor:
-    """Least-squares loss of the autoencoder: its reconstructions should be judged 1 (Mao et al. 2017, equation 9)."""
-    return (logits_fake - 1.0).square().mean()
+def generator_adversarial(logits_fake: torch.Tensor, kind: str) -> torch.Tensor:
+    """Loss of the autoencoder: its reconstructions should be judged real.
+
+    "least_squares" is Mao et al. 2017 (https://arxiv.org/abs/1611.04076), equation 9; "hinge" is Lim and Ye 2017
+    (https://arxiv.org/abs/1705.02894), equation 4.
+    """
+    return (logits_fake - 1.0).square().mean() if kind == "least_squares" else -logits_fake.mean()
 
 
-def discriminator_adversarial(logits_real: torch.Tensor, logits_fake: torch.Tensor) -> torch.Tensor:
-    """Least-squares loss of the discriminator: real volumes 1, reconstructions 0 (Mao et al. 2017, equation 9)."""
-    return 0.5 * ((logits_real - 1.0).square().mean() + logits_fake.square().mean())
+def discriminator_adversarial(logits_real: torch.Tensor, logits_fake: torch.Tensor, kind: str) -> torch.Tensor:
+    """Loss of the discriminator: real volumes 1 and reconstructions 0, or beyond the margins; same sources."""
+    if kind == "least_squares":
+        return 0.5 * ((logits_real - 1.0).square().mean() + logits_fake.square().mean())
+    return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())

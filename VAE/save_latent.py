@@ -3,8 +3,10 @@
     python -m VAE.save_latent --checkpoint runs/demo/vae/checkpoints/best.pt \\
         --csv data_csvs/train.csv data_csvs/val.csv --out latents/demo
 
-Each table becomes a split, a subfolder with the table's name; the first one is the training split. Existing latents of
-the same checkpoint are kept, those of another are refused. Under torchrun the scans are shared among the processes.
+Each table becomes a split, a subfolder with the table's name; the first one is the training split, and the statistics
+are of it alone. Existing latents of the same checkpoint are kept, those of another are refused. SHA256SUMS in each
+subfolder lists the files' checksums (`sha256sum --check SHA256SUMS`). --augmented-copies adds random variants of the
+training scans as <subject>_variant1.pkl and so on. Under torchrun the scans are shared among the processes.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from tqdm import tqdm
 from cohort.ledger import ledger_of
 from cohort.scans import load_scans
 from cohort.tables import read_table
-from runtime import distributed
+from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, pick_device
 from runtime.errors import InputError
-from runtime.files import ROOT
+from runtime.files import ROOT, atomic_write, sha256
+from VAE.augment import augment
 from VAE.checkpoint import LoadedVAE, load_vae
+from VAE.config import AugmentConfig
 from VAE.dataset import Volumes
 from VAE.latents import (
     Latent,
@@ -46,6 +50,12 @@ class SaveLatentConfig:
     """Tables of scans; the first is the training split, whose statistics are written."""
     out: Path = ROOT / "latents"
     """Folder for statistics.json and one subfolder per table."""
+    augmented_copies: int = 0
+    """Random variants of each training scan to encode besides the scan itself; a small cohort's latents go further."""
+    augment: AugmentConfig = AugmentConfig(rotate_degrees=5, scale=0.03, shift_voxels=1, gamma=0.1, bias=0.1)
+    """How the variants differ; only used with --augmented-copies."""
+    seed: int = 0
+    """Seed of the variants."""
     batch_size: int | None = None
     """Scans encoded at once; by default 1 on a CPU (same bytes whatever is missing), 16 on a GPU."""
     precision: Precision = "auto"
@@ -68,51 +78,75 @@ def main(config: SaveLatentConfig) -> None:
     frames = [read_table(path) for path in config.csv]
     for path, split, frame in zip(config.csv, splits, frames, strict=True):
         volumes = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device)
-        made = encode(volumes, vae, device, config.out / split, device.inference_batch(config.batch_size))
+        items = list_items(volumes, copies=config.augmented_copies if split == splits[0] else 0)
         if distributed.is_main():
-            refuse_strangers(config.out / split, volumes)
-            print(f"{path}: {made} encoded by this process, {len(volumes)} latents in {config.out / split}")
+            refuse_strangers(config.out / split, items)
+        distributed.barrier()
+        made = encode(volumes, items, vae, device, config.out / split, config)
+        print(f"{path}: {made} encoded by this process, {len(items)} latents in {config.out / split}")
     distributed.barrier()
     if distributed.is_main():
+        for split in splits:
+            write_checksums(config.out / split)
         ledger = sorted({*vae.ledger, *ledger_of(frames[0])})
         statistics = compute_statistics(read_split(config.out, splits[0]), split=splits[0], ledger=ledger)
         write_statistics(config.out, statistics)
         print(f"statistics of {statistics.count} training latents in {config.out / 'statistics.json'}")
 
 
+@dataclass(frozen=True)
+class Item:
+    """One latent to make: the table's row, which variant of it (0: the scan itself), and the file's name."""
+
+    row: int
+    variant: int
+    name: str
+
+
+def list_items(volumes: Volumes, *, copies: int) -> list[Item]:
+    """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
+    items = []
+    for row, entry in enumerate(volumes.frame.itertuples()):
+        stem = f"{entry.subject}_{entry.session}" if entry.session else f"{entry.subject}"
+        items.append(Item(row, 0, f"{stem}.pkl"))
+        items += [Item(row, variant, f"{stem}_variant{variant}.pkl") for variant in range(1, copies + 1)]
+    return items
+
+
 @torch.no_grad()
-def encode(volumes: Volumes, vae: LoadedVAE, device: Device, folder: Path, batch_size: int) -> int:
+def encode(
+    volumes: Volumes, items: list[Item], vae: LoadedVAE, device: Device, folder: Path, config: SaveLatentConfig
+) -> int:
     """Writes the latents that are not there yet, this process's share; returns how many.
 
     Raises:
         InputError: a latent of another VAE is in the folder.
     """
-    model = device.module(vae.model)
-    names = latent_names(volumes)
-    share = [row for row in distributed.shard(range(len(volumes))) if not _present(folder / names[row], vae.hash)]
+    model, batch_size = device.module(vae.model), device.inference_batch(config.batch_size)
+    share = [item for item in distributed.shard(items) if not _present(folder / item.name, vae.hash)]
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
     for start in range(0, len(share), batch_size):
-        rows = share[start : start + batch_size]
+        batch = share[start : start + batch_size]
         with device.autocast():
-            mu, logvar = model.encode(volumes.batch(torch.tensor(rows)))
-        for place, row in enumerate(rows):
-            entry = volumes.frame.iloc[row]
+            mu, logvar = model.encode(torch.cat([volume(volumes, item, config) for item in batch]))
+        for place, item in enumerate(batch):
+            entry = volumes.frame.iloc[item.row]
             latent = Latent(
                 mu=mu[place].cpu().numpy(), logvar=logvar[place].cpu().numpy(),
                 label=int(entry.label), subject=str(entry.subject), vae=vae.hash, grid=vae.grid.to_dict(),
             )  # fmt: skip
-            write_latent(folder / names[row], latent)
-        bar.update(len(rows))
+            write_latent(folder / item.name, latent)
+        bar.update(len(batch))
     bar.close()
     return len(share)
 
 
-def latent_names(volumes: Volumes) -> list[str]:
-    """File name of each scan's latent: subject, and session where there is one."""
-    return [
-        f"{entry.subject}_{entry.session}.pkl" if entry.session else f"{entry.subject}.pkl"
-        for entry in volumes.frame.itertuples()
-    ]
+def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tensor:
+    """One scan or variant (1, 1, D, H, W); a variant depends on the seed, its file name and its number only."""
+    x = volumes.batch(torch.tensor([item.row]))
+    if item.variant == 0:
+        return x
+    return augment(x, config.augment, seeding.generator(config.seed, f"variant of {item.name}", item.variant))
 
 
 def _present(path: Path, vae_hash: str) -> bool:
@@ -124,15 +158,21 @@ def _present(path: Path, vae_hash: str) -> bool:
     return True
 
 
-def refuse_strangers(folder: Path, volumes: Volumes) -> None:
-    """Latents of subjects that are not in the table would silently join the training set.
+def refuse_strangers(folder: Path, items: list[Item]) -> None:
+    """Latents that the table and options do not ask for would silently join the training set.
 
     Raises:
         InputError: names the files.
     """
-    strangers = sorted({path.name for path in list_latents(folder)} - set(latent_names(volumes)))
+    strangers = sorted({path.name for path in list_latents(folder)} - {item.name for item in items})
     if strangers:
-        raise InputError.of(f"{folder}: latents of scans that are not in the table", strangers)
+        raise InputError.of(f"{folder}: latents that this table and these options would not make", strangers)
+
+
+def write_checksums(folder: Path) -> None:
+    """<folder>/SHA256SUMS, in the format of the sha256sum command."""
+    with atomic_write(folder / "SHA256SUMS") as temporary:
+        temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in list_latents(folder)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import nn
 from cohort.ledger import ledger_of, refuse_overlap
 from cohort.pictures import gallery
 from cohort.scans import GRIDS, Grid, load_scans
-from cohort.tables import read_table
+from cohort.tables import CLASS_NAMES, read_table
 from runtime import distributed, seeding
 from runtime.checkpoints import average
 from runtime.cli import describe, run_script
@@ -26,21 +26,13 @@ from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.finite import LossGuard
 from runtime.runs import Run, due, open_run
-from VAE import losses
+from VAE.augment import augment
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import Volumes, batch_rows
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
-
-
-@dataclass
-class Judges:
-    """The networks that only the loss needs: perceptual (fixed) and adversarial (trained); None where weight is 0."""
-
-    perceptual: losses.PerceptualDistance | None = None
-    discriminator: nn.Module | None = None
-    optimiser: torch.optim.Optimizer | None = None
+from VAE.objective import Judges, adversarial_counts, build_judges, discriminator_step, objective
 
 
 @dataclass
@@ -50,6 +42,8 @@ class State:
     ema: dict[str, torch.Tensor]
     step: int = 0
     best: float = -math.inf
+    stale: int = 0
+    """Validations since the best one."""
     ledger: list[str] = field(default_factory=list)
 
 
@@ -70,7 +64,7 @@ def main(config: TrainConfig) -> None:
         guard = LossGuard(device.kind)
         started = time.perf_counter()
 
-        for step in run.progress(state.step, config.steps, "VAE"):
+        for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "VAE"):
             terms = train_step(network, judges, optimiser, train, step, config)
             guard.watch(step, terms["loss/train"])
             average(state.ema, model, config.ema_decay, step)
@@ -83,19 +77,33 @@ def main(config: TrainConfig) -> None:
             better = due(step, config.val_every_steps, config.steps) and validate(run, state, val, model, config)
             if better:
                 save(run, "best", grid, model, judges, optimiser, state)
-            if due(step, config.save_every_steps, config.steps) or run.interrupted:
+            if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
                 guard.check(run)
                 save(run, "last", grid, model, judges, optimiser, state)
+            if finished(state, config):
+                run.say(f"stopped early: {state.stale} validations without a better one")
+                break
         run.say(f"best held-out PSNR inside the head {state.best:.2f} dB; checkpoint {run.checkpoint('best')}")
+
+
+def finished(state: State, config: TrainConfig) -> bool:
+    """Whether held-out PSNR has not improved for too long."""
+    return 0 < config.patience <= state.stale
 
 
 def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volumes, Volumes, list[str]]:
     """Training and held-out scans, and the ledger of all their subjects.
 
     Raises:
-        InputError: unreadable tables or scans, a table without rows, or subjects in both tables.
+        InputError: unreadable tables or scans, a table without rows, one class only, or subjects in both tables.
     """
     frames = [read_table(path) for path in (config.train_csv, config.val_csv)]
+    missing = sorted(set(CLASS_NAMES) - {CLASS_NAMES[label] for label in frames[0].label.unique()})
+    if missing and not config.allow_one_class:
+        raise InputError(
+            f"{config.train_csv}: no scan of class {missing[0]}; an autoencoder that never saw it cannot encode it. "
+            "--allow-one-class trains on one class on purpose"
+        )
     refuse_overlap(frames[1], ledger_of(frames[0]), what=f"{config.val_csv}: held-out table")
     stacks = [load_scans(frame, grid, cache_dir=config.cache_dir, skip_bad=config.skip_bad) for frame in frames]
     ledger = sorted({*ledger_of(frames[0]), *ledger_of(frames[1])})
@@ -110,13 +118,13 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
         model.latent_shape(grid.shape)
     except ValueError as error:
         raise InputError(f"--grid {grid.name} and --model.channels {config.model.channels}: {error}") from None
-    judges = Judges()
-    if config.loss.perceptual > 0:
-        judges.perceptual = losses.PerceptualDistance().to(device.kind)
-    if config.loss.adversarial > 0:
-        judges.discriminator = device.module(losses.discriminator_network())
-        judges.optimiser = torch.optim.AdamW(judges.discriminator.parameters(), lr=config.lr, betas=(0.5, 0.9))
-    return device.module(model), judges
+    if config.recompute:
+        model.recompute_activations()
+    model = device.module(model)
+    if config.compile and device.kind.type == "cuda":
+        model.encoder.compile()
+        model.decoder.compile()
+    return model, build_judges(config.loss, config.lr, device)
 
 
 def train_step(
@@ -130,6 +138,7 @@ def train_step(
     """One update of the autoencoder, and of the discriminator when it takes part; returns named loss terms."""
     device = train.device
     x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
+    x = augment(x, config.augment, seeding.generator(config.seed, "augment", step, distributed.rank()))
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
     latent = plain.latent_shape(tuple(x.shape[2:]))
     eps = torch.randn(
@@ -141,64 +150,16 @@ def train_step(
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, config)
 
-    adversarial = judges.discriminator is not None and step >= config.loss.adversarial_start_step
     with device.autocast():
         x_hat, mu, logvar = network(x, distributed.local(eps))
-        terms = loss_terms(x_hat, x, mu, logvar, judges, adversarial, step, config)
-        loss = sum(weight * terms[f"loss/{name}"] for name, weight in weights(config, adversarial).items())
+        loss, terms = objective(x_hat, x, mu, logvar, judges, config.loss, step, config.seed)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     optimiser.step()
-    if adversarial:
-        terms["loss/discriminator"] = discriminator_step(judges, x_hat.detach(), x, device)
-    return {"loss/train": loss.detach(), **{name: term.detach() for name, term in terms.items()}, "grad/norm": norm}
-
-
-def weights(config: TrainConfig, adversarial: bool) -> dict[str, float]:
-    """Weight of each loss term that takes part in this step."""
-    named = {"reconstruction": 1.0, "kl": config.loss.kl}
-    if config.loss.perceptual > 0:
-        named["perceptual"] = config.loss.perceptual
-    if adversarial:
-        named["adversarial"] = config.loss.adversarial
-    return named
-
-
-def loss_terms(
-    x_hat: torch.Tensor,
-    x: torch.Tensor,
-    mu: torch.Tensor,
-    logvar: torch.Tensor,
-    judges: Judges,
-    adversarial: bool,
-    step: int,
-    config: TrainConfig,
-) -> dict[str, torch.Tensor]:
-    """Unweighted loss terms by name."""
-    terms = {"loss/reconstruction": losses.reconstruction(x_hat, x), "loss/kl": losses.kl(mu, logvar, x[0].numel())}
-    if judges.perceptual is not None:
-        drawn = losses.random_slices(
-            x_hat, x, config.loss.perceptual_slices, seeding.generator(config.seed, "slices", step, distributed.rank())
-        )
-        terms["loss/perceptual"] = torch.stack([judges.perceptual(a, b) for a, b in drawn]).mean()
-    if adversarial:
-        judges.discriminator.requires_grad_(False)
-        terms["loss/adversarial"] = losses.generator_adversarial(judges.discriminator(x_hat)[-1])
-    return terms
-
-
-def discriminator_step(judges: Judges, x_hat: torch.Tensor, x: torch.Tensor, device: Device) -> torch.Tensor:
-    """One update of the discriminator on a real and a reconstructed batch; returns its loss."""
-    judges.discriminator.requires_grad_(True)
-    with device.autocast():
-        loss = losses.discriminator_adversarial(judges.discriminator(x)[-1], judges.discriminator(x_hat)[-1])
-    judges.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    for parameter in judges.discriminator.parameters():
-        parameter.grad = distributed.mean(parameter.grad)
-    judges.optimiser.step()
-    return loss.detach()
+    if adversarial_counts(config.loss, step):
+        terms["loss/discriminator"] = discriminator_step(judges, x_hat.detach(), x, config.loss, device)
+    return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -230,6 +191,7 @@ def validate(run: Run, state: State, val: Volumes, model: Autoencoder, config: T
         draw(run, state.step, pictures, means["val/psnr_head"])
     better = means["val/psnr_head"] > state.best
     state.best = max(state.best, means["val/psnr_head"])
+    state.stale = 0 if better else state.stale + 1
     return better
 
 
@@ -262,7 +224,7 @@ def resume(
         if judges.discriminator is not None:
             judges.discriminator.load_state_dict(record["discriminator"])
             judges.optimiser.load_state_dict(record["discriminator_optimiser"])
-        state.step, state.best = record["step"], record["best"]
+        state.step, state.best, state.stale = record["step"], record["best"], record["stale"]
         run.say(f"continuing at step {state.step}")
     run.continue_from(state.step)
 
@@ -287,7 +249,7 @@ def save(
         }
     save_vae(
         run.checkpoint(name), model, grid=grid, ledger=state.ledger, step=state.step, best=state.best,
-        ema=state.ema, optimiser=optimiser.state_dict(), **adversary,
+        stale=state.stale, ema=state.ema, optimiser=optimiser.state_dict(), **adversary,
     )  # fmt: skip
 
 

@@ -45,20 +45,32 @@ def load_checkpoint(path: Path | str, kind: str) -> dict[str, Any]:
     Raises:
         InputError: missing or damaged file, another kind, or another format version; names the file, got and expected.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable checkpoint: {reason}") from None
-    if not isinstance(record, dict) or "kind" not in record or "format" not in record:
+    record = load_tensors(path)
+    if "kind" not in record or "format" not in record:
         raise InputError(f"{path}: not a checkpoint of this project (it states neither kind nor format)")
     if record["kind"] != kind:
         raise InputError(f"{path}: a checkpoint of kind {record['kind']!r}, expected {kind!r}")
     if record["format"] != FORMAT:
         raise InputError(f"{path}: checkpoint format {record['format']}, this code reads format {FORMAT}")
+    return record
+
+
+def load_tensors(path: Path | str) -> dict[str, Any]:
+    """Reads any file that torch.save wrote from a dict of tensors and plain values, onto the CPU, without running it.
+
+    Raises:
+        InputError: missing or damaged file, or one that holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable checkpoint: {reason}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: holds a {type(record).__name__}, not a checkpoint of this project or a state dict")
     return record
 
 

@@ -34,7 +34,7 @@ from runtime.errors import InputError
 from runtime.files import read_json, write_json
 
 # May differ when a run is continued: where or how fast it runs, not what it computes.
-FREE_FIELDS = ("dry_run", "threads", "workers", "cache_dir", "run_dir")
+FREE_FIELDS = ("dry_run", "threads", "workers", "cache_dir", "run_dir", "compile", "recompute")
 
 
 def due(step: int, every: int, last: int | None = None) -> bool:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from VAE.config import ModelConfig
 
@@ -41,6 +44,12 @@ def lowest_frequencies(p: int, count: int) -> torch.Tensor:
     return torch.stack(rows).float()
 
 
+def norm_silu(norm: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+    """SiLU of a group norm; without gradients the second overwrites the first's output, which nobody else holds."""
+    h = norm(x)
+    return F.silu(h, inplace=not h.requires_grad)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input (through a 1x1x1 convolution when the width changes)."""
 
@@ -53,9 +62,24 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(norm_silu(self.norm2, h))
+        return h.add_(self.shortcut(x))  # no gradient needs a convolution's output: its sum takes its place
+
+
+class SelfAttention(nn.Module):
+    """Single-head attention of every latent position to every other, plus the input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, one head, positions, C)
+        h = F.scaled_dot_product_attention(self.to_q(h), self.to_k(h), self.to_v(h))
+        return x + self.out(h[:, 0]).transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -69,18 +93,92 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
-    """Doubles each axis by nearest neighbour and a convolution."""
+def fold(weight: torch.Tensor) -> torch.Tensor:
+    """3x3x3 filters on a doubled volume as 2x2x2 filters on the volume before doubling, one for each parity.
 
-    def __init__(self, channels: int) -> None:
+    Along an axis, a position of the doubled volume sees only two positions of the small one, because two of the three
+    taps fall on copies of one position: taps (a, b, c) become (a, b + c) at even and (a + b, c) at odd positions.
+
+    Args:
+        weight: (O, I, 3, 3, 3).
+
+    Returns:
+        (2, 2, 2, O, I, 2, 2, 2): parity along D, H, W, then the filters.
+    """
+    for _ in range(3):  # the last axis not folded yet is always axis 4
+        a, b, c = weight.unbind(4)
+        weight = torch.stack([torch.stack([a, b + c], 4), torch.stack([a + b, c], 4)])
+    return weight
+
+
+class Interleave(torch.autograd.Function):
+    """Puts the eight parities of a doubled volume in their places; the backward pass takes them out again.
+
+    Written by hand because differentiating eight slices makes eight full-size zero tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, h: torch.Tensor) -> torch.Tensor:
+        """h (B, D + 1, H + 1, W + 1, 2, 2, 2, C) -> (B, 2 D, 2 H, 2 W, C)."""
+        ctx.shape = h.shape
+        B, D, H, W, *_, C = h.shape
+        out = h.new_empty(B, D - 1, 2, H - 1, 2, W - 1, 2, C)
+        for p, q, r in itertools.product((0, 1), repeat=3):
+            out[:, :, p, :, q, :, r] = h[:, p : D - 1 + p, q : H - 1 + q, r : W - 1 + r, p, q, r]
+        return out.view(B, 2 * D - 2, 2 * H - 2, 2 * W - 2, C)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        B, D, H, W, *_, C = ctx.shape
+        gradient = gradient.reshape(B, D - 1, 2, H - 1, 2, W - 1, 2, C)
+        out = gradient.new_zeros(ctx.shape)
+        for p, q, r in itertools.product((0, 1), repeat=3):
+            out[:, p : D - 1 + p, q : H - 1 + q, r : W - 1 + r, p, q, r] = gradient[:, :, p, :, q, :, r]
+        return out
+
+
+class Upsample(nn.Module):
+    """Doubles each axis and convolves by 3x3x3 filters.
+
+    With nearest-neighbour doubling the doubled input is never made: one 2x2x2 convolution with eight times the channels
+    gives the same result with 8 products per output value instead of 27 (see `fold`). A test compares it with the plain
+    form.
+    """
+
+    def __init__(self, channels: int, mode: str = "nearest") -> None:
         super().__init__()
+        self.mode = mode
         self.conv = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if self.mode == "linear":
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="trilinear"))
+        C = self.conv.out_channels
+        weight = fold(self.conv.weight).flatten(0, 3).contiguous(memory_format=torch.channels_last_3d)
+        h = F.conv3d(x, weight, self.conv.bias.repeat(8), padding=1)  # (B, 8 C, D + 1, H + 1, W + 1)
+        h = h.permute(0, 2, 3, 4, 1).unflatten(-1, (2, 2, 2, C))
+        return Interleave.apply(h).permute(0, 4, 1, 2, 3)
 
 
-def levels(widths: tuple[int, ...], blocks: int, groups: int, between: type[nn.Module]) -> nn.Sequential:
+def middle(channels: int, config: ModelConfig) -> nn.Sequential:
+    """Attention between two ResNet blocks at the lowest resolution, or nothing."""
+    if not config.attention:
+        return nn.Sequential()
+    return nn.Sequential(
+        ResBlock(channels, channels, config.groups),
+        SelfAttention(channels, config.groups),
+        ResBlock(channels, channels, config.groups),
+    )
+
+
+def run(layers: nn.Sequential, h: torch.Tensor, recompute: bool) -> torch.Tensor:
+    """The layers in turn; with `recompute` their activations are computed again in the backward pass, not kept."""
+    for layer in layers:
+        h = checkpoint(layer, h, use_reentrant=False) if recompute and torch.is_grad_enabled() else layer(h)
+    return h
+
+
+def levels(widths: tuple[int, ...], blocks: int, groups: int, between: Callable[[int], nn.Module]) -> nn.Sequential:
     """ResNet blocks of each width in turn, with a change of resolution between two levels."""
     layers: list[nn.Module] = []
     width = widths[0]
@@ -98,15 +196,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.patch = config.stem_patch
+        self.patch, self.recompute = config.stem_patch, False
         self.conv_in = nn.Conv3d(self.patch**3, config.channels[0], 3, padding=1)
         self.layers = levels(config.channels, config.blocks, config.groups, Downsample)
+        self.middle = middle(config.channels[-1], config)
         self.norm_out = nn.GroupNorm(config.groups, config.channels[-1], eps=1e-6)
         self.conv_out = nn.Conv3d(config.channels[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv_in(space_to_depth(x, self.patch))  # (B, widths[0], D/p, H/p, W/p)
-        h = self.layers(h)  # (B, widths[-1], d, h, w)
+        h = self.middle(run(self.layers, h, self.recompute))  # (B, widths[-1], d, h, w)
         return self.conv_out(self.norm_out(h))
 
 
@@ -115,14 +214,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        widths, self.patch = config.channels[::-1], config.stem_patch
+        widths, self.patch, self.recompute = config.channels[::-1], config.stem_patch, False
         self.conv_in = nn.Conv3d(config.latent_channels, widths[0], 3, padding=1)
-        self.layers = levels(widths, config.blocks, config.groups, Upsample)
+        self.middle = middle(widths[0], config)
+        self.layers = levels(widths, config.blocks, config.groups, partial(Upsample, mode=config.upsampling))
         self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv3d(widths[-1], self.patch**3, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        h = self.layers(self.conv_in(z))  # (B, widths[-1], D/p, H/p, W/p)
+        h = run(self.layers, self.middle(self.conv_in(z)), self.recompute)  # (B, widths[-1], D/p, H/p, W/p)
         return depth_to_space(self.conv_out(self.norm_out(h)), self.patch)
 
 
@@ -173,6 +273,10 @@ class Autoencoder(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.to_logvar.weight)
         nn.init.constant_(self.to_logvar.bias, -5.0)
+
+    def recompute_activations(self) -> None:
+        """Trades time for memory: each level's activations are computed again in the backward pass."""
+        self.encoder.recompute = self.decoder.recompute = True
 
     @property
     def factor(self) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from VAE.config import PRESETS, ModelConfig
 from VAE.model import Autoencoder
-from VAE.model.autoencoder import depth_to_space, lowest_frequencies, space_to_depth
+from VAE.model.autoencoder import SelfAttention, Upsample, depth_to_space, lowest_frequencies, space_to_depth
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ from VAE.model.autoencoder import depth_to_space, lowest_frequencies, space_to_d
             (8, 2, 3, 1),
         ),
         (PRESETS["smoke"].model, (20, 24, 20), (4, 10, 12, 10)),
+        (ModelConfig(channels=(8, 8, 8, 16), groups=4, attention=True), (16, 24, 8), (4, 2, 3, 1)),  # 8x
     ],
 )  # fmt: skip
 def test_shapes(config: ModelConfig, shape: tuple, latent: tuple) -> None:
@@ -111,3 +113,51 @@ def test_every_preset_divides_its_grid() -> None:
 
     for preset in PRESETS.values():
         assert len(Autoencoder(preset.model).latent_shape(GRIDS[preset.grid].shape)) == 4
+
+
+def test_folded_upsampling_equals_doubling_then_convolving() -> None:
+    """Values and all gradients, odd and single sizes too, in float64."""
+    torch.manual_seed(0)
+    layer = Upsample(3).double()
+    for shape in ((2, 3, 3, 4, 5), (1, 3, 1, 1, 2)):
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        fast = layer(x)
+        plain = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        torch.testing.assert_close(fast, plain, atol=1e-12, rtol=0)
+        wanted, downstream = [x, layer.conv.weight, layer.conv.bias], torch.randn_like(plain)
+        for a, b in zip(
+            torch.autograd.grad(fast, wanted, downstream), torch.autograd.grad(plain, wanted, downstream), strict=True
+        ):
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+
+
+def test_attention_equals_the_materialised_softmax() -> None:
+    torch.manual_seed(0)
+    layer, x = SelfAttention(8, 4), torch.randn(2, 8, 2, 3, 2)
+    h = layer.norm(x).flatten(2).transpose(1, 2)
+    scores = torch.softmax(layer.to_q(h) @ layer.to_k(h).transpose(1, 2) / 8**0.5, dim=-1)
+    expected = x + layer.out(scores @ layer.to_v(h)).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_gradients_and_hold_less_memory() -> None:
+    def gradients(recompute: bool) -> tuple[list[torch.Tensor], int]:
+        torch.manual_seed(0)
+        model = Autoencoder(ModelConfig(channels=(8, 8), groups=4, attention=True))
+        if recompute:
+            model.recompute_activations()
+        x, eps, held = torch.rand(1, 1, 16, 16, 16), torch.randn(1, 4, 8, 8, 8), {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            held[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model(x, eps)[0].square().mean()
+        loss.backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None], sum(held.values())
+
+    (plain, plain_bytes), (again, again_bytes) = gradients(False), gradients(True)
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    assert again_bytes < 0.6 * plain_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from runtime.device import Device
 from tests.processes import kill_at_step, script
 from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
-from VAE.latents import read_split, read_statistics
-from VAE.train import Judges, build, learning_rate, train_step
+from VAE.latents import read_latent, read_split, read_statistics
+from VAE.objective import Judges
+from VAE.objective import weights as loss_weights
+from VAE.train import build, learning_rate, train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
@@ -111,6 +114,11 @@ def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, 
     assert (len(latents), len(read_split(tmp_path, "val"))) == (12, 4)
     statistics = read_statistics(tmp_path)
     assert (statistics.count, statistics.vae) == (12, latents[0].vae)
+    sums = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "train", capture_output=True, check=False
+    )
+    assert sums.returncode == 0
+    assert len((tmp_path / "train/SHA256SUMS").read_text().splitlines()) == 12
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pkl")}
     missing = tmp_path / "train" / "train03.pkl"
     content = missing.read_bytes()
@@ -121,6 +129,30 @@ def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, 
     other = script(*words[:2], trained / "checkpoints/last.pt", *words[3:], ok=False)
     assert other.returncode == 2
     assert "made by VAE" in other.stderr
+
+
+def test_augmented_copies_join_the_training_split_only(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    words = (
+        "VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--threads", 1, "--out", tmp_path,
+        "--cache-dir", cohort_dir / "cache", "--csv", cohort_dir / "train.csv", cohort_dir / "val.csv",
+        "--augmented-copies", 2,
+    )  # fmt: skip
+    script(*words)
+    latents = {path.name: read_latent(path) for path in (tmp_path / "train").glob("*.pkl")}
+    assert len(latents) == 36
+    assert len(read_split(tmp_path, "val")) == 4
+    plain, one, two = (latents[f"train00{end}.pkl"] for end in ("", "_variant1", "_variant2"))
+    assert plain.subject == one.subject == two.subject == "train00"
+    differences = [abs(a.mu - b.mu).mean() for a, b in ((plain, one), (plain, two), (one, two))]
+    assert min(differences) > 0.01
+    assert max(differences) < abs(plain.mu).mean() * 2
+    content = (tmp_path / "train/train00_variant2.pkl").read_bytes()
+    (tmp_path / "train/train00_variant2.pkl").unlink()
+    script(*words)
+    assert (tmp_path / "train/train00_variant2.pkl").read_bytes() == content
+    refused = script(*words[:-2], ok=False)  # without copies, the folder holds files that would not be made
+    assert refused.returncode == 2
+    assert "train00_variant1.pkl" in refused.stderr
 
 
 def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, trained: Path) -> None:
@@ -172,7 +204,9 @@ class _Scans:
 
 
 def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
-    loss = LossConfig(perceptual=0.1, perceptual_slices=3, adversarial=0.05, adversarial_start_step=2)
+    loss = LossConfig(
+        perceptual=0.1, perceptual_slices=3, adversarial=0.05, adversarial_start_step=2, adversarial_warmup_steps=0
+    )
     config = replace(PRESETS["smoke"], loss=loss, batch_size=2)
     from cohort.scans import GRIDS
 
@@ -190,6 +224,53 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     expected = second["loss/reconstruction"] + config.loss.kl * second["loss/kl"]
     expected = expected + 0.1 * second["loss/perceptual"] + 0.05 * second["loss/adversarial"]
     torch.testing.assert_close(second["loss/train"], expected)
+    torch.testing.assert_close(second["scaled/perceptual"], 0.1 * second["loss/perceptual"])
+
+
+def test_terms_count_from_their_first_step_and_the_adversarial_one_rises() -> None:
+    loss = LossConfig(
+        kl=0.5, kl_start_step=3, perceptual=0.1, perceptual_start_step=2, adversarial=0.8, adversarial_start_step=4,
+        adversarial_warmup_steps=4,
+    )  # fmt: skip
+    assert loss_weights(loss, 1) == {"reconstruction": 1.0, "kl": 0.0}
+    assert loss_weights(loss, 2) == {"reconstruction": 1.0, "kl": 0.0, "perceptual": 0.1}
+    assert loss_weights(loss, 3)["kl"] == 0.5
+    assert [loss_weights(loss, step).get("adversarial", 0) for step in (3, 4, 7, 50)] == pytest.approx(
+        [0, 0.2, 0.8, 0.8]
+    )
+
+
+def test_missing_perceptual_weights_are_an_error_never_a_zero(cohort_dir: Path, tmp_path: Path) -> None:
+    refused = script(
+        "VAE.train", "smoke", *tables(cohort_dir, tmp_path / "run"), "--loss.perceptual", 0.1,
+        "--loss.perceptual-network", "radimagenet_resnet50", ok=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "--loss.perceptual-weights" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_stops_early_and_stays_stopped(cohort_dir: Path, tmp_path: Path) -> None:
+    """With no learning rate nothing improves: the first validation is the best, and two more end the run."""
+    words = ("smoke", "--steps", 40, "--val-every-steps", 2, "--save-every-steps", 20, "--lr", 0, "--patience", 2,
+             "--threads", 1, *tables(cohort_dir, tmp_path))  # fmt: skip
+    script("VAE.train", *words)
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] == 6
+    assert load_checkpoint(tmp_path / "checkpoints/best.pt", "vae")["step"] == 2
+    script("VAE.train", *words)
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] == 6
+
+
+def test_a_table_of_one_class_is_refused_unless_told(cohort_dir: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(cohort_dir / "train.csv")
+    table["file"] = [str((cohort_dir / name).resolve()) for name in table.file]
+    table[table.diagnosis == "HC"].to_csv(tmp_path / "hc.csv", index=False)
+    words = ("VAE.train", "smoke", "--steps", 2, "--train-csv", tmp_path / "hc.csv", "--threads", 1,
+             *tables(cohort_dir, tmp_path / "run")[2:])  # fmt: skip
+    refused = script(*words, ok=False)
+    assert refused.returncode == 2
+    assert "no scan of class TLE" in refused.stderr
+    script(*words, "--allow-one-class")
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

@@ -1,0 +1,77 @@
+"""Augmentation: off is the identity, each part alone does what its name says, draws are reproducible."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import ndimage
+
+from VAE.augment import affine, augment
+from VAE.config import AugmentConfig
+
+
+def head(count: int = 2) -> torch.Tensor:
+    """Smooth blobs off centre, (count, 1, 16, 20, 24) in [0, 1], 0 at the rim."""
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (16, 20, 24)), indexing="ij")
+    blob = torch.exp(-sum((a - c) ** 2 / 18 for a, c in zip(axes, (6, 9, 14), strict=True)))
+    return (blob * (blob > 0.01)).repeat(count, 1, 1, 1, 1)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def centre(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([ndimage.center_of_mass(volume[0].numpy()) for volume in x])
+
+
+def test_off_is_the_identity() -> None:
+    x = head()
+    assert augment(x, AugmentConfig(), draw()) is x
+
+
+def test_the_same_generator_gives_the_same_variants_and_another_gives_others() -> None:
+    config = AugmentConfig(rotate_degrees=10, scale=0.1, shift_voxels=2, gamma=0.2, bias=0.2)
+    one, same, other = (augment(head(), config, draw(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)
+    assert not torch.allclose(one[0], one[1])  # every volume of a batch has its own
+    assert one.min() >= 0
+    assert one.max() <= 1
+
+
+def test_shift_moves_the_centre_by_at_most_what_was_asked_and_keeps_the_shape() -> None:
+    x = head(16)
+    moved = centre(augment(x, AugmentConfig(shift_voxels=2.0), draw())) - centre(x)
+    assert moved.abs().max() < 2.1
+    assert moved.abs().amax(0).min() > 1.0  # along every axis
+
+
+def test_a_rotation_is_rigid_in_voxels_whatever_the_shape() -> None:
+    """The map in voxel units is orthogonal; it would not be if [-1, 1] coordinates were rotated."""
+    shape = torch.Size((16, 20, 24))
+    theta = affine(8, shape, AugmentConfig(rotate_degrees=20), draw())
+    sizes = torch.tensor([24.0, 20.0, 16.0])
+    voxels = theta[:, :, :3] * sizes[None, :, None] / sizes[None, None, :]
+    torch.testing.assert_close(voxels @ voxels.transpose(1, 2), torch.eye(3).expand(8, 3, 3), atol=1e-5, rtol=0)
+    assert (torch.linalg.det(voxels) - 1).abs().max() < 1e-5
+    cosine = (voxels.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+    assert cosine.min() > torch.cos(torch.deg2rad(torch.tensor(20.0 * 3**0.5))) - 1e-3
+    assert cosine.max() < 1.0
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(gamma=0.3), AugmentConfig(bias=0.3)])
+def test_intensity_changes_leave_the_background_and_the_geometry(config: AugmentConfig) -> None:
+    x = head()
+    changed = augment(x, config, draw())
+    assert (changed[x == 0] == 0).all()
+    assert not torch.allclose(changed, x)
+    inside = x > 0.05
+    ratio = (changed[inside].log() - x[inside].log()).abs() / x[inside].log().abs().clamp(min=1)
+    assert ratio.max() < 0.36
+
+
+def test_flips_mirror_left_and_right_only_when_asked() -> None:
+    x = head()
+    assert torch.equal(augment(x, AugmentConfig(flip=1.0), draw()), x.flip(2))
+    assert AugmentConfig().flip == 0

@@ -1,0 +1,198 @@
+"""Autoencoders of MONAI in this project's model: the same outputs, and refusals of what it cannot hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+from monai.networks.nets import AutoencoderKL
+
+from cohort.scans import GRIDS
+from runtime.errors import InputError
+from VAE.checkpoint import import_monai, load_vae, save_vae
+
+
+def monai(
+    kind: type = AutoencoderKL, *, channels: tuple = (8, 8, 16), blocks: object = 1, **options
+) -> torch.nn.Module:
+    """A network of MONAI with random parameters, those of the norms and the biases too."""
+    torch.manual_seed(0)
+    middle, count = options.pop("middle", False), len(channels)
+    widths = {"channels" if kind is AutoencoderKL else "num_channels": channels}
+    settings = {
+        "spatial_dims": 3, "in_channels": 1, "out_channels": 1, "latent_channels": 3, "norm_num_groups": 4,
+        "num_res_blocks": (blocks,) * count if isinstance(blocks, int) else blocks,
+        "attention_levels": (False,) * count,
+        "with_encoder_nonlocal_attn": middle, "with_decoder_nonlocal_attn": middle, **widths, **options,
+    }  # fmt: skip
+    if kind is AutoencoderKlMaisi:
+        settings = {"num_splits": 1, "norm_float16": False, "save_mem": False, **settings}
+    network = kind(**settings).eval()
+    for name, parameter in network.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        elif parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def file_of(path: Path, network: torch.nn.Module) -> Path:
+    torch.save(network.state_dict(), path)
+    return path
+
+
+CASES = {
+    "narrow": ({}, (16, 24, 8)),
+    "two blocks": ({"blocks": 2, "channels": (8, 16)}, (16, 12, 8)),
+    "one level": ({"channels": (16,)}, (6, 5, 4)),
+    "eight times, middle": ({"channels": (8, 8, 16, 16), "blocks": 2, "middle": True}, (16, 24, 16)),
+    "one block, middle": ({"middle": True}, (16, 12, 8)),
+    "combined queries, keys and values": ({"middle": True, "use_combined_linear": True}, (16, 8, 8)),
+    "odd sizes": ({}, (17, 20, 23)),
+    "MAISI": ({"kind": AutoencoderKlMaisi}, (16, 24, 8)),
+    "MAISI, two blocks, odd sizes": ({"kind": AutoencoderKlMaisi, "blocks": 2}, (17, 20, 23)),
+    "MAISI, middle": ({"kind": AutoencoderKlMaisi, "middle": True}, (16, 8, 8)),
+    "MAISI, middle with projection": ({"kind": AutoencoderKlMaisi, "middle": True, "include_fc": True}, (16, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_the_same_posterior_and_reconstruction(case: str, tmp_path: Path) -> None:
+    options, shape = CASES[case]
+    theirs = monai(**options)
+    ours = import_monai(file_of(tmp_path / "vae.pt", theirs), groups=4).model
+    x = torch.rand(2, 1, *shape)
+    mu, sigma = theirs.encode(x)
+    my_mu, my_logvar = ours.encode(x)
+    torch.testing.assert_close(my_mu, mu, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(my_logvar, 2 * sigma.log(), atol=1e-4, rtol=1e-4)
+    x_hat = theirs.decode(mu)
+    assert x_hat.std() > 0.05
+    torch.testing.assert_close(ours.decode(mu), x_hat, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_posterior_width_is_clamped_alike(tmp_path: Path) -> None:
+    theirs = monai()
+    theirs.quant_conv_log_sigma.conv.bias.copy_(torch.tensor([-90.0, 0.0, 90.0]))
+    ours = import_monai(file_of(tmp_path / "vae.pt", theirs), groups=4).model
+    x = torch.rand(1, 1, 8, 8, 8)
+    logvar = ours.encode(x)[1]
+    assert (logvar.min(), logvar.max()) == (-30, 20)
+    torch.testing.assert_close(torch.exp(0.5 * logvar), theirs.encode(x)[1], atol=1e-4, rtol=1e-4)
+
+
+def test_every_odd_size_is_reduced_as_by_monai(tmp_path: Path) -> None:
+    """Padded at the far end, an odd axis loses its last voxel's share: 17 -> 8, as an even one of 16."""
+    theirs = monai(channels=(4, 4))
+    ours = import_monai(file_of(tmp_path / "vae.pt", theirs), groups=4).model
+    for size in range(4, 12):
+        x = torch.rand(1, 1, size, 4, 5)
+        assert ours.encode(x)[0].shape == theirs.encode(x)[0].shape == (1, 3, size // 2, 2, 2)
+
+
+@torch.no_grad()
+def test_the_older_package(tmp_path: Path) -> None:
+    """Its upsampling and attention have other names, and its projection after the attention was never applied."""
+    theirs = monai(middle=True, include_fc=False)
+    old = {
+        name.replace(".attn.to_", ".to_").replace(".postconv.", ".conv."): value
+        for name, value in theirs.state_dict().items()
+    }
+    for name in [name for name in old if name.endswith("to_q.weight")]:
+        old[name.replace("to_q", "proj_attn")] = torch.randn(16, 16)
+        old[name.replace("to_q.weight", "proj_attn.bias")] = torch.randn(16)
+    assert len(old) == len(theirs.state_dict()) + 4
+    torch.save(old, tmp_path / "old.pth")
+    ours = import_monai(tmp_path / "old.pth", groups=4).model
+    x = torch.rand(1, 1, 8, 12, 16)
+    torch.testing.assert_close(ours.encode(x)[0], theirs.encode(x)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.decode(theirs.encode(x)[0]), theirs.reconstruct(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("container", [None, "vae_state_dict", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_containers_prefixes_and_groups(container: str | None, prefix: str, tmp_path: Path) -> None:
+    network = monai(AutoencoderKlMaisi, channels=(32, 64), norm_num_groups=16)
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    torch.save({container: state, "epoch": 7, "loss": 0.5} if container else state, tmp_path / "vae.pt")
+    loaded = import_monai(tmp_path / "vae.pt", grid=GRIDS["demo"])
+    assert loaded.model.config.groups == (16 if container == "vae_state_dict" else 32)
+    assert loaded.model.config.channels == (32, 64)
+    assert loaded.grid is GRIDS["demo"]
+    assert (loaded.ledger, loaded.step, len(loaded.hash)) == ([], 0, 16)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("kind", [AutoencoderKL, AutoencoderKlMaisi])
+def test_an_imported_network_survives_our_own_checkpoint(kind: type, tmp_path: Path) -> None:
+    ours = import_monai(file_of(tmp_path / "vae.pt", monai(kind, middle=True)), groups=4)
+    save_vae(tmp_path / "ours.pt", ours.model, grid=ours.grid, ledger=[], step=0)
+    again = load_vae(tmp_path / "ours.pt", weights="raw")
+    assert again.model.config == ours.model.config
+    z = torch.randn(1, 3, 2, 2, 2)
+    assert torch.equal(again.model.decode(z), ours.model.decode(z))
+
+
+REFUSED = {
+    "attention inside the levels: encoder.blocks.4, encoder.blocks.7": {"attention_levels": (False, True, True)},
+    "attention inside the levels: decoder.blocks.2, decoder.blocks.5": {"attention_levels": (False, True, True)},
+    r"encoder: levels of different numbers of ResNet blocks \[1, 2, 1\]": {"blocks": (1, 2, 1)},
+    "upsampling by transposed convolution: decoder.blocks.2, decoder.blocks.4": {"use_convtranspose": True},
+    "one or two dimensions: encoder.blocks.0.conv.weight, .* more": {"spatial_dims": 2},
+    "3 input channels, not 1: encoder.blocks.0": {"in_channels": 3},
+    "2 output channels, not 1: decoder.blocks.": {"out_channels": 2},
+    "attention in the middle of the encoder alone": {"with_encoder_nonlocal_attn": True},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_networks_that_do_not_fit_are_refused(message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        import_monai(file_of(tmp_path / "vae.pt", monai(**REFUSED[message])), groups=4)
+
+
+def test_all_refusals_come_at_once(tmp_path: Path) -> None:
+    network = monai(attention_levels=(True, False, False), in_channels=2, use_convtranspose=True)
+    with pytest.raises(InputError) as refusal:
+        import_monai(file_of(tmp_path / "vae.pt", network), groups=4)
+    assert all(part in str(refusal.value) for part in ("attention inside", "transposed", "2 input channels"))
+
+
+def test_groups_and_grid_must_divide(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "vae.pt", monai(channels=(8, 24)))
+    with pytest.raises(InputError, match=r"groups=32 does not divide its widths \[8, 24\].*as `groups`"):
+        import_monai(path)
+    with pytest.raises(InputError, match="groups=16 does not divide"):
+        import_monai(path, groups=16)
+    path = file_of(tmp_path / "deep.pt", monai(channels=(4,) * 6))
+    with pytest.raises(InputError, match=r"paper grid: .* does not divide by 32"):
+        import_monai(path, groups=4)
+
+
+def test_files_that_are_no_such_weights_are_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "vae.pt", monai())
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:-200])
+    (tmp_path / "text.pt").write_text("weights")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"epoch": 3, "weights": {}}, tmp_path / "other.pt")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    torch.save({"model": Path("x")}, tmp_path / "object.pt")
+    part = monai().state_dict()
+    part.pop("quant_conv_mu.conv.bias")
+    torch.save({**part, "loss.weight": torch.ones(1)}, tmp_path / "part.pt")
+    part = monai().state_dict()
+    part.pop("encoder.blocks.1.conv1.conv.bias")
+    torch.save(part, tmp_path / "gap.pt")
+    refusals = {
+        "missing.pt": "no such file", "cut.pt": "not a readable", "text.pt": "not a readable", "list.pt": "a list",
+        "other.pt": "no tensors: epoch, weights", "linear.pt": "not part of such a network: weight, bias",
+        "object.pt": "not a readable", "part.pt": "loss.weight\n.*not found: quant_conv_mu.bias",
+        "gap.pt": "encoder.layers.0.conv1.bias: missing",
+    }  # fmt: skip
+    for name, message in refusals.items():
+        with pytest.raises(InputError, match=rf"(?s){name}.*{message}"):
+            import_monai(tmp_path / name, groups=4)
