@@ -1,14 +1,17 @@
-"""Reconstructs the scans of a table with a trained VAE and measures how close it comes.
+"""Reconstructs the scans of a table with a trained VAE and measures how close it comes, and where it does not.
 
     python -m VAE.infer --checkpoint runs/demo/vae/checkpoints/best.pt --csv data_csvs/test.csv --out runs/demo/infer
 
-Writes metrics.csv (one row per scan), summary.json (mean, standard deviation and N of each measure),
-worst_and_best.png, and with --nifti each reconstruction as .nii.gz on the grid's affine.
+Writes metrics.csv (one row per scan), regions.csv (one per scan and atlas region) with regions.png, summary.json (mean,
+standard deviation and N of each measure; the worst regions; the health of each latent channel), worst_and_best.png, and
+with --nifti each reconstruction and the scan as the network saw it. With --tile it works piece by piece, for volumes
+that do not fit in memory as a whole. Under torchrun the scans are shared among the processes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.pictures import gallery
 from cohort.scans import load_scans
@@ -26,9 +30,13 @@ from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, pick_device
 from runtime.files import ROOT, atomic_write, write_json
+from VAE import regions
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.dataset import Volumes
 from VAE.metrics import reconstruction_metrics
+from VAE.model import Autoencoder
+from VAE.posterior import PosteriorHealth
+from VAE.tiling import decode_tiled, encode_tiled, refuse_tiles
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,17 @@ class InferConfig:
     """Table of scans."""
     out: Path = ROOT / "runs/infer"
     """Folder for the results."""
+    tile: int = 0
+    """Edge in voxels of the tiles to encode and decode in, a multiple of the model's reduction; 0: the whole volume at
+    once. Memory follows the tile; it takes several times as long."""
+    overlap: int = 16
+    """Voxels that neighbouring tiles share, a multiple of the model's reduction."""
+    regions: bool = True
+    """Measure the error in each atlas region too."""
     nifti: bool = False
-    """Also write each reconstruction as .nii.gz."""
+    """Also write <subject>_reconstruction.nii.gz and <subject>_scan.nii.gz, the scan as the network sees it (resampled,
+    normalised). Both are on the model's grid, with its affine in world millimetres: in a viewer they overlay each other
+    and the original scan, whose own voxels they do not have."""
     allow_leak: bool = False
     """Measure also subjects that the VAE was trained on; the summary then says so."""
     precision: Precision = "auto"
@@ -55,80 +72,151 @@ class InferConfig:
     """Print the resolved configuration and stop."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """One scan and its reconstruction, for the picture."""
+
+    psnr_head: float
+    subject: str
+    x: np.ndarray
+    x_hat: np.ndarray
+
+
+@dataclass
+class Results:
+    """What is kept of the scans: numbers of all, volumes of the two worst and two best by PSNR inside the head."""
+
+    posterior: PosteriorHealth
+    measures: list[dict] = field(default_factory=list)
+    errors: list[pd.DataFrame] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+
+    def keep(self, case: Case) -> None:
+        """Takes in one more case and lets go of what is neither worst nor best."""
+        ordered = sorted([*self.cases, case], key=lambda one: one.psnr_head)
+        self.cases = ordered if len(ordered) <= 4 else ordered[:2] + ordered[-2:]
+
+    def merge(self, other: Results) -> Results:
+        """Takes in what another process found."""
+        self.posterior.merge(other.posterior)
+        self.measures += other.measures
+        self.errors += other.errors
+        for case in other.cases:
+            self.keep(case)
+        return self
+
+
 def main(config: InferConfig) -> None:
     """Loads, reconstructs, measures, writes."""
     device = pick_device(config.precision, config.threads)
     vae = load_vae(config.checkpoint)
+    if config.tile:
+        refuse_tiles(vae.model, config.tile, config.overlap)
     frame = read_table(config.csv)
     leak = refuse_overlap(
         frame, vae.ledger, what=f"{config.csv} with {config.checkpoint}", allow_leak=config.allow_leak
     )
     volumes = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device)
+    labels = atlas(vae.grid) if config.regions else None
 
-    rows, cases = reconstruct(volumes, vae, device, config)
+    share = reconstruct(volumes, vae, labels, device, config)
+    results = reduce(Results.merge, distributed.gather(share))
     if not distributed.is_main():
         return
-    table = pd.DataFrame(rows).sort_values("subject", kind="stable")
-    with atomic_write(config.out / "metrics.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    table = pd.DataFrame(results.measures).sort_values(["subject", "session"], kind="stable")
+    write_csv(config.out / "metrics.csv", table)
     numbers = table.select_dtypes("number").drop(columns="label")
     summary = {
         "scans": len(table), "csv": str(config.csv), "vae": vae.hash, "vae_step": vae.step, "commit": git_commit(),
-        "subjects_seen_in_training": leak,
+        "subjects_seen_in_training": leak, "tile": config.tile, "overlap": config.overlap if config.tile else 0,
         "mean": numbers.mean().to_dict(), "std": numbers.std(ddof=0).to_dict(),
+        "posterior": results.posterior.report(),
+        "regions": write_regions(results, labels, config.out) if labels else None,
     }  # fmt: skip
     write_json(config.out / "summary.json", summary)
-    draw(config.out / "worst_and_best.png", cases)
-    print(f"{len(table)} scans: PSNR {numbers['psnr_head'].mean():.2f} dB, SSIM {numbers['ssim_head'].mean():.3f}, "
-          f"NMSE {numbers['nmse_head'].mean():.4f} inside the head; {config.out / 'metrics.csv'}")  # fmt: skip
+    draw(config.out / "worst_and_best.png", results.cases)
+    say(summary, config.out)
 
 
 @torch.no_grad()
-def reconstruct(
-    volumes: Volumes, vae: LoadedVAE, device: Device, config: InferConfig
-) -> tuple[list[dict], list[tuple[float, str, np.ndarray, np.ndarray]]]:
-    """Measures every scan; keeps the two worst and two best by PSNR inside the head, for the picture.
-
-    Returns:
-        one dict per scan with its subject, label and measures; and (psnr_head, subject, x, x_hat) of four cases.
-    """
+def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas | None, device: Device, config: InferConfig) -> Results:
+    """Encodes, decodes and measures this process's share of the scans."""
     model = device.module(vae.model)
-    rows, cases = [], []
+    results = Results(PosteriorHealth(model.config.latent_channels))
     share = distributed.shard(range(len(volumes)))
     for row in tqdm(share, desc="reconstructing", unit="scan", disable=not distributed.is_main()):
-        x = volumes.batch(torch.tensor([row]))
+        entry, x = volumes.frame.iloc[row], volumes.batch(torch.tensor([row]))
         with device.autocast():
-            x_hat = model.decode(model.encode(x)[0])
-        x_hat, x = (volume[0, 0].float().cpu().numpy() for volume in (x_hat, x))
-        entry = volumes.frame.iloc[row]
+            mu, logvar, x_hat = there_and_back(model, x, config)
+        results.posterior.add(mu, logvar)
+        x, x_hat = (volume[0, 0].float().cpu().numpy() for volume in (x, x_hat))
+        who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
         measures = reconstruction_metrics(x_hat, x)
-        rows.append({"subject": entry.subject, "label": int(entry.label), **measures})
-        cases.append((measures["psnr_head"], str(entry.subject), x, x_hat))
-        cases = _extremes(cases)
+        results.measures.append({**who, **measures})
+        results.keep(Case(measures["psnr_head"], str(entry.subject), x, x_hat))
+        if labels is not None:
+            results.errors.append(regions.region_errors(x_hat, x, labels).assign(**who))
         if config.nifti:
-            write_nifti(config.out / f"{entry.subject}_reconstruction.nii.gz", x_hat, vae.grid.affine)
-    gathered = distributed.gather((rows, cases))
-    return [row for part, _ in gathered for row in part], _extremes([case for _, part in gathered for case in part])
+            stem = f"{entry.subject}_{entry.session}" if entry.session else f"{entry.subject}"
+            for name, image in (("reconstruction", x_hat), ("scan", x)):
+                write_nifti(config.out / f"{stem}_{name}.nii.gz", image, vae.grid.affine)
+    return results
 
 
-def _extremes(cases: list) -> list:
-    ordered = sorted(cases, key=lambda case: case[0])
-    return ordered if len(ordered) <= 4 else ordered[:2] + ordered[-2:]
+def there_and_back(
+    model: Autoencoder, x: torch.Tensor, config: InferConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mu, logvar and the reconstruction from mu, whole or in tiles."""
+    if config.tile:
+        mu, logvar = encode_tiled(model, x, config.tile, config.overlap)
+        return mu, logvar, decode_tiled(model, mu, config.tile, config.overlap)
+    mu, logvar = model.encode(x)
+    return mu, logvar, model.decode(mu)
 
 
-def draw(path: Path, cases: list[tuple[float, str, np.ndarray, np.ndarray]]) -> None:
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table, atomically."""
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def write_regions(results: Results, labels: Atlas, out: Path) -> dict:
+    """Writes regions.csv and regions.png; returns the summary's part."""
+    who = ["subject", "session", "label"]
+    errors = pd.concat(results.errors, ignore_index=True).sort_values(who[:2], kind="stable")
+    write_csv(out / "regions.csv", errors[[*who, "region", "voxels", "mae", "bias", "nmse"]])
+    table = regions.summarise(errors)
+    if len(table):
+        regions.draw(out / "regions.png", table)
+    return regions.report(table, labels)
+
+
+def draw(path: Path, cases: list[Case]) -> None:
     """The worst and best cases: scan, reconstruction, difference."""
-    named = ", ".join(f"{subject} {value:.1f} dB" for value, subject, _, _ in cases)
+    named = ", ".join(f"{case.subject} {case.psnr_head:.1f} dB" for case in cases)
     gallery(
         path,
         [
-            ("scan", [x for _, _, x, _ in cases]),
-            ("reconstruction", [x_hat for _, _, _, x_hat in cases]),
-            ("difference", [x_hat - x for _, _, x, x_hat in cases]),
+            ("scan", [case.x for case in cases]),
+            ("reconstruction", [case.x_hat for case in cases]),
+            ("difference", [case.x_hat - case.x for case in cases]),
         ],
         title=f"worst to best: {named}",
         error_rows=(2,),
     )
+
+
+def say(summary: dict, out: Path) -> None:
+    """The main numbers on the terminal."""
+    mean, dead = summary["mean"], summary["posterior"]["dead"]
+    print(f"{summary['scans']} scans: PSNR {mean['psnr_head']:.2f} dB, SSIM {mean['ssim_head']:.3f}, "
+          f"NMSE {mean['nmse_head']:.4f} inside the head; {out / 'metrics.csv'}")  # fmt: skip
+    if dead:
+        print(f"warning: of {len(summary['posterior']['channels'])} latent channels these carry next to nothing but "
+              f"noise: {', '.join(map(str, dead))} (counted from 0; see posterior in summary.json)")  # fmt: skip
+    if summary["regions"] is not None:
+        worst = ", ".join(f"{row['region']} {row['mae']:.3f}" for row in summary["regions"]["worst"][:5])
+        print(f"largest mean absolute error by region: {worst}; {out / 'regions.csv'}\n{LICENCE_NOTE}")
 
 
 if __name__ == "__main__":

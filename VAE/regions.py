@@ -1,0 +1,113 @@
+"""Reconstruction error by anatomical region: which structures the VAE loses.
+
+The labels lie in template space. A scan is in the same space only up to its registration and its individual anatomy, so
+a region's error includes what lies next to the structure in this person; small structures and thin ones most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cohort.atlas import LICENCE_NOTE, Atlas
+from cohort.pictures import save
+
+MIN_VOXELS = 20
+"""Regions with fewer voxels on the grid are left out: a few voxels at a border say more about registration."""
+NOTE = (
+    "Labels are of the template; scans agree with it up to registration and individual anatomy, so a region's error "
+    "includes some of its neighbours. mae: mean absolute error of intensities in [0, 1]; bias: mean of reconstruction "
+    "minus scan; nmse: squared error over squared signal."
+)
+
+
+def region_errors(x_hat: np.ndarray, x: np.ndarray, regions: Atlas) -> pd.DataFrame:
+    """Error of one reconstruction in each region that has MIN_VOXELS.
+
+    Args:
+        x_hat: reconstruction (D, H, W); clipped to [0, 1] as for the other measures.
+        x: scan (D, H, W) in [0, 1].
+        regions: labels on the same grid.
+
+    Returns:
+        columns region, voxels, mae, bias (reconstruction minus scan), nmse (NaN without any signal).
+    """
+    codes = np.array(list(regions.names))
+    labels, size = regions.labels.ravel(), codes.max() + 1
+    signal = x.ravel().astype(np.float64)
+    error = np.clip(x_hat, 0.0, 1.0).ravel() - signal
+
+    def total(values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(labels, values, minlength=size)[codes]
+
+    voxels, power = total(), total(signal**2)
+    frame = pd.DataFrame({"region": list(regions.names.values()), "voxels": voxels})
+    frame["mae"], frame["bias"] = (total(value) / np.maximum(voxels, 1) for value in (np.abs(error), error))
+    frame["nmse"] = np.divide(total(error**2), power, out=np.full(len(codes), np.nan), where=power > 0)
+    return frame[voxels >= MIN_VOXELS].reset_index(drop=True)
+
+
+def small_regions(regions: Atlas) -> dict[str, int]:
+    """The regions that are left out, with their voxels on the grid."""
+    counts = np.bincount(regions.labels.ravel(), minlength=max(regions.names) + 1)
+    return {name: int(counts[code]) for code, name in regions.names.items() if counts[code] < MIN_VOXELS}
+
+
+def summarise(errors: pd.DataFrame) -> pd.DataFrame:
+    """Over subjects, regions with the largest mean absolute error first.
+
+    Args:
+        errors: `region_errors` of all scans below each other, with a column subject. Several scans of a subject count
+            as one, their mean.
+
+    Returns:
+        columns region, voxels, mae, mae_sd, bias, bias_sd, nmse, nmse_sd (mean and standard deviation), subjects.
+    """
+    measures = ["mae", "bias", "nmse"]
+    by_subject = errors.groupby(["region", "voxels", "subject"], sort=False)[measures].mean()
+    groups = by_subject.groupby(["region", "voxels"], sort=False)
+    mean, sd = groups.mean(), groups.std(ddof=0).add_suffix("_sd")
+    table = pd.concat([mean, sd, groups.size().rename("subjects")], axis=1).reset_index()
+    columns = [column for name in measures for column in (name, f"{name}_sd")]
+    table = table[["region", "voxels", *columns, "subjects"]]
+    return table.sort_values("mae", ascending=False, kind="stable", ignore_index=True)
+
+
+def report(table: pd.DataFrame, regions: Atlas, count: int = 10) -> dict[str, Any]:
+    """What summary.json says: the `count` worst regions of `summarise`, what is left out, and the notes."""
+    worst = table.head(count).astype(object)
+    return {
+        "worst": worst.where(worst.notna(), None).to_dict("records"),
+        "regions": len(table),
+        "min_voxels": MIN_VOXELS,
+        "left_out": small_regions(regions),
+        "note": NOTE,
+        "licence": LICENCE_NOTE,
+    }
+
+
+def draw(path: Path, table: pd.DataFrame, count: int = 12) -> None:
+    """Bars of the `count` worst and `count` best regions of `summarise`, with one standard deviation over subjects."""
+    both = len(table) > 2 * count
+    shown = pd.concat([table.head(count), table.tail(count)]) if both else table
+    colours = ["#b2182b"] * (len(shown) - count) + ["#2166ac"] * count if both else ["#6b6b6b"] * len(shown)
+    figure = Figure(figsize=(7.5, 1.4 + 0.24 * len(shown)), layout="constrained")
+    axis = figure.subplots()
+    axis.barh(range(len(shown)), shown["mae"], xerr=shown["mae_sd"], color=colours, ecolor="#333333")
+    axis.set_yticks(range(len(shown)), [f"{row.region} ({row.voxels})" for row in shown.itertuples()], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("mean absolute error, intensities in [0, 1]; bar: one standard deviation over subjects")
+    subjects = int(table["subjects"].max())
+    which = f"the {count} worst and the {count} best of {len(table)} regions" if both else f"{len(table)} regions"
+    axis.set_title(f"Reconstruction error, {which}, {subjects} subjects (voxels in brackets)", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(
+        "Labels in template space: scans agree up to individual anatomy. Neuromorphometrics labels, CC BY-NC.",
+        fontsize=7, color="#555555",
+    )  # fmt: skip
+    save(figure, path)
