@@ -10,7 +10,7 @@ that do not fit in memory as a whole. Under torchrun the scans are shared among 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from VAE.dataset import Volumes
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
 from VAE.posterior import PosteriorHealth
-from VAE.tiling import decode_tiled, encode_tiled, refuse_tiles
+from VAE.tiling import decode_tiled, encode_tiled, refuse_tiles, seamless_overlap
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class InferConfig:
     tile: int = 0
     """Edge in voxels of the tiles to encode and decode in, a multiple of the model's reduction; 0: the whole volume at
     once. Memory follows the tile; it takes several times as long."""
-    overlap: int = 16
-    """Voxels that neighbouring tiles share, a multiple of the model's reduction."""
+    overlap: int | None = None
+    """Voxels that neighbouring tiles share, a multiple of the model's reduction; by default as many as leave no seam.
+    Fewer take less time."""
     regions: bool = True
     """Measure the error in each atlas region too."""
     nifti: bool = False
@@ -110,8 +111,7 @@ def main(config: InferConfig) -> None:
     """Loads, reconstructs, measures, writes."""
     device = pick_device(config.precision, config.threads)
     vae = load_vae(config.checkpoint)
-    if config.tile:
-        refuse_tiles(vae.model, config.tile, config.overlap)
+    config = with_overlap(config, vae.model)
     frame = read_table(config.csv)
     leak = refuse_overlap(
         frame, vae.ledger, what=f"{config.csv} with {config.checkpoint}", allow_leak=config.allow_leak
@@ -128,7 +128,7 @@ def main(config: InferConfig) -> None:
     numbers = table.select_dtypes("number").drop(columns="label")
     summary = {
         "scans": len(table), "csv": str(config.csv), "vae": vae.hash, "vae_step": vae.step, "commit": git_commit(),
-        "subjects_seen_in_training": leak, "tile": config.tile, "overlap": config.overlap if config.tile else 0,
+        "subjects_seen_in_training": leak, "tile": config.tile, "overlap": config.overlap,
         "mean": numbers.mean().to_dict(), "std": numbers.std(ddof=0).to_dict(),
         "posterior": results.posterior.report(),
         "regions": write_regions(results, labels, config.out) if labels else None,
@@ -136,6 +136,19 @@ def main(config: InferConfig) -> None:
     write_json(config.out / "summary.json", summary)
     draw(config.out / "worst_and_best.png", results.cases)
     say(summary, config.out)
+
+
+def with_overlap(config: InferConfig, model: Autoencoder) -> InferConfig:
+    """The configuration with the overlap filled in, 0 without tiles.
+
+    Raises:
+        InputError: tiles that this model cannot work in.
+    """
+    if not config.tile:
+        return replace(config, overlap=0)
+    overlap = seamless_overlap(model) if config.overlap is None else config.overlap
+    refuse_tiles(model, config.tile, overlap)
+    return replace(config, overlap=overlap)
 
 
 @torch.no_grad()

@@ -24,12 +24,13 @@ class PosteriorHealth:
 
     def add(self, mu: torch.Tensor, logvar: torch.Tensor) -> None:
         """Takes in scans: mu and logvar (B, C, d, h, w)."""
+        scans = len(mu)
         mu, logvar = (value.detach().cpu().double().transpose(0, 1).flatten(1) for value in (mu, logvar))
         variance = logvar.exp()
         kl = 0.5 * (mu**2 + variance - 1 - logvar)  # Kingma & Welling 2014, appendix B
         self.sums += torch.stack([value.sum(1) for value in (mu, mu**2, variance, kl)])
         self.positions += mu.shape[1]
-        self.scans += 1
+        self.scans += scans
 
     def merge(self, other: PosteriorHealth) -> None:
         """Takes in what another one has."""

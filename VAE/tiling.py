@@ -7,7 +7,8 @@ overlapping tiles are blended with Gaussian weights, and the rim that the paddin
 overlap covers it. From an overlap of twice that reach on (the default of `VAE.infer`) no seam is left.
 
 Memory: one tile's activations, and the output. Time: beside the blended pass one partial pass per GroupNorm, from the
-input up to that norm, and every pass computes its tiles' halos again: TIMES.
+input up to that norm, and every pass computes its tiles' halos again. Three levels on 112 x 136 x 112 voxels, without
+a seam: about 12 times the time of the whole with tiles of 96, 20 times with tiles of 80. Take tiles as large as fit.
 """
 
 from __future__ import annotations
@@ -261,8 +262,8 @@ def _axis_weights(size: int, tile: int, overlap: int, reach: int, scale: int) ->
     Tiles start every ``tile - overlap`` positions; the last one ends with the axis. Weights are Gaussian, and 0 in the
     `reach` positions next to an end inside the volume, or in as many as leave every place to some tile.
     """
-    tile = min(tile, size)
-    starts = [*range(0, size - tile, tile - overlap), size - tile]
+    step, tile = tile - overlap, min(tile, size)
+    starts = [*range(0, size - tile, step), size - tile]
     rim = min(reach, overlap // 2) * scale
     place = torch.arange(tile * scale, dtype=torch.float64) - (tile * scale - 1) / 2
     bell = torch.exp(-0.5 * (place / (GAUSSIAN_SHARE * tile * scale)) ** 2)
