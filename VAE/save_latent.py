@@ -11,6 +11,7 @@ training scans as <subject>_variant1.pkl and so on. Under torchrun the scans are
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +83,9 @@ def main(config: SaveLatentConfig) -> None:
         if distributed.is_main():
             refuse_strangers(config.out / split, items)
         distributed.barrier()
-        made = encode(volumes, items, vae, device, config.out / split, config)
-        print(f"{path}: {made} encoded by this process, {len(items)} latents in {config.out / split}")
+        made, seconds, reading = encode(volumes, items, vae, device, config.out / split, config)
+        speed = f", {made / seconds:.3g}/s, {reading / seconds:.1%} of the time reading scans" if made else ""
+        print(f"{path}: {made} encoded by this process{speed}; {len(items)} latents in {config.out / split}")
     distributed.barrier()
     if distributed.is_main():
         for split in splits:
@@ -116,8 +118,11 @@ def list_items(volumes: Volumes, *, copies: int) -> list[Item]:
 @torch.no_grad()
 def encode(
     volumes: Volumes, items: list[Item], vae: LoadedVAE, device: Device, folder: Path, config: SaveLatentConfig
-) -> int:
-    """Writes the latents that are not there yet, this process's share; returns how many.
+) -> tuple[int, float, float]:
+    """Writes the latents that are not there yet, this process's share.
+
+    Returns:
+        How many, the seconds it took, and how many of these the network waited for scans.
 
     Raises:
         InputError: a latent of another VAE is in the folder.
@@ -125,10 +130,14 @@ def encode(
     model, batch_size = device.module(vae.model), device.inference_batch(config.batch_size)
     share = [item for item in distributed.shard(items) if not _present(folder / item.name, vae.hash)]
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
+    started, reading = time.perf_counter(), 0.0
     for start in range(0, len(share), batch_size):
         batch = share[start : start + batch_size]
+        asked = time.perf_counter()
+        x = torch.cat([volume(volumes, item, config) for item in batch])
+        reading += time.perf_counter() - asked
         with device.autocast():
-            mu, logvar = model.encode(torch.cat([volume(volumes, item, config) for item in batch]))
+            mu, logvar = model.encode(x)
         for place, item in enumerate(batch):
             entry = volumes.frame.iloc[item.row]
             latent = Latent(
@@ -138,7 +147,7 @@ def encode(
             write_latent(folder / item.name, latent)
         bar.update(len(batch))
     bar.close()
-    return len(share)
+    return len(share), time.perf_counter() - started, reading
 
 
 def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tensor:

@@ -32,11 +32,17 @@ def save_checkpoint(path: Path | str, kind: str, contents: dict[str, Any]) -> No
 
     Raises:
         TypeError: a value that `load_checkpoint` could not read back.
+        InputError: it could not be written, for example because the disk is full.
     """
     _plain(contents, "contents")
     record = {"kind": kind, "format": FORMAT, "commit": git_commit(), **contents}
-    with atomic_write(path) as temporary:
-        torch.save(record, temporary)
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(record, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer calls a full disk a RuntimeError
+        reason = (error.strerror if isinstance(error, OSError) else None) or "the disk is full, or the writer failed"
+        kept = "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
+        raise InputError(f"{path}: could not be written ({reason}); {kept}") from error
 
 
 def load_checkpoint(path: Path | str, kind: str) -> dict[str, Any]:
@@ -45,7 +51,15 @@ def load_checkpoint(path: Path | str, kind: str) -> dict[str, Any]:
     Raises:
         InputError: missing or damaged file, another kind, or another format version; names the file, got and expected.
     """
-    record = load_tensors(path)
+    return require_kind(load_tensors(path), path, kind)
+
+
+def require_kind(record: dict[str, Any], path: Path | str, kind: str) -> dict[str, Any]:
+    """The contents of a file that was read already, when they are a checkpoint of the given kind.
+
+    Raises:
+        InputError: another kind, or another format version; names the file, got and expected.
+    """
     if "kind" not in record or "format" not in record:
         raise InputError(f"{path}: not a checkpoint of this project (it states neither kind nor format)")
     if record["kind"] != kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -42,8 +43,8 @@ def run_script(
 ) -> None:
     """Runs a script from its command line.
 
-    ``--dry-run`` prints the resolved configuration as JSON and stops. Refused input ends with its message on standard
-    error and status 2, an interrupt with status 130; anything else is a defect and keeps its traceback.
+    ``--dry-run`` prints the resolved configuration as JSON and stops. Refused input and a full disk end with a message
+    on standard error and status 2, an interrupt with status 130; anything else is a defect and keeps its traceback.
     """
     chosen = parse(config, argv, description)
     if chosen.dry_run:
@@ -54,6 +55,14 @@ def run_script(
         main(chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror}; files are whole or as before, the same command continues", file=sys.stderr
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

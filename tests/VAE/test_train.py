@@ -7,13 +7,16 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from cohort.scans import GRIDS
 from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
-from tests.processes import kill_at_step, script
+from tests.processes import fill, kill_at_step, script, small_disk
 from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
 from VAE.latents import read_latent, read_split, read_statistics
@@ -279,3 +282,61 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert learning_rate(100, config) == pytest.approx(1.0)
     assert learning_rate(550, config) == pytest.approx(0.505)
     assert learning_rate(1000, config) == pytest.approx(0.01)
+
+
+def test_a_full_disk_is_one_clear_error_and_the_run_continues(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    with small_disk(tmp_path / "disk", megabytes=24) as disk:
+        words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, disk / "run"))
+        kill_at_step(*words, run_dir=disk / "run", step=8)
+        last = disk / "run/checkpoints/last.pt"
+        before = last.read_bytes()
+        filler = fill(disk, leave_kilobytes=200)
+        refused = script(*words, ok=False)
+        assert refused.returncode == 2
+        assert "error: " in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert last.read_bytes() == before
+        filler.unlink()
+        script(*words)
+        expected, actual = weights(trained), weights(disk / "run")
+        assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_scans_that_cannot_be_used_are_all_named_at_once(cohort_dir: Path, tmp_path: Path) -> None:
+    """Outside the grid, of one value, cut off: one message with file and reason for each, and no run folder."""
+    affine = GRIDS["smoke"].affine.copy()
+    affine[:3, 3] += 5000
+    nib.save(
+        nib.Nifti1Image(np.ones((8, 8, 8), np.float32) + np.eye(8, dtype=np.float32), affine), tmp_path / "far.nii.gz"
+    )
+    nib.save(nib.Nifti1Image(np.full((8, 8, 8), 7, np.float32), GRIDS["smoke"].affine), tmp_path / "flat.nii.gz")
+    (tmp_path / "cut.nii.gz").write_bytes((cohort_dir / "train00.nii.gz").read_bytes()[:900])
+    frame = pd.read_csv(cohort_dir / "train.csv")
+    frame["file"] = [str(cohort_dir / name) for name in frame["file"]]
+    for row, name in enumerate(("far", "flat", "cut")):
+        frame.loc[row, "file"] = str(tmp_path / f"{name}.nii.gz")
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    refused = script(
+        "VAE.train", "smoke", "--train-csv", tmp_path / "train.csv", "--val-csv", cohort_dir / "val.csv",
+        "--cache-dir", tmp_path / "cache", "--run-dir", tmp_path / "run", ok=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    for name, reason in (("far", "overlap"), ("flat", "constant"), ("cut", "truncated")):
+        assert any(f"{name}.nii.gz" in line and reason in line for line in refused.stderr.splitlines()), refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script_name", ["VAE.infer", "VAE.save_latent"])
+def test_a_checkpoint_of_another_format_is_refused(
+    cohort_dir: Path, tmp_path: Path, trained: Path, script_name: str
+) -> None:
+    record = load_checkpoint(trained / "checkpoints/best.pt", "vae")
+    torch.save({**record, "format": 99}, tmp_path / "future.pt")
+    refused = script(
+        script_name, "--checkpoint", tmp_path / "future.pt", "--csv", cohort_dir / "test.csv",
+        "--out", tmp_path / "out", ok=False,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    assert "checkpoint format 99, this code reads format" in refused.stderr
+    assert not (tmp_path / "out").exists()
