@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,19 @@ class ModelConfig:
     """Attention heads; dim / heads is 64 or 128 on a GPU, where fused attention is fastest."""
     patch: tuple[int, int, int] = (4, 2, 4)
     """Latent positions per token along (D, H, W). Sizes that do not divide are padded and cropped."""
+    positions: Literal["sincos", "rotary"] = "sincos"
+    """How tokens know where they are: a fixed sine-cosine vector added once, or queries and keys rotated by their
+    position along each axis (3D rotary embedding)."""
+    qk_norm: bool = True
+    """RMS normalisation of queries and keys: stable in bfloat16."""
+    gelu: Literal["tanh", "exact"] = "tanh"
+    """Form of the MLPs' activation; exact is that of older checkpoints."""
+    window: tuple[int, int, int] = (0, 0, 0)
+    """Tokens per attention window along (D, H, W), each a divisor of the tokens there; 0 is the whole axis."""
+    window_blocks: tuple[int, ...] = ()
+    """Blocks, from 0, whose attention stays within the windows; the others see all tokens."""
+    covariates: tuple[str, ...] = ()
+    """Continuous conditions besides the class, for example age and sex; each may be left untold."""
     latent_channels: int = 4
     """Channels of the latent."""
     linear_rank: int = 0
@@ -31,16 +44,36 @@ class ModelConfig:
     """Classes; one more embedding, the null class, stands for 'not told' (classifier-free guidance)."""
 
 
+# Width and depth of Peebles and Xie 2023, table 1; heads of 64 or 128 dimensions (its XL has 72: slow on tensor cores).
+_SIZES = {"S": (384, 12, 6), "B": (768, 12, 6), "L": (1024, 24, 8), "XL": (1152, 28, 9)}
+_PATCHES = {"4": (4, 2, 4), "2": (2, 2, 2), "1": (1, 2, 2)}
+VARIANTS = {
+    f"{size}/{patch}": ModelConfig(dim=dim, depth=depth, heads=heads, patch=_PATCHES[patch])
+    for size, (dim, depth, heads) in _SIZES.items()
+    for patch in _PATCHES
+}
+"""DiT-S/4 to DiT-XL/1: the number after the slash is the patch's side along left-right."""
+
+
 @dataclass(frozen=True)
 class ProcessConfig:
     """The noising process and what the network predicts; travels in the checkpoint."""
 
+    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = "linear"
+    """linear, scaled_linear, cosine: diffusion in discrete time (DDPM). flow: a straight line from latent to noise in
+    continuous time (rectified flow)."""
     timesteps: int = 1000
-    """Steps of the forward process."""
-    schedule: Literal["linear"] = "linear"
-    """Noise schedule: beta rises linearly from 1e-4 to 0.02."""
+    """Steps of the forward process; for flow, what time 1 is called inside the network."""
     target: Literal["noise", "x0", "velocity"] = "noise"
-    """What the network predicts, and in whose units the loss is taken."""
+    """What the network predicts, and in whose units the loss is taken. A flow predicts its velocity or x0."""
+    min_snr: float = 0.0
+    """Cap on the signal-to-noise ratio in the loss weights (min-SNR; 5 is usual); 0 weighs all timesteps equally."""
+    time_mean: float = 0.0
+    """Mean of the logit of a flow's training times; below 0 prefers little noise."""
+    time_std: float = 1.0
+    """Standard deviation of the logit of a flow's training times; 0 draws times evenly."""
+    shift: float = 1.0
+    """Moves a flow's times, in training and sampling, towards noise when above 1: for large latents."""
     centre: bool = False
     """Diffuse the difference from the mean training latent, scaled to unit variance at each position, instead of the
     latent itself."""
@@ -56,8 +89,13 @@ class TrainConfig:
     """Subfolder to train on."""
     val_split: str = "val"
     """Subfolder whose loss chooses the best checkpoint."""
+    tables: tuple[Path, ...] = ()
+    """Tables with the subjects' covariates, when --model.covariates names any."""
     vae: Path | None = None
     """VAE checkpoint, to decode pictures during training; without it there are none."""
+    init: Path | None = None
+    """Checkpoint whose averaged weights and latent space the run starts from: one of this stage, or a file with
+    model_state and ema_state of NeuroLDM-3D. Architecture and process must be the same."""
     run_dir: Path = ROOT / "runs/paper/diffusion"
     """Run folder. An existing run of the same configuration is continued."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -68,28 +106,38 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 64
     """Latents per step, over all processes; half of each class."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest."""
     lr: float = 1e-4
-    """Peak learning rate (AdamW, linear warm-up, then constant, cosine over the last part)."""
+    """Peak learning rate (linear warm-up, then constant, then decay)."""
     warmup_steps: int = 1000
     """Steps of linear warm-up."""
     decay_share: float = 0.2
-    """Share of the steps, at the end, over which the rate falls to a hundredth."""
+    """Share of the steps, at the end, over which the rate falls to a hundredth; 0 keeps it constant."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     label_dropout: float = 0.1
-    """Chance that a label is replaced by the null class."""
-    ema_share: float = 0.05
-    """Length of the weight average, as a share of the steps so far: it remembers about the last 5 percent."""
+    """Chance that a label is replaced by the null class; 0 leaves nothing to guide against."""
+    covariate_dropout: float = 0.1
+    """Chance, for each covariate, that it is left untold."""
+    ema_shares: tuple[float, ...] = (0.05, 0.15)
+    """Lengths of the weight averages, as shares of the steps so far: 0.05 remembers about the last 5 percent. The one
+    with the lower held-out loss is what loaders return."""
     log_every_steps: int = 50
     """Steps between two lines of the log."""
     val_every_steps: int = 2000
     """Steps between two held-out losses."""
+    patience: int = 0
+    """Stop after so many held-out losses without a better one, because small cohorts are memorised; 0 trains all
+    steps."""
     sample_every_steps: int = 10_000
     """Steps between two pictures of samples (needs --vae)."""
     save_every_steps: int = 2000
     """Steps between two checkpoints."""
+    compile: bool = True
+    """Compile the blocks (torch.compile) on a GPU; a CPU always runs eagerly."""
     precision: Precision = "auto"
     """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
     seed: int = 0
@@ -115,6 +163,13 @@ PRESETS = {
         steps=900, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
         log_every_steps=20, val_every_steps=100, sample_every_steps=300, save_every_steps=100,
     ),
-    # DiT-S in the shape of the published recipe: noise prediction, linear schedule, constant rate.
-    "paper": TrainConfig(),
+    # DiT-S/4 in the published recipe: noise prediction, linear schedule, constant rate.
+    "paper": TrainConfig(model=VARIANTS["S/4"], decay_share=0.0),
+    # The recipe we would start from on the full grid: rotary positions, rectified flow, warm-up-stable-decay.
+    "flow": TrainConfig(
+        run_dir=ROOT / "runs/flow/diffusion",
+        model=replace(VARIANTS["S/4"], positions="rotary"),
+        process=ProcessConfig(schedule="flow", target="velocity"),
+        lr=2e-4,
+    ),
 }  # fmt: skip

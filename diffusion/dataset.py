@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +11,15 @@ from runtime import distributed, seeding
 from runtime.device import Device
 from runtime.errors import InputError
 from VAE.latents import read_split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents (B, C, d, h, w), classes (B,) and standardised covariates (B, K), NaN where not told."""
+
+    z: torch.Tensor
+    y: torch.Tensor
+    covariates: torch.Tensor
 
 
 class Latents:
@@ -22,6 +32,7 @@ class Latents:
     def __init__(self, folder: Path, split: str, classes: int, device: Device) -> None:
         records = read_split(folder, split)
         self.vae, self.grid = records[0].vae, records[0].grid
+        self.subjects = [record.subject for record in records]
         self.labels = torch.tensor([record.label for record in records])
         counts = torch.bincount(self.labels.clamp(min=0), minlength=classes)
         if self.labels.min() < 0 or self.labels.max() >= classes or (counts[:classes] == 0).any():
@@ -32,6 +43,7 @@ class Latents:
             torch.stack([torch.from_numpy(getattr(record, name)) for record in records]).to(device.kind)
             for name in ("mu", "logvar")
         )
+        self.covariates = torch.zeros(len(records), 0, device=device.kind)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,11 +53,15 @@ class Latents:
         """(C, d, h, w) of one latent."""
         return tuple(self.mu.shape[1:])  # type: ignore[return-value]
 
-    def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples of the posteriors of the given rows (B,) by the noise `eps` (B, C, d, h, w), and their labels."""
+    def set_covariates(self, standardised: torch.Tensor) -> None:
+        """Conditions besides the class, (N, K), in the order of the latents."""
+        self.covariates = standardised.to(self.device.kind)
+
+    def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> Batch:
+        """Samples of the posteriors of the given rows (B,) by the noise `eps` (B, C, d, h, w)."""
         index = rows.to(self.device.kind)
         z = self.mu[index] + torch.exp(0.5 * self.logvar[index]) * eps
-        return z, self.labels[rows].to(self.device.kind)
+        return Batch(z, self.labels[rows].to(self.device.kind), self.covariates[index])
 
 
 def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:

@@ -1,113 +1,328 @@
 """Samplers: pure functions that turn noise into latents, with one signature and noise passed in.
 
-    sample(denoise, z, y, process, steps, draw) -> z
+    sample(denoise, z, process, steps, draw) -> z
 
-`denoise(z_t, t, y)` returns the clean latent the network believes in. `draw()` returns fresh standard normal noise,
-from one generator per sample, so that a sample does not depend on which others share its batch.
+`denoise(z_t, t)` returns the clean latent that the network believes in; `guided` binds network and conditions to one.
+`draw()` returns fresh standard normal noise, from one generator per sample, so that a sample does not depend on which
+others share its batch. A sampler's coefficients are float64 numbers, its latents stay in the precision of `z`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from diffusion.process import Process
 
-Denoise = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:
+    from diffusion.model import DiT
+
+Denoise = Callable[[torch.Tensor, float], torch.Tensor]
 Draw = Callable[[], torch.Tensor]
+Point = tuple[float, float]
+"""alpha and sigma at one time."""
+CLEAN: Point = (1.0, 0.0)
+
+TABLE_ROWS = 64
+"""Conditions computed at once and held: 50 MB for the largest network."""
 
 
-def guided(network: nn.Module, process: Process, null_class: int, guidance: float) -> Denoise:
+def guided(
+    network: DiT,
+    process: Process,
+    y: torch.Tensor,
+    *,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    covariates: torch.Tensor | None = None,
+    times: list[float] | None = None,
+) -> Denoise:
     """The network as a `Denoise`, with classifier-free guidance on all channels and one batched forward.
 
-    guidance 1 is the plain conditional model; w mixes unconditional + w (conditional - unconditional) (Ho and Salimans
-    2022, https://arxiv.org/abs/2207.12598, with w = 1 + their w). The prediction targets are affine in each other at a
-    given z_t, so guiding the clean latent is guiding any of them.
-    """
+    guidance w mixes unconditional + w (conditional - unconditional) (Ho and Salimans 2022,
+    https://arxiv.org/abs/2207.12598, with w = 1 + their w). The prediction targets are affine in each other at a given
+    z_t, so guiding the clean latent is guiding any of them.
 
-    def denoise(z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        if guidance == 1.0:
-            return process.clean(network(z_t, t, y), z_t, t)
-        twice = torch.cat([z_t, z_t])
-        labels = torch.cat([y, torch.full_like(y, null_class)])
-        prediction = process.clean(network(twice, t.repeat(2), labels), twice, t.repeat(2))
-        conditional, unconditional = prediction.chunk(2)
+    Args:
+        network: in evaluation mode.
+        process: that it was trained with.
+        y: classes (B,).
+        guidance: w; 1 is the plain conditional model.
+        interval: shares of t / timesteps between which guidance acts; outside, only the conditional half runs
+            (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
+        covariates: (B, K), NaN where not told. Both halves are told them: guidance is towards the class.
+        times: the sampler's `schedule`: conditions are then computed once for each time and each distinct condition.
+            Without it they are part of every forward.
+    """
+    labels, told = y, covariates
+    if guidance != 1.0:
+        labels = torch.cat([y, torch.full_like(y, network.null_class)])
+        told = None if covariates is None else torch.cat([covariates, covariates])
+    table = None if times is None else ConditionTable(network, process, labels, told, times)
+    # The process copies its tables to a device at their first use, which must not be inside a captured CUDA graph.
+    process.coefficients(time_tensor([0], process, y.device))
+
+    def clean(z_t: torch.Tensor, t: float) -> torch.Tensor:
+        count = len(z_t)  # B, or 2 B with the unconditional half behind
+        t_all, y_all = time_tensor([t] * count, process, z_t.device), labels[:count]
+        if table is None:
+            prediction = network(z_t, t_all, y_all, None if told is None else told[:count])
+        else:
+            prediction = network.apply_condition(z_t, t_all, y_all, table.at(t, count))
+        return process.clean(prediction, z_t, t_all)
+
+    def denoise(z_t: torch.Tensor, t: float) -> torch.Tensor:
+        if guidance == 1.0 or not interval[0] <= t / process.timesteps <= interval[1]:
+            return clean(z_t, t)
+        conditional, unconditional = clean(torch.cat([z_t, z_t]), t).chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     return denoise
 
 
-def spaced(timesteps: int, steps: int) -> list[int]:
-    """`steps` timesteps from the last one down, evenly spaced and ending at 0.
+class ConditionTable:
+    """The network's condition vectors along a schedule, for the distinct conditions of a batch.
 
-    Raises:
-        ValueError: more steps than the schedule has, or none.
+    A sampler goes down its schedule and never back, so each time is computed once although only a stretch is held:
+    vectors of all times would be gigabytes for a large network in a thousand steps.
+
+    Args:
+        network: whose `condition` is called.
+        process: gives the type of times.
+        y: classes (B,), the null class among them where guidance needs it.
+        covariates: (B, K) with NaN where not told, or None.
+        times: the schedule.
     """
-    if not 1 <= steps <= timesteps:
-        raise ValueError(f"{steps} sampling steps, the schedule has {timesteps}")
-    if steps == 1:
-        return [timesteps - 1]
-    return [round((timesteps - 1) * (steps - 1 - k) / (steps - 1)) for k in range(steps)]
+
+    def __init__(
+        self,
+        network: DiT,
+        process: Process,
+        y: torch.Tensor,
+        covariates: torch.Tensor | None,
+        times: list[float],
+    ) -> None:
+        self.network, self.process, self.times = network, process, times
+        self.y, self.covariates, self.rows = distinct(y, covariates)
+        self.places = {t: place for place, t in enumerate(times)}
+        self.stretch = max(1, TABLE_ROWS // len(self.y))
+        self.held: dict[float, int] = {}
+        """First row in `vectors` of each time that is held."""
+        self.vectors = (torch.empty(0), torch.empty(0))
+
+    def at(self, t: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition vectors of the first `count` cases at time t, as `DiT.condition` returns them.
+
+        A time outside the schedule is computed on its own.
+        """
+        if t not in self.held:
+            place = self.places.get(t)
+            times = [t] if place is None else self.times[place : place + self.stretch]
+            self.held = {time: k * len(self.y) for k, time in enumerate(times)}
+            self.vectors = self._compute(times)
+        rows = self.rows[:count] + self.held[t]
+        blocks, out = self.vectors
+        return blocks[rows], out[rows]
+
+    def _compute(self, times: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors of all distinct conditions at the first time, then at the second, and so on."""
+        t = time_tensor(times, self.process, self.y.device).repeat_interleave(len(self.y))
+        covariates = None if self.covariates is None else self.covariates.repeat(len(times), 1)
+        return self.network.condition(t, self.y.repeat(len(times)), covariates)
+
+
+def distinct(
+    y: torch.Tensor, covariates: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Distinct pairs of class and covariates.
+
+    Args:
+        y: (B,).
+        covariates: (B, K) finite or NaN, or None.
+
+    Returns:
+        Classes (n,), covariates (n, K) or None, and for each case (B,) its row among them.
+    """
+    if covariates is None:
+        labels, rows = torch.unique(y, return_inverse=True)
+        return labels, None, rows
+    # NaN differs from itself, infinity does not, and no covariate is infinite.
+    told = torch.where(covariates.isnan(), math.inf, covariates)
+    pairs, rows = torch.unique(torch.cat([y[:, None].to(told.dtype), told], dim=1), dim=0, return_inverse=True)
+    return pairs[:, 0].to(y.dtype), pairs[:, 1:].masked_fill(pairs[:, 1:].isinf(), math.nan), rows
+
+
+def time_tensor(times: list[float], process: Process, device: torch.device) -> torch.Tensor:
+    """Times as the network takes them: float32 for a flow, else int64."""
+    return torch.tensor(times, dtype=torch.float32 if process.is_flow else torch.int64, device=device)
+
+
+def toward(z: torch.Tensor, z_hat: torch.Tensor, now: Point, after: Point) -> torch.Tensor:
+    """From z at `now` to `after` with the clean latent and the noise it implies held fixed.
+
+    DDIM's step (Song et al. 2021, https://arxiv.org/abs/2010.02502, equation 12, eta 0), Euler's on a flow, and the
+    first-order step of DPM-Solver++ are this one; the noise is written out, so that no logarithm and no division by
+    alpha is left.
+    """
+    keep = after[1] / now[1]
+    return keep * z + (after[0] - keep * now[0]) * z_hat
+
+
+def posterior(z: torch.Tensor, z_hat: torch.Tensor, now: Point, after: Point) -> tuple[torch.Tensor, float]:
+    """Mean and standard deviation of z at `after`, given z at `now` and the clean latent.
+
+    Source: Kingma et al. 2021 (https://arxiv.org/abs/2107.00630), appendix A.2, for any alpha and sigma; equations 6
+    and 7 of DDPM are the case of one timestep.
+    """
+    keep = now[0] / after[0]
+    added = now[1] ** 2 - keep**2 * after[1] ** 2  # variance of the noise that comes on the way from `after` to `now`
+    share = added / now[1] ** 2
+    return keep * (after[1] / now[1]) ** 2 * z + after[0] * share * z_hat, math.sqrt(share) * after[1]
+
+
+def half_log_snr(point: Point) -> float:
+    """lambda = log(alpha / sigma), infinite at either end."""
+    alpha, sigma = point
+    if alpha == 0.0:
+        return -math.inf
+    return math.inf if sigma == 0.0 else math.log(alpha / sigma)
+
+
+def schedule(name: str, process: Process, steps: int) -> list[float]:
+    """The times at which a sampler evaluates the network, noisiest first; errors as in `Process.times`."""
+    return process.multistep_times(steps) if name == "dpmpp" else process.times(steps)
+
+
+def along(name: str, process: Process, steps: int, desc: str | None) -> Iterator[tuple[float, Point, Point]]:
+    """Each time of a sampler's schedule with its alpha and sigma and the next ones; `desc` titles a progress bar."""
+    times = schedule(name, process, steps)
+    points = [*map(process.at, times), CLEAN]
+    path = list(zip(times, points[:-1], points[1:], strict=True))
+    yield from tqdm(path, desc=desc, leave=False, disable=desc is None)
 
 
 @torch.no_grad()
 def ddpm(
-    denoise: Denoise,
-    z: torch.Tensor,
-    y: torch.Tensor,
-    process: Process,
-    steps: int,
-    draw: Draw,
-    desc: str | None = None,
+    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
 ) -> torch.Tensor:
-    """Ancestral sampling: each step draws from the posterior q(z_s | z_t, z_hat) (DDPM equations 6 and 7).
-
-    With fewer steps than the schedule it uses the posterior between the kept timesteps.
+    """Ancestral sampling: each step draws from the posterior of the next time given z_t and z_hat.
 
     Args:
-        denoise: clean latent from (z_t, t, y).
+        denoise: clean latent from (z_t, t).
         z: standard normal noise (B, C, D, H, W).
-        y: classes (B,).
-        process: schedule.
-        steps: network evaluations.
+        process: path and sampling times.
+        steps: of the schedule.
         draw: fresh noise in the shape of `z`.
         desc: title of a progress bar; none without.
     """
-    times = spaced(process.timesteps, steps)
-    bars = [float(process.alphas_bar[t]) for t in times] + [1.0]
-    for k, t in enumerate(tqdm(times, desc=desc, leave=False, disable=desc is None)):
-        z_hat = denoise(z, torch.full_like(y, t), y)
-        now, after = bars[k], bars[k + 1]
-        ratio = now / after  # alpha_t^2 / alpha_s^2: what one coarse step keeps of the signal's variance
-        mean = (after**0.5 * (1 - ratio) * z_hat + ratio**0.5 * (1 - after) * z) / (1 - now)
-        variance = (1 - ratio) * (1 - after) / (1 - now)
-        z = mean + variance**0.5 * draw() if k < len(times) - 1 else mean
+    for t, now, after in along("ddpm", process, steps, desc):
+        z, std = posterior(z, denoise(z, t), now, after)
+        if std > 0.0:
+            z = z + std * draw()
     return z
 
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoise,
-    z: torch.Tensor,
-    y: torch.Tensor,
-    process: Process,
-    steps: int,
-    draw: Draw,
-    desc: str | None = None,
+    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
 ) -> torch.Tensor:
-    """Deterministic DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, equation 12, eta 0); same arguments."""
-    del draw  # one signature for all samplers; this one needs no noise
-    times = spaced(process.timesteps, steps)
-    bars = [float(process.alphas_bar[t]) for t in times] + [1.0]
-    for k, t in enumerate(tqdm(times, desc=desc, leave=False, disable=desc is None)):
-        z_hat = denoise(z, torch.full_like(y, t), y)
-        now, after = bars[k], bars[k + 1]
-        eps_hat = (z - now**0.5 * z_hat) / (1 - now) ** 0.5
-        z = after**0.5 * z_hat + (1 - after) ** 0.5 * eps_hat
+    """Deterministic DDIM, first order; arguments as in `ddpm`, `draw` is not called."""
+    for t, now, after in along("ddim", process, steps, desc):
+        z = toward(z, denoise(z, t), now, after)
     return z
 
 
-SAMPLERS: dict[str, Callable[..., torch.Tensor]] = {"ddpm": ddpm, "ddim": ddim}
+@torch.no_grad()
+def dpmpp(
+    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
+) -> torch.Tensor:
+    """DPM-Solver++(2M), second order from one evaluation a step; arguments as in `ddpm`, `draw` is not called.
+
+    Source: Lu et al. 2022 (https://arxiv.org/abs/2211.01095), algorithm 2. Steps next to an end where lambda is
+    infinite are first order.
+    """
+    before, step_before = z, math.inf
+    for t, now, after in along("dpmpp", process, steps, desc):
+        z_hat = denoise(z, t)
+        step = half_log_snr(after) - half_log_snr(now)
+        slope = 0.0 if math.inf in (step, step_before) else step / (2.0 * step_before)
+        z = toward(z, z_hat + slope * (z_hat - before), now, after)
+        before, step_before = z_hat.clone(), step  # a copy: a compiled network writes each output over the last
+    return z
+
+
+@torch.no_grad()
+def euler(
+    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
+) -> torch.Tensor:
+    """Euler's method along a flow, first order; arguments as in `ddpm`, `draw` is not called.
+
+    Raises:
+        ValueError: the process is not a flow.
+    """
+    check_sampler("euler", process, steps)
+    return ddim(denoise, z, process, steps, draw, desc)
+
+
+@torch.no_grad()
+def heun(
+    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
+) -> torch.Tensor:
+    """Heun's method along a flow, second order from two evaluations a step; arguments as in `ddpm`, without `draw`.
+
+    The last step is Euler's: at time 0 the velocity cannot be told from a clean latent.
+
+    Raises:
+        ValueError: the process is not a flow.
+    """
+    check_sampler("heun", process, steps)
+    following = [*schedule("heun", process, steps)[1:], 0.0]
+    for (t, now, after), t_after in zip(along("heun", process, steps, desc), following, strict=True):
+        z_hat = denoise(z, t)
+        ahead = toward(z, z_hat, now, after)
+        if after == CLEAN:
+            return ahead
+        velocity = (z - z_hat) / now[1]
+        velocity_ahead = (ahead - denoise(ahead, t_after)) / after[1]
+        z = z + (after[1] - now[1]) * 0.5 * (velocity + velocity_ahead)
+    return z
+
+
+SAMPLERS: dict[str, Callable[..., torch.Tensor]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "dpmpp": dpmpp,
+    "euler": euler,
+    "heun": heun,
+}
+FOR_FLOWS = ("euler", "heun")
+DEFAULT = "dpmpp"
+"""One evaluation a step, and second order on diffusions and flows alike."""
+
+
+def evaluations(name: str, steps: int) -> int:
+    """Network evaluations that a sampler spends on a schedule of `steps` times."""
+    return 2 * steps - 1 if name == "heun" else steps
+
+
+def samplers_for(process: Process) -> list[str]:
+    """Samplers that suit a process."""
+    return [name for name in SAMPLERS if process.is_flow or name not in FOR_FLOWS]
+
+
+def check_sampler(name: str, process: Process, steps: int) -> None:
+    """Refuses what cannot be sampled, before any work.
+
+    Raises:
+        ValueError: an unknown sampler, one that does not suit the process, or more steps than the schedule has.
+    """
+    fitting = samplers_for(process)
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r}, expected one of {', '.join(fitting)}")
+    if name not in fitting:
+        raise ValueError(f"sampler {name} follows a flow; this process is a diffusion: use {', '.join(fitting)}")
+    schedule(name, process, steps)

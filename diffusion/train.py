@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from cohort.pictures import gallery
-from diffusion.checkpoint import average, resume_diffusion, save_diffusion
+from diffusion.checkpoint import Tracks, average, resume_diffusion, save_diffusion, start_from, wearing
 from diffusion.config import PRESETS, TrainConfig
+from diffusion.covariates import Scales, check_names, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, balanced_rows
+from diffusion.heldout import held_out_losses, named
 from diffusion.model import DiT
+from diffusion.optimiser import Optimiser, learning_rate
 from diffusion.process import Process, build_process
-from diffusion.sampler import ddim, guided
+from diffusion.sampler import DEFAULT, SAMPLERS, guided, schedule
 from diffusion.space import LatentSpace, fit_space
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
@@ -32,65 +36,93 @@ from runtime.runs import Run, due, open_run
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_statistics
 
-VAL_DRAWS = 4
-"""Noise draws per held-out latent in each validation; the same draws every time, so that losses can be compared."""
-
 
 @dataclass
 class State:
     """What changes from step to step besides the weights."""
 
-    ema: dict[str, torch.Tensor]
+    ema: Tracks
+    track: str
+    """The average with the lowest held-out loss at the best validation."""
     step: int = 0
     best: float = math.inf
-    ledger: list[str] = field(default_factory=list)
+    stale: int = 0
+    """Validations since the best one."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from: both splits on the device, and what must travel in every checkpoint."""
+
+    train: Latents
+    val: Latents
+    space: LatentSpace
+    ledger: list[str]
+    scales: Scales = field(default_factory=dict)
 
 
 def main(config: TrainConfig) -> None:
     """Trains, validates, draws samples, saves; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
-    train, val, space, ledger = load_latents(config, device)  # before the folder: a refusal leaves nothing behind
-    vae, process = decoder(config, space, device), build_process(config.process)
-    model = build(config, train, space, process, device)
+    process = build_process(config.process)
+    data = load_latents(config, device)  # before the folder: a refusal leaves nothing behind
+    vae = decoder(config, data.space, device)
+    model, data = build(config, data, process, device)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
-        run.say(f"{len(train)} training and {len(val)} held-out latents {train.shape}")
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
-        )
-        state = State(ema={name: value.clone() for name, value in model.state_dict().items()}, ledger=ledger)
-        resume(run, model, space, optimiser, state, config)
+        run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
+        optimiser = Optimiser(model, config)
+        state = fresh_state(model, config)
+        resume(run, model, data, optimiser, state, config)
         network, guard = distributed.wrap(model), LossGuard(device.kind)
         started = time.perf_counter()
 
-        for step in run.progress(state.step, config.steps, "diffusion"):
-            terms = train_step(network, process, space, optimiser, train, step, config)
+        for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "diffusion"):
+            terms = train_step(network, process, data, optimiser, step, config)
             guard.watch(step, terms["loss/train"])
-            average(state.ema, model, config.ema_share, step)
+            average(state.ema, model, step)
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
                 seconds = (time.perf_counter() - started) / config.log_every_steps
-                run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
+                run.log(step, {**terms, "lr": learning_rate(step, config), "time/step_s": seconds})
                 started = time.perf_counter()
             better = due(step, config.val_every_steps, config.steps) and validate(
-                run, state, val, model, process, space, config
+                run, state, data, model, process, config
             )
             if better:
-                save(run, "best", model, space, optimiser, state, config)
+                save(run, "best", model, data, optimiser, state, config)
             if vae is not None and due(step, config.sample_every_steps) and distributed.is_main():
-                draw_samples(run, state, model, process, space, vae, device, config)
-            if due(step, config.save_every_steps, config.steps) or run.interrupted:
+                draw_samples(run, state, data.space, model, process, vae, config)
+            if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
                 guard.check(run)
-                save(run, "last", model, space, optimiser, state, config)
+                save(run, "last", model, data, optimiser, state, config)
+            if finished(state, config):
+                run.say(f"stopped early: {state.stale} held-out losses without a better one")
+                break
         run.say(f"best held-out loss {state.best:.4f}; checkpoint {run.checkpoint('best')}")
 
 
-def load_latents(config: TrainConfig, device: Device) -> tuple[Latents, Latents, LatentSpace, list[str]]:
-    """Both splits, the space fitted on the training one, and the ledger.
+def fresh_state(model: DiT, config: TrainConfig) -> State:
+    """The state before the first step: every average starts at the weights."""
+    if not config.ema_shares:
+        raise InputError("--ema-shares: at least one length; loaders return averaged weights")
+    ema = {str(share): {n: v.clone() for n, v in model.state_dict().items()} for share in config.ema_shares}
+    return State(ema=ema, track=str(config.ema_shares[0]))
+
+
+def finished(state: State, config: TrainConfig) -> bool:
+    """Whether the held-out loss has not improved for too long."""
+    return 0 < config.patience <= state.stale
+
+
+def load_latents(config: TrainConfig, device: Device) -> Data:
+    """Both splits with their covariates, the space fitted on the training one, and the ledger.
 
     Raises:
-        InputError: missing or mixed latents, statistics of another VAE, shapes that differ between the splits.
+        InputError: missing or mixed latents, statistics of another VAE, shapes that differ between the splits,
+            covariates that the tables do not give.
     """
+    check_names(config.model.covariates)
     statistics = read_statistics(config.latents)
     train, val = (
         Latents(config.latents, split, config.model.classes, device) for split in (config.train_split, config.val_split)
@@ -107,8 +139,12 @@ def load_latents(config: TrainConfig, device: Device) -> tuple[Latents, Latents,
             f"{config.latents}: latents of {train.shape[0]} channels, --model.latent-channels is "
             f"{config.model.latent_channels}"
         )
+    values = [covariates_of(split.subjects, config.model.covariates, config.tables) for split in (train, val)]
+    scales = fit_scales(values[0], config.model.covariates)
+    for split, own in zip((train, val), values, strict=True):
+        split.set_covariates(standardise(own, scales))
     space = fit_space(train.mu.cpu(), train.logvar.cpu(), statistics, centred=config.process.centre)
-    return train, val, space, statistics.ledger
+    return Data(train, val, space, statistics.ledger, scales)
 
 
 def decoder(config: TrainConfig, space: LatentSpace, device: Device) -> LoadedVAE | None:
@@ -126,118 +162,96 @@ def decoder(config: TrainConfig, space: LatentSpace, device: Device) -> LoadedVA
     return vae
 
 
-def build(config: TrainConfig, train: Latents, space: LatentSpace, process: Process, device: Device) -> DiT:
-    """The network with weights by the seed, and its linear start fitted when it has one.
+def build(config: TrainConfig, data: Data, process: Process, device: Device) -> tuple[DiT, Data]:
+    """The network with weights by the seed or of --init, and the data in the space that its weights know.
 
     Raises:
-        InputError: a patch larger than the latent, heads that do not divide the width, or too few latents for the rank.
+        InputError: a patch larger than the latent, heads that do not divide the width, too few latents for the rank,
+            or a start of another architecture.
     """
-    if any(patch > size for patch, size in zip(config.model.patch, train.shape[1:], strict=True)):
-        raise InputError(f"--model.patch {config.model.patch} is larger than the latent {train.shape[1:]}")
+    shape = data.train.shape
+    if any(patch > size for patch, size in zip(config.model.patch, shape[1:], strict=True)):
+        raise InputError(f"--model.patch {config.model.patch} is larger than the latent {shape[1:]}")
     if config.model.dim % config.model.heads:
         raise InputError(f"--model.dim {config.model.dim} does not divide by --model.heads {config.model.heads}")
-    if config.model.linear_rank >= len(train):
-        raise InputError(f"--model.linear-rank {config.model.linear_rank} needs more than the {len(train)} latents")
+    if config.model.linear_rank >= len(data.train):
+        raise InputError(
+            f"--model.linear-rank {config.model.linear_rank} needs more than the {len(data.train)} latents"
+        )
     torch.manual_seed(seeding.address(config.seed, "weights"))
-    model = DiT(config.model, train.shape, process.timesteps)
-    if model.start is not None:
-        model.start.fit(space.enter(train.mu.cpu()), process)
-    return device.module(model)
+    model = DiT(config.model, shape, process)
+    if config.init is not None:
+        known = start_from(config.init, model, config.process)
+        here = replace(data.space.statistics, mean=known.statistics.mean, std=known.statistics.std)
+        data = replace(data, space=replace(known, statistics=here))
+    elif model.start is not None:
+        model.start.fit(data.space.enter(data.train.mu.cpu()), data.train.labels)
+    model = device.module(model)
+    if config.compile and device.kind.type == "cuda":
+        for block in model.blocks:  # block by block: one compilation serves them all
+            block.compile(dynamic=False)
+    return model, data
 
 
 def train_step(
-    network: nn.Module,
-    process: Process,
-    space: LatentSpace,
-    optimiser: torch.optim.Optimizer,
-    train: Latents,
-    step: int,
-    config: TrainConfig,
+    network: nn.Module, process: Process, data: Data, optimiser: Optimiser, step: int, config: TrainConfig
 ) -> dict[str, torch.Tensor]:
     """One update; returns named numbers. All that is random is drawn for the global batch, then shared out."""
+    train, size = data.train, config.batch_size
     device = train.device
-    shape = (config.batch_size, *train.shape)
     draw = seeding.generator(config.seed, "batch", step, device=device.kind)
-    posterior, eps = (torch.randn(shape, generator=draw, device=device.kind) for _ in range(2))
-    t = torch.randint(process.timesteps, (config.batch_size,), generator=draw, device=device.kind)
-    dropped = torch.rand(config.batch_size, generator=draw, device=device.kind) < config.label_dropout
-    posterior, eps, t, dropped = (distributed.local(value) for value in (posterior, eps, t, dropped))
-    rows = balanced_rows(train.labels, config.batch_size, step, config.seed)
+    posterior, eps = (torch.randn((size, *train.shape), generator=draw, device=device.kind) for _ in range(2))
+    t = process.draw_times(size, draw, device.kind)
+    dropped = torch.rand(size, generator=draw, device=device.kind) < config.label_dropout
+    untold = torch.rand((size, len(data.scales)), generator=draw, device=device.kind) < config.covariate_dropout
+    posterior, eps, t, dropped, untold = map(distributed.local, (posterior, eps, t, dropped, untold))
 
-    z, y = train.batch(rows, posterior)
-    z, y = space.enter(z), torch.where(dropped, config.model.classes, y)
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config)
+    batch = train.batch(balanced_rows(train.labels, size, step, config.seed), posterior)
+    z = data.space.enter(batch.z)
+    y = torch.where(dropped, config.model.classes, batch.y)
+    covariates = batch.covariates.masked_fill(untold, math.nan)
     with device.autocast():
-        prediction = network(process.noised(z, eps, t), t, y)
+        prediction = network(process.noised(z, eps, t), t, y, covariates)
     loss = process.loss(prediction, z, eps, t).mean()
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    optimiser.step()
+    optimiser.step(learning_rate(step, config))
     return {"loss/train": loss.detach(), "grad/norm": norm}
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, constant, then half a cosine to a hundredth over the last `decay_share` of the steps."""
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
-    decay_from = round(config.steps * (1.0 - config.decay_share))
-    share = max(0, step - decay_from) / max(1, config.steps - decay_from)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))
-
-
-@torch.no_grad()
-def validate(
-    run: Run, state: State, val: Latents, model: DiT, process: Process, space: LatentSpace, config: TrainConfig
-) -> bool:
-    """Held-out loss of the averaged weights at timesteps spread evenly over the schedule; True when it improved."""
-    averaged = val.device.module(DiT(model.config, model.latent_shape, process.timesteps)).eval()
-    averaged.load_state_dict(state.ema, strict=True)
-    total, count = torch.zeros((), device=val.device.kind), 0
-    for row in distributed.shard(range(len(val))):
-        draw = seeding.generator(config.seed, "validation", row, device=val.device.kind)
-        posterior, eps = (
-            torch.randn((VAL_DRAWS, *val.shape), generator=draw, device=val.device.kind) for _ in range(2)
-        )
-        # Every latent gets other timesteps, and together they cover the schedule evenly.
-        place = (torch.arange(VAL_DRAWS, device=val.device.kind) + (row + 0.5) / len(val)) / VAL_DRAWS
-        t = (place * process.timesteps).long()
-        z, y = val.batch(torch.full((VAL_DRAWS,), row), posterior)
-        z = space.enter(z)
-        with val.device.autocast():
-            prediction = averaged(process.noised(z, eps, t), t, y)
-        total += process.loss(prediction, z, eps, t).sum()
-        count += VAL_DRAWS
-    totals = distributed.gather((float(total), count))
-    loss = sum(part for part, _ in totals) / sum(part for _, part in totals)
-    run.log(state.step, {"loss/val": loss})
-    better = loss < state.best
-    state.best = min(state.best, loss)
+def validate(run: Run, state: State, data: Data, model: DiT, process: Process, config: TrainConfig) -> bool:
+    """Logs the held-out loss of every weight average, by class and noise; True when the lower one is the best yet."""
+    means: dict[str, float] = {}
+    by_bin: dict[str, torch.Tensor] = {}
+    for name, track in state.ema.items():
+        with wearing(model, track):
+            by_bin[name] = held_out_losses(model, data.val, process, data.space, config.seed)
+        means[name] = float(by_bin[name].mean())
+    chosen = min(means, key=means.__getitem__)
+    tracks = {f"val/average_{name}": mean for name, mean in means.items()}
+    run.log(state.step, {"loss/val": means[chosen], **tracks, **named(by_bin[chosen])})
+    better = means[chosen] < state.best
+    state.stale = 0 if better else state.stale + 1
+    if better:
+        state.best, state.track = means[chosen], chosen
     return better
 
 
 @torch.no_grad()
 def draw_samples(
-    run: Run,
-    state: State,
-    model: DiT,
-    process: Process,
-    space: LatentSpace,
-    vae: LoadedVAE,
-    device: Device,
-    config: TrainConfig,
+    run: Run, state: State, space: LatentSpace, model: DiT, process: Process, vae: LoadedVAE, config: TrainConfig
 ) -> None:
-    """Four samples, two of each class from the same two noises, as a picture; 25 DDIM steps with averaged weights."""
-    averaged = device.module(DiT(model.config, model.latent_shape, process.timesteps)).eval()
-    averaged.load_state_dict(state.ema, strict=True)
+    """Four samples, two of each class from the same two noises, as a picture; 25 steps with averaged weights."""
+    device = run.device
     draw = seeding.generator(config.seed, "samples", device=device.kind)
     noise = torch.randn((2, *model.latent_shape), generator=draw, device=device.kind)
     y = torch.tensor([0, 0, 1, 1], device=device.kind)
-    with device.autocast():
-        denoise = guided(averaged, process, model.null_class, 1.0)
-        z = ddim(denoise, noise.repeat(2, 1, 1, 1, 1), y, process, min(25, process.timesteps), lambda: noise)
-        x = vae.model.decode(space.leave(z)).clamp(0, 1)[:, 0].float().cpu().numpy()
+    with wearing(model, state.ema[state.track]), device.autocast():
+        steps = min(25, process.timesteps)
+        denoise = guided(model, process, y, times=schedule(DEFAULT, process, steps))
+        z = SAMPLERS[DEFAULT](denoise, noise.repeat(2, 1, 1, 1, 1), process, steps, lambda: noise)
+        x = vae.model.decode(device.tensor(space.leave(z))).clamp(0, 1)[:, 0].float().cpu().numpy()
     gallery(
         run.samples / f"samples_{state.step:06d}.png",
         [("HC", list(x[:2])), ("TLE", list(x[2:]))],
@@ -245,35 +259,28 @@ def draw_samples(
     )
 
 
-def resume(
-    run: Run, model: DiT, space: LatentSpace, optimiser: torch.optim.Optimizer, state: State, config: TrainConfig
-) -> None:
+def resume(run: Run, model: DiT, data: Data, optimiser: Optimiser, state: State, config: TrainConfig) -> None:
     """Takes up checkpoints/last.pt when there is one; checks network, process and latents."""
     path = run.checkpoint("last")
     if path.exists():
-        record = resume_diffusion(path, model, space, config.process)
+        record = resume_diffusion(path, model, config.process, data.space)
         optimiser.load_state_dict(record["optimiser"])
-        for name, value in record["ema"].items():
-            state.ema[name].copy_(value)
-        state.step, state.best = record["step"], record["best"]
+        for track, values in record["ema"].items():
+            for name, value in values.items():
+                state.ema[track][name].copy_(value)
+        state.step, state.best, state.stale = record["step"], record["best"], record["stale"]
+        state.track = record["track"]
         run.say(f"continuing at step {state.step}")
     run.continue_from(state.step)
 
 
-def save(
-    run: Run,
-    name: str,
-    model: DiT,
-    space: LatentSpace,
-    optimiser: torch.optim.Optimizer,
-    state: State,
-    config: TrainConfig,
-) -> None:
+def save(run: Run, name: str, model: DiT, data: Data, optimiser: Optimiser, state: State, config: TrainConfig) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if distributed.is_main():
+        progress: dict[str, Any] = {"step": state.step, "best": state.best, "stale": state.stale, "track": state.track}
         save_diffusion(
-            run.checkpoint(name), model, space, config.process, step=state.step, best=state.best, ledger=state.ledger,
-            ema=state.ema, optimiser=optimiser.state_dict(),
+            run.checkpoint(name), model, config.process, data.space, **progress, ledger=data.ledger, ema=state.ema,
+            label_dropout=config.label_dropout, covariates=data.scales, optimiser=optimiser.state_dict(),
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -41,6 +42,21 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Holds an existing folder until the block ends; the kernel lets go of it when the process dies.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with (Path(folder) / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is running in this folder") from None
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,7 +13,6 @@ Running the same command again continues the run. A second process in the same f
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import platform
 import signal
@@ -31,7 +30,7 @@ from runtime import distributed
 from runtime.checkpoints import git_commit
 from runtime.device import Device
 from runtime.errors import InputError
-from runtime.files import read_json, write_json
+from runtime.files import locked, read_json, write_json
 
 # May differ when a run is continued: where or how fast it runs, not what it computes.
 FREE_FIELDS = ("dry_run", "threads", "workers", "cache_dir", "run_dir", "compile", "recompute")
@@ -133,7 +132,7 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
         if distributed.is_main():
             for folder in (run_dir / "checkpoints", run.samples):
                 folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_lock(run_dir))
+            stack.enter_context(locked(run_dir))
             _settle_config(run_dir, {"stage": stage, **plain_config(config)})
             write_json(run_dir / "environment.json", environment(device))
         distributed.barrier()
@@ -151,16 +150,6 @@ def environment(device: Device) -> dict[str, Any]:
     """What a result depends on besides its configuration."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
     return {"commit": git_commit(), "processes": distributed.world_size(), **versions, **device.describe()}
-
-
-@contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
-        except BlockingIOError:
-            raise InputError(f"{run_dir}: another process is running in this folder") from None
-        yield
 
 
 def _settle_config(run_dir: Path, config: dict[str, Any]) -> None:

@@ -1,17 +1,24 @@
-"""The DiT: patches, shapes, parameter and operation counts, conditioning, silence at the start."""
+"""The DiT: patches, shapes, parameter and operation counts, conditions, silence at the start."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.config import ModelConfig
+from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
 from diffusion.model.dit import patchify, position_embedding, unpatchify
+from diffusion.process import build_process
+from runtime.errors import InputError
 
 SMALL = ModelConfig(dim=32, depth=2, heads=2, patch=(2, 2, 2), latent_channels=3)
+PAPER_LATENT = (4, 28, 34, 28)
+NAN = math.nan
 
 
 def awake(model: DiT) -> DiT:
@@ -20,6 +27,12 @@ def awake(model: DiT) -> DiT:
     for parameter in model.parameters():
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def inputs(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """z_t of shape (count, 3, 4, 4, 4), t and y."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 4, 4, 4, generator=generator), torch.arange(count) * 300 + 1, torch.arange(count) % 3
 
 
 @pytest.mark.parametrize("patch", [(4, 2, 4), (2, 2, 2), (1, 2, 2)])
@@ -38,28 +51,74 @@ def test_patch_embedding_equals_a_strided_convolution() -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_output_has_the_latents_shape_and_is_zero_at_the_start() -> None:
-    model = DiT(SMALL, (3, 5, 7, 6))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positions": "rotary"},
+        {"qk_norm": False, "gelu": "exact"},
+        {"window": (1, 2, 0), "window_blocks": (1,), "positions": "rotary"},
+        {"covariates": ("age", "sex")},
+    ],
+    ids=["plain", "rotary", "older", "windows", "covariates"],
+)
+def test_output_has_the_latents_shape_and_is_zero_at_the_start(changes: dict) -> None:
+    model = DiT(replace(SMALL, **changes), (3, 5, 7, 6))
     out = model(torch.randn(2, 3, 5, 7, 6), torch.tensor([0, 999]), torch.tensor([0, 2]))
     assert out.shape == (2, 3, 5, 7, 6)
     assert torch.equal(out, torch.zeros_like(out))
 
 
-def test_time_class_and_position_all_matter() -> None:
-    model = awake(DiT(SMALL, (3, 4, 4, 4)))
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_time_class_and_position_all_matter(positions: str) -> None:
+    model = awake(DiT(replace(SMALL, positions=positions), (3, 4, 4, 4)))
     z, t, y = torch.randn(1, 3, 4, 4, 4), torch.tensor([500]), torch.tensor([0])
     out = model(z, t, y)
-    assert not torch.allclose(out, model(z, torch.tensor([501]), y))
+    assert not torch.allclose(out, model(z, torch.tensor([500.25]), y))
     assert not torch.allclose(out, model(z, t, torch.tensor([1])))
     assert not torch.allclose(out, model(z, t, torch.tensor([model.null_class])))
-    assert not torch.allclose(out.flip(2), model(z.flip(2), t, y), atol=1e-3)
+    swapped, moved = z.roll(2, dims=2), out.roll(2, dims=2)  # the same patches, at other places along D
+    assert not torch.allclose(moved, model(swapped, t, y), atol=1e-3)
 
 
 def test_samples_do_not_see_each_other() -> None:
-    model = awake(DiT(SMALL, (3, 4, 4, 4)))
-    z, t, y = torch.randn(3, 3, 4, 4, 4), torch.tensor([1, 500, 900]), torch.tensor([0, 1, 2])
-    alone = torch.cat([model(z[k : k + 1], t[k : k + 1], y[k : k + 1]) for k in range(3)])
-    torch.testing.assert_close(model(z, t, y), alone, atol=1e-5, rtol=1e-5)
+    changes = {"window": (1, 2, 1), "window_blocks": (0,), "positions": "rotary", "covariates": ("age",)}
+    model = awake(DiT(replace(SMALL, **changes), (3, 4, 4, 4)))
+    (z, t, y), covariates = inputs(3), torch.tensor([[0.5], [NAN], [-1.0]])
+    alone = torch.cat([model(*(value[k : k + 1] for value in (z, t, y, covariates))) for k in range(3)])
+    torch.testing.assert_close(model(z, t, y, covariates), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_keep_tokens_apart_only_in_the_blocks_named() -> None:
+    """A change at one end reaches the other end of D through the block that sees all tokens, and not without it."""
+    z, t, y = inputs(1)
+    changed = z.clone()
+    changed[:, :, 3] += 1.0
+    for blocks, reaches in (((0, 1), False), ((0,), True), ((1,), True)):
+        model = awake(DiT(replace(SMALL, window=(1, 0, 0), window_blocks=blocks), (3, 4, 4, 4)))
+        difference = (model(z, t, y) - model(changed, t, y)).abs()
+        assert difference[:, :, 2:].max() > 1e-3
+        assert (difference[:, :, :2].max() > 1e-4) == reaches
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"window": (0, 3, 0), "window_blocks": (0,)}, "window 3 along H: must be 0 or a divisor of the 4 tokens"),
+        ({"window": (-1, 0, 0), "window_blocks": (0,)}, "window -1 along D"),
+        ({"window": (1, 0, 0), "window_blocks": (0, 2)}, r"window_blocks \[2\]: the blocks are 0 to 1"),
+        ({"window": (1, 0, 0)}, "no block uses it"),
+        ({"positions": "rotary", "dim": 30, "heads": 2}, "heads of 15 dimensions, expected an even number"),
+    ],
+)
+def test_attention_that_does_not_fit_is_refused(changes: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        DiT(replace(SMALL, **changes), (3, 5, 7, 6))
+
+
+def test_a_linear_start_needs_the_process() -> None:
+    with pytest.raises(ValueError, match="process"):
+        DiT(replace(SMALL, linear_rank=2), (3, 4, 4, 4))
 
 
 def test_positions_are_distinct_on_every_axis() -> None:
@@ -67,16 +126,132 @@ def test_positions_are_distinct_on_every_axis() -> None:
     assert torch.cdist(positions, positions).add(10 * torch.eye(210)).min() > 0.05
 
 
-def test_published_size_of_dit_s4_at_the_paper_grid() -> None:
-    """32.5 million parameters and 48.4 GFLOP forward at 833 tokens: 24 N d^2 + 4 N^2 d per block, and the rest."""
-    config, latent = ModelConfig(), (4, 28, 34, 28)
-    model = DiT(config, latent)
-    N, d, L, p = 7 * 17 * 7, 384, 12, 4 * 32
-    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(32.5e6, rel=0.02)
+def test_positions_travel_with_the_weights() -> None:
+    model = awake(DiT(SMALL, (3, 4, 4, 4)))
+    model.positions.add_(torch.randn(model.positions.shape))
+    other = DiT(SMALL, (3, 4, 4, 4))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(*inputs(2)), other(*inputs(2)))
+    assert not {"positions", "rotation"} & DiT(replace(SMALL, positions="rotary"), (3, 4, 4, 4)).state_dict().keys()
+
+
+def test_gelu_is_the_one_asked_for() -> None:
+    tanh, exact = (awake(DiT(replace(SMALL, gelu=form), (3, 4, 4, 4))) for form in ("tanh", "exact"))
+    for model, approximate in ((tanh, "tanh"), (exact, "none")):
+        layer, x = model.blocks[0].mlp, torch.randn(5, 32)
+        hidden = torch.nn.functional.gelu(layer[0](x), approximate=approximate)
+        assert torch.equal(layer(x), layer[2](hidden))
+
+
+def test_covariates_untold_give_exactly_the_learned_vector() -> None:
+    model = awake(DiT(replace(SMALL, covariates=("age", "sex")), (3, 4, 4, 4)))
+    values = torch.tensor([[NAN, NAN], [0.7, NAN], [NAN, -1.0]])
+    vectors, parts = model.covariates(values), model.covariates
+    assert torch.equal(vectors[0], parts.untold.sum(0))
+    torch.testing.assert_close(vectors[1], parts.mlps[0](values[1, :1]) + parts.untold[1])
+    torch.testing.assert_close(vectors[2], parts.untold[0] + parts.mlps[1](values[2, 1:]))
+    z, t, y = inputs(3)
+    assert torch.equal(model(z, t, y), model(z, t, y, torch.full((3, 2), NAN)))
+
+
+def test_covariates_say_nothing_at_the_start_and_something_later() -> None:
+    config = replace(SMALL, covariates=("age",))
+    (z, t, y), age = inputs(2), torch.tensor([[0.5], [-2.0]])
+    new = DiT(config, (3, 4, 4, 4))
+    assert torch.equal(new.covariates(age), torch.zeros(2, 32))
+    model = awake(new)
+    assert not torch.allclose(model(z, t, y, age), model(z, t, y))
+    assert not torch.allclose(model(z, t, y, age), model(z, t, y, age + 0.1))
+
+
+@pytest.mark.parametrize("told", [[[NAN], [NAN]], [[NAN], [1.0]], [[0.0], [-3.0]]])
+def test_gradients_are_finite_whatever_is_untold(told: list) -> None:
+    model = awake(DiT(replace(SMALL, covariates=("age",)), (3, 4, 4, 4)))
+    model(*inputs(2), torch.tensor(told)).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    value = model.covariates.mlps[0][2].weight.grad.abs().max()
+    untold = model.covariates.untold.grad.abs().max()
+    assert (value > 0) == any(not math.isnan(row[0]) for row in told)
+    assert (untold > 0) == any(math.isnan(row[0]) for row in told)
+
+
+def test_another_number_of_covariates_is_refused() -> None:
+    model = DiT(replace(SMALL, covariates=("age", "sex")), (3, 4, 4, 4))
+    with pytest.raises(ValueError, match="1 covariates"):
+        model(*inputs(2), torch.zeros(2, 1))
+
+
+def test_a_condition_computed_before_gives_the_same_prediction() -> None:
+    model = awake(DiT(replace(SMALL, covariates=("age",)), (3, 4, 4, 4)))
+    (z, t, y), age = inputs(3), torch.tensor([[0.5], [NAN], [1.0]])
+    blocks, out = condition = model.condition(t, y, age)
+    assert blocks.shape == (3, 2, 6, 32)
+    assert out.shape == (3, 2, 32)
+    assert torch.equal(model.apply_condition(z, t, y, condition), model(z, t, y, age))
+    one = model.condition(t[1:2], y[1:2], age[1:2])
+    repeated = tuple(value.expand(3, *value.shape[1:]) for value in one)
+    torch.testing.assert_close(
+        model.apply_condition(z, t, y, repeated), model(z, t[1].repeat(3), y[1].repeat(3), age[1:2].repeat(3, 1))
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positions": "rotary", "window": (1, 2, 1), "window_blocks": (1,), "qk_norm": False, "covariates": ("age",)},
+        {"linear_rank": 2},
+    ],
+    ids=["plain", "rotary windows", "linear start"],
+)
+def test_traces_without_graph_breaks(changes: dict) -> None:
+    model = awake(DiT(replace(SMALL, **changes), (3, 4, 4, 4), build_process(ProcessConfig(target="velocity"))))
+    z, t, y = inputs(2)
+    condition = model.condition(t, y)
+    torch.compiler.reset()
+    compiled = torch.compile(model.apply_condition, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(z, t, y, condition), model(z, t, y))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sizes_of_all_variants_at_the_paper_grid(name: str) -> None:
+    """Parameters exactly; operations 24 N d^2 + 4 N^2 d per block, the patches in and out, and the condition."""
+    config = VARIANTS[name]
+    with torch.device("meta"):
+        model = DiT(config, PAPER_LATENT)
+        given = torch.empty(1, *PAPER_LATENT), torch.empty(1), torch.empty(1, dtype=torch.long)
+    d, L, p = config.dim, config.depth, 4 * math.prod(config.patch)
+    N = math.prod(-(-size // side) for size, side in zip(PAPER_LATENT[1:], config.patch, strict=True))
+    block = 18 * d * d + 15 * d + 2 * d // config.heads
+    outside = (256 * d + d) + (d * d + d) + 3 * d + (2 * d * d + 2 * d) + (p * d + d) + (d * p + p)
+    assert sum(parameter.numel() for parameter in model.parameters()) == L * block + outside
     # The counter knows no formula for the CPU's fused attention; the plain one has the same products.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model(torch.zeros(1, *latent), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+        model(*given)
     condition = 12 * L * d * d + 2 * (2 * d * d) + 2 * (256 * d + d * d)
-    closed_form = L * (24 * N * d * d + 4 * N * N * d) + 4 * N * d * p + condition
-    assert counter.get_total_flops() == pytest.approx(closed_form, rel=1e-6)
-    assert closed_form == pytest.approx(48.4e9, rel=0.01)
+    assert counter.get_total_flops() == L * (24 * N * d * d + 4 * N * N * d) + 4 * N * d * p + condition
+
+
+def test_published_size_of_dit_s4_at_the_paper_grid() -> None:
+    """32.5 million parameters, 48.4 GFLOP forward at 833 tokens."""
+    N, d, L, p = 7 * 17 * 7, 384, 12, 4 * 32
+    with torch.device("meta"):
+        model = DiT(VARIANTS["S/4"], PAPER_LATENT)
+    assert model.positions.shape == (N, d)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(32.5e6, rel=0.02)
+    assert L * (24 * N * d * d + 4 * N * N * d) + 4 * N * d * p == pytest.approx(48.4e9, rel=0.01)
+
+
+def test_windows_save_what_the_closed_form_says() -> None:
+    """Attention within windows of n tokens costs 4 N n d instead of 4 N^2 d."""
+    config = ModelConfig(depth=2, window=(0, 1, 0), window_blocks=(1,))
+    counts = []
+    for variant in (replace(config, window=(0, 0, 0), window_blocks=()), config):
+        with torch.device("meta"):
+            model = DiT(variant, PAPER_LATENT)
+            given = torch.empty(1, *PAPER_LATENT), torch.empty(1), torch.empty(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(*given)
+        counts.append(counter.get_total_flops())
+    N, n, d = 833, 49, 384
+    assert counts[0] - counts[1] == 4 * N * (N - n) * d

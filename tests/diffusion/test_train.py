@@ -1,4 +1,4 @@
-"""The diffusion scripts as processes: train, resume after SIGKILL, two processes, sampling, refusals."""
+"""Training as a process: what a run leaves, resume after SIGKILL, two processes, refusals."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from cohort.scans import GRIDS
-from cohort.volumes import read_volume
 from diffusion.checkpoint import load_diffusion
 from runtime.checkpoints import load_checkpoint
 from tests.processes import kill_at_step, script
+from VAE.latents import read_latent
 
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
 
@@ -49,17 +45,28 @@ def trained(vae: Path, latents: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
     record = load_checkpoint(run_dir / "checkpoints" / f"{name}.pt", "diffusion")
-    return {f"{kind}/{key}": value for kind in ("weights", "ema") for key, value in record[kind].items()}
+    states = {"raw": record["weights"], **record["ema"]}
+    return {f"{kind}/{key}": value for kind, state in states.items() for key, value in state.items()}
+
+
+def log(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_what_design_promises(trained: Path, latents: Path) -> None:
     assert {"config.json", "environment.json", "log.jsonl"} <= {path.name for path in trained.iterdir()}
     assert len(list((trained / "samples").glob("samples_*.png"))) == 2
-    records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "loss/val" in record] == [6, 12]
+    validations = [record for record in log(trained) if "loss/val" in record]
+    assert [record["step"] for record in validations] == [6, 12]
+    for record in validations:  # the better of two averages counts, and its loss by class and noise adds up to it
+        assert record["loss/val"] == min(record["val/average_0.05"], record["val/average_0.15"])
+        parts = [value for name, value in record.items() if name.startswith(("val/HC/", "val/TLE/"))]
+        assert len(parts) == 10
+        assert sum(parts) / 10 == pytest.approx(record["loss/val"], rel=1e-6)
     loaded = load_diffusion(trained / "checkpoints/best.pt")
     assert loaded.model.latent_shape == (4, 10, 12, 10)
     assert loaded.ledger == json.loads((latents / "statistics.json").read_text())["ledger"]
+    assert loaded.label_dropout == 0.1
 
 
 def test_killed_and_continued_equals_undisturbed(vae: Path, latents: Path, tmp_path: Path, trained: Path) -> None:
@@ -81,68 +88,12 @@ def test_two_processes_equal_one(latents: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(actual[name], expected[name], atol=2e-4, rtol=1e-3)
 
 
-def synth(vae: Path, trained: Path, out: Path, *words: object, processes: int = 1, ok: bool = True):
-    return script(
-        "diffusion.save_synth", "--vae", vae, "--diffusion", trained / "checkpoints/best.pt", "--steps", 5,
-        "--threads", 1, "--out", out, *words, processes=processes, ok=ok,
-    )  # fmt: skip
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.pkl"))}
-
-
-def test_volume_k_has_the_same_bytes_in_any_run(vae: Path, trained: Path, tmp_path: Path) -> None:
-    synth(vae, trained, tmp_path / "all", "--label", "TLE", "--count", 5, "--sampler", "ddpm", "--nifti")
-    expected = contents(tmp_path / "all")
-    assert list(expected) == [f"TLE_{k:06d}.pkl" for k in range(5)]
-    synth(vae, trained, tmp_path / "two", "--label", "TLE", "--count", 5, "--sampler", "ddpm", processes=2)
-    assert contents(tmp_path / "two") == expected
-    synth(vae, trained, tmp_path / "alone", "--label", "TLE", "--count", 1, "--first-seed", 3, "--sampler", "ddpm")
-    assert contents(tmp_path / "alone") == {"TLE_000003.pkl": expected["TLE_000003.pkl"]}
-    (tmp_path / "all/TLE_000002.pkl").unlink()  # as a kill would leave it
-    (tmp_path / "all/.tmp-x1.pkl").write_bytes(expected["TLE_000002.pkl"][:100])
-    synth(vae, trained, tmp_path / "all", "--label", "TLE", "--count", 5, "--sampler", "ddpm", "--nifti")
-    assert contents(tmp_path / "all") == expected
-
-    volume = read_volume(tmp_path / "all/TLE_000004.pkl")
-    image = nib.load(tmp_path / "all/TLE_000004.nii.gz")
-    np.testing.assert_allclose(image.affine, GRIDS["smoke"].affine)
-    np.testing.assert_allclose(image.get_fdata(), volume.image, atol=1e-6)
-    assert (image.get_sform(coded=True)[1], image.get_qform(coded=True)[1]) == (4, 4)
-    manifest = pd.read_csv(tmp_path / "all/manifest.csv")
-    assert manifest.seed.tolist() == list(range(5))
-    assert set(manifest.vae) == {volume.vae}
-    assert len(json.loads((tmp_path / "all/ledger.json").read_text())["ledger"]) == 32
-
-
-def test_batches_give_the_same_volumes_to_rounding(vae: Path, trained: Path, tmp_path: Path) -> None:
-    common = ("--count", 4, "--precision", "float32")
-    synth(vae, trained, tmp_path / "one", *common)
-    synth(vae, trained, tmp_path / "four", *common, "--batch-size", 4)
-    for path in (tmp_path / "one").glob("*.pkl"):
-        a, b = read_volume(path), read_volume(tmp_path / "four" / path.name)
-        np.testing.assert_allclose(a.image, b.image, atol=1e-4)
-
-
-def test_a_folder_of_other_settings_is_refused(vae: Path, trained: Path, tmp_path: Path) -> None:
-    synth(vae, trained, tmp_path, "--count", 1)
-    refused = synth(vae, trained, tmp_path, "--count", 2, "--guidance", 2.0, ok=False)
-    assert refused.returncode == 2
-    assert "HC_000000.pkl: guidance 1.0, not 2.0" in refused.stderr
-    assert len(contents(tmp_path)) == 1
-
-
-def test_another_vae_is_refused(vae: Path, trained: Path, latents: Path, tmp_path: Path) -> None:
+def test_another_vae_is_refused(vae: Path, latents: Path, tmp_path: Path) -> None:
     other = vae.with_name("last.pt")
     record = load_checkpoint(other, "vae")
     changed = tmp_path / "changed.pt"
     record["step"] += 1
     torch.save(record, changed)
-    refused = synth(changed, trained, tmp_path / "out", ok=False)
-    assert refused.returncode == 2
-    assert "was trained on latents of" in refused.stderr
-    assert not (tmp_path / "out").exists()
     refused = script(
         "diffusion.train", "smoke", "--latents", latents, "--run-dir", tmp_path, "--vae", changed, ok=False
     )
@@ -178,7 +129,55 @@ def test_latents_of_two_vaes_and_missing_statistics_are_refused(latents: Path, t
     assert "statistics.json is of" in refused.stderr
 
 
-def test_more_steps_than_the_schedule_has_are_refused(vae: Path, trained: Path, tmp_path: Path) -> None:
-    refused = synth(vae, trained, tmp_path / "out", "--steps", 1001, ok=False)
+def test_training_stops_early_and_stays_stopped(latents: Path, tmp_path: Path) -> None:
+    """At a learning rate of 0 nothing gets better, so that the second validation is one too many."""
+    often = ("--val-every-steps", 2, "--lr", 0, "--patience", 1)
+    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, *often)
+    assert "stopped early: 1 held-out losses without a better one" in script("diffusion.train", *words).stdout
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt", "diffusion")["step"] == 4
+    script("diffusion.train", *words)
+    assert log(tmp_path)[-1]["step"] == 4
+
+
+def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, latents: Path, tmp_path: Path) -> None:
+    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, "--model.covariates", "age", "sex")
+    refused = script("diffusion.train", *words, ok=False)
     assert refused.returncode == 2
-    assert "the schedule has 1000" in refused.stderr
+    assert "needs --tables" in refused.stderr
+    script("diffusion.train", *words, "--tables", cohort_dir / "train.csv", cohort_dir / "val.csv")
+    loaded = load_diffusion(tmp_path / "checkpoints/best.pt")
+    assert loaded.covariates["age"] == pytest.approx((25.5, 13**0.5))  # 12 training subjects aged 20 to 31
+    assert loaded.model.config.covariates == ("age", "sex")
+
+
+def test_a_run_goes_on_from_finished_weights_in_their_space(trained: Path, latents: Path, tmp_path: Path) -> None:
+    best = trained / "checkpoints/best.pt"
+    common = ("smoke", *COMMON, "--latents", latents, "--init", best)
+    script("diffusion.train", *common, "--run-dir", tmp_path / "run", "--lr", 0)
+    before, after = load_diffusion(best), load_diffusion(tmp_path / "run/checkpoints/best.pt")
+    assert all(torch.equal(value, after.model.state_dict()[name]) for name, value in before.model.state_dict().items())
+    assert torch.equal(before.space.spread, after.space.spread)
+    refused = script("diffusion.train", *common, "--run-dir", tmp_path / "other", "--model.depth", 3, ok=False)
+    assert refused.returncode == 2
+    assert "model.depth: the checkpoint has 2, this run 3" in refused.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(latents: Path, tmp_path: Path) -> None:
+    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, "--clip-norm", 1e30, "--warmup-steps", 1)
+    refused = script("diffusion.train", *words, "--lr", 1e30, ok=False)
+    assert refused.returncode == 2
+    assert "is not finite" in refused.stderr
+    last = tmp_path / "checkpoints/last.pt"
+    assert not last.exists() or all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_latents_of_one_class_are_refused(latents: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "latents"
+    shutil.copytree(latents, copy)
+    for path in (copy / "train").glob("*.pkl"):
+        if read_latent(path).label == 1:
+            path.unlink()
+    refused = script("diffusion.train", "smoke", "--latents", copy, "--run-dir", tmp_path / "run", ok=False)
+    assert refused.returncode == 2
+    assert "labels [0], expected each of 0 to 1 at least once" in refused.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,140 @@
+"""Synthetic volumes as a BIDS derivative dataset, which other tools can read without knowing this project.
+
+    dataset_description.json, participants.tsv, participants.json
+    sub-synHC0001/anat/sub-synHC0001_space-MNI152NLin2009aSym_desc-synthetic_T1w.nii.gz and .json
+
+The participant's number is the seed + 1. The sidecar (.json) holds everything that made the volume; it is written after
+the image, so that an image with a sidecar is complete. Both classes may go into one dataset.
+Source: Brain Imaging Data Structure 1.10.0 (https://bids-specification.readthedocs.io), derivatives.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cohort.scans import Grid
+from cohort.tables import CLASS_NAMES
+from cohort.volumes import Volume, write_nifti
+from diffusion.synthetic_folder import Settings
+from diffusion.wanted import Wanted
+from runtime.checkpoints import git_commit
+from runtime.errors import InputError
+from runtime.files import atomic_write, read_json, write_json
+
+SPACE = "MNI152NLin2009aSym"
+"""BIDS name of the template in whose space all grids are (`cohort.scans`)."""
+GENERATOR = "synthetic-tle-mri"
+PARTICIPANTS = {
+    "participant_id": {"Description": "syn, the class, and the seed + 1"},
+    "diagnosis": {
+        "Description": "Class that the volume was generated for",
+        "Levels": {"HC": "healthy control", "TLE": "temporal lobe epilepsy"},
+    },
+    "age": {"Description": "Age that the volume was generated for; n/a: not told to the model", "Units": "year"},
+    "sex": {
+        "Description": "Sex that the volume was generated for; n/a: not told to the model",
+        "Levels": {"F": "female", "M": "male"},
+    },
+    "synthetic": {"Description": "Whether a model generated the volume", "Levels": {"true": "no person was scanned"}},
+    "seed": {"Description": "Seed of the volume's random numbers, unique within its class"},
+}
+"""Columns of participants.tsv."""
+
+
+def participant(wanted: Wanted) -> str:
+    """Such as ``sub-synTLE0042`` for seed 41."""
+    return f"sub-syn{CLASS_NAMES[wanted.label]}{wanted.seed + 1:04d}"
+
+
+def image_path(folder: Path, wanted: Wanted) -> Path:
+    """Where a volume's NIfTI file goes; its sidecar has the same name with ``.json``."""
+    name = participant(wanted)
+    return folder / name / "anat" / f"{name}_space-{SPACE}_desc-synthetic_T1w.nii.gz"
+
+
+def sidecar_path(folder: Path, wanted: Wanted) -> Path:
+    """The JSON file that says what made a volume."""
+    image = image_path(folder, wanted)
+    return image.with_name(image.name.replace(".nii.gz", ".json"))
+
+
+def sidecar(wanted: Wanted, settings: Settings, grid: Grid) -> dict[str, Any]:
+    """Everything a volume depends on, as its sidecar holds it; `Commit` is that of the code that writes the sidecar."""
+    return {
+        "Description": "Synthetic T1-weighted volume: made by a generative model, not scanned from a person",
+        "Synthetic": True,
+        "Diagnosis": CLASS_NAMES[wanted.label],
+        "Age": wanted.age,
+        "Sex": wanted.sex or None,
+        "Seed": wanted.seed,
+        "VAE": settings.vae,
+        "Diffusion": settings.diffusion,
+        "Weights": settings.weights,
+        "Sampler": settings.sampler,
+        "Steps": settings.steps,
+        "Guidance": settings.guidance,
+        "GuidanceInterval": list(settings.guidance_interval),
+        "Grid": grid.to_dict(),
+        "Commit": git_commit(),
+    }
+
+
+def refuse_others(folder: Path, wanted: list[Wanted], settings: Settings, grid: Grid) -> None:
+    """Refuses a dataset of another program, and one that has other volumes under the wanted names.
+
+    Raises:
+        InputError: names the files and what differs.
+    """
+    description = folder / "dataset_description.json"
+    if description.exists():
+        made_by = [one.get("Name") for one in read_json(description).get("GeneratedBy", [])]
+        if GENERATOR not in made_by:
+            raise InputError(f"{description}: a dataset that {GENERATOR} did not make; choose another --bids")
+    problems = []
+    for one in wanted:
+        path = sidecar_path(folder, one)
+        if not path.exists():
+            continue
+        theirs, mine = read_json(path), sidecar(one, settings, grid)
+        differing = [name for name in mine if name != "Commit" and theirs.get(name) != mine[name]]
+        problems += [f"{path.name}: {name} {theirs.get(name)!r}, not {mine[name]!r}" for name in differing]
+    if problems:
+        raise InputError.of(f"{folder}: holds other volumes; choose another --bids", problems)
+
+
+def add(folder: Path, volume: Volume, wanted: Wanted, settings: Settings, grid: Grid) -> None:
+    """Writes one volume's image, then its sidecar."""
+    write_nifti(image_path(folder, wanted), volume.image, grid.affine)
+    write_json(sidecar_path(folder, wanted), sidecar(wanted, settings, grid))
+
+
+def describe(folder: Path) -> None:
+    """Writes what the dataset is, and the participants it has by now, of whichever runs."""
+    description = {
+        "Name": "Synthetic T1-weighted brain MRI: healthy controls and temporal lobe epilepsy",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": GENERATOR, "Version": git_commit()}],
+    }
+    write_json(folder / "dataset_description.json", description)
+    write_json(folder / "participants.json", PARTICIPANTS)
+    with atomic_write(folder / "participants.tsv") as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(PARTICIPANTS), delimiter="\t", lineterminator="\n")
+        table.writeheader()
+        table.writerows(_participants(folder))
+
+
+def _participants(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(f"sub-syn*/anat/*_space-{SPACE}_desc-synthetic_T1w.json")):
+        made = read_json(path)
+        yield {
+            "participant_id": path.parents[1].name,
+            "diagnosis": made["Diagnosis"],
+            "age": "n/a" if made["Age"] is None else made["Age"],
+            "sex": made["Sex"] or "n/a",
+            "synthetic": "true",
+            "seed": made["Seed"],
+        }

@@ -1,0 +1,234 @@
+"""A folder of synthetic volumes of one class: what it was made with, what it holds, what is still to be made.
+
+    <LABEL>_<seed>.pkl   volumes (`cohort.volumes`)
+    settings.json        checkpoints and sampling settings, the same for every volume in the folder
+    manifest.csv         one row per volume: COLUMNS
+    ledger.json          hashes of the subjects behind the checkpoints
+    .rows-<rank>.jsonl   rows not in manifest.csv yet, one file per process; a killed run leaves them to the next
+
+A volume with a row counts as made and is not read again: opening a folder costs a listing and one table, whatever its
+size. Volumes without a row (of a run that was killed between the two, or without a manifest) are read and checked.
+`SyntheticFolder.verify` reads everything.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cohort.tables import CLASS_NAMES
+from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write_volume
+from diffusion.wanted import Wanted
+from runtime import distributed
+from runtime.checkpoints import plain_fields
+from runtime.errors import InputError
+from runtime.files import atomic_write, locked, read_json, sha256, write_json
+
+COLUMNS = (
+    "file", "label", "seed", "sampler", "steps", "guidance", "age", "sex", "vae", "diffusion", "sha256", "seconds",
+    "made",
+)  # fmt: skip
+"""Of manifest.csv. `seconds`: to make it, a batch's time shared evenly; `made`: UTC; empty where it is not known."""
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all volumes of a folder have in common: a set of volumes is evaluated as a whole."""
+
+    label: int
+    vae: str
+    """Hash of the VAE's checkpoint."""
+    diffusion: str
+    """Hash of the diffusion checkpoint."""
+    weights: str
+    """``ema`` or ``raw``."""
+    sampler: str
+    steps: int
+    guidance: float
+    guidance_interval: tuple[float, float]
+    """Share of the noise levels in which guidance acts."""
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON values."""
+        return plain_fields(self)
+
+
+@dataclass(frozen=True)
+class SyntheticFolder:
+    """One folder. Of many processes, the main one alone calls `locked`, `settle` and `merge`, and all call the rest."""
+
+    path: Path
+    settings: Settings
+
+    def refuse_others(self) -> None:
+        """Reads settings.json, where there is one.
+
+        Raises:
+            InputError: names each setting with both values.
+        """
+        file, mine = self.path / "settings.json", self.settings.to_dict()
+        theirs = read_json(file) if file.exists() else mine
+        problems = [
+            f"{name}: the folder has {theirs.get(name)!r}, this command {mine[name]!r}"
+            for name in mine
+            if theirs.get(name) != mine[name]
+        ]
+        if problems:
+            raise InputError.of(
+                f"{self.path}: holds volumes of other checkpoints or settings; choose another --out", problems
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder, which is made when absent, against other runs; raises InputError when one holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            yield
+
+    def settle(self, ledger: Iterable[str], *, adopt: bool) -> None:
+        """Takes over what earlier runs left: their rows, and volumes without one; then writes settings and ledger.
+
+        Args:
+            ledger: hashes of the subjects behind the checkpoints.
+            adopt: give volumes without a row one from what they say about themselves. They do not say their age and
+                sex: where the model knows these, such volumes stay without and are made anew when wanted.
+
+        Raises:
+            InputError: lists volumes without a row that are of other checkpoints, settings or class.
+        """
+        rows = self._all_rows()
+        strangers = [path for path in list_volumes(self.path) if path.name not in rows]
+        problems = [problem for path in strangers if (problem := self._fault(path))]
+        if problems:
+            raise InputError.of(
+                f"{self.path}: holds volumes of other checkpoints or settings; choose another --out", problems
+            )
+        settings = self.settings
+        write_json(self.path / "settings.json", settings.to_dict())
+        origin = {"vae": settings.vae, "diffusion": settings.diffusion, "ledger": sorted(set(ledger))}
+        write_json(self.path / "ledger.json", origin)
+        if adopt:
+            for path in strangers:
+                rows[path.name] = self._row(Wanted(settings.label, int(path.stem.split("_")[1])), sha256(path))
+        self._write(rows)
+
+    def rows(self) -> dict[str, Row]:
+        """manifest.csv by file name, as text; empty where there is none.
+
+        Raises:
+            InputError: it is not a manifest of this version.
+        """
+        file = self.path / "manifest.csv"
+        if not file.exists():
+            return {}
+        with file.open(encoding="utf-8", newline="") as text:
+            table = csv.DictReader(text)
+            missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+            if missing:
+                raise InputError(
+                    f"{file}: columns {', '.join(missing)} are missing; without the file, all volumes are read again"
+                )
+            return {row["file"]: row for row in table}
+
+    def missing(self, wanted: list[Wanted]) -> list[Wanted]:
+        """What is not in the folder yet.
+
+        Raises:
+            InputError: a volume that is there has another age or sex than is wanted.
+        """
+        rows, missing, problems = self.rows(), [], []
+        for one in wanted:
+            row = rows.get(volume_name(one.label, one.seed))
+            if row is None:
+                missing.append(one)
+                continue
+            problems += [
+                f"{row['file']}: {name} {row[name] or 'not told'}, wanted {text or 'not told'}"
+                for name, text in one.texts().items()
+                if row[name] != text
+            ]
+        if problems:
+            raise InputError.of(f"{self.path}: volumes with another age or sex; choose other seeds or --out", problems)
+        return missing
+
+    def add(self, volume: Volume, wanted: Wanted, seconds: float) -> None:
+        """Writes a volume, then its row into this process's part of the manifest."""
+        path = self.path / volume_name(wanted.label, wanted.seed)
+        write_volume(path, volume)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        row = self._row(wanted, sha256(path)) | {"seconds": f"{seconds:.3f}", "made": now}
+        with (self.path / f".rows-{distributed.rank()}.jsonl").open("a", encoding="utf-8") as part:
+            part.write(json.dumps(row) + "\n")
+
+    def merge(self) -> None:
+        """Brings all processes' rows into manifest.csv."""
+        self._write(self._all_rows())
+
+    def verify(self) -> None:
+        """Reads every volume with a row, shared among the processes, and compares its SHA-256 with the manifest's.
+
+        Raises:
+            InputError: lists the files that changed.
+        """
+        share = distributed.shard(list(self.rows().values()))
+        bar = tqdm(share, desc=f"verifying {self.path.name}", unit="volume", disable=not distributed.is_main())
+        changed = [row["file"] for row in bar if sha256(self.path / row["file"]) != row["sha256"]]
+        changed = sorted(name for part in distributed.gather(changed) for name in part)
+        if changed:
+            raise InputError.of(
+                f"{self.path}: files that are not what manifest.csv says; the same command makes removed ones anew",
+                changed,
+            )
+
+    def _all_rows(self) -> dict[str, Row]:
+        """Rows whose volumes are there, of the manifest and of all parts; of two for one volume, the later."""
+        rows = self.rows()
+        for part in self._parts():
+            for line in part.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # cut by a kill: its volume is read like any other without a row
+                rows[row["file"]] = row
+        present = {path.name for path in list_volumes(self.path)}
+        return {name: row for name, row in rows.items() if name in present}
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob(".rows-*.jsonl"))
+
+    def _write(self, rows: dict[str, Row]) -> None:
+        with atomic_write(self.path / "manifest.csv") as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+            table.writeheader()
+            table.writerows(sorted(rows.values(), key=lambda row: int(row["seed"])))
+        for part in self._parts():
+            part.unlink()
+
+    def _row(self, wanted: Wanted, digest: str) -> Row:
+        settings = self.settings
+        return {
+            "file": volume_name(wanted.label, wanted.seed), "label": CLASS_NAMES[wanted.label],
+            "seed": str(wanted.seed), "sampler": settings.sampler, "steps": str(settings.steps),
+            "guidance": str(settings.guidance), **wanted.texts(), "vae": settings.vae,
+            "diffusion": settings.diffusion, "sha256": digest, "seconds": "", "made": "",
+        }  # fmt: skip
+
+    def _fault(self, path: Path) -> str:
+        """Why a volume does not belong here; empty if it does."""
+        volume, mine = read_volume(path), self.settings.to_dict()
+        names = ("label", "vae", "diffusion", "sampler", "steps", "guidance")
+        differing = [
+            f"{name} {getattr(volume, name)}, not {mine[name]}" for name in names if getattr(volume, name) != mine[name]
+        ]
+        if not differing and (volume.seed is None or path.name != volume_name(volume.label, volume.seed)):
+            differing = [f"its seed is {volume.seed}"]
+        return f"{path.name}: {'; '.join(differing)}" if differing else ""

@@ -1,0 +1,67 @@
+"""Checkpoints of both stages with random weights, for tests that sample and decode; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cohort.scans import GRIDS
+from diffusion.checkpoint import save_diffusion
+from diffusion.config import ModelConfig, ProcessConfig
+from diffusion.model import DiT
+from diffusion.process import build_process
+from diffusion.space import LatentSpace
+from runtime.checkpoints import checkpoint_hash
+from VAE.checkpoint import save_vae
+from VAE.config import PRESETS
+from VAE.latents import Statistics
+from VAE.model import Autoencoder
+
+LATENT = (4, 10, 12, 10)
+"""Shape of the smoke VAE's latents."""
+
+
+@pytest.fixture(scope="session")
+def random_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE's checkpoint on the smoke grid. Its linear path decodes sensibly without training."""
+    torch.manual_seed(0)
+    model = Autoencoder(PRESETS["smoke"].model)
+    path = tmp_path_factory.mktemp("vae") / "vae.pt"
+    save_vae(path, model, grid=GRIDS["smoke"], ledger=["a" * 16, "b" * 16], step=1, ema=model.state_dict())
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_diffusion(random_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes the checkpoint of a small DiT, which belongs to `random_vae`; see the arguments below."""
+    folder = tmp_path_factory.mktemp("diffusion")
+
+    def write(
+        process: ProcessConfig | None = None,
+        covariates: dict[str, tuple[float, float]] | None = None,
+        label_dropout: float = 0.1,
+        vae: str | None = None,
+    ) -> Path:
+        process, scales = process or ProcessConfig(target="velocity"), covariates or {}
+        config = ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=tuple(scales))
+        model = DiT(config, LATENT, build_process(process))
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        statistics = Statistics(
+            mean=(0.0,) * 4, std=(1.0,) * 4, count=2, split="train", ledger=["b" * 16, "c" * 16],
+            vae=checkpoint_hash(random_vae) if vae is None else vae, grid=GRIDS["smoke"].to_dict(),
+        )  # fmt: skip
+        ema = {name: 0.9 * value for name, value in model.state_dict().items()}
+        path = folder / f"{len(list(folder.iterdir()))}.pt"
+        save_diffusion(
+            path, model, process, LatentSpace(statistics, torch.zeros(LATENT), torch.ones(LATENT)),
+            ema={"0.05": ema}, track="0.05", step=1, ledger=statistics.ledger, label_dropout=label_dropout,
+            covariates=scales,
+        )  # fmt: skip
+        return path
+
+    return write

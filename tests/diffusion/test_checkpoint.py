@@ -1,0 +1,94 @@
+"""Diffusion checkpoints: which weights a loader returns, what may go on from them, and the averages themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.checkpoint import average, load_diffusion, resume_diffusion, save_diffusion, start_from, wearing
+from diffusion.config import ModelConfig, ProcessConfig
+from diffusion.model import DiT
+from diffusion.process import build_process
+from diffusion.space import LatentSpace
+from runtime.errors import InputError
+from tests.diffusion.test_dit import awake
+from VAE.latents import Statistics
+
+MODEL = ModelConfig(dim=16, depth=1, heads=1, patch=(2, 2, 2), covariates=("age",))
+PROCESS = ProcessConfig(schedule="flow", target="velocity")
+LATENT = (4, 4, 4, 4)
+
+
+def space(vae: str = "abc") -> LatentSpace:
+    statistics = Statistics((0.5,) * 4, (2.0,) * 4, 7, "train", vae, {"name": "smoke"}, ["hash"])
+    return LatentSpace(statistics, torch.zeros(LATENT), torch.ones(LATENT))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, DiT]:
+    model = awake(DiT(MODEL, LATENT, build_process(PROCESS)))
+    tracks = {
+        name: {key: value * factor for key, value in model.state_dict().items()}
+        for name, factor in (("0.05", 2.0), ("0.15", 3.0))
+    }
+    path = tmp_path / "best.pt"
+    save_diffusion(
+        path, model, PROCESS, space(), ema=tracks, track="0.15", step=5, best=0.5, stale=1, ledger=["hash"],
+        label_dropout=0.2, covariates={"age": (40.0, 10.0)}, optimiser=[],
+    )  # fmt: skip
+    return path, model
+
+
+def test_the_chosen_average_or_the_raw_weights_come_back(saved: tuple[Path, DiT]) -> None:
+    path, model = saved
+    loaded = load_diffusion(path)
+    assert torch.equal(loaded.model.embed.weight, 3 * model.embed.weight)
+    assert torch.equal(load_diffusion(path, weights="raw").model.embed.weight, model.embed.weight)
+    assert (loaded.model.config, loaded.process_config) == (MODEL, PROCESS)
+    assert (loaded.step, loaded.label_dropout, loaded.covariates) == (5, 0.2, {"age": (40.0, 10.0)})
+    assert loaded.space.statistics == space().statistics
+    assert not loaded.model.training
+
+
+def test_a_run_starts_from_finished_weights_and_their_space(saved: tuple[Path, DiT]) -> None:
+    path, model = saved
+    fresh = DiT(MODEL, LATENT, build_process(PROCESS))
+    assert start_from(path, fresh, PROCESS).statistics.std == (2.0,) * 4
+    assert torch.equal(fresh.embed.weight, 3 * model.embed.weight)
+    with pytest.raises(InputError, match=r"process\.target: the checkpoint has 'velocity', this run 'x0'"):
+        start_from(path, fresh, replace(PROCESS, target="x0"))
+
+
+def test_a_run_is_not_continued_on_other_latents(saved: tuple[Path, DiT]) -> None:
+    path, model = saved
+    assert resume_diffusion(path, model, PROCESS, space())["step"] == 5
+    with pytest.raises(InputError, match=r"latents\.vae: the checkpoint has 'abc', this run 'xyz'"):
+        resume_diffusion(path, model, PROCESS, space("xyz"))
+    other = DiT(replace(MODEL, depth=2), LATENT, build_process(PROCESS))
+    with pytest.raises(InputError, match=r"model_config\.depth: the checkpoint has 1, this run 2"):
+        resume_diffusion(path, other, PROCESS, space())
+
+
+def test_averages_remember_a_share_of_the_run() -> None:
+    """With weights equal to the step, an average over the last share of the run lags behind by about that share."""
+    model = DiT(MODEL, LATENT, build_process(PROCESS))
+    tracks = {name: {k: v.clone() for k, v in model.state_dict().items()} for name in ("0.05", "0.15")}
+    for step in range(1, 2001):
+        with torch.no_grad():
+            model.out.bias.fill_(float(step))
+        average(tracks, model, step)
+    lags = {name: 2000 - float(track["out.bias"][0]) for name, track in tracks.items()}
+    # The continuous limit of the average with rate 1 / (share t): lag = share / (1 + share) of the run.
+    assert lags["0.05"] == pytest.approx(2000 * 0.05 / 1.05, rel=0.05)
+    assert lags["0.15"] == pytest.approx(2000 * 0.15 / 1.15, rel=0.05)
+
+
+def test_weights_are_worn_and_taken_off() -> None:
+    model = awake(DiT(MODEL, LATENT, build_process(PROCESS)))
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    with wearing(model, {name: value + 1 for name, value in own.items()}):
+        assert torch.equal(model.out.bias, own["out.bias"] + 1)
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())

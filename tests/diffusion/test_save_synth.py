@@ -1,0 +1,273 @@
+"""save_synth as a script: the same bytes in any run, kills, tables, both classes, BIDS, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cohort.scans import GRIDS, load_scan
+from cohort.tables import read_table
+from cohort.volumes import read_volume
+from diffusion import save_synth, synthesis
+from diffusion.checkpoint import load_diffusion
+from diffusion.config import ProcessConfig
+from diffusion.save_synth import SaveSynthConfig
+from diffusion.synthesis import Models, synthesise
+from diffusion.synthetic_folder import Settings
+from diffusion.wanted import count_wanted
+from runtime.checkpoints import load_checkpoint
+from runtime.device import Device
+from runtime.errors import InputError
+from runtime.files import read_json, sha256
+from tests.processes import kill_when, script
+from VAE.checkpoint import load_vae
+
+SCALES = {"age": (40.0, 12.0), "sex": (0.5, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def plain(random_diffusion: Callable[..., Path]) -> Path:
+    """A checkpoint without covariates, trained with label dropout."""
+    return random_diffusion()
+
+
+@pytest.fixture(scope="module")
+def knowing(random_diffusion: Callable[..., Path]) -> Path:
+    """A checkpoint that takes age and sex."""
+    return random_diffusion(covariates=SCALES)
+
+
+@pytest.fixture
+def config(random_vae: Path, plain: Path, tmp_path: Path) -> SaveSynthConfig:
+    return SaveSynthConfig(
+        vae=random_vae, diffusion=plain, label="HC", count=2, out=tmp_path / "out", steps=3, threads=1
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.pkl"))}
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "wanted.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(config: SaveSynthConfig, *parts: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        save_synth.main(config)
+    for part in parts:
+        assert part in str(refusal.value)
+
+
+def test_volume_k_has_the_same_bytes_in_any_run(random_vae: Path, plain: Path, tmp_path: Path) -> None:
+    """Alone, one by one, in batches of 8, in two processes, and after SIGKILL in the middle."""
+
+    def words(name: str) -> tuple[object, ...]:
+        return (
+            "diffusion.save_synth", "--vae", random_vae, "--diffusion", plain, "--label", "TLE", "--sampler", "ddpm",
+            "--guidance", 2.0, "--threads", 1, "--steps", 60, "--out", tmp_path / name,
+        )  # fmt: skip
+
+    script(*words("one"), "--count", 10)
+    expected = contents(tmp_path / "one")
+    assert list(expected) == [f"TLE_{seed:06d}.pkl" for seed in range(10)]
+    assert len({read_volume(tmp_path / "one" / name).image.tobytes() for name in expected}) == 10
+
+    config = SaveSynthConfig(
+        vae=random_vae, diffusion=plain, label="TLE", sampler="ddpm", guidance=2.0, threads=1, steps=60
+    )
+    save_synth.main(replace(config, count=10, batch_size=8, out=tmp_path / "eight"))
+    assert contents(tmp_path / "eight") == expected
+    save_synth.main(replace(config, count=1, first_seed=7, out=tmp_path / "alone"))
+    assert contents(tmp_path / "alone") == {"TLE_000007.pkl": expected["TLE_000007.pkl"]}
+    script(*words("two"), "--count", 10, processes=2)
+    assert contents(tmp_path / "two") == expected
+
+    kill_when(lambda: len(contents(tmp_path / "killed")) >= 3, *words("killed"), "--count", 10)
+    assert len(contents(tmp_path / "killed")) < 10
+    script(*words("killed"), "--count", 10)
+    assert contents(tmp_path / "killed") == expected
+    for name in ("one", "eight", "two", "killed"):
+        manifest = pd.read_csv(tmp_path / name / "manifest.csv")
+        assert manifest["seed"].tolist() == list(range(10))
+        assert manifest["sha256"].tolist() == [sha256(tmp_path / name / file) for file in manifest["file"]]
+        assert not list((tmp_path / name).glob(".rows-*"))
+
+
+def test_a_finished_folder_is_left_alone_and_damage_is_found(config: SaveSynthConfig) -> None:
+    save_synth.main(config)
+    made = contents(config.out)
+    manifest = (config.out / "manifest.csv").read_bytes()
+    save_synth.main(replace(config, verify=True))
+    assert contents(config.out) == made
+    assert (config.out / "manifest.csv").read_bytes() == manifest
+    settings = read_json(config.out / "settings.json")
+    assert (settings["sampler"], settings["steps"], settings["guidance_interval"]) == ("dpmpp", 3, [0.0, 1.0])
+    assert read_json(config.out / "ledger.json")["ledger"] == ["a" * 16, "b" * 16, "c" * 16]
+    assert (config.out / "contact_sheet.png").stat().st_size > 0
+
+    path = config.out / "HC_000001.pkl"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    refused(replace(config, verify=True), "HC_000001.pkl")
+    path.unlink()
+    save_synth.main(replace(config, verify=True))
+    assert contents(config.out) == made
+
+
+def test_nifti_overlays_the_template_also_for_volumes_made_before(config: SaveSynthConfig) -> None:
+    save_synth.main(config)
+    save_synth.main(replace(config, nifti=True))
+    volume, image = read_volume(config.out / "HC_000001.pkl"), nib.load(config.out / "HC_000001.nii.gz")
+    np.testing.assert_allclose(image.affine, GRIDS["smoke"].affine)
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), volume.image)
+    assert (image.get_sform(coded=True)[1], image.get_qform(coded=True)[1]) == (4, 4)
+
+
+def test_a_table_makes_both_classes_with_their_covariates(
+    config: SaveSynthConfig, knowing: Path, tmp_path: Path
+) -> None:
+    wanted = table(tmp_path, "label,seed,age,sex,count\nHC,4,25,F,1\nTLE,4,25,F,1\nTLE,,70,,2\n")
+    config = replace(config, diffusion=knowing, label=None, count=None, table=wanted)
+    refused(config, "{label}")
+    both = replace(config, out=tmp_path / "made_{label}")
+    save_synth.main(both)
+    assert list(contents(tmp_path / "made_HC")) == ["HC_000004.pkl"]
+    assert list(contents(tmp_path / "made_TLE")) == ["TLE_000000.pkl", "TLE_000001.pkl", "TLE_000004.pkl"]
+    rows = pd.read_csv(tmp_path / "made_TLE/manifest.csv", dtype=str, keep_default_na=False)
+    assert rows[["seed", "age", "sex"]].to_numpy().tolist() == [["0", "70", ""], ["1", "70", ""], ["4", "25", "F"]]
+    first = read_volume(tmp_path / "made_TLE/TLE_000004.pkl").image
+
+    table(tmp_path, "label,seed,age,sex\nTLE,4,60,F\n")
+    refused(both, "TLE_000004.pkl: age 25, wanted 60")
+    for name, row in {"older": "TLE,4,60,F", "man": "TLE,4,25,M", "untold": "TLE,4,,"}.items():
+        table(tmp_path, f"label,seed,age,sex\n{row}\n")
+        save_synth.main(replace(config, out=tmp_path / name))
+        other = read_volume(tmp_path / name / "TLE_000004.pkl").image
+        assert np.abs(other - first).max() > 1e-3, name
+
+
+def test_averaged_and_raw_weights_give_other_volumes(config: SaveSynthConfig, tmp_path: Path) -> None:
+    save_synth.main(config)
+    raw = replace(config, weights="raw")
+    refused(raw, "weights: the folder has 'ema', this command 'raw'")
+    save_synth.main(replace(raw, out=tmp_path / "raw"))
+    first, second = (read_volume(folder / "HC_000000.pkl").image for folder in (config.out, tmp_path / "raw"))
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_samplers_that_follow_a_flow_are_refused_on_a_diffusion(
+    config: SaveSynthConfig, random_diffusion: Callable[..., Path]
+) -> None:
+    refused(replace(config, sampler="heun"), "--sampler heun", "dpmpp")
+    refused(replace(config, steps=1001), "the schedule has 1000")
+    flow = random_diffusion(process=ProcessConfig(schedule="flow", target="velocity"))
+    save_synth.main(replace(config, diffusion=flow, sampler="heun"))
+    assert read_json(config.out / "settings.json")["sampler"] == "heun"
+
+
+def test_bids_holds_both_classes_and_is_read_as_a_cohort(
+    config: SaveSynthConfig, knowing: Path, tmp_path: Path
+) -> None:
+    wanted = table(tmp_path, "label,seed,age,sex\nHC,0,25.5,F\nHC,11,,M\nTLE,0,,\n")
+    config = replace(
+        config,
+        diffusion=knowing,
+        label=None,
+        count=None,
+        table=wanted,
+        out=tmp_path / "{label}",
+        bids=tmp_path / "bids",
+    )
+    save_synth.main(config)
+    frame = read_table(tmp_path / "bids/participants.tsv")
+    assert frame["subject"].tolist() == ["sub-synHC0001", "sub-synHC0012", "sub-synTLE0001"]
+    assert frame["label"].tolist() == [0, 0, 1]
+    assert frame["sex"].tolist() == ["F", "M", ""]
+    assert frame["seed"].tolist() == ["0", "11", "0"]
+    assert frame["age"].fillna(-1).tolist() == [25.5, -1, -1]
+    image = Path(frame["file"][1])
+    assert image == (
+        tmp_path / "bids/sub-synHC0012/anat/sub-synHC0012_space-MNI152NLin2009aSym_desc-synthetic_T1w.nii.gz"
+    )
+    np.testing.assert_array_equal(
+        load_scan(image, GRIDS["smoke"]), load_scan(tmp_path / "HC/HC_000011.pkl", GRIDS["smoke"])
+    )
+
+    sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
+    volume = read_volume(tmp_path / "HC/HC_000011.pkl")
+    assert sidecar["Synthetic"] is True
+    assert (sidecar["VAE"], sidecar["Diffusion"], sidecar["Sampler"]) == (volume.vae, volume.diffusion, "dpmpp")
+    assert (sidecar["Seed"], sidecar["Age"], sidecar["Sex"], sidecar["Diagnosis"]) == (11, None, "M", "HC")
+    described = read_json(tmp_path / "bids/dataset_description.json")
+    assert (described["BIDSVersion"], described["DatasetType"]) == ("1.10.0", "derivative")
+    columns = (tmp_path / "bids/participants.tsv").read_text().splitlines()[0].split("\t")
+    assert list(read_json(tmp_path / "bids/participants.json")) == columns
+
+    others = replace(config, out=tmp_path / "other_{label}", steps=4)
+    refused(others, "sub-synHC0001_space", "Steps 3, not 4")
+    assert not (tmp_path / "other_HC").exists()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/dataset_description.json").write_text('{"Name": "scans of people", "BIDSVersion": "1.10.0"}')
+    refused(replace(config, bids=tmp_path / "raw"), "dataset_description.json")
+
+
+def test_what_would_mislead_is_refused_before_anything_is_written(
+    config: SaveSynthConfig, random_vae: Path, random_diffusion: Callable[..., Path], tmp_path: Path
+) -> None:
+    refused(replace(config, label=None), "--label", "--table")
+    refused(replace(config, table=table(tmp_path, "label\nHC\n")), "--label", "--table")
+    refused(replace(config, count=0), "--count 0")
+    refused(replace(config, diffusion=random_diffusion(label_dropout=0.0), guidance=2.0), "no null class")
+    refused(replace(config, guidance_interval=(0.8, 0.2)), "--guidance-interval")
+    told = replace(config, label=None, count=None, table=table(tmp_path, "label,age\nHC,40\n"))
+    refused(told, "asks for age", "knows of these: none")
+    changed = load_checkpoint(random_vae, "vae")
+    torch.save({**changed, "step": 2}, tmp_path / "changed.pt")
+    refused(replace(config, vae=tmp_path / "changed.pt"), "was trained on latents of")
+    assert not config.out.exists()
+
+
+def test_latents_of_unrecorded_origin_are_accepted_by_their_shape(
+    config: SaveSynthConfig, random_diffusion: Callable[..., Path]
+) -> None:
+    save_synth.main(replace(config, diffusion=random_diffusion(vae="")))
+    assert len(contents(config.out)) == 2
+
+
+def test_a_smaller_last_batch_is_filled_up(random_vae: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network sees one batch shape, and the volumes are those of the full batch."""
+    vae, diffusion = load_vae(random_vae), load_diffusion(plain)
+    models = Models(vae, diffusion, Device(torch.device("cpu"), torch.float32))
+    settings = Settings(0, vae.hash, diffusion.hash, "ema", "ddim", 3, 1.0, (0.0, 1.0))
+    full = synthesise(count_wanted(0, 4, 0), 4, models, settings)
+    seen, original = set(), diffusion.model.apply_condition
+    monkeypatch.setattr(
+        diffusion.model, "apply_condition", lambda z_t, *rest: seen.add(len(z_t)) or original(z_t, *rest)
+    )
+    np.testing.assert_array_equal(synthesise(count_wanted(0, 2, 0), 4, models, settings), full[:2])
+    assert seen == {4}
+
+
+def test_compiled_steps_do_not_share_their_output(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replayed CUDA graph writes into the same memory each time; samplers keep earlier predictions."""
+    model = load_diffusion(plain).model
+    memory = torch.empty(1, *model.latent_shape)
+    original = model.apply_condition
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *words: memory.copy_(function(*words)))
+    synthesis.compile_network(model)
+    z, t, y = torch.randn(1, *model.latent_shape), torch.tensor([500]), torch.tensor([0])
+    with torch.no_grad():
+        condition = model.condition(t, y, None)
+        first, second = (model.apply_condition(value, t, y, condition) for value in (z, 2 * z))
+        assert torch.equal(first, original(z, t, y, condition))
+        assert torch.equal(second, original(2 * z, t, y, condition))

@@ -1,0 +1,159 @@
+"""A folder of synthetic volumes: cheap to open, continued after kills, closed to other settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohort.volumes import Volume, volume_name, write_volume
+from diffusion import synthetic_folder
+from diffusion.synthetic_folder import COLUMNS, Settings, SyntheticFolder
+from diffusion.wanted import Wanted, count_wanted
+from runtime.errors import InputError
+from runtime.files import read_json, sha256
+
+SETTINGS = Settings(0, "v" * 16, "d" * 16, "ema", "dpmpp", 25, 1.5, (0.0, 0.8))
+
+
+def volume(seed: int, **changes: object) -> Volume:
+    settings = SETTINGS
+    made = Volume(
+        np.full((2, 3, 2), seed, np.float32), settings.label, seed, np.eye(4), settings.vae, settings.diffusion,
+        settings.sampler, settings.steps, settings.guidance,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SyntheticFolder:
+    folder = SyntheticFolder(tmp_path / "made", SETTINGS)
+    with folder.locked():
+        folder.settle(["b", "a", "b"], adopt=True)
+    return folder
+
+
+def fill(folder: SyntheticFolder, wanted: list[Wanted]) -> None:
+    for one in wanted:
+        folder.add(volume(one.seed), one, seconds=0.5)
+
+
+def test_rows_say_everything_and_are_sorted_by_seed(folder: SyntheticFolder) -> None:
+    fill(folder, [Wanted(0, 12, 40.0, "F"), Wanted(0, 3)])
+    assert len(folder.missing(count_wanted(0, 4, 0))) == 4  # rows count once they are merged
+    folder.merge()
+    table = pd.read_csv(folder.path / "manifest.csv")
+    assert tuple(table.columns) == COLUMNS
+    assert table["seed"].tolist() == [3, 12]
+    row = table.iloc[1]
+    assert (row["file"], row["label"], row["age"], row["sex"]) == ("HC_000012.pkl", "HC", 40, "F")
+    assert (row["sampler"], row["steps"], row["guidance"], row["seconds"]) == ("dpmpp", 25, 1.5, 0.5)
+    assert row["sha256"] == sha256(folder.path / row["file"])
+    assert row["made"].endswith("+00:00")
+    assert read_json(folder.path / "settings.json") == SETTINGS.to_dict()
+    assert read_json(folder.path / "ledger.json")["ledger"] == ["a", "b"]
+    assert not list(folder.path.glob(".rows-*"))
+
+
+def test_a_start_reads_nothing_but_volumes_without_a_row(
+    folder: SyntheticFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = count_wanted(0, 300, 0)
+    fill(folder, wanted)
+    folder.merge()
+    write_volume(folder.path / volume_name(0, 300), volume(300))  # as a kill between volume and row leaves it
+    damaged = folder.path / volume_name(0, 7)
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    read = []
+    real = synthetic_folder.read_volume
+    monkeypatch.setattr(synthetic_folder, "read_volume", lambda path: read.append(path.name) or real(path))
+    folder.settle([], adopt=True)
+    assert read == ["HC_000300.pkl"]
+    assert folder.missing(count_wanted(0, 302, 0)) == [Wanted(0, 301)]
+
+    with pytest.raises(InputError, match="HC_000007") as refusal:
+        folder.verify()
+    assert len(str(refusal.value).splitlines()) == 2
+    damaged.unlink()
+    folder.settle([], adopt=True)
+    assert folder.missing(wanted) == [Wanted(0, 7)]
+    fill(folder, [Wanted(0, 7)])
+    folder.merge()
+    folder.verify()
+
+
+def test_parts_of_a_killed_run_are_merged_by_the_next(folder: SyntheticFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in range(3):
+        monkeypatch.setattr("runtime.distributed.rank", lambda rank=rank: rank)
+        fill(folder, [Wanted(0, rank), Wanted(0, rank + 10)])
+    part = folder.path / ".rows-2.jsonl"
+    part.write_text(part.read_text()[:-40])  # the kill came while the last row was written
+    (folder.path / volume_name(0, 1)).unlink()
+    folder.settle([], adopt=True)
+    rows = folder.rows()
+    assert sorted(int(row["seed"]) for row in rows.values()) == [0, 2, 10, 11, 12]
+    assert rows["HC_000012.pkl"]["made"] == ""
+    assert rows["HC_000012.pkl"]["sha256"] == sha256(folder.path / "HC_000012.pkl")
+    assert rows["HC_000002.pkl"]["seconds"] == "0.500"
+    assert not list(folder.path.glob(".rows-*"))
+
+
+def test_volumes_whose_covariates_nobody_recorded_are_made_anew(folder: SyntheticFolder) -> None:
+    write_volume(folder.path / volume_name(0, 0), volume(0))
+    folder.settle([], adopt=False)
+    assert folder.missing(count_wanted(0, 1, 0)) == [Wanted(0, 0)]
+
+
+def test_another_age_or_sex_for_a_volume_that_is_there_is_refused(folder: SyntheticFolder) -> None:
+    fill(folder, [Wanted(0, 0, 40.0, "F"), Wanted(0, 1)])
+    folder.merge()
+    assert folder.missing([Wanted(0, 0, 40.0, "F"), Wanted(0, 1)]) == []
+    with pytest.raises(InputError) as refusal:
+        folder.missing([Wanted(0, 0, 41.0, "F"), Wanted(0, 1, None, "M")])
+    assert "HC_000000.pkl: age 40, wanted 41" in str(refusal.value)
+    assert "HC_000001.pkl: sex not told, wanted M" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 50}, "steps: the folder has 25, this command 50"),
+        ({"diffusion": "e" * 16}, f"diffusion: the folder has '{'d' * 16}', this command '{'e' * 16}'"),
+        ({"guidance_interval": (0.0, 1.0)}, "guidance_interval: the folder has [0.0, 0.8], this command [0.0, 1.0]"),
+        ({"label": 1}, "label: the folder has 0, this command 1"),
+    ],
+)
+def test_other_settings_are_refused(folder: SyntheticFolder, changes: dict, message: str) -> None:
+    folder.refuse_others()
+    with pytest.raises(InputError) as refusal:
+        SyntheticFolder(folder.path, replace(SETTINGS, **changes)).refuse_others()
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("HC_000000.pkl", {"guidance": 1.0}, "guidance 1.0, not 1.5"),
+        ("TLE_000000.pkl", {"label": 1}, "label 1, not 0"),
+        ("HC_000001.pkl", {}, "its seed is 0"),
+    ],
+)
+def test_strangers_without_a_row_are_refused_by_name(
+    folder: SyntheticFolder, name: str, changes: dict, message: str
+) -> None:
+    write_volume(folder.path / name, volume(0, **changes))
+    with pytest.raises(InputError) as refusal:
+        folder.settle([], adopt=True)
+    assert f"{name}: {message}" in str(refusal.value)
+
+
+def test_one_run_at_a_time_and_only_manifests_of_this_version(folder: SyntheticFolder) -> None:
+    with folder.locked(), pytest.raises(InputError, match="another process is running"), folder.locked():
+        pass
+    with folder.locked():
+        (folder.path / "manifest.csv").write_text("file,label,seed\nHC_000000.pkl,0,0\n")
+        with pytest.raises(InputError, match="columns sampler, steps"):
+            folder.settle([], adopt=True)
