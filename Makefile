@@ -36,6 +36,7 @@ lint: venv
 bench: venv
 	$(RUN) benchmarks.demo_cohort
 	$(RUN) benchmarks.vae
+	$(RUN) benchmarks.diffusion
 
 # ---- the pipeline, once for each preset -------------------------------------------------------------------------------
 # $(1) preset, $(2) folder of split tables, $(3) synthetic HC, $(4) synthetic TLE, $(5) cohort flags, $(6) split flags,
@@ -65,7 +66,8 @@ runs/$(1)/.done/synthetic: runs/$(1)/.done/diffusion
 	touch $$@
 runs/$(1)/.done/evaluation: runs/$(1)/.done/synthetic
 	$(RUN) diffusion.evaluate_synth --real-train $(2)/train.csv --real-test $(2)/test.csv --synth-hc $(3) --synth-tle $(4) \
-	  --grid $(1) --out $(9)
+	  --grid $(1) --out $(9) --truth data/$(1)/truth.csv \
+	  --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt
 	touch $$@
 runs/$(1)/.done/classifier: runs/$(1)/.done/synthetic
 	for arm in "classifier " "classifier_real_synthetic --synth-percent 100" "classifier_synthetic --real 0 --synth-count $(10)"; do

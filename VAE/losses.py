@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runtime.checkpoints import load_tensors, load_weights
+from runtime.backbones import medicalnet, resnet, resnet_features
 from runtime.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -144,13 +144,7 @@ class MedicalNet(nn.Module):
 
     def __init__(self, depth: str, weights: Path) -> None:
         super().__init__()
-        self.network = resnet(depth, 3, 1, weights)
-        for layer, dilation in ((self.network.layer3, 2), (self.network.layer4, 4)):  # as Med3D: no further halving
-            for module in layer.modules():
-                if isinstance(module, nn.Conv3d):
-                    module.stride = (1, 1, 1)
-                    if module.kernel_size == (3, 3, 3):
-                        module.dilation = module.padding = (dilation,) * 3
+        self.network = medicalnet(depth, weights)
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Mean distance of volumes (B, 1, D, H, W); nothing is drawn, so `count` and `generator` are not used."""
@@ -158,37 +152,6 @@ class MedicalNet(nn.Module):
         return feature_distance(
             *(resnet_features(self.network, (volume - volume.mean()) / volume.std()) for volume in (x_hat, x))
         ).mean()
-
-
-def resnet(depth: str, spatial_dims: int, channels: int, path: Path) -> nn.Module:
-    """MONAI's ResNet without its head, in evaluation mode, with the weights of a file.
-
-    Raises:
-        InputError: the file cannot be read, or its weights do not fit; names the tensors.
-    """
-    from monai.networks.nets import resnet as monai_resnet
-
-    weights = read_backbone(path)
-    network = getattr(monai_resnet, depth)(
-        spatial_dims=spatial_dims, n_input_channels=channels, conv1_t_stride=2, feed_forward=False, shortcut_type="B",
-        bias_downsample=any(name.endswith("downsample.0.bias") for name in weights),
-    )  # fmt: skip
-    load_weights(network, weights, path)
-    return network.requires_grad_(False).eval()
-
-
-def read_backbone(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a backbone: containers and prefixes removed, classification and segmentation heads left out."""
-    record = load_tensors(path)
-    record = record.get("state_dict", record)
-    named = {name.removeprefix("module."): value for name, value in record.items()}
-    return {name: value for name, value in named.items() if not name.startswith(("fc.", "conv_seg."))}
-
-
-def resnet_features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The last feature map of MONAI's ResNet, before pooling."""
-    h = network.maxpool(network.act(network.bn1(network.conv1(x))))
-    return network.layer4(network.layer3(network.layer2(network.layer1(h))))
 
 
 def perceptual_network(name: str, weights: Path | None) -> nn.Module:

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cohort.atlas import SIDES, atlas, tissue
+from cohort.grey_matter import dilated, soft_grey_matter
 from cohort.scans import Grid, ScanStack
-
-DILATE_MM = 3.0
-"""Residual misalignment that the hippocampal mask makes room for, in mm: at least one voxel on coarse grids."""
 
 
 def hippocampal_masks(grid: Grid) -> dict[str, np.ndarray]:
     """The atlas's left and right hippocampus, dilated; bool (D, H, W) each."""
     labels = atlas(grid)
-    rounds = max(1, round(DILATE_MM / grid.spacing_mm))
-    masks = {side: labels.mask(f"{side} Hippocampus") for side in SIDES}
-    return {side: ndimage.binary_dilation(mask, iterations=rounds) for side, mask in masks.items()}
-
-
-def soft_grey_matter(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
-    """How much each voxel looks like grey matter, in [0, 1]: a tent between the scan's own CSF, grey and white levels.
-
-    Each tissue's level is the scan's median where the template is at least half that tissue.
-
-    Args:
-        volume: (D, H, W) in [0, 1].
-        tissues: ``gm``, ``wm``, ``csf`` probabilities (D, H, W).
-    """
-    sure = {name: probability >= min(0.5, probability.max()) for name, probability in tissues.items()}
-    levels = [float(np.median(volume[sure[name]])) for name in ("csf", "gm", "wm")]
-    levels = np.maximum.accumulate(levels) + np.array([0.0, 1e-6, 2e-6])  # np.interp wants them to rise
-    return np.interp(volume, levels, [0.0, 1.0, 0.0])
+    return {side: dilated(labels.mask(f"{side} Hippocampus"), grid) for side in SIDES}
 
 
 def hippocampal_features(scans: ScanStack) -> np.ndarray:

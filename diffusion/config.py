@@ -106,16 +106,14 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 64
     """Latents per step, over all processes; half of each class."""
-    optimiser: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest."""
     lr: float = 1e-4
-    """Peak learning rate (linear warm-up, then constant, then decay)."""
+    """Peak learning rate (AdamW; linear warm-up, then constant, then decay)."""
     warmup_steps: int = 1000
     """Steps of linear warm-up."""
     decay_share: float = 0.2
     """Share of the steps, at the end, over which the rate falls to a hundredth; 0 keeps it constant."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """AdamW's decoupled weight decay."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     label_dropout: float = 0.1
@@ -160,8 +158,8 @@ PRESETS = {
         latents=ROOT / "latents/demo", run_dir=ROOT / "runs/demo/diffusion",
         model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=64),
         process=ProcessConfig(target="velocity", centre=True),
-        steps=900, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
-        log_every_steps=20, val_every_steps=100, sample_every_steps=300, save_every_steps=100,
+        steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
+        log_every_steps=20, val_every_steps=150, sample_every_steps=300, save_every_steps=150,
     ),
     # DiT-S/4 in the published recipe: noise prediction, linear schedule, constant rate.
     "paper": TrainConfig(model=VARIANTS["S/4"], decay_share=0.0),

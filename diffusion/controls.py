@@ -5,7 +5,7 @@ Their strengths were fixed before any generator was evaluated, and are part of e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -50,23 +50,43 @@ def shuffled(volume: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return out
 
 
-def make_controls(volumes: Iterable[np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Every control of every volume, scaled to [0, 1] like any other volume.
+class Spoiled(Sequence):
+    """Volumes spoiled as they are asked for: any number of them costs no memory.
+
+    ``stack[i]`` is float32 (D, H, W) in [0, 1], scaled like any other volume; ``stack[a:b]`` and ``stack[[3, 1]]`` copy
+    into one array. Volume i has its own draws.
+    """
+
+    def __init__(self, volumes: Sequence[np.ndarray], name: str, seed: int) -> None:
+        self._volumes, self._name, self._seed = volumes, name, seed
+        self.shape = (len(volumes), *volumes[0].shape)
+
+    def __len__(self) -> int:
+        return len(self._volumes)
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> np.ndarray:
+        if isinstance(index, int | np.integer):
+            return self._make(int(index))
+        chosen = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
+        return np.stack([self._make(i) for i in chosen])
+
+    def _make(self, index: int) -> np.ndarray:
+        volume = np.asarray(self._volumes[index])
+        if self._name == "blurred":
+            return normalise(blurred(volume))
+        if self._name == "noisy":
+            return normalise(noisy(volume, seeding.rng(self._seed, "control noise", index)))
+        return normalise(shuffled(volume, seeding.rng(self._seed, "control order", index)))
+
+
+def make_controls(volumes: Sequence[np.ndarray], seed: int) -> dict[str, Spoiled]:
+    """Every control of every volume.
 
     Args:
-        volumes: (D, H, W) each, in [0, 1].
-        seed: of noise and order; volume i has its own draws.
-
-    Returns:
-        name -> float32 (N, D, H, W), in the order of `volumes`.
+        volumes: N of (D, H, W), in [0, 1]; an array, or a stack that is read as it is indexed.
+        seed: of noise and order.
     """
-    made: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
-    for index, volume in enumerate(volumes):
-        volume = np.asarray(volume)
-        made["blurred"].append(normalise(blurred(volume)))
-        made["noisy"].append(normalise(noisy(volume, seeding.rng(seed, "control noise", index))))
-        made["shuffled"].append(normalise(shuffled(volume, seeding.rng(seed, "control order", index))))
-    return {name: np.stack(values) for name, values in made.items()}
+    return {name: Spoiled(volumes, name, seed) for name in NAMES}
 
 
 def describe() -> dict[str, str]:
@@ -76,6 +96,7 @@ def describe() -> dict[str, str]:
         "noisy": f"held-out reals, white noise of standard deviation {NOISE} of the intensity range",
         "shuffled": f"held-out reals, cubic blocks of 1/{SHUFFLE_SHARE} of the shortest axis in random order",
         "repeated": "one held-out real, repeated",
+        "relabelled": "held-out reals with permuted class labels: no farther than the floor overall, farther by class",
         "other_class": "held-out reals of the other class: what the distance sees of the diagnosis",
         "training": "training reals: what a generator that copies its training set would reach",
     }

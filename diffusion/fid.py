@@ -1,19 +1,29 @@
-"""Distances between sets of feature vectors, and the draws that make them comparable. Pure functions of arrays.
+"""Realism as distances between sets of volumes, and the draws that make them comparable. Pure functions of features.
 
 A Frechet distance between finite samples of one distribution is not zero, and how far it is from zero depends on the
 number of samples, the number of features and the distribution itself (Chong and Forsyth 2020, arXiv 1911.07023). So no
 figure stands alone here: `compare` measures the synthetic set, the floor (real against other real subjects) and the
-controls on samples of one size, over the same draws of the reference.
+controls on samples of one size, over the same draws of the reference, and the kernel distance, which has no such bias,
+carries the tests of `compare_all`. Sets are handled view by view: memory does not grow with the number of views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from cohort.tables import CLASS_NAMES
+from diffusion.distances import (
+    frechet,
+    kid,
+    mmd_of_memberships,
+    nearer_training,
+    permutation_p_value,
+    polynomial_kernel,
+)
 from diffusion.features import AXES
 from runtime import seeding
 
@@ -23,80 +33,14 @@ TRUSTED_PER_SIDE = 50
 """Below this many volumes on either side of a comparison, a figure is only a sign that the code ran."""
 MAX_DIMENSIONS = 16
 """Principal components kept for the Frechet distance; more raise the floor faster than they raise the controls."""
+FALSE_ALARMS = 0.05
+"""Probability that `warnings_of` says anything where synthetic volumes do not depend on which reals were trained on."""
+
+ROLES = ("train", "test", "synthetic")
+"""The sets that are drawn from; every other one is a control, which follows the draws of ``test``."""
 
 Draw = dict[str, dict[int, np.ndarray]]
 """Rows drawn from each set: role, then class code, to row numbers."""
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance between the Gaussians fitted to two samples.
-
-    The trace of the root of the product of the covariances is taken as the sum of the singular values of A B^T, where A
-    and B are the centred samples over sqrt(n - 1). That is exact, also where there are fewer samples than features and
-    the covariances are singular; no matrix root, no complex parts, no epsilon.
-
-    Args:
-        a, b: (N_a, F) and (N_b, F), at least 2 rows each.
-
-    Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
-    """
-    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"samples of shapes {a.shape} and {b.shape}: need 2 rows or more, and the same features")
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    root_a, root_b = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
-    if max(len(a), len(b)) > a.shape[1]:  # singular values do not change under rotation: (F, F) instead of (N_a, N_b)
-        root_a, root_b = np.linalg.qr(root_a, mode="r"), np.linalg.qr(root_b, mode="r")
-    shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    distance = np.sum((mean_a - mean_b) ** 2) + np.sum(root_a**2) + np.sum(root_b**2) - 2 * shared
-    return float(max(distance, 0.0))
-
-
-def polynomial_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(a.b / F + 1)^3 for all pairs of rows: the kernel of the KID (Binkowski et al. 2018, arXiv 1801.01401)."""
-    return (a @ b.T / a.shape[1] + 1.0) ** 3
-
-
-def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """Kernel inception distance: the unbiased estimate of the squared maximum mean discrepancy; about 0 for equals.
-
-    Source: Gretton et al. 2012 (JMLR 13), equation 3, with `polynomial_kernel`. Negative values are chance.
-    """
-    within_a, within_b = polynomial_kernel(a, a), polynomial_kernel(b, b)
-    mean_a = (within_a.sum() - np.trace(within_a)) / (len(a) * (len(a) - 1))
-    mean_b = (within_b.sum() - np.trace(within_b)) / (len(b) * (len(b) - 1))
-    return float(mean_a + mean_b - 2.0 * polynomial_kernel(a, b).mean())
-
-
-def permutation_p_value(
-    kernel: np.ndarray, first: np.ndarray, strata: np.ndarray, permutations: int, draw: np.random.Generator
-) -> float:
-    """Probability of an MMD as large as the one seen if both sets were one.
-
-    Args:
-        kernel: (N, N) kernel of all volumes of both sets.
-        first: bool (N,), which belong to the first set.
-        strata: (N,) class codes; memberships are exchanged within a class only, so that a different mix of classes in
-            the two sets is not mistaken for a difference between them.
-        permutations: how many; the smallest possible value is 1 / (permutations + 1).
-        draw: source of the permutations.
-    """
-    memberships = np.tile(first, (permutations + 1, 1))
-    for stratum in np.unique(strata):
-        columns = np.flatnonzero(strata == stratum)
-        memberships[1:, columns] = draw.permuted(memberships[1:, columns], axis=1)
-    distances = _mmd_of_memberships(kernel, memberships)
-    return float(np.mean(distances >= distances[0] - 1e-12 * abs(distances[0])))
-
-
-def _mmd_of_memberships(kernel: np.ndarray, memberships: np.ndarray) -> np.ndarray:
-    inside, outside = memberships.astype(float), (~memberships).astype(float)
-    n, m = inside.sum(axis=1), outside.sum(axis=1)
-    diagonal = np.diag(kernel)
-    towards = inside @ kernel
-    within = np.sum(towards * inside, axis=1) - inside @ diagonal
-    across = np.sum(towards * outside, axis=1)
-    rest = kernel.sum() - 2 * across - np.sum(towards * inside, axis=1) - outside @ diagonal
-    return within / (n * (n - 1)) + rest / (m * (m - 1)) - 2 * across / (n * m)
 
 
 @dataclass(frozen=True)
@@ -121,23 +65,37 @@ class Projection:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One vector per volume and axis."""
+    """One vector per volume and view."""
 
     pooled: np.ndarray
-    """float64 (3, N, F), axes in the order of `diffusion.features.AXES`."""
+    """(V, N, F); may be mapped from a file."""
     labels: np.ndarray
     """(N,) class codes."""
+    views: tuple[str, ...] = AXES
+    """Name of each view, an axis for example; the figures of views of one name are averaged."""
+
+    @classmethod
+    def of(cls, features: np.ndarray, labels: np.ndarray, views: tuple[str, ...]) -> FeatureSet:
+        """From the features of a `diffusion.networks.VolumeNetwork`, (N, V, F), without reading them."""
+        return cls(np.moveaxis(features, 1, 0), labels, views)
 
     def rows(self, chosen: np.ndarray) -> np.ndarray:
-        """(3, len(chosen), F)."""
+        """(V, len(chosen), F)."""
         return self.pooled[:, chosen]
+
+    def view(self, index: int) -> FeatureSet:
+        """One view alone, in memory and in float64."""
+        features = np.asarray(self.pooled[index : index + 1], dtype=np.float64)
+        return FeatureSet(features, self.labels, self.views[index : index + 1])
 
 
 def project(sets: Mapping[str, FeatureSet], dimensions: int) -> dict[str, FeatureSet]:
-    """All sets in the principal axes of the set called ``train``, axis by axis."""
+    """All sets in the principal axes of the set called ``train``, view by view."""
     projections = [Projection.fit(features, dimensions) for features in sets["train"].pooled]
     return {
-        name: FeatureSet(np.stack([fit(x) for fit, x in zip(projections, one.pooled, strict=True)]), one.labels)
+        name: FeatureSet(
+            np.stack([fit(x) for fit, x in zip(projections, one.pooled, strict=True)]), one.labels, one.views
+        )
         for name, one in sets.items()
     }
 
@@ -165,18 +123,15 @@ def draw_once(sets: Mapping[str, FeatureSet], n: int, draw: np.random.Generator)
     """
     drawn: Draw = {role: {} for role in ("reference", "partner", "train", "train_partner", "synthetic")}
     for code in range(len(CLASS_NAMES)):
-        rows = {name: draw.permutation(np.flatnonzero(sets[name].labels == code)) for name in sorted(_DRAWN)}
+        rows = {name: draw.permutation(np.flatnonzero(sets[name].labels == code)) for name in sorted(ROLES)}
         drawn["reference"][code], drawn["partner"][code] = rows["test"][:n], rows["test"][n : 2 * n]
         drawn["train"][code], drawn["train_partner"][code] = rows["train"][:n], rows["train"][n : 2 * n]
         drawn["synthetic"][code] = rows["synthetic"][:n]
     return drawn
 
 
-_DRAWN = {"test", "train", "synthetic"}
-
-
 def pairs(sets: Mapping[str, FeatureSet], drawn: Draw, classes: tuple[int, ...]) -> dict[str, dict[str, tuple]]:
-    """What is compared with what in one draw: reference, then name, to two arrays (3, n, F).
+    """What is compared with what in one draw: reference, then name, to two arrays (V, n, F).
 
     Every sample under ``held_out`` is measured against the same reals. A control is made from the partner half,
     so that it shares no subject with the reference, exactly as the floor.
@@ -188,8 +143,10 @@ def pairs(sets: Mapping[str, FeatureSet], drawn: Draw, classes: tuple[int, ...])
     reference, train = pick("test", "reference"), pick("train", "train")
     partner = pick("test", "partner")
     held_out = {"floor": partner, "training": train, "synthetic": pick("synthetic", "synthetic")}
-    held_out |= {name: pick(name, "partner") for name in sets if name not in _DRAWN}
+    held_out |= {name: pick(name, "partner") for name in sets if name not in ROLES}
     held_out["repeated"] = np.repeat(partner[:, :1], partner.shape[1], axis=1)
+    mixed = [_relabelled(drawn["partner"], code) for code in classes]
+    held_out["relabelled"] = sets["test"].rows(np.concatenate(mixed))
     if len(classes) == 1:
         held_out["other_class"] = pick("test", "partner", [1 - classes[0]])
     return {
@@ -199,6 +156,12 @@ def pairs(sets: Mapping[str, FeatureSet], drawn: Draw, classes: tuple[int, ...])
             "synthetic": (train, pick("synthetic", "synthetic")),
         },
     }
+
+
+def _relabelled(rows: dict[int, np.ndarray], code: int) -> np.ndarray:
+    """As many rows as the class has, half of them of the other class: what permuted labels leave of it."""
+    half = len(rows[code]) // 2
+    return np.concatenate([rows[code][half:], rows[1 - code][:half]])
 
 
 GROUPS: dict[str, tuple[int, ...]] = {
@@ -220,56 +183,134 @@ def compare(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repeats:
 
     Returns:
         group -> reference (``held_out``, ``training``) -> sample -> ``fid`` and ``kid``, each with ``mean``, ``low``
-        and ``high`` (2.5 and 97.5 percentiles over draws) of the average of the axes, and the mean of each axis.
+        and ``high`` (2.5 and 97.5 percentiles over draws) of the average of the views, the mean of each name of views,
+        ``n`` (volumes on each side) and, for the FID, ``dimensions``. Besides ``fid_minus_floor`` and
+        ``kid_minus_floor``, draw by draw, and for the synthetic sample against ``training`` also ``fid_minus_held_out``
+        and ``kid_minus_held_out``: what is left above the floor there less what is left above it to the held-out reals.
     """
-    projected = project(sets, dimensions)
-    measured: dict[tuple[str, str, str, str], list[list[float]]] = {}
-    for repeat in range(repeats):
-        drawn = draw_once(sets, n, seeding.rng(seed, "fid draw", repeat))
-        for group, classes in GROUPS.items():
-            for metric, space, distance in (("fid", projected, frechet), ("kid", sets, kid)):
-                for reference, samples in pairs(space, drawn, classes).items():
-                    for name, (a, b) in samples.items():
-                        values = [distance(a[axis], b[axis]) for axis in range(len(AXES))]
-                        measured.setdefault((group, reference, name, metric), []).append(values)
+    views = shared_views(sets)
+    drawn = [draw_once(sets, n, seeding.rng(seed, "fid draw", repeat)) for repeat in range(repeats)]
+    measured: dict[tuple[str, str, str, str], np.ndarray] = {}
+    for view in range(len(views)):
+        raw = {name: one.view(view) for name, one in sets.items()}
+        spaces = (("fid", project(raw, dimensions), frechet), ("kid", raw, kid))
+        for (repeat, one), (group, classes), (metric, space, distance) in product(
+            enumerate(drawn), GROUPS.items(), spaces
+        ):
+            for reference, samples in pairs(space, one, classes).items():
+                for name, (a, b) in samples.items():
+                    values = measured.setdefault((group, reference, name, metric), np.empty((repeats, len(views))))
+                    values[repeat, view] = distance(a[0], b[0])
+    used = min(dimensions, sets["train"].pooled.shape[2])
     results: dict = {}
     for (group, reference, name, metric), values in measured.items():
         place = results.setdefault(group, {}).setdefault(reference, {}).setdefault(name, {})
-        place[metric] = summary(np.array(values))
+        place[metric] = summary(values, views) | {"n": n * len(GROUPS[group])}
+        if metric == "fid":
+            place[metric]["dimensions"] = used
+        if name != "floor":
+            excess = values - measured[group, reference, "floor", metric]
+            place[f"{metric}_minus_floor"] = summary(excess, views)
+            if (reference, name) == ("training", "synthetic"):
+                held_out = (measured[group, "held_out", one, metric] for one in ("synthetic", "floor"))
+                place[f"{metric}_minus_held_out"] = summary(excess - np.subtract(*held_out), views)
     return results
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
-    """Mean and 95 % range over draws of the average of the axes, and each axis's mean, from (repeats, 3)."""
+def shared_views(sets: Mapping[str, FeatureSet]) -> tuple[str, ...]:
+    """The names of the views, which all sets must share."""
+    names = {one.views for one in sets.values()}
+    if len(names) != 1 or {len(one.pooled) for one in sets.values()} != {len(next(iter(names)))}:
+        raise ValueError(f"sets of different views: { {name: one.views for name, one in sets.items()} }")
+    return names.pop()
+
+
+def summary(values: np.ndarray, views: tuple[str, ...] = AXES) -> dict[str, float]:
+    """Mean and 95 % range over draws of the average of the views, and the mean of each name, from (repeats, V)."""
     averages = values.mean(axis=1)
     low, high = np.percentile(averages, (2.5, 97.5))
-    axes = dict(zip(AXES, values.mean(axis=0).tolist(), strict=True))
-    return {"mean": float(averages.mean()), "low": float(low), "high": float(high), **axes}
+    figures = {"mean": float(averages.mean()), "low": float(low), "high": float(high)}
+    return figures | by_name(values.mean(axis=0), views)
+
+
+def by_name(values: np.ndarray, views: tuple[str, ...]) -> dict[str, float]:
+    """The mean over the views of each name, from (V,)."""
+    named = np.array(views)
+    return {name: float(values[named == name].mean()) for name in dict.fromkeys(views)}
 
 
 def compare_all(sets: Mapping[str, FeatureSet], *, dimensions: int, permutations: int, seed: int) -> dict:
-    """Distances with every volume there is, and the test of the synthetic set against the held-out reals.
+    """Distances with every volume there is, and the tests that need no floor. Memory: 8 bytes times the square of N.
 
     Returns:
-        group -> ``to_held_out`` and ``to_training``: numbers of volumes, ``fid``, ``kid`` (averages of the axes); and
-        ``kid_p_value`` against the held-out reals. A ``fid`` here has no floor beside it, for no two disjoint real sets
-        of this size exist: it may only be compared with itself.
+        group -> ``to_held_out`` and ``to_training``: numbers of volumes, ``dimensions``, ``fid``, ``kid`` (averages of
+        the views) and ``fid_by_view``; ``kid_p_value`` of the synthetic set against the held-out reals; and
+        ``kid_to_training_minus_held_out`` with ``nearer_training_p_value``, see `nearer_training`. A ``fid`` here has
+        no floor beside it, for no two disjoint real sets of this size exist: it may only be compared with itself.
     """
-    projected = project(sets, dimensions)
+    views = shared_views(sets)
+    labels = {name: sets[name].labels for name in ROLES}
+    origin = np.repeat(ROLES, [len(labels[name]) for name in ROLES])
+    strata = np.concatenate([labels[name] for name in ROLES])
+    kernel = np.zeros((len(strata), len(strata)))  # a mean of kernels is a kernel
+    distances: dict[tuple[str, str], list[float]] = {}
+    for view in range(len(views)):
+        raw = {name: sets[name].view(view) for name in ROLES}
+        projected = project(raw, dimensions)
+        joined = np.concatenate([raw[name].pooled[0] for name in ROLES])
+        kernel += polynomial_kernel(joined, joined) / len(views)
+        for (group, classes), name in product(GROUPS.items(), ("test", "train")):
+            real, made = (projected[one].pooled[0][np.isin(labels[one], classes)] for one in (name, "synthetic"))
+            distances.setdefault((group, name), []).append(frechet(real, made))
     results: dict = {}
     for group, classes in GROUPS.items():
-        rows = {name: np.flatnonzero(np.isin(sets[name].labels, classes)) for name in sorted(_DRAWN)}
-        results[group] = {}
+        inside = np.flatnonzero(np.isin(strata, classes))
+        results[group] = tested(kernel[np.ix_(inside, inside)], origin[inside], strata[inside], permutations, seed)
         for key, name in (("to_held_out", "test"), ("to_training", "train")):
-            place = {"n_real": len(rows[name]), "n_synthetic": len(rows["synthetic"])}
-            for metric, space, distance in (("fid", projected, frechet), ("kid", sets, kid)):
-                real, made = (space[one].rows(rows[one]) for one in (name, "synthetic"))
-                place[metric] = float(np.mean([distance(a, b) for a, b in zip(real, made, strict=True)]))
-            results[group][key] = place
-        joined = np.concatenate([sets[name].rows(rows[name]) for name in ("test", "synthetic")], axis=1)
-        strata = np.concatenate([sets[name].labels[rows[name]] for name in ("test", "synthetic")])
-        kernel = np.mean([polynomial_kernel(one, one) for one in joined], axis=0)  # a mean of kernels is a kernel
-        first = np.arange(len(strata)) < len(rows["test"])
-        draw = seeding.rng(seed, "kid permutations", *classes)
-        results[group]["kid_p_value"] = permutation_p_value(kernel, first, strata, permutations, draw)
+            fids = np.array(distances[group, name])
+            place = {"fid": float(fids.mean()), "fid_by_view": by_name(fids, views)}
+            results[group][key] |= place | {"dimensions": min(dimensions, sets["train"].pooled.shape[2])}
     return results
+
+
+def tested(kernel: np.ndarray, origin: np.ndarray, strata: np.ndarray, permutations: int, seed: int) -> dict:
+    """What `compare_all` says of one group by the kernel (N, N), given each volume's role and class code."""
+    found: dict = {}
+    for key, name in (("to_held_out", "test"), ("to_training", "train")):
+        pair = np.flatnonzero(origin != ("train" if name == "test" else "test"))
+        part, first = kernel[np.ix_(pair, pair)], origin[pair] == name
+        distance = float(mmd_of_memberships(part, first[None])[0])
+        found[key] = {"n_real": int(first.sum()), "n_synthetic": int((~first).sum()), "kid": distance}
+        if name == "test":
+            draw = seeding.rng(seed, "kid permutations", *np.unique(strata))
+            found["kid_p_value"] = permutation_p_value(part, first, strata[pair], permutations, draw)
+    draw = seeding.rng(seed, "nearer training", *np.unique(strata))
+    difference, chance = nearer_training(kernel, origin == "train", origin != "synthetic", strata, permutations, draw)
+    return found | {"kid_to_training_minus_held_out": difference, "nearer_training_p_value": chance}
+
+
+def warnings_of(results: Mapping, all_volumes: Mapping, network: str) -> list[str]:
+    """What a reader has to be told: groups in which the synthetic volumes are too near to the training reals.
+
+    Copies are one reason, and a generator that fits the averages of its training sample more closely than those of the
+    population another; single copies among many volumes remain unseen (`diffusion.memorization` looks for them). The
+    probability of any such sentence where synthetic volumes do not depend on which reals were trained on is
+    FALSE_ALARMS, shared among the groups (Bonferroni).
+
+    Args:
+        results: of `compare`.
+        all_volumes: of `compare_all`, on the same sets.
+        network: name of the features.
+    """
+    warnings = []
+    for group, one in all_volumes.items():
+        if one["nearer_training_p_value"] > FALSE_ALARMS / len(GROUPS):
+            continue
+        train, test = (results[group][key]["synthetic"]["fid_minus_floor"]["mean"] for key in ("training", "held_out"))
+        warnings.append(
+            f"NEARER TO TRAINING ({network}, {group}): synthetic volumes are closer to training than to held-out reals "
+            f"beyond what two real sets differ by (KID difference {one['kid_to_training_minus_held_out']:.3g}, "
+            f"p {one['nearer_training_p_value']:.2g}; FID above its floor {train:.3g} to training, {test:.3g} to "
+            "held-out): it reproduces its training sample, by copies or by its averages"
+        )
+    return warnings

@@ -22,8 +22,8 @@ from diffusion.config import PRESETS, TrainConfig
 from diffusion.covariates import Scales, check_names, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, balanced_rows
 from diffusion.heldout import held_out_losses, named
+from diffusion.learning_rate import learning_rate
 from diffusion.model import DiT
-from diffusion.optimiser import Optimiser, learning_rate
 from diffusion.process import Process, build_process
 from diffusion.sampler import DEFAULT, SAMPLERS, guided, schedule
 from diffusion.space import LatentSpace, fit_space
@@ -70,7 +70,9 @@ def main(config: TrainConfig) -> None:
     model, data = build(config, data, process, device)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
-        optimiser = Optimiser(model, config)
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+        )
         state = fresh_state(model, config)
         resume(run, model, data, optimiser, state, config)
         network, guard = distributed.wrap(model), LossGuard(device.kind)
@@ -194,7 +196,7 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
 
 
 def train_step(
-    network: nn.Module, process: Process, data: Data, optimiser: Optimiser, step: int, config: TrainConfig
+    network: nn.Module, process: Process, data: Data, optimiser: torch.optim.Optimizer, step: int, config: TrainConfig
 ) -> dict[str, torch.Tensor]:
     """One update; returns named numbers. All that is random is drawn for the global batch, then shared out."""
     train, size = data.train, config.batch_size
@@ -213,10 +215,12 @@ def train_step(
     with device.autocast():
         prediction = network(process.noised(z, eps, t), t, y, covariates)
     loss = process.loss(prediction, z, eps, t).mean()
-    optimiser.zero_grad()
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, config)
+    optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    optimiser.step(learning_rate(step, config))
+    optimiser.step()
     return {"loss/train": loss.detach(), "grad/norm": norm}
 
 
@@ -259,7 +263,9 @@ def draw_samples(
     )
 
 
-def resume(run: Run, model: DiT, data: Data, optimiser: Optimiser, state: State, config: TrainConfig) -> None:
+def resume(
+    run: Run, model: DiT, data: Data, optimiser: torch.optim.Optimizer, state: State, config: TrainConfig
+) -> None:
     """Takes up checkpoints/last.pt when there is one; checks network, process and latents."""
     path = run.checkpoint("last")
     if path.exists():
@@ -274,7 +280,15 @@ def resume(run: Run, model: DiT, data: Data, optimiser: Optimiser, state: State,
     run.continue_from(state.step)
 
 
-def save(run: Run, name: str, model: DiT, data: Data, optimiser: Optimiser, state: State, config: TrainConfig) -> None:
+def save(
+    run: Run,
+    name: str,
+    model: DiT,
+    data: Data,
+    optimiser: torch.optim.Optimizer,
+    state: State,
+    config: TrainConfig,
+) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if distributed.is_main():
         progress: dict[str, Any] = {"step": state.step, "best": state.best, "stale": state.stale, "track": state.track}

@@ -99,7 +99,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
         runs / stage / n for stage in stages[2:] for n in ("predictions.csv", "results.json")
     ]
     wanted["VAE.infer"] = [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")]
-    figures = [f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png")]
+    figures = [f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png", "_effects.png")]
     wanted["diffusion.evaluate_synth"] = [root / "fid_results" / name for name in figures]
     wanted["classifier.compare"] = [runs / name for name in ("arms.csv", "arms_tests.csv")]
     wanted["classifier.generate_saliency_maps"] = [runs / "saliency" / n for n in ("maps.json", "region_ranking.csv")]
@@ -107,8 +107,9 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     config = read_json(runs / "classifier" / "config.json")
     wanted["diffusion.save_synth"] = [root / config[name] / "manifest.csv" for name in ("synth_hc", "synth_tle")]
     refuse_missing(wanted)
-    simulation = [root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")]
-    return [path for paths in wanted.values() for path in paths] + [path for path in simulation if path.exists()]
+    optional = [root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")]
+    optional += [root / "fid_results" / f"{preset}{end}" for end in ("_steps.json", "_closest.png")]
+    return [path for paths in wanted.values() for path in paths] + [path for path in optional if path.exists()]
 
 
 def refuse_missing(wanted: dict[str, list[Path]]) -> None:
@@ -126,7 +127,7 @@ def refuse_missing(wanted: dict[str, list[Path]]) -> None:
 def fingerprint(files: list[Path]) -> str:
     """Hash of the results and of the code that shows them, 64 hexadecimal digits."""
     total = hashlib.sha256()
-    for path in [*files, NOTEBOOK, Path(__file__), ROOT / "cohort" / "pictures.py"]:
+    for path in [*files, NOTEBOOK, Path(__file__), ROOT / "cohort/pictures.py", ROOT / "notebooks/tables.py"]:
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 

@@ -61,6 +61,7 @@ def config(tmp_path, monkeypatch):
         slices=1,
         repeats=3,
         threads=1,
+        parts=(),
         cache_dir=tmp_path / "features",
     )
 
@@ -81,9 +82,11 @@ def test_writes_everything_a_reader_needs_and_is_done_once(config, capsys, monke
             assert sample["fid"]["low"] <= sample["fid"]["mean"] <= sample["fid"]["high"]
     overall = result["results"]["overall"]["held_out"]
     assert overall["floor"]["fid"]["mean"] < overall["shuffled"]["fid"]["mean"]
-    assert {"smoke_fid.png", "smoke_nearest.png", "smoke.json"} == {path.name for path in config.out.parent.iterdir()}
+    assert result["views"]["region_intensities"]["all_volumes"]["overall"]["kid_p_value"] > 0
+    assert result["views"]["inception_v3"]["skipped"].startswith("skipped: no weights were given")
+    assert written(config) == {"smoke_fid.png", "smoke_nearest.png", "smoke.json", "smoke.md"}
 
-    monkeypatch.setattr(evaluate_synth, "feature_sets", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(evaluate_synth, "measure", lambda *_: pytest.fail("measured again"))
     capsys.readouterr()
     evaluate_synth.main(config)
     assert "done already" in capsys.readouterr().out
@@ -92,6 +95,51 @@ def test_writes_everything_a_reader_needs_and_is_done_once(config, capsys, monke
     assert "settings" in str(refusal.value)
     assert "real_test" not in str(refusal.value)
     assert read_json(config.out) == result
+
+
+def written(config):
+    return {path.name for path in config.out.parent.iterdir()}
+
+
+def test_all_parts_and_both_cards(config):
+    config = dataclasses.replace(config, parts=evaluate_synth.PARTS, pairs=6)
+    evaluate_synth.main(config)
+    result = read_json(config.out)
+    assert {"smoke_effects.png", "smoke_closest.png", "smoke_privacy.md", "smoke.md"} <= written(config)
+    assert set(result["privacy"]["audit"]["spaces"]) == {"voxels", "encoder"}
+    assert result["privacy"]["attacks"]["DiT: loss"] == "skipped: needs --vae and --diffusion"
+    assert result["anatomy"]["label_swap"]["n"] == 4  # seeds 0 to 3 in both folders
+    assert set(result["diversity"]) == {"support", "ms_ssim"}
+    for card in (config.out.with_suffix(".md"), config.out.with_name("smoke_privacy.md"), config.out):
+        text = card.read_text()
+        assert "train0" not in text  # no subject is named
+        assert "no memorization" not in text.lower()
+    card = config.out.with_suffix(".md").read_text()
+    for heading in ("Realism", "Diversity", "Anatomy", "Privacy", "Use", "Limits", "Licences"):
+        assert f"## {heading}" in card
+
+
+def test_a_copying_generator_is_found(config, tmp_path):
+    """Training scans passed as synthetic: the audit says copying, and the distances warn."""
+    config = dataclasses.replace(
+        config, real_train=write_reals(tmp_path, "many", 12, 1000), real_test=write_reals(tmp_path, "others", 12, 2000),
+        synth_hc=tmp_path / "copies_hc", synth_tle=tmp_path / "copies_tle", parts=("privacy",),
+    )  # fmt: skip
+    for place, (name, folder) in enumerate((("HC", config.synth_hc), ("TLE", config.synth_tle))):
+        for index in range(12):
+            volume = Volume(head(1000 + 2 * index + place), LABELS[name], index, GRID.affine)
+            write_volume(folder / volume_name(LABELS[name], index), volume)
+        write_json(folder / "ledger.json", {"ledger": []})
+    evaluate_synth.main(config)
+    result = read_json(config.out)
+    assert result["privacy"]["audit"]["finding"]["copying"] is True
+    assert "copying" in config.out.with_suffix(".md").read_text()
+
+
+def test_checkpoints_of_other_volumes_are_refused(config, tmp_path):
+    (tmp_path / "other.pt").write_bytes(b"another checkpoint")
+    refused(dataclasses.replace(config, vae=tmp_path / "other.pt"), "--vae", "the volumes name")
+    refused(dataclasses.replace(config, weights=("inception_v3=nowhere.pt",)), "expected NAME=FILE=SHA256")
 
 
 def refused(config, *parts):

@@ -88,3 +88,10 @@ def test_cache_is_used_and_follows_the_content(network, volumes, tmp_path, monke
     np.testing.assert_array_equal(extract_cached(volumes[:1].copy(), network, SMALL, device, tmp_path), first)
     with pytest.raises(pytest.fail.Exception):
         extract_cached(volumes[:1] * 0.5, network, SMALL, device, tmp_path)
+
+
+def test_key_of_the_cache_follows_content_settings_and_precision(volumes):
+    key = features.content_key(volumes, ("network", 1))
+    assert key == features.content_key(list(volumes.astype(np.float64)), ("network", 1))
+    others = [(volumes, ("network", 2)), (volumes[:2], ("network", 1)), (volumes[::-1], ("network", 1))]
+    assert key not in [features.content_key(*one) for one in others]

@@ -1,9 +1,7 @@
-"""Distances against closed forms and MONAI; the draws; the order of floor, copies and controls."""
+"""The draws; the order of floor, copies and controls; the layout of results; warnings and their false alarms."""
 
 import numpy as np
 import pytest
-import torch
-from monai.metrics import FIDMetric
 
 from diffusion import fid
 from diffusion.fid import FeatureSet
@@ -11,88 +9,6 @@ from diffusion.fid import FeatureSet
 
 def gaussian(seed, n, mean, scale):
     return np.random.default_rng(seed).normal(mean, scale, (n, len(np.atleast_1d(scale))))
-
-
-def test_frechet_equals_the_closed_form_for_gaussians():
-    """Diagonal Gaussians: |difference of means|^2 + sum of (difference of standard deviations)^2."""
-    scale_a, scale_b = np.array([1.0, 2.0, 0.5]), np.array([1.5, 1.0, 0.5])
-    a, b = gaussian(0, 200_000, 0.0, scale_a), gaussian(1, 200_000, 0.7, scale_b)
-    exact = 3 * 0.7**2 + np.sum((scale_a - scale_b) ** 2)
-    assert fid.frechet(a, b) == pytest.approx(exact, rel=0.01)
-
-
-def test_frechet_of_fitted_moments_is_exact():
-    """No sampling error: two sets whose sample moments are known."""
-    square = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # covariance 2/3 of the identity
-    assert fid.frechet(square, 3 * square + [1.0, 2.0]) == pytest.approx(5 + 2 * (2 / 3) * (3 - 1) ** 2, rel=1e-12)
-
-
-@pytest.mark.parametrize(("n_a", "n_b", "features"), [(60, 80, 12), (300, 300, 16), (20, 100, 16)])
-def test_frechet_equals_monai(n_a, n_b, features):
-    draw = np.random.default_rng(n_a)
-    mixing = draw.normal(size=(features, features))
-    a, b = draw.normal(size=(n_a, features)) @ mixing, draw.normal(size=(n_b, features)) * 1.3 + 0.2
-    reference = float(FIDMetric()(torch.from_numpy(a), torch.from_numpy(b)))
-    assert fid.frechet(a, b) == pytest.approx(reference, rel=1e-3)
-
-
-def test_frechet_with_fewer_samples_than_features_is_finite_symmetric_and_zero_for_itself():
-    a, b = gaussian(0, 5, 0.0, np.ones(40)), gaussian(1, 7, 0.0, np.ones(40))
-    assert fid.frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert fid.frechet(a, b) == pytest.approx(fid.frechet(b, a))
-    assert fid.frechet(a, np.repeat(b[:1], 5, axis=0)) > 0
-
-
-def test_frechet_refuses_one_row():
-    with pytest.raises(ValueError, match="2 rows"):
-        fid.frechet(np.zeros((1, 3)), np.zeros((4, 3)))
-
-
-def test_kid_is_unbiased_where_frechet_is_not():
-    pairs = [(gaussian(2 * i, 20, 0.0, np.ones(8)), gaussian(2 * i + 1, 20, 0.0, np.ones(8))) for i in range(300)]
-    values = np.array([fid.kid(a, b) for a, b in pairs])
-    assert abs(values.mean()) < 3 * values.std() / np.sqrt(len(values))
-    assert np.mean([fid.frechet(a, b) for a, b in pairs]) > 1
-
-
-def test_kid_grows_with_a_shift():
-    a = gaussian(0, 50, 0.0, np.ones(8))
-    values = [fid.kid(a, gaussian(1, 50, shift, np.ones(8))) for shift in (0.0, 0.5, 1.0)]
-    assert values[0] < values[1] < values[2]
-
-
-def p_value(a, b, strata=None, permutations=199):
-    joined = np.concatenate([a, b])
-    first = np.arange(len(joined)) < len(a)
-    strata = np.zeros(len(joined), dtype=int) if strata is None else strata
-    kernel = fid.polynomial_kernel(joined, joined)
-    return fid.permutation_p_value(kernel, first, strata, permutations, np.random.default_rng(0))
-
-
-def test_permutation_test_agrees_with_kid():
-    a, b = gaussian(0, 12, 0.0, np.ones(4)), gaussian(1, 9, 0.5, np.ones(4))
-    joined = np.concatenate([a, b])
-    memberships = (np.arange(21) < 12)[None]
-    assert fid._mmd_of_memberships(fid.polynomial_kernel(joined, joined), memberships)[0] == pytest.approx(
-        fid.kid(a, b)
-    )
-
-
-def test_p_values_are_uniform_without_and_small_with_a_difference():
-    same = [p_value(gaussian(2 * i, 15, 0, np.ones(4)), gaussian(2 * i + 1, 15, 0, np.ones(4))) for i in range(60)]
-    assert 0.35 < np.mean(same) < 0.65
-    assert np.mean(np.array(same) < 0.1) < 0.25
-    assert p_value(gaussian(0, 15, 0, np.ones(4)), gaussian(1, 15, 1.5, np.ones(4))) == pytest.approx(1 / 200)
-
-
-def test_another_mix_of_classes_is_no_difference():
-    """Classes far apart, 20:5 against 5:20: exchanged within classes, the sets are the same."""
-    classes = {0: 0.0, 1: 4.0}
-    a = np.concatenate([gaussian(1, 20, classes[0], np.ones(3)), gaussian(2, 5, classes[1], np.ones(3))])
-    b = np.concatenate([gaussian(3, 5, classes[0], np.ones(3)), gaussian(4, 20, classes[1], np.ones(3))])
-    strata = np.repeat([0, 1, 0, 1], [20, 5, 5, 20])
-    assert p_value(a, b) < 0.02
-    assert p_value(a, b, strata) > 0.05
 
 
 def feature_sets(n_train=40, n_test=24, n_synth=20, shift=0.0, features=30):
@@ -172,3 +88,90 @@ def test_same_seed_same_figures():
 @pytest.mark.parametrize(("n", "dimensions"), [(4, 2), (16, 8), (34, 16), (500, 16)])
 def test_dimensions_follow_the_sample_size(n, dimensions):
     assert fid.dimensions_for(n) == dimensions
+
+
+def test_every_figure_states_its_size_and_what_is_left_above_the_floor():
+    results = fid.compare(feature_sets(shift=1.0), dimensions=4, n=6, repeats=5, seed=0)
+    for group, n in (("overall", 12), ("HC", 6)):
+        for samples in results[group].values():
+            for name, sample in samples.items():
+                assert (sample["fid"]["n"], sample["kid"]["n"], sample["fid"]["dimensions"]) == (n, n, 4)
+                assert ("fid_minus_floor" in sample) == (name != "floor")
+    held_out, training = (results["overall"][key] for key in ("held_out", "training"))
+    excess = held_out["synthetic"]["fid_minus_floor"]
+    for key in ("mean", "coronal"):
+        assert excess[key] == pytest.approx(held_out["synthetic"]["fid"][key] - held_out["floor"]["fid"][key])
+    assert 0 < excess["low"] < excess["mean"] < excess["high"]
+    gap = training["synthetic"]["fid_minus_held_out"]
+    assert gap["mean"] == pytest.approx(training["synthetic"]["fid_minus_floor"]["mean"] - excess["mean"])
+    assert gap["low"] < 0 < gap["high"]
+
+
+def test_permuted_labels_are_seen_by_class_and_not_overall():
+    """Classes that differ: half a class exchanged is farther than the floor; overall it is the floor, row by row."""
+    sets = feature_sets(n_train=80, n_test=80, n_synth=40)
+    sets = {name: FeatureSet(one.pooled + 2.0 * one.labels[None, :, None], one.labels) for name, one in sets.items()}
+    results = fid.compare(sets, dimensions=4, n=20, repeats=6, seed=0)
+    for metric in ("fid", "kid"):
+        overall = results["overall"]["held_out"]
+        assert overall["relabelled"][metric]["mean"] == pytest.approx(overall["floor"][metric]["mean"], rel=1e-6)
+        for group in ("HC", "TLE"):
+            assert results[group]["held_out"]["relabelled"][f"{metric}_minus_floor"]["low"] > 0
+
+
+def test_views_of_one_name_are_averaged_and_every_view_counts_once():
+    """As a per-position distance is: positions of an axis make the axis, all positions make the mean."""
+    sets = {name: FeatureSet(one.pooled, one.labels, ("a", "a", "b")) for name, one in feature_sets().items()}
+    by_axis = fid.compare(feature_sets(), dimensions=4, n=6, repeats=3, seed=0)["HC"]["held_out"]["floor"]["fid"]
+    by_position = fid.compare(sets, dimensions=4, n=6, repeats=3, seed=0)["HC"]["held_out"]["floor"]["fid"]
+    assert by_position["a"] == pytest.approx((by_axis["sagittal"] + by_axis["coronal"]) / 2)
+    assert by_position["b"] == pytest.approx(by_axis["axial"])
+    assert by_position["mean"] == pytest.approx(by_axis["mean"])
+
+
+def test_sets_of_different_views_are_refused():
+    sets = feature_sets()
+    sets["blurred"] = FeatureSet(sets["blurred"].pooled[:2], sets["blurred"].labels, ("sagittal", "coronal"))
+    with pytest.raises(ValueError, match="different views"):
+        fid.compare(sets, dimensions=4, n=6, repeats=2, seed=0)
+
+
+def test_features_of_a_network_are_taken_without_copying():
+    features = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    one = FeatureSet.of(features, np.zeros(4, dtype=int), ("x", "y", "z"))
+    assert np.shares_memory(one.pooled, features)
+    np.testing.assert_array_equal(one.view(1).pooled[0], features[:, 1])
+    assert one.view(1).pooled.dtype == np.float64
+    assert one.view(2).views == ("z",)
+
+
+def test_figures_of_all_volumes_are_the_distances_of_all_volumes():
+    sets = feature_sets(shift=0.5)
+    results = fid.compare_all(sets, dimensions=4, permutations=19, seed=0)
+    projected = fid.project(sets, 4)
+    for group, code in (("HC", 0), ("TLE", 1)):
+        test, synthetic = (np.flatnonzero(sets[name].labels == code) for name in ("test", "synthetic"))
+        for metric, space, distance in (("fid", projected, fid.frechet), ("kid", sets, fid.kid)):
+            expected = [
+                distance(a, b)
+                for a, b in zip(space["test"].rows(test), space["synthetic"].rows(synthetic), strict=True)
+            ]
+            assert results[group]["to_held_out"][metric] == pytest.approx(np.mean(expected))
+        assert results[group]["to_held_out"]["fid_by_view"]["axial"] == pytest.approx(
+            fid.frechet(projected["test"].rows(test)[2], projected["synthetic"].rows(synthetic)[2])
+        )
+        assert results[group]["to_training"]["n_real"] == 20
+
+
+def warned(sets):
+    results = fid.compare(sets, dimensions=4, n=6, repeats=2, seed=0)
+    return fid.warnings_of(results, fid.compare_all(sets, dimensions=4, permutations=199, seed=0), "numbers")
+
+
+def test_copies_of_training_reals_give_a_warning_and_fresh_volumes_none():
+    sets = feature_sets(n_train=40, n_test=40, n_synth=40)
+    assert warned(sets) == []
+    sets["synthetic"] = FeatureSet(sets["train"].pooled + 0.1, sets["train"].labels)
+    warnings = warned(sets)
+    assert [text for text in warnings if "NEARER TO TRAINING (numbers, overall)" in text]
+    assert all("its averages" in text for text in warnings)

@@ -1,0 +1,167 @@
+"""Canaries: training subjects that are repeated on purpose, so that the audit can be seen to find what it should find.
+
+Repetition is what drives memorization. Subjects repeated often must be found (power); subjects that occur once, and
+held-out ones, must not be found more often than the stated false alarms (Carlini et al. 2019, "The Secret Sharer",
+https://arxiv.org/abs/1802.08232, for the idea of planted secrets and their rank).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cohort.tables import CLASS_NAMES
+from runtime import seeding
+from runtime.errors import InputError
+from runtime.files import write_json
+from VAE.latents import (
+    compute_statistics,
+    list_latents,
+    read_latent,
+    read_split,
+    read_statistics,
+    write_latent,
+    write_statistics,
+)
+
+REPEATS = (1, 4, 16)
+"""How often canaries occur in training; 1 is what everybody does, and the control."""
+PLAN = "plan.json"
+FOUND = 0.05
+"""A canary is found at this p or below: so often are subjects found who were not memorized."""
+
+
+def plan_canaries(
+    subjects: Sequence[str], labels: Sequence[int], *, each: int, seed: int, repeats: Sequence[int] = REPEATS
+) -> dict[str, int]:
+    """Which training subjects are repeated how often, classes in turn.
+
+    Args:
+        subjects, labels: of the training split; a subject may have several scans.
+        each: canaries for every number of repetitions.
+        seed: of the choice.
+        repeats: numbers of occurrences, each 1 or more.
+
+    Returns:
+        subject -> occurrences, in the order of `repeats`.
+
+    Raises:
+        InputError: too few subjects, or numbers that are none.
+    """
+    classes = dict(zip(subjects, labels, strict=True))
+    wanted = each * len(repeats)
+    if each < 1 or min(repeats, default=0) < 1:
+        raise InputError(f"{each} canaries for each of {tuple(repeats)} occurrences: expected 1 or more everywhere")
+    if wanted > len(classes) // 2:
+        raise InputError(f"{wanted} canaries of {len(classes)} training subjects: at most half of them")
+    queues = []
+    for code in range(len(CLASS_NAMES)):
+        own = sorted(name for name, label in classes.items() if label == code)
+        queues.append([own[i] for i in seeding.rng(seed, "canaries", code).permutation(len(own))])
+    chosen: list[str] = []
+    while len(chosen) < wanted:
+        chosen += [queue.pop() for queue in queues if queue]
+    return dict(zip(chosen[:wanted], np.repeat(repeats, each).tolist(), strict=True))
+
+
+def write_canaries(latents: Path, out: Path, plan: dict[str, int], *, train_split: str = "train") -> int:
+    """Copies a folder of latents, with the canaries repeated under new names and the statistics computed again.
+
+    The folder appears whole, with the plan in PLAN, or not at all.
+
+    Args:
+        latents: of VAE.save_latent.
+        out: a new folder.
+        plan: subject -> occurrences.
+        train_split: the subfolder in which they are repeated; the others are copied as they are.
+
+    Returns:
+        latents in the new training split.
+
+    Raises:
+        InputError: planned subjects have no latents there, or the folder exists.
+    """
+    found = {path: read_latent(path) for path in list_latents(latents / train_split)}
+    missing = sorted(set(plan) - {latent.subject for latent in found.values()})
+    if missing:
+        raise InputError.of(f"{latents / train_split}: no latents of planned canaries", missing)
+    if out.exists():
+        raise InputError(f"{out}: exists; repeated latents go into a folder of their own")
+    partial = out.with_name(f".{out.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a stopped run left
+    for folder in sorted(path for path in latents.iterdir() if path.is_dir()):
+        (partial / folder.name).mkdir(parents=True)
+        for path in list_latents(folder):
+            shutil.copy2(path, partial / folder.name / path.name)
+    for path, latent in found.items():
+        for repeat in range(1, plan.get(latent.subject, 1)):
+            write_latent(partial / train_split / f"{path.stem}_canary{repeat}.pkl", latent)
+    train = read_split(partial, train_split)
+    ledger = read_statistics(latents).ledger
+    write_statistics(partial, compute_statistics(train, split=train_split, ledger=ledger))
+    write_json(partial / PLAN, plan)
+    partial.replace(out)
+    return len(train)
+
+
+def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -> dict:
+    """What an audit says about each canary.
+
+    Args:
+        plan: subject -> occurrences.
+        exposure: ``training`` and ``held_out``, subject -> ratio, small for the exposed (`closeness.exposure`).
+
+    Returns:
+        ``canaries``: one dict each of ``subject``, ``occurrences``, ``exposure``, ``rank`` (1: the most exposed of all
+        training subjects), ``p`` (share of held-out subjects as exposed, the canary counted among them), ``found``;
+        ``by_occurrences``: number of canaries, number ``found``, median ``rank`` and ``exposure``; ``stated_alarms``;
+        ``alarms``: share of the training subjects that were not repeated and are found all the same.
+
+    Raises:
+        InputError: a canary is not among the training subjects, or too few held-out subjects for any p to be `FOUND`.
+    """
+    training, held_out = exposure["training"], np.sort(list(exposure["held_out"].values()))
+    strangers = sorted(set(plan) - set(training))
+    if strangers:
+        raise InputError.of("canaries that are not among the training subjects", strangers)
+    if 1 / (len(held_out) + 1) > FOUND:
+        raise InputError(f"{len(held_out)} held-out subjects: a canary is found with {round(1 / FOUND) - 1} or more")
+    ranked = np.sort(list(training.values()))
+
+    def p(value: float) -> float:
+        return float((1 + np.searchsorted(held_out, value, side="right")) / (len(held_out) + 1))
+
+    canaries = [
+        {
+            "subject": name,
+            "occurrences": count,
+            "exposure": training[name],
+            "rank": int(1 + np.searchsorted(ranked, training[name], side="left")),
+            "p": p(training[name]),
+            "found": p(training[name]) <= FOUND,
+        }
+        for name, count in plan.items()
+    ]
+    usual = [p(value) <= FOUND for name, value in training.items() if plan.get(name, 1) == 1]
+    return {
+        "canaries": canaries,
+        "by_occurrences": {
+            str(count): _summary([one for one in canaries if one["occurrences"] == count])
+            for count in sorted(set(plan.values()))
+        },
+        "stated_alarms": FOUND,
+        "alarms": float(np.mean(usual)) if usual else None,
+        "held_out_subjects": len(held_out),
+    }
+
+
+def _summary(canaries: list[dict]) -> dict[str, float]:
+    return {
+        "n": len(canaries),
+        "found": sum(one["found"] for one in canaries),
+        "median_rank": float(np.median([one["rank"] for one in canaries])),
+        "median_exposure": float(np.median([one["exposure"] for one in canaries])),
+    }

@@ -1,0 +1,90 @@
+"""Tables of an evaluation's result, as the report shows them; every number is read from the JSON."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def figure(summary: dict[str, float], digits: str = ".3g") -> str:
+    """Mean and 95 % range."""
+    return f"{summary['mean']:{digits}} [{summary['low']:{digits}}, {summary['high']:{digits}}]"
+
+
+def feature_spaces(result: dict) -> pd.DataFrame:
+    """KID to held-out scans in each feature space, beside floor and blur; the reason where one was skipped."""
+    rows = {}
+    for name, view in {result["network"]["name"]: result, **result["views"]}.items():
+        if "skipped" in view:
+            rows[name] = {"synthetic": view["skipped"]}
+            continue
+        samples = view["results"]["overall"]["held_out"]
+        rows[name] = {sample: figure(samples[sample]["kid"]) for sample in ("synthetic", "floor", "blurred")}
+        rows[name]["p"] = f"{view['all_volumes']['overall']['kid_p_value']:.3g}"
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def variety(result: dict) -> pd.DataFrame:
+    """Precision, recall, density and coverage of each sample against held-out scans, both classes together."""
+    support = result["diversity"]["support"]["support"]["overall"]
+    metrics = ("precision", "recall", "density", "coverage")
+    rows = {
+        sample: {metric: figure(one[metric], ".2f") for metric in metrics}
+        for sample, one in support.get("held_out", {}).items()
+        if metrics[0] in one
+    }
+    return pd.DataFrame(rows).T
+
+
+def likeness(result: dict) -> pd.DataFrame:
+    """MS-SSIM of pairs of synthetic volumes and of pairs of scans, by group."""
+    groups = result["diversity"]["ms_ssim"].get("results", {})
+    rows = {
+        group: {side: figure(one[side]) for side in ("synthetic", "real", "difference")}
+        for group, one in groups.items()
+        if "skipped" not in one
+    }
+    return pd.DataFrame(rows).T
+
+
+def regions_that_differ(result: dict) -> pd.DataFrame:
+    """How many regional measures differ from held-out scans, of synthetic volumes and of training scans."""
+    distributions = result["anatomy"]["distributions"]
+    rows = {
+        label: {
+            "regional measures": len(one["measures"]),
+            "differ": one["significant"],
+            "differ among training scans": distributions["train"][label]["significant"],
+        }
+        for label, one in distributions["synthetic"].items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def agreements(result: dict) -> pd.DataFrame:
+    """Effects of the diagnosis over regions, one set against another."""
+    anatomy = result["anatomy"]
+    truth = {f"{name} with true volumes": one for name, one in anatomy.get("agreement_with_truth", {}).items()}
+    table = pd.DataFrame({**anatomy["agreement"], **truth}).T
+    columns = ["correlation", "correlation_low", "correlation_high", "slope", "same_sign", "p"]
+    return table.filter(columns).astype(float).round(2)
+
+
+def label_alone(result: dict) -> pd.DataFrame:
+    """What the label changes when the noise stays: ml by region, TLE minus HC."""
+    table = pd.DataFrame(result["anatomy"]["label_swap"].get("measures", {})).T
+    return table.filter(["difference", "difference_low", "difference_high", "d", "same_sign"]).astype(float).round(3)
+
+
+def attacks(result: dict) -> pd.DataFrame:
+    """Membership attacks: AUC with interval, and the share of training subjects found at 1 % false alarms."""
+    found = result["privacy"].get("attacks", {})
+    rows = {
+        name: {"AUC": one}
+        if isinstance(one, str)
+        else {
+            "AUC": f"{one['auc']:.2f} [{one['low']:.2f}, {one['high']:.2f}]",
+            "found at 1 % false alarms": f"{one['tpr']['value']:.0%}",
+        }
+        for name, one in found.items()
+    }
+    return pd.DataFrame(rows).T.fillna("")
