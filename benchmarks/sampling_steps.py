@@ -53,6 +53,8 @@ class StepsConfig:
     """Samplers; by default all that suit the checkpoint's process."""
     per_class: int = 18
     """Volumes of each class at every setting."""
+    batch_size: int = 8
+    """Volumes generated at once."""
     repeats: int = 40
     """Draws of subjects for the intervals."""
     out: Path = ROOT / "fid_results/demo_steps.json"
@@ -83,7 +85,7 @@ def main(config: StepsConfig) -> None:
         for steps in sorted(config.steps, reverse=True):
             if (name, steps) in done:
                 continue
-            volumes, labels, seconds = generate(name, steps, vae, diffusion, device, config.per_class)
+            volumes, labels, seconds = generate(name, steps, vae, diffusion, device, config)
             row = {
                 "sampler": name, "steps": steps, "evaluations": evaluations(name, steps),
                 "seconds_per_volume": seconds / len(volumes),
@@ -125,12 +127,12 @@ class Judge:
 
 @torch.no_grad()
 def generate(
-    name: str, steps: int, vae: LoadedVAE, diffusion: LoadedDiffusion, device: Device, per_class: int
+    name: str, steps: int, vae: LoadedVAE, diffusion: LoadedDiffusion, device: Device, config: StepsConfig
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Volumes (N, D, H, W) in [0, 1] of seeds 0 ... per_class - 1 of each class, their labels, and the seconds."""
     process, shape = diffusion.process, diffusion.model.latent_shape
-    size = device.inference_batch(None)
-    cases = [(label, seed) for label in range(len(CLASS_NAMES)) for seed in range(per_class)]
+    size = config.batch_size
+    cases = [(label, seed) for label in range(len(CLASS_NAMES)) for seed in range(config.per_class)]
     volumes = []
     started = time.perf_counter()
     for start in tqdm(range(0, len(cases), size), desc=f"{name}, {steps} steps", unit="batch"):

@@ -89,8 +89,8 @@ def read_table(
             "file": _files(raw, root, confined=data_root is not None),
             "diagnosis": _column(raw, label_column, lambda text: _diagnosis(text, label_map)),
             "session": _column(raw, "session", _optional),
-            "age": _column(raw, "age", _age, default=math.nan),
-            "sex": _column(raw, "sex", _sex),
+            "age": _column(raw, "age", parse_age, default=math.nan),
+            "sex": _column(raw, "sex", parse_sex),
             "site": _column(raw, "site", _optional),
             "group": _column(raw, grouping, _optional) if grouping else [""] * len(raw.rows),
         }
@@ -217,7 +217,8 @@ def _diagnosis(text: str, label_map: Mapping[str, str] | None) -> str:
     return label_map[text]
 
 
-def _age(text: str) -> float:
+def parse_age(text: str) -> float:
+    """Years, NaN where the cell says nothing; ValueError with the reason for anything else."""
     if text in MISSING:
         return math.nan
     if "," in text:
@@ -232,7 +233,8 @@ def _age(text: str) -> float:
     return age
 
 
-def _sex(text: str) -> str:
+def parse_sex(text: str) -> str:
+    """``F``, ``M``, or empty where the cell says nothing; ValueError with the reason for anything else."""
     if text in MISSING:
         return ""
     if text.lower() not in SEXES:

@@ -191,9 +191,9 @@ def judge(results: Mapping[str, dict], alpha: float) -> dict:
     copying, silent, text = False, True, []
     for space, measured in results.items():
         loud = [name for name, one in measured["controls"].items() if min(p_values(one).values()) < alpha]
-        ending = (
-            f"but controls raise alarms, too ({', '.join(loud)}): no conclusion" if loud else "no control is: copying"
-        )
+        ending = "no control is: copying, or overfitting to these subjects"
+        if loud:
+            ending = f"but controls raise alarms, too ({', '.join(loud)}): no conclusion"
         synthetic = p_values(measured["synthetic"])
         for test in (test for test, p in synthetic.items() if p < alpha):
             copying, silent = copying or not loud, False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cohort.tables import CLASS_NAMES, LABELS, MISSING, OLDEST_YEARS, SEXES
+from cohort.tables import CLASS_NAMES, LABELS, MISSING, parse_age, parse_sex
 from diffusion.covariates import SEX_CODES
 from runtime.errors import InputError
 
@@ -143,29 +143,14 @@ def _whole(text: str, least: int, absent: int | None) -> int | None:
 
 
 def _age(text: str) -> float | None:
-    if text in MISSING:
-        return None
-    try:
-        age = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number of years") from None
-    if not 0 <= age <= OLDEST_YEARS:
-        raise ValueError(f"{text} years; expected 0 to {OLDEST_YEARS:g}")
-    return age
-
-
-def _sex(text: str) -> str:
-    if text in MISSING:
-        return ""
-    if text.lower() not in SEXES:
-        raise ValueError(f"{text!r}; expected F or M")
-    return SEXES[text.lower()]
+    age = parse_age(text)
+    return None if math.isnan(age) else age
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "label": _label,
     "seed": lambda text: _whole(text, 0, None),
     "age": _age,
-    "sex": _sex,
+    "sex": parse_sex,
     "count": lambda text: _whole(text, 1, 1),
 }

@@ -41,7 +41,7 @@ a.anchor-link { display: none; }
 img { max-width: 100%; height: auto; } iframe { max-width: 100%; border: 0; }
 table { border-collapse: collapse; border: 0; margin: 0.8em 0; font-size: 0.82em; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25em 0.8em; text-align: left; vertical-align: top; border: 0; border-bottom: 1px solid #e4e4e4; }
-td { overflow-wrap: anywhere; } thead th { border-bottom: 1px solid #888; }
+td { overflow-wrap: break-word; } thead th { border-bottom: 1px solid #888; }
 code { background: #f3f3f3; padding: 0 0.2em; } pre { white-space: pre-wrap; } small { color: #666; }
 .note { background: #fff5d6; border-left: 5px solid #d9a400; padding: 0.8em 1em; }
 .warning { background: #fdecea; border-left: 5px solid #b03a2e; padding: 0.3em 1em; margin: 0.4em 0;

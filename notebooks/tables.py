@@ -66,7 +66,7 @@ def agreements(result: dict) -> pd.DataFrame:
     truth = {f"{name} with true volumes": one for name, one in anatomy.get("agreement_with_truth", {}).items()}
     table = pd.DataFrame({**anatomy["agreement"], **truth}).T
     columns = ["correlation", "correlation_low", "correlation_high", "slope", "same_sign", "p"]
-    return table.filter(columns).astype(float).round(2)
+    return table.filter(columns).astype(float).round(3)
 
 
 def label_alone(result: dict) -> pd.DataFrame:
