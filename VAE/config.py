@@ -47,12 +47,14 @@ class LossConfig:
     perceptual: float = 0.0
     """Weight of a distance in the features of a fixed network."""
     perceptual_network: Literal[
-        "efficientnet_lite0", "radimagenet_resnet50", "medicalnet_resnet10_23datasets", "medicalnet_resnet50_23datasets"
-    ] = "efficientnet_lite0"
+        "efficientnet_lite0", "radimagenet_resnet50", "medicalnet_resnet10_23datasets",
+        "medicalnet_resnet50_23datasets", "lpips_alex", "lpips_vgg", "lpips_squeeze",
+    ] = "efficientnet_lite0"  # fmt: skip
     """The fixed network. efficientnet_lite0 comes with the installation; the others need --loss.perceptual-weights.
-    medicalnet looks at whole volumes, the others at slices."""
+    medicalnet looks at whole volumes, the others at slices; lpips weighs channels by human judgements of likeness."""
     perceptual_weights: Path | None = None
-    """File of weights for a perceptual network that is not part of the installation."""
+    """File of weights for a perceptual network that is not part of the installation. For lpips_squeeze, say:
+    torch.save(lpips.LPIPS(net="squeeze").state_dict(), FILE), once where lpips and torchvision are installed."""
     perceptual_slices: int = 8
     """Slices per step, drawn evenly from all slices of all three axes."""
     perceptual_start_step: int = 1

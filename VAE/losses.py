@@ -10,6 +10,7 @@ from torch import nn
 
 from runtime.backbones import medicalnet, resnet, resnet_features
 from runtime.errors import InputError
+from VAE.lpips import LpipsNetwork
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -84,10 +85,16 @@ class SliceJudge(nn.Module):
         return (self.distance(a, b) / share).mean()
 
 
-def feature_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Squared difference of feature maps (n, C, ...), unit length over channels, mean over positions: (n,)."""
+def feature_distance(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Squared difference of feature maps (n, C, ...), unit length over channels, mean over positions: (n,).
+
+    Args:
+        a, b: feature maps.
+        weight: what each channel counts, (1, C, 1, ...); by default 1.
+    """
     a, b = (h * torch.rsqrt(h.square().sum(1, keepdim=True) + 1e-10) for h in (a.float(), b.float()))
-    return (a - b).square().sum(1).flatten(1).mean(1)
+    squared = (a - b).square() if weight is None else (a - b).square() * weight
+    return squared.sum(1).flatten(1).mean(1)
 
 
 class EfficientNetLite0(SliceJudge):
@@ -136,6 +143,28 @@ class RadImageNet(SliceJudge):
         return [resnet_features(self.network, slices.expand(-1, 3, -1, -1) - self.mean)]
 
 
+class Lpips(SliceJudge):
+    """LPIPS with its learned channel weights (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation 1).
+
+    A slice is repeated to three channels and mapped from [0, 1] to [-1, 1], the range these networks expect, as the
+    package does with normalize=True. MONAI's PerceptualLoss leaves that out: given volumes in [0, 1] it shows them at
+    half their contrast, from grey to white. It also adds the means of the three axes, about three times the one here.
+    """
+
+    def __init__(self, name: str, weights: Path) -> None:
+        super().__init__()
+        self.network = LpipsNetwork(name, weights)
+
+    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
+        """The feature map of each of the network's slices of layers."""
+        return self.network(2.0 * slices.expand(-1, 3, -1, -1) - 1.0)
+
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Distance of each pair of slices (n,), summed over the feature maps."""
+        stacked, weights = self.features(torch.cat([a, b])), self.network.channel_weights()
+        return sum(feature_distance(*map_.chunk(2), weight) for map_, weight in zip(stacked, weights, strict=True))
+
+
 class MedicalNet(nn.Module):
     """A 3D ResNet of MedicalNet (Chen et al. 2019, https://arxiv.org/abs/1904.00625), from a weights file.
 
@@ -157,8 +186,6 @@ class MedicalNet(nn.Module):
 def perceptual_network(name: str, weights: Path | None) -> nn.Module:
     """The fixed network of the perceptual term: a module called with (x_hat, x, count, generator), giving a scalar.
 
-    LPIPS's own networks (alex, vgg, squeeze) are not offered: they need torchvision, which is no dependency here.
-
     Raises:
         InputError: a network whose weights are not part of the installation, without a file of them.
     """
@@ -168,6 +195,8 @@ def perceptual_network(name: str, weights: Path | None) -> nn.Module:
         raise InputError(f"--loss.perceptual-network {name}: give the file of its weights, --loss.perceptual-weights")
     if name == "radimagenet_resnet50":
         return RadImageNet(weights)
+    if name.startswith("lpips_"):
+        return Lpips(name.removeprefix("lpips_"), weights)
     return MedicalNet(name.split("_")[1], weights)
 
 
