@@ -221,7 +221,9 @@ def report(result: dict) -> str:
     for space, one in result["canaries"].items():
         for count, row in one["by_occurrences"].items():
             lines.append(f"{space:10}{count:>12}{row['n']:10d}{row['found']:7d}{row['median_rank']:13.1f}")
-        lines.append(f"{space:10}found among subjects not repeated: {one['alarms']:.1%} (stated: 5.0%)")
+        if one["alarms"] is not None:
+            stated = f"{one['alarms']:.1%} (stated: {one['stated_alarms']:.0%})"
+            lines.append(f"{space:10}found among subjects not repeated: {stated}")
     return "\n".join([*lines, *result["audit"]["finding"]["text"]])
 
 
