@@ -32,9 +32,12 @@ def test_batches_are_samples_of_the_posterior(tmp_path: Path) -> None:
     data = Latents(tmp_path, "train", 2, CPU)
     assert (len(data), data.shape) == (3, (2, 3, 3, 3))
     rows, eps = torch.tensor([2, 1]), torch.randn(2, 2, 3, 3, 3)
-    z, y = data.batch(rows, eps)
-    torch.testing.assert_close(z[0], torch.from_numpy(latents[2].mu) + np.exp(-1.0) * eps[0])
-    assert y.tolist() == [0, 1]
+    batch = data.batch(rows, eps)
+    torch.testing.assert_close(batch.z[0], torch.from_numpy(latents[2].mu) + np.exp(-1.0) * eps[0])
+    assert batch.y.tolist() == [0, 1]
+    assert batch.covariates.shape == (2, 0)
+    data.set_covariates(torch.tensor([[0.0], [1.0], [2.0]]))
+    assert data.batch(rows, eps).covariates.tolist() == [[2.0], [1.0]]
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1], [0, 1, 2]])
