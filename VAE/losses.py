@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def random_slices(
     return slices[0], slices[1], torch.cat(shares).to(x.device)
 
 
-class SliceJudge(nn.Module):
+class SliceJudge(nn.Module, ABC):
     """A fixed 2D network that compares random slices of all three axes in one forward pass.
 
     The distance of a slice is the squared difference of unit-normalised features, summed over channels and averaged
@@ -70,9 +71,9 @@ class SliceJudge(nn.Module):
     1 with w = 1). What is padding is equal in both and adds nothing; dividing by the real share keeps it from diluting.
     """
 
+    @abstractmethod
     def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
         """Slices (n, 1, rows, columns) in [0, 1] -> feature maps, not yet normalised."""
-        raise NotImplementedError
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Distance of each pair of slices (n,), averaged over the feature maps."""
