@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runtime.backbones import medicalnet, resnet, resnet_features
+from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD, medicalnet, resnet, resnet_features
 from runtime.errors import InputError
 from VAE.lpips import LpipsNetwork
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def reconstruction(x_hat: torch.Tensor, x: torch.Tensor, kind: str) -> torch.Tensor:

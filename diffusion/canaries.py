@@ -23,9 +23,9 @@ from cohort.volumes import list_volumes, read_volume
 from diffusion import membership
 from diffusion.canary_plan import PLAN, REPEATS, plan_canaries, read_canaries, write_canaries
 from diffusion.checkpoint import load_diffusion
-from diffusion.embedding import EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored
+from diffusion.embedding import EncoderConfig
 from diffusion.memorization import Space, audit_spaces
-from diffusion.neighbours import Reals
+from diffusion.privacy import spaces_of
 from runtime import distributed
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
@@ -181,22 +181,11 @@ def build_spaces(
     config: CanaryConfig, train: list[Latent], held_out: list[Latent], synthetic: np.ndarray, vae: LoadedVAE,
     device: Device,
 ) -> dict[str, Space]:  # fmt: skip
-    """Down-sampled voxels and the learned embedding, both fitted to training and held-out scans alike."""
-    sides = {"train": decoded(train, vae, device), "held_out": decoded(held_out, vae, device)}
-    everybody, spacing = np.concatenate(list(sides.values())), vae.grid.spacing_mm
-    names = {side: np.array([one.subject for one in own]) for side, own in (("train", train), ("held_out", held_out))}
-    encoder = fit_encoder(everybody, spacing, device, seed=config.seed, config=config.encoder)
-    maps = {
-        "voxels": VoxelSpace.fit(everybody, spacing),
-        "encoder": lambda volumes: embed(encoder, volumes, spacing, device),
-    }
-    return {
-        name: Space(
-            **{side: Reals(place(x), names[side], place(mirrored(x))) for side, x in sides.items()},
-            synthetic=place(synthetic),
-        )
-        for name, place in maps.items()
-    }
+    """The spaces of the audit, with real scans as the VAE gives them back."""
+    sides = {"train": train, "test": held_out}
+    reals = {side: decoded(own, vae, device) for side, own in sides.items()}
+    names = {side: np.array([one.subject for one in own]) for side, own in sides.items()}
+    return spaces_of(reals, names, synthetic, vae.grid.spacing_mm, device, seed=config.seed, config=config.encoder)
 
 
 def attack(

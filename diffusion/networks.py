@@ -22,8 +22,6 @@ from cohort.scans import Grid
 from diffusion.features import (
     AXES,
     CACHE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     WEIGHTS_SHA256,
     FeatureNetwork,
     SliceProtocol,
@@ -32,7 +30,7 @@ from diffusion.features import (
     pool,
 )
 from diffusion.inception import load_inception
-from runtime.backbones import medicalnet, resnet, resnet_features
+from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD, medicalnet, resnet, resnet_features
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256

@@ -13,7 +13,7 @@ from cohort.scans import Grid, ScanStack, normalise
 from diffusion import controls, membership
 from diffusion.checkpoint import LoadedDiffusion
 from diffusion.closeness import LEAST_SUBJECTS
-from diffusion.embedding import FINE_MM, VoxelSpace, embed, fit_encoder, mirrored, shrink
+from diffusion.embedding import FINE_MM, EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored, shrink
 from diffusion.memorization import Space, audit_spaces
 from diffusion.neighbours import Reals
 from diffusion.privacy_card import draw_pairs, write_card
@@ -115,26 +115,52 @@ def build_spaces(
     smooth = {"blurred": np.stack([controls.blurred(volume) for volume in fine["test"]])}
     if posteriors is not None:
         smooth["through the VAE"] = posteriors["test"].reconstructions
-    everybody = np.concatenate([fine[side] for side in SIDES])
-    encoder = fit_encoder(everybody, spacing, device, seed=seed)
-    maps = {
-        "voxels": VoxelSpace.fit(everybody, spacing),
-        "encoder": lambda stack: embed(encoder, stack, spacing, device),
-    }
-    spaces = {
-        name: Space(
-            *(Reals(place(fine[side]), names[side], place(mirrored(fine[side]))) for side in SIDES),
-            synthetic=place(made),
-            controls={key: Reals(place(stack), names["test"]) for key, stack in smooth.items()},
-        )
-        for name, place in maps.items()
-    }
+    spaces = spaces_of(fine, names, made, spacing, device, seed=seed, smooth=smooth)
     if vae is not None and posteriors is not None:
         spaces["latents"] = Space(
             *(Reals(posteriors[side].mu.reshape(len(names[side]), -1), names[side]) for side in SIDES),
             synthetic=latents(volumes, vae, device),
         )
     return spaces
+
+
+def spaces_of(
+    reals: dict[str, np.ndarray],
+    names: dict[str, np.ndarray],
+    synthetic: np.ndarray,
+    spacing_mm: float,
+    device: Device,
+    *,
+    seed: int,
+    smooth: dict[str, np.ndarray] | None = None,
+    config: EncoderConfig | None = None,
+) -> dict[str, Space]:
+    """Down-sampled voxels and a learned embedding, both fitted to training and held-out scans alike.
+
+    Args:
+        reals: ``train`` and ``test`` (held out), (N, D, H, W) each, in [0, 1].
+        names: their subjects (N,).
+        synthetic: (Q, D, H, W).
+        spacing_mm: edge of the voxels of all.
+        device: where the encoder is trained.
+        seed: of the encoder.
+        smooth: controls made from the held-out scans, row by row.
+        config: of the encoder.
+    """
+    everybody = np.concatenate([reals[side] for side in SIDES])
+    encoder = fit_encoder(everybody, spacing_mm, device, seed=seed, config=config)
+    maps = {
+        "voxels": VoxelSpace.fit(everybody, spacing_mm),
+        "encoder": lambda stack: embed(encoder, stack, spacing_mm, device),
+    }
+    return {
+        name: Space(
+            *(Reals(place(reals[side]), names[side], place(mirrored(reals[side]))) for side in SIDES),
+            synthetic=place(synthetic),
+            controls={key: Reals(place(stack), names["test"]) for key, stack in (smooth or {}).items()},
+        )
+        for name, place in maps.items()
+    }
 
 
 @torch.inference_mode()

@@ -22,6 +22,9 @@ _HEADS = ("fc.", "conv_seg.")
 _STEM_CHANNELS = 64
 _KERAS_EPSILON = 1.001e-5
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What the network saw in training: RGB mean and standard deviation of ImageNet, for images in [0, 1]."""
+
 
 def read_backbone(path: Path) -> dict[str, torch.Tensor]:
     """Weights of a backbone under MONAI's names: containers, prefixes and heads are left out.

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.checkpoint import load_diffusion, start_from
+from diffusion.config import ProcessConfig
 from diffusion.model import DiT
 from diffusion.upstream import read_upstream
 from runtime.errors import InputError
@@ -192,3 +194,15 @@ def test_another_file_is_refused(record: dict, said: str, tmp_path: Path) -> Non
     torch.save(record, tmp_path / "other.pt")
     with pytest.raises(InputError, match=said):
         read_upstream(tmp_path / "other.pt", latent_shape=LATENT, heads=3)
+
+
+def test_a_file_is_loaded_like_a_checkpoint_and_gone_on_from(tmp_path: Path) -> None:
+    latent = (4, 28, 34, 28)
+    theirs = Published(dim=384, depth=1, heads=6, latent=latent, patch=(4, 2, 4))
+    path = file_of(tmp_path / "best.pt", theirs.state_dict(), prefix="module.model.")
+    loaded = load_diffusion(path)
+    assert (loaded.space.statistics.vae, loaded.space.statistics.std) == ("", (1.0,) * 4)
+    assert (loaded.process_config, loaded.label_dropout) == (ProcessConfig(), 0.1)
+    fresh = DiT(loaded.model_config, latent)
+    start_from(path, fresh, ProcessConfig())
+    assert all(torch.equal(v, loaded.model.state_dict()[k]) for k, v in fresh.state_dict().items())
