@@ -21,7 +21,7 @@ from cohort.scans import normalise
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import list_volumes, read_volume
 from diffusion import membership
-from diffusion.canary_plan import PLAN, REPEATS, plan_canaries, read_canaries, write_canaries
+from diffusion.canary_plan import PLAN, REPEATS, plan_canaries, read_canaries, require_held_out, write_canaries
 from diffusion.checkpoint import load_diffusion
 from diffusion.embedding import EncoderConfig
 from diffusion.memorization import Space, audit_spaces
@@ -91,6 +91,7 @@ def main(config: CanaryConfig) -> None:
     out = config.run_dir / "canaries.json"
     train = read_split(config.latents, config.train_split)
     held_out = [latent for split in config.held_out for latent in read_split(config.latents, split)]
+    require_held_out(len({latent.subject for latent in held_out}))
     plan = plan_canaries(
         [one.subject for one in train], [one.label for one in train],
         each=config.each, seed=config.seed, repeats=config.repeats,

@@ -107,6 +107,12 @@ def write_canaries(latents: Path, out: Path, plan: dict[str, int], *, train_spli
     return len(train)
 
 
+def require_held_out(count: int) -> None:
+    """Raises InputError when with so many held-out subjects no p could be `FOUND` or less."""
+    if 1 / (count + 1) > FOUND:
+        raise InputError(f"{count} held-out subjects: a canary can only be found with {round(1 / FOUND) - 1} or more")
+
+
 def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -> dict:
     """What an audit says about each canary.
 
@@ -127,8 +133,7 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
     strangers = sorted(set(plan) - set(training))
     if strangers:
         raise InputError.of("canaries that are not among the training subjects", strangers)
-    if 1 / (len(held_out) + 1) > FOUND:
-        raise InputError(f"{len(held_out)} held-out subjects: a canary is found with {round(1 / FOUND) - 1} or more")
+    require_held_out(len(held_out))
     ranked = np.sort(list(training.values()))
 
     def p(value: float) -> float:
