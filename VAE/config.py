@@ -138,6 +138,8 @@ class TrainConfig:
     """Compile encoder and decoder (torch.compile) on a GPU; a CPU always runs eagerly."""
     allow_one_class: bool = False
     """Train on a table that has only HC or only TLE."""
+    allow_leak: bool = False
+    """Go on although a held-out scan is a copy of a training scan; the log then says so."""
     precision: Precision = "auto"
     """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
     seed: int = 0

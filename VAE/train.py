@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from cohort.checked import refuse_duplicates
 from cohort.ledger import ledger_of, refuse_overlap
 from cohort.pictures import gallery
 from cohort.scans import GRIDS, Grid, load_scans
@@ -52,9 +53,11 @@ def main(config: TrainConfig) -> None:
     device = pick_device(config.precision, config.threads)
     grid = GRIDS[config.grid]
     model, judges = build(config, grid, device)  # data and model before the folder: a refusal leaves nothing behind
-    train, val, ledger = load_tables(config, grid, device)
+    train, val, ledger, copies = load_tables(config, grid, device)
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
+        for line in copies:
+            run.say(line)
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
@@ -91,11 +94,12 @@ def finished(state: State, config: TrainConfig) -> bool:
     return 0 < config.patience <= state.stale
 
 
-def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volumes, Volumes, list[str]]:
-    """Training and held-out scans, and the ledger of all their subjects.
+def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volumes, Volumes, list[str], list[str]]:
+    """Training and held-out scans, the ledger of all their subjects, and what was said about copies of one scan.
 
     Raises:
-        InputError: unreadable tables or scans, a table without rows, one class only, or subjects in both tables.
+        InputError: unreadable tables or scans, a table without rows, one class only, or subjects or copies of one scan
+            in both tables.
     """
     frames = [read_table(path) for path in (config.train_csv, config.val_csv)]
     missing = sorted(set(CLASS_NAMES) - {CLASS_NAMES[label] for label in frames[0].label.unique()})
@@ -107,7 +111,8 @@ def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volume
     refuse_overlap(frames[1], ledger_of(frames[0]), what=f"{config.val_csv}: held-out table")
     stacks = [load_scans(frame, grid, cache_dir=config.cache_dir, skip_bad=config.skip_bad) for frame in frames]
     ledger = sorted({*ledger_of(frames[0]), *ledger_of(frames[1])})
-    return Volumes(stacks[0], device), Volumes(stacks[1], device), ledger
+    copies = refuse_duplicates(dict(zip(("train", "val"), stacks, strict=True)), allow_leak=config.allow_leak)
+    return Volumes(stacks[0], device), Volumes(stacks[1], device), ledger, copies.across + copies.within
 
 
 def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder, Judges]:

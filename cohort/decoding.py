@@ -1,18 +1,17 @@
 """From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way.
 
-`cohort.scans.load_scan` is the one caller: it adds the file's name to the reasons given here.
+The callers, `cohort.scans.load_scan` and `cohort.scan_faults.examine`, add the file's name to the reasons given here.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
@@ -52,18 +51,34 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         RefusedError: with the reason; or InputError, naming the file, from the reader of pickles.
     """
     ending = ending_of(path)
-    if not path.is_file():
-        raise RefusedError("no such file")
-    if path.stat().st_size == 0:
-        raise RefusedError("the file is empty (0 bytes)")
+    refuse_absent(path)
     try:
         image, affine = _read_pickle(path) if ending == ".pkl" else _read_nifti(path, gzipped=ending == ".nii.gz")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:
         raise RefusedError(f"truncated or damaged gzip data: {error}") from None
     except OSError as error:
         raise RefusedError(f"cannot be read: {error.strerror or error}") from None
     _check_voxels(image)
     return image, affine
+
+
+def refuse_absent(path: Path) -> None:
+    """Raises RefusedError where there is no file to read, or nothing in it."""
+    if not path.is_file():
+        link = path.is_symlink()
+        raise RefusedError("a symbolic link that leads nowhere (or to itself)" if link else "no such file")
+    if path.stat().st_size == 0:
+        raise RefusedError("the file is empty (0 bytes)")
+
+
+def read_header(path: Path) -> nib.Nifti1Header | None:
+    """The header of a scan that `read_voxels` has accepted, as stored; None for a pickle."""
+    ending = ending_of(path)
+    if ending == ".pkl":
+        return None
+    opened = igzip.open if ending == ".nii.gz" else Path.open
+    with opened(path, "rb") as stream:
+        return _read_header(stream)[1]
 
 
 def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -85,7 +100,7 @@ def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray]:
             raise RefusedError("named .nii but compressed; rename it to .nii.gz")
         file.seek(0)
         if gzipped:
-            with gzip.GzipFile(fileobj=file) as stream:
+            with igzip.IGzipFile(fileobj=file) as stream:
                 return _decode_nifti(stream)
         return _decode_nifti(file)
 

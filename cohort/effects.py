@@ -8,6 +8,11 @@ The model of volumes (sources beside each constant):
   Whelan et al. 2018, per side of the disease. That is the group for which d is defined, as in the source.
 - MRI-negative epilepsy, a third of the cases: d between 0 and -0.3, as in the source's epilepsies without sclerosis.
 
+That is the effect ENIGMA. For judging methods there is a second one, `Effect("hippocampus", d)`: every patient has
+sclerosis, half left and half right, and nothing but the hippocampus of that side changes, by the same share in all, for
+Cohen's d as asked. One person (seed and index) has the same age, head and healthy volumes at every d, and at d = 0
+patients are controls.
+
 d is the difference of group means over the pooled standard deviation (weights as in a cohort of `BLOCK`), of volumes in
 the space of the scan, that is after affine registration to the template; of log-volumes for the ventricles.
 
@@ -22,16 +27,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import optimize, special
 from scipy.stats import qmc
 
 from cohort.atlas import REGIONS, SIDES, STRUCTURES
+from runtime.errors import InputError
 from runtime.seeding import rng
 
-ENIGMA: dict[str, dict[str, tuple[float, float]]] = {
+ENIGMA_D: dict[str, dict[str, tuple[float, float]]] = {
     "L": {
         "Hippocampus": (-1.728, -0.204),
         "Thalamus": (-0.843, -0.462),
@@ -125,6 +131,35 @@ BLOCK = (
 )
 """Group and side of every twelve consecutive subjects, in an order drawn for each twelve."""
 
+PLANTED_BLOCK = ((("HC", ""),) * 6) + ((("HS", "L"),) * 3) + ((("HS", "R"),) * 3)
+"""The same for the effect `hippocampus`: without MRI-negative cases."""
+
+LARGEST_PLANTED_D = 6.0
+"""A loss of half of the hippocampus; much more is nothing that a smooth map brings about."""
+
+EffectName = Literal["enigma", "hippocampus"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the disease does to volumes: `enigma`, or `hippocampus` with the magnitude of Cohen's d (a loss)."""
+
+    name: EffectName = "enigma"
+    d: float = 1.9
+    """For `hippocampus` only, 0 to LARGEST_PLANTED_D; 0 changes nothing."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.d <= LARGEST_PLANTED_D:
+            raise InputError(f"effect size {self.d:g}: expected a Cohen's d of 0 to {LARGEST_PLANTED_D:g}")
+
+    @property
+    def block(self) -> tuple[tuple[str, str], ...]:
+        """Group and side of every twelve consecutive subjects."""
+        return BLOCK if self.name == "enigma" else PLANTED_BLOCK
+
+
+ENIGMA = Effect()
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -151,53 +186,59 @@ class Subject:
         return f"TLE-{self.side}" if self.side else "HC"
 
 
-def subjects(seed: int, count: int) -> list[Subject]:
+def subjects(seed: int, count: int, effect: Effect = ENIGMA) -> list[Subject]:
     """The first `count` subjects of the cohort with this seed; subject k does not depend on `count`."""
-    members = [member for block in range(-(-count // len(BLOCK))) for member in _block(seed, block)][:count]
-    numbers = {kind: 0 for kind in dict.fromkeys(BLOCK)}
-    sizes = {kind: members.count(kind) for kind in numbers}
-    points = {kind: _uniforms(seed, kind, size) for kind, size in sizes.items()}
+    blocks = -(-count // len(effect.block))
+    members = [member for number in range(blocks) for member in _shuffled(effect.block, seed, number)][:count]
+    kinds = list(dict.fromkeys(effect.block))
+    points = {kind: _uniforms(seed, number, members.count(kind)) for number, kind in enumerate(kinds)}
+    numbers = dict.fromkeys(kinds, 0)
     cohort = []
     for index, kind in enumerate(members):
-        cohort.append(_subject(seed, index, kind, points[kind][numbers[kind]]))
+        cohort.append(_subject(seed, index, kind, points[kind][numbers[kind]], effect))
         numbers[kind] += 1
     return cohort
 
 
-def effect_targets(group: str, side: str) -> np.ndarray:
+def effect_targets(group: str, side: str, effect: Effect = ENIGMA) -> np.ndarray:
     """Cohen's d against HC that the model aims at, per region of REGIONS; zeros for HC."""
     if group == "HC":
         return np.zeros(len(REGIONS))
+    if effect.name == "hippocampus":
+        return np.array([-effect.d if _is_sclerotic(region, group, side) else 0.0 for region in REGIONS])
     if group == "HS":
-        return np.array([ENIGMA[side][structure][i] for structure in STRUCTURES for i in range(2)])
+        return np.array([ENIGMA_D[side][structure][i] for structure in STRUCTURES for i in range(2)])
     order = (0, 1) if side == "L" else (1, 0)
     return np.array([MRI_NEGATIVE[structure][i] for structure in STRUCTURES for i in order])
 
 
-def mean_changes(group: str, side: str) -> np.ndarray:
+def mean_changes(group: str, side: str, effect: Effect = ENIGMA) -> np.ndarray:
     """Mean relative volume change per region that gives `effect_targets` under the model."""
-    weight = BLOCK.count((group, side)) / (BLOCK.count((group, side)) + BLOCK.count(("HC", "")))
+    weight = effect.block.count((group, side)) / (effect.block.count((group, side)) + effect.block.count(("HC", "")))
     changes = []
-    for region, d in zip(REGIONS, effect_targets(group, side), strict=True):
+    for region, d in zip(REGIONS, effect_targets(group, side, effect), strict=True):
         spread = NORMS[_structure(region)].spread
-        if _structure(region) == "Lateral Ventricle":
+        if d == 0 and effect.name == "hippocampus":
+            changes.append(0.0)  # exactly: a root finder's 1e-17 would be another scan
+        elif _structure(region) == "Lateral Ventricle":
             changes.append(np.expm1(d * spread))
         else:
-            variable = _loss_quantiles()[2] if _is_sclerotic(region, group, side) else 0.0
+            varies = effect.name == "enigma" and _is_sclerotic(region, group, side)
+            variable = _loss_quantiles()[2] if varies else 0.0
             changes.append(_change_for(d, spread, variable, weight))
     return np.array(changes)
 
 
-def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray) -> Subject:
+def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray, effect: Effect) -> Subject:
     group, side = kind
     u_age, u_sex, u_site, u_head, u_loss, *u_regions = uniforms
     mean, spread, low, high = AGE_YEARS
     age = round(float(np.clip(mean + spread * special.ndtri(u_age), low, high)), 1)
     sex = "F" if u_sex < 0.5 else "M"
     etiv = round(ETIV_CM3[sex][0] + ETIV_CM3[sex][1] * special.ndtri(u_head), 1)
-    change = mean_changes(group, side).copy()
+    change = mean_changes(group, side, effect)
     for i, region in enumerate(REGIONS):
-        if _is_sclerotic(region, group, side):
+        if effect.name == "enigma" and _is_sclerotic(region, group, side):
             grid, quantiles, _ = _loss_quantiles()
             change[i] *= np.interp(u_loss, grid, quantiles)
     limit = LARGEST_DEVIATION * np.array([NORMS[_structure(region)].spread for region in REGIONS])
@@ -216,15 +257,14 @@ def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray)
     )
 
 
-def _block(seed: int, block: int) -> list[tuple[str, str]]:
-    return [BLOCK[i] for i in rng(seed, "cohort.order", block).permutation(len(BLOCK))]
+def _shuffled(block: tuple[tuple[str, str], ...], seed: int, number: int) -> list[tuple[str, str]]:
+    return [block[i] for i in rng(seed, "cohort.order", number).permutation(len(block))]
 
 
-def _uniforms(seed: int, kind: tuple[str, str], size: int) -> np.ndarray:
-    """The first `size` points of a group's own scrambled Sobol sequence, (size, 5 + regions) inside (0, 1)."""
+def _uniforms(seed: int, kind: int, size: int) -> np.ndarray:
+    """The first `size` points of a kind's own scrambled Sobol sequence, (size, 5 + regions) inside (0, 1)."""
     dimensions = 5 + len(REGIONS)
-    number = list(dict.fromkeys(BLOCK)).index(kind)
-    sequence = qmc.Sobol(dimensions, scramble=True, rng=rng(seed, "cohort.subjects", number))
+    sequence = qmc.Sobol(dimensions, scramble=True, rng=rng(seed, "cohort.subjects", kind))
     points = sequence.random_base2(int(np.ceil(np.log2(max(size, 2)))))[:size]
     return np.clip(points, 1e-3, 1 - 1e-3)  # bounds every normal draw at 3.1 standard deviations
 

@@ -5,12 +5,16 @@ statistics (`cohort.effects`, `cohort.simulation`); no person is shown. Written 
 volumes that a method may be judged against. Running the command again makes only what is missing.
 
     python -m cohort.make_demo --out data/demo --subjects 300 --seed 0 --spacing-mm 4
+
+`--effect hippocampus` plants one change and no other, for judging whether maps find it; then the place of the changed
+region in each patient's scan is written too (folder regions).
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,10 +28,11 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.effects import Subject, subjects
+from cohort.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, subjects
 from cohort.scans import Grid
 from cohort.simulation import SIMULATION, SimulatedScan, Simulator, demo_grid
 from cohort.tables import write_table
+from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json, write_json
@@ -45,6 +50,15 @@ class DemoConfig:
     """Folder of the scans, one JSON file beside each, and truth.csv."""
     subjects: int = 300
     """How many. Half are controls (HC), half have epilepsy (TLE), of these a third without visible lesion."""
+    effect: EffectName = "enigma"
+    """What the disease does: enigma, published changes of 16 volumes and a third of the cases without visible lesion;
+    hippocampus, nothing but a smaller hippocampus on the side of the epilepsy, in every case."""
+    effect_size: float = 1.9
+    """Cohen's d of that loss against controls, 0 (patients are controls) to 6 (half of it); only for --effect
+    hippocampus."""
+    controls_from: Path | None = None
+    """Folder of another cohort, alike but for --effect-size and --subjects, whose controls are copied instead of being
+    simulated again: their scans are the same."""
     seed: int = 0
     """Seed of the cohort. Subject k is the same whatever the number of subjects and of workers."""
     spacing_mm: float = 4.0
@@ -62,12 +76,14 @@ def main(config: DemoConfig) -> None:
     check(config)
     claim(config)
     grid = demo_grid(config.spacing_mm)
-    cohort = subjects(config.seed, config.subjects)
+    cohort = subjects(config.seed, config.subjects, effect_of(config))
+    if config.controls_from is not None:
+        copy_controls(config, cohort)
     missing = [subject for subject in cohort if not scan_path(config.out, subject).exists()]
     with simulated(config, grid, missing) as finished:
         for _ in tqdm(finished, total=len(cohort), initial=len(cohort) - len(missing), desc="demo cohort", unit="scan"):
             pass
-    truth = pd.DataFrame([truth_row(subject, config.out) for subject in cohort])
+    truth = pd.DataFrame([truth_row(subject, config.out) | effect_columns(config) for subject in cohort])
     with atomic_write(config.out / "truth.csv") as temporary:
         truth.to_csv(temporary, index=False, lineterminator="\n")
     write_json(config.out / "truth.json", truth_columns())
@@ -87,18 +103,53 @@ def check(config: DemoConfig) -> None:
         problems.append(f"--workers {config.workers}: expected 0 (all cores) or more")
     if config.seed < 0:
         problems.append(f"--seed {config.seed}: expected 0 or more")
+    if config.effect == "enigma" and config.effect_size != DemoConfig.effect_size:
+        problems.append(
+            f"--effect-size {config.effect_size:g}: published effects have no size; add --effect hippocampus"
+        )
+    if not 0 <= config.effect_size <= LARGEST_PLANTED_D:
+        problems.append(f"--effect-size {config.effect_size:g}: expected 0 to {LARGEST_PLANTED_D:g}")
     if problems:
         raise InputError.of("settings refused", problems)
 
 
+def effect_of(config: DemoConfig) -> Effect:
+    """The disease of a configuration."""
+    return ENIGMA if config.effect == "enigma" else Effect("hippocampus", config.effect_size)
+
+
+def effect_columns(config: DemoConfig) -> dict[str, Any]:
+    """What settings.json, and every row of truth.csv, say about a planted effect; nothing about the published one."""
+    return {} if config.effect == "enigma" else {"effect": config.effect, "effect_size": config.effect_size}
+
+
 def claim(config: DemoConfig) -> None:
     """Marks the folder with the settings that its scans have, or refuses a folder with others."""
-    settings = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm}
+    settings = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm} | effect_columns(config)
     path = config.out / "settings.json"
     if not path.exists():
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
         raise InputError(f"{config.out} holds a cohort made with {found}, not {settings}; choose another --out")
+
+
+def copy_controls(config: DemoConfig, cohort: list[Subject]) -> None:
+    """Copies the scans of controls that are missing here and present in the other cohort.
+
+    Raises:
+        InputError: the other folder holds no cohort, or one of another seed, voxel size or version of the simulation.
+    """
+    settings = read_json(config.controls_from / "settings.json")
+    wanted = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm}
+    wanted["effect"] = effect_columns(config).get("effect")
+    if {name: settings.get(name) for name in wanted} != wanted:
+        raise InputError(f"--controls-from {config.controls_from}: made with {settings}, not {wanted}")
+    for subject in cohort:
+        source = scan_path(config.controls_from, subject)
+        if subject.group == "HC" and source.exists() and not scan_path(config.out, subject).exists():
+            for path_of in (facts_path, scan_path):  # the scan last, as when it is made
+                with atomic_write(path_of(config.out, subject)) as temporary:
+                    shutil.copyfile(path_of(config.controls_from, subject), temporary)
 
 
 @contextmanager
@@ -121,7 +172,9 @@ def simulated(config: DemoConfig, grid: Grid, missing: list[Subject]) -> Iterato
 def _one_by_one(config: DemoConfig, grid: Grid, missing: list[Subject]) -> Iterator[None]:
     simulator = Simulator(grid) if missing else None
     for subject in missing:
-        yield write_scan(config.out, subject, simulator.scan(config.seed, subject), grid)
+        yield write_scan(
+            config.out, subject, simulator.scan(config.seed, subject, changed_region(config, subject)), grid
+        )
 
 
 _worker: dict[str, Any] = {}
@@ -134,7 +187,15 @@ def _start_worker(config: DemoConfig, grid: Grid) -> None:
 
 def _work(subject: Subject) -> None:
     config = _worker["config"]
-    write_scan(config.out, subject, _worker["simulator"].scan(config.seed, subject), _worker["grid"])
+    scan = _worker["simulator"].scan(config.seed, subject, changed_region(config, subject))
+    write_scan(config.out, subject, scan, _worker["grid"])
+
+
+def changed_region(config: DemoConfig, subject: Subject) -> str:
+    """The one region that a planted effect changes in a subject; empty for controls and for the published effects."""
+    if config.effect == "enigma" or not subject.side:
+        return ""
+    return f"{'Left' if subject.side == 'L' else 'Right'} Hippocampus"
 
 
 def scan_path(out: Path, subject: Subject) -> Path:
@@ -154,6 +215,8 @@ def write_scan(out: Path, subject: Subject, scan: SimulatedScan, grid: Grid) -> 
         "first_template_share": round(scan.share, 3),
     }
     write_json(facts_path(out, subject), facts)
+    if scan.region is not None:
+        write_nifti(region_path(out, subject), scan.region, grid.affine)
     image = nib.Nifti1Image(scan.image, grid.affine)
     image.set_sform(grid.affine, MNI152)
     image.set_qform(grid.affine, MNI152)
@@ -166,6 +229,11 @@ def write_scan(out: Path, subject: Subject, scan: SimulatedScan, grid: Grid) -> 
 def facts_path(out: Path, subject: Subject) -> Path:
     """Where the measured truth of one scan lies."""
     return out / "scans" / f"{subject.name}.json"
+
+
+def region_path(out: Path, subject: Subject) -> Path:
+    """Where the changed region of a planted effect lies on disk: the share of each voxel of the scan inside it."""
+    return out / "regions" / f"{subject.name}.nii.gz"
 
 
 def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
@@ -206,6 +274,8 @@ def truth_columns() -> dict[str, Any]:
         "first_template_share": "share of the first of them",
         "volume_<region>_mm3": "true volume in the scan: integral of the Jacobian determinant over the region's labels",
         "change_<region>": "relative change of volume that the disease was prescribed to make; -0.2: a fifth less",
+        "effect": "only with a planted effect: which",
+        "effect_size": "only with a planted effect: its Cohen's d against controls, as a loss",
     }
 
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cohort import deformation, regional
-from cohort.atlas import TEMPLATES, antialias_sigma, load_template, resample
+from cohort.atlas import TEMPLATES, antialias_sigma, load_template, native_atlas, resample
 from cohort.effects import Subject
 from cohort.scans import GRIDS, Grid
 from runtime.seeding import rng
@@ -84,6 +84,8 @@ class SimulatedScan:
     templates: tuple[str, str]
     share: float
     """Share of the first template in the patchwork, by volume of the field of view."""
+    region: np.ndarray | None = None
+    """float32 (D, H, W), share of each voxel that lies in the region asked for, through the subject's own map."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,14 @@ class Simulator:
         self.region_nodes_mm = at + _column(self.model.origin_mm)
         self.voxels_mm = _world(grid)
 
-    def scan(self, seed: int, subject: Subject) -> SimulatedScan:
-        """The scan of one subject; a function of the seed and the subject alone."""
+    def scan(self, seed: int, subject: Subject, region: str = "") -> SimulatedScan:
+        """The scan of one subject; a function of the seed and the subject alone.
+
+        Args:
+            seed: of the cohort.
+            subject: from `cohort.effects.subjects` with that seed.
+            region: name of an atlas region whose place in this scan is wanted as well; empty for none.
+        """
         warp = self.warp(seed, subject)
         draw = rng(seed, "cohort.look", subject.index)
         pair = [int(i) for i in draw.permutation(len(TEMPLATES))[:2]]
@@ -134,6 +142,7 @@ class Simulator:
             displacement_mm=warp.displacement_mm,
             templates=(TEMPLATES[pair[0]], TEMPLATES[pair[1]]),
             share=float(share.mean()),
+            region=self._share_of(region, position) if region else None,
         )
 
     def warp(self, seed: int, subject: Subject) -> Warp:
@@ -184,6 +193,18 @@ class Simulator:
     def _read_template(self, number: int, position_mm: np.ndarray) -> np.ndarray:
         at = position_mm - _column(self.template_origin)
         return deformation.sample(self.templates[number : number + 1], at)[0]
+
+    def _share_of(self, region: str, position_mm: np.ndarray) -> np.ndarray:
+        """Share of each voxel of the grid in an atlas region, (D, H, W) in [0, 1], read at template positions.
+
+        The labels are low-passed to the grid's spacing first, as the templates are.
+        """
+        labels, affine, names = native_atlas()
+        code = next(code for code, name in names.items() if name == region)
+        inside = (labels == code).astype(np.float32)
+        inside = ndimage.gaussian_filter(inside, antialias_sigma(self.grid.spacing_mm, np.abs(np.diag(affine)[:3])))
+        at = (position_mm - _column(affine[:3, 3])) / _column(np.diag(affine)[:3])
+        return deformation.sample(inside[None], at)[0].clip(0, 1)
 
     def _acquire(self, tissue: np.ndarray, site: Site, draw: np.random.Generator) -> np.ndarray:
         """What the site's scanner makes of template intensities: contrast, blur, bias field, Rician noise, gain."""

@@ -1,23 +1,39 @@
 """Divides a cohort into train.csv, val.csv and test.csv, by subject and group, balanced.
 
-Reads an index (a table, see data_csvs/README.md), writes the three tables beside one another and prints how alike they
-are. Splits that exist and differ are not overwritten unless asked.
+Reads an index (a table, see data_csvs/README.md), and its scans, so that copies of one scan under two names come into
+one split. Writes the three tables, a picture of how alike they are (balance.png) and how they were made (split.json,
+see cohort/split_record.py). Or k folds, each in its own folder; or sites held out for test. Splits that exist and
+differ are not overwritten unless asked.
 
     python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs --val-percent 15 --test-percent 25
+    python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs/folds --folds 5
+    python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs/sites --holdout-site all
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
+from tqdm import tqdm
 
+from cohort.balance_chart import balance_figure
+from cohort.checked import CACHE_DIR
+from cohort.copies import find_copies
+from cohort.folding import folds, hold_out, site_faults, site_names
 from cohort.partition import balance, partition
+from cohort.pictures import save
+from cohort.split_record import RECORD, split_record, write_record
 from cohort.tables import read_table, table_text
+from cohort.ties import join_groups, read_copies
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write
+
+ALL_SITES = "all"
 
 
 @dataclass(frozen=True)
@@ -27,11 +43,27 @@ class Config:
     index: Path
     """Table of all scans, or a BIDS participants.tsv."""
     out: Path = ROOT / "data_csvs"
-    """Folder for train.csv, val.csv and test.csv."""
+    """Folder for train.csv, val.csv and test.csv, or for one folder per fold or site."""
     val_percent: float = 15.0
-    """Share of the subjects for validation, in percent."""
+    """Share of the subjects for validation, in percent; with folds or held-out sites, of the subjects not in test."""
     test_percent: float = 25.0
-    """Share of the subjects for test, in percent."""
+    """Share of the subjects for test, in percent. Folds and held-out sites have their own."""
+    folds: int = 0
+    """Number of folds, fold_0 and so on, in which every subject is tested exactly once; 0 for a single split."""
+    fold_validation: Literal["next", "share"] = "next"
+    """Who validates in a fold: the next fold's test subjects, or a share (--val-percent) of those not in test."""
+    holdout_site: tuple[str, ...] = ()
+    """Sites that are the test split, all of their scans together; 'all' makes a folder per site, site_NAME."""
+    allow_one_class: bool = False
+    """Hold out sites that have only patients or only controls, too."""
+    leave_out_shared: bool = False
+    """Leave scans of other sites out where their subject or group (copies included) is at a held-out one, too."""
+    groups: Path | None = None
+    """groups.csv of cohort.check: these copies are kept in one split, and none are looked for."""
+    check: bool = True
+    """Read all scans and keep copies of one another in one split, as cohort.check finds them."""
+    cache_dir: Path = CACHE_DIR
+    """Where what was found of each scan is kept; may be shared by processes and deleted at any time."""
     seed: int = 0
     """Another seed gives another, equally balanced split."""
     data_root: Path | None = None
@@ -40,10 +72,28 @@ class Config:
     """Column of the index that holds the diagnosis."""
     label_map: dict[str, str] | None = None
     """Meaning of that column's values, in pairs: HC HC left TLE-L right TLE-R."""
+    figure: bool = True
+    """Draw balance.png beside the tables."""
     overwrite: bool = False
     """Replace splits that exist and differ. Results made with the old ones do not hold for the new ones."""
     dry_run: bool = False
     """Print the configuration and stop."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Three splits for one folder."""
+
+    folder: Path
+    splits: dict[str, pd.DataFrame]
+    settings: dict[str, Any]
+    """What split.json says about how they were made."""
+    left_out: pd.DataFrame
+    """Rows of the index that are in none of them."""
+
+    def texts(self) -> dict[str, str]:
+        """Content of each split's table."""
+        return {name: table_text(frame, self.folder) for name, frame in self.splits.items()}
 
 
 def main(config: Config) -> None:
@@ -51,27 +101,132 @@ def main(config: Config) -> None:
     index = read_table(
         config.index, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map
     )
-    splits = partition(index, val_percent=config.val_percent, test_percent=config.test_percent, seed=config.seed)
-    texts = {config.out / f"{name}.csv": table_text(frame, config.out) for name, frame in splits.items()}
+    copies = copies_of(index, config)
+    divisions = divide(join_groups(index, copies), config)
+    texts = [division.texts() for division in divisions]
+    refuse_other_folders(config.out, divisions)
     if not config.overwrite:
-        refuse_other_splits(texts)
-    for path, text in texts.items():
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
-    with pd.option_context("display.width", 200, "display.max_colwidth", 60):
-        print(balance(splits).to_string())
-    print(f"{', '.join(f'{path.name} {len(splits[path.stem])} scans' for path in texts)} in {config.out}")
+        refuse_other_splits(divisions, texts)
+    for division, text in zip(tqdm(divisions, unit="split", disable=len(divisions) == 1), texts, strict=True):
+        write(division, text, config)
+    report(divisions, sum(name != "" for name in copies))
 
 
-def refuse_other_splits(texts: dict[Path, str]) -> None:
-    """Raises InputError if a file exists and has another content than it would get."""
+def copies_of(index: pd.DataFrame, config: Config) -> list[str]:
+    """Per row the set of copies it is in, empty for none: from a table, from the scans, or not looked for."""
+    if config.groups:
+        return read_copies(config.groups, index["file"])
+    return find_copies(index, config.cache_dir) if config.check else [""] * len(index)
+
+
+def divide(index: pd.DataFrame, config: Config) -> list[Division]:
+    """One division, or one per fold or held-out site."""
+    if config.folds and config.holdout_site:
+        raise InputError("--folds and --holdout-site: give one of the two")
+    if config.holdout_site:
+        return divide_by_site(index, config)
+    if config.folds:
+        return divide_in_folds(index, config)
+    splits = partition(index, val_percent=config.val_percent, test_percent=config.test_percent, seed=config.seed)
+    settings = {"val_percent": config.val_percent, "test_percent": config.test_percent, "seed": config.seed}
+    return [Division(config.out, splits, settings, index[:0])]
+
+
+def divide_in_folds(index: pd.DataFrame, config: Config) -> list[Division]:
+    """One division per fold."""
+    val_percent = config.val_percent if config.fold_validation == "share" else None
+    found = folds(index, count=config.folds, val_percent=val_percent, seed=config.seed)
+    shared = {"folds": config.folds, "fold_validation": config.fold_validation, "seed": config.seed}
+    if val_percent is not None:
+        shared["val_percent"] = val_percent
+    return [
+        Division(config.out / f"fold_{fold}", splits, {"fold": fold, **shared}, index[:0])
+        for fold, splits in enumerate(found)
+    ]
+
+
+def divide_by_site(index: pd.DataFrame, config: Config) -> list[Division]:
+    """One division for the named sites, or one for each site of the table."""
+    each = config.holdout_site == (ALL_SITES,)
+    wanted = [(site,) for site in site_names(index)] if each else [config.holdout_site]
+    consent = {"allow_one_class": config.allow_one_class, "leave_out_shared": config.leave_out_shared}
+    faults = [fault for sites in wanted for fault in site_faults(index, sites, **consent)]
+    if faults:
+        raise InputError.of("these sites cannot be held out", faults)
+    names = site_folders([sites[0] for sites in wanted]) if each else [""]
+    divisions = []
+    for sites, name in zip(wanted, names, strict=True):
+        splits, left_out = hold_out(index, sites, val_percent=config.val_percent, seed=config.seed, **consent)
+        settings = {"holdout_site": list(sites), "val_percent": config.val_percent, "seed": config.seed, **consent}
+        divisions.append(Division(config.out / name, splits, settings, left_out))
+    return divisions
+
+
+def site_folders(sites: list[str]) -> list[str]:
+    """A folder's name for each site; refuses sites that differ only in what a folder's name cannot hold."""
+    names = ["site_" + re.sub(r"[^\w.-]", "_", site) for site in sites]
+    twins = sorted(site for site, name in zip(sites, names, strict=True) if names.count(name) > 1)
+    if twins:
+        raise InputError(f"sites {', '.join(map(repr, twins))} would share a folder; rename one in the index")
+    return names
+
+
+def refuse_other_folders(out: Path, divisions: list[Division]) -> None:
+    """Raises InputError if folds or sites of another division lie beside the new ones and could be taken for theirs."""
+    made = {division.folder for division in divisions}
+    if made == {out}:
+        return
+    others = [folder.parent for kind in ("fold_*", "site_*") for folder in sorted(out.glob(f"{kind}/{RECORD}"))]
+    problems = [f"{folder}" for folder in others if folder not in made]
+    if problems:
+        raise InputError.of(f"{out} holds folders of another division; remove them or choose another --out", problems)
+
+
+def refuse_other_splits(divisions: list[Division], texts: list[dict[str, str]]) -> None:
+    """Raises InputError if a table exists and has another content than it would get."""
+    paths = {
+        division.folder / f"{name}.csv": text
+        for division, one in zip(divisions, texts, strict=True)
+        for name, text in one.items()
+    }
     problems = [
         f"{path} exists and would change"
-        for path, text in texts.items()
+        for path, text in paths.items()
         if path.exists() and path.read_bytes() != text.encode()
     ]
     if problems:
         raise InputError.of("nothing was written; give --overwrite or another --out", problems)
+
+
+def write(division: Division, texts: dict[str, str], config: Config) -> None:
+    """Writes the tables, then how they were made, then their picture."""
+    for name, text in texts.items():
+        with atomic_write(division.folder / f"{name}.csv") as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+    looked_for = "given" if config.groups else "looked for" if config.check else "not looked for"
+    settings = {**division.settings, "copies": looked_for}
+    record = split_record(
+        division.splits, texts, settings=settings, index=config.index, groups=config.groups, left_out=division.left_out
+    )
+    write_record(division.folder, record)
+    if config.figure:
+        save(balance_figure(division.splits), division.folder / "balance.png")
+
+
+def report(divisions: list[Division], copies: int) -> None:
+    """Prints the balance of the splits; of several divisions, that of their test splits. Then sizes and copies."""
+    if len(divisions) == 1:
+        shown = divisions[0].splits
+    else:
+        shown = {division.folder.name: division.splits["test"] for division in divisions}
+    with pd.option_context("display.width", 200, "display.max_colwidth", 60, "display.max_rows", None):
+        print(balance(shown).to_string())
+    for division in divisions:
+        sizes = ", ".join(f"{name}.csv {len(frame)} scans" for name, frame in division.splits.items())
+        left_out = f", {len(division.left_out)} scans left out" if len(division.left_out) else ""
+        print(f"{sizes}{left_out} in {division.folder}")
+    if copies:
+        print(f"{copies} scans are copies of others and were kept together with them; cohort.check says which")
 
 
 if __name__ == "__main__":

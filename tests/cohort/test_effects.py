@@ -3,6 +3,7 @@ import pytest
 
 from cohort import effects
 from cohort.atlas import REGIONS
+from runtime.errors import InputError
 
 COUNT = 400
 
@@ -76,3 +77,33 @@ def test_seeds_give_other_people_under_other_names(cohort):
     other = effects.subjects(1, 12)
     assert not {s.name for s in other} & {s.name for s in cohort}
     assert all((a.relative_volume != b.relative_volume).any() for a, b in zip(other, cohort, strict=False))
+
+
+@pytest.mark.parametrize("size", [0.5, 1.9, 6.0])
+@pytest.mark.parametrize("side", ["L", "R"])
+def test_a_planted_loss_has_its_effect_size_and_no_company(size, side):
+    people = effects.subjects(3, COUNT, effects.Effect("hippocampus", size))
+    d = cohens_d(volumes(people, "HS", side), volumes(people, "HC"))
+    expected = np.array([-size if i == "LR".index(side) else 0.0 for i in range(len(REGIONS))])
+    np.testing.assert_allclose(d, expected, atol=0.15 + 0.05 * size)
+    assert [s.side for s in people].count(side) == pytest.approx(COUNT / 4, abs=3)
+
+
+def test_doses_change_the_same_people_and_nothing_at_zero():
+    none, some = (effects.subjects(3, 48, effects.Effect("hippocampus", size)) for size in (0.0, 1.0))
+    for before, after in zip(none, some, strict=True):
+        assert (before.name, before.age, before.etiv_cm3, before.side) == (
+            after.name,
+            after.age,
+            after.etiv_cm3,
+            after.side,
+        )
+        assert not before.change.any()
+        changed = np.flatnonzero(before.relative_volume != after.relative_volume)
+        assert changed.tolist() == (["LR".index(after.side)] if after.side else [])
+    assert {s.group for s in some} == {"HC", "HS"}
+
+
+def test_a_loss_beyond_what_a_smooth_map_can_do_is_refused():
+    with pytest.raises(InputError, match="effect size 7: expected"):
+        effects.Effect("hippocampus", 7.0)

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +18,8 @@ from runtime.errors import InputError
 from runtime.files import ROOT
 
 SPACING = 8.0
+SIDE = {"L": "left", "R": "right"}
+PUBLISHED = ["4362df1181bd62c8", "5b468653b7817cdf"]
 
 
 @pytest.fixture(scope="module")
@@ -93,4 +97,91 @@ def test_bad_settings_are_all_named_and_end_with_status_2(tmp_path):
     assert ended.returncode == 2
     assert all(flag in ended.stderr for flag in ("--subjects 0", "--spacing-mm 40", "--workers -1"))
     assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def planted(tmp_path, name, size, **changes):
+    return DemoConfig(
+        out=tmp_path / name, index=tmp_path / f"{name}.csv", effect="hippocampus", effect_size=size, subjects=12,
+        seed=7, spacing_mm=SPACING, workers=1, **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def doses(tmp_path_factory):
+    """Two cohorts of the same people: without effect, and with a large one."""
+    folder = tmp_path_factory.mktemp("planted")
+    configs = [planted(folder, "none", 0.0)]
+    main(configs[0])
+    configs.append(planted(folder, "large", 1.9, controls_from=configs[0].out))
+    main(configs[1])
+    return configs
+
+
+def test_the_published_cohort_is_what_it_has_always_been(config):
+    """Voxels of the first two scans, as hashes; a change of the simulation has to raise its version and these."""
+    arrays = [np.asarray(nib.load(config.out / "scans" / f"sim7-000{k}.nii.gz").dataobj) for k in (0, 1)]
+    found = [hashlib.sha256(array.tobytes()).hexdigest()[:16] for array in arrays]
+    assert found == PUBLISHED
+    assert json.loads((config.out / "settings.json").read_text()) == {"simulation": 1, "seed": 7, "spacing_mm": SPACING}
+    assert "effect" not in pd.read_csv(config.out / "truth.csv").columns
+    assert not (config.out / "regions").exists()
+
+
+def test_a_planted_effect_is_recorded_and_changes_one_hippocampus(doses):
+    truths = [pd.read_csv(one.out / "truth.csv", keep_default_na=False) for one in doses]
+    assert [set(truth.effect_size) for truth in truths] == [{0.0}, {1.9}]
+    assert json.loads((doses[1].out / "settings.json").read_text())["effect_size"] == 1.9
+    patients = truths[1][truths[1].side != ""]
+    assert set(patients.group) == {"HS"}
+    assert set(patients.side) == {"L", "R"}
+    for before, (_, after) in zip(truths[0].loc[patients.index].itertuples(), patients.iterrows(), strict=True):
+        own, other = ("left", "right") if after.side == "L" else ("right", "left")
+        assert after[f"volume_{own}_hippocampus_mm3"] < 0.97 * getattr(before, f"volume_{own}_hippocampus_mm3")
+        for region in (f"{other}_hippocampus", f"{own}_thalamus"):
+            assert after[f"volume_{region}_mm3"] == pytest.approx(getattr(before, f"volume_{region}_mm3"), rel=0.01)
+
+
+def test_controls_are_the_same_people_whatever_the_dose(doses, tmp_path):
+    alone = planted(tmp_path, "alone", 1.9)
+    main(alone)  # simulates what the fixture copied
+    assert scans_of(alone) == scans_of(doses[1])
+    none, large = map(scans_of, doses)
+    truth = pd.read_csv(doses[0].out / "truth.csv", keep_default_na=False)
+    for row in truth.itertuples():
+        assert (none[f"{row.subject}.nii.gz"] == large[f"{row.subject}.nii.gz"]) == (row.side == "")
+
+
+def test_the_changed_region_lies_where_the_scan_changes(doses):
+    truth = pd.read_csv(doses[1].out / "truth.csv", keep_default_na=False)
+    assert {path.name for path in (doses[1].out / "regions").glob("*.nii.gz")} == {
+        f"{row.subject}.nii.gz" for row in truth.itertuples() if row.side
+    }
+    for row in truth[truth.side != ""].itertuples():
+        share = nib.load(doses[1].out / "regions" / f"{row.subject}.nii.gz").get_fdata()
+        volume = share.sum() * SPACING**3
+        # The labels are low-passed to 8 mm before they are deformed, which moves their edge outwards.
+        assert volume == pytest.approx(getattr(row, f"volume_{SIDE[row.side]}_hippocampus_mm3"), rel=0.2)
+        none, large = (
+            np.asarray(nib.load(one.out / "scans" / f"{row.subject}.nii.gz").dataobj, dtype=float) for one in doses
+        )
+        change = np.abs(none - large)
+        assert np.average(change, weights=share) > 5 * change.mean()
+        middle = np.average(np.argwhere(share > 0.2)[:, 0])
+        assert (middle < (share.shape[0] - 1) / 2) == (row.side == "L")
+
+
+def test_controls_of_another_cohort_are_refused(config, doses, tmp_path):
+    with pytest.raises(InputError, match=r"--controls-from .*'seed': 7.*not .*'seed': 8"):
+        main(replace(planted(tmp_path, "other", 1.9, controls_from=doses[0].out), seed=8))
+    with pytest.raises(InputError, match="--controls-from"):
+        main(planted(tmp_path, "other2", 1.9, controls_from=config.out))
+
+
+@pytest.mark.parametrize("words", [("--effect-size", "1"), ("--effect", "hippocampus", "--effect-size", "6.5")])
+def test_effect_sizes_that_mean_nothing_are_refused(tmp_path, words):
+    command = [sys.executable, "-m", "cohort.make_demo", "--out", str(tmp_path / "no"), *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"--effect-size {words[-1]}" in ended.stderr
     assert not (tmp_path / "no").exists()

@@ -1,0 +1,155 @@
+"""Times listing, checking and splitting a large cohort of small scans, with copies planted among them.
+
+Scans are random brains on the smoke grid, so that decoding them costs little and what grows with the cohort is seen:
+the table, the cache, the search for copies (whose time grows with the square), the split. Each command runs as a user
+runs it, in a process of its own; its time and its peak of memory are printed and written as JSON.
+
+    python -m benchmarks.check --scans 10000 --folder /tmp/check-benchmark --out benchmarks/check.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from tqdm import tqdm
+
+from cohort.scans import GRIDS
+from cohort.tables import write_table
+from runtime.cli import describe, run_script
+from runtime.errors import InputError
+from runtime.files import ROOT, write_json
+from runtime.seeding import rng
+
+GRID = GRIDS["smoke"]
+COPIES = ("renamed", "mirrored", "noise", "scaled")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to time."""
+
+    folder: Path
+    """Folder for the scans and all outputs; scans that are there already are used."""
+    scans: int = 10_000
+    """Size of the cohort, the copies besides."""
+    copies: int = 20
+    """Planted copies: renamed, mirrored, with noise, scaled, in turn."""
+    out: Path = ROOT / "benchmarks" / "check.json"
+    """The JSON file of the figures."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Scans, then each command cold and warm."""
+    index = make_cohort(config)
+    check = ["-m", "cohort.check", "--csv", index, "--out", config.folder / "report"]
+    check += ["--cache-dir", config.folder / "cache"]
+    rows = {
+        "check, nothing cached": timed(check, expected=1),
+        "check, everything cached": timed(check, expected=1),
+        "search alone": searched(config, check),
+        "split": timed(["-m", "cohort.split", "--index", index, "--out", config.folder / "splits", "--overwrite"]),
+    }
+    found, false = copies_found(config)
+    result = {"scans": config.scans, "copies": config.copies, "found": found, "false": false, "commands": rows}
+    write_json(config.out, result)
+    print(f"{config.scans} scans; {found} of {config.copies} copies found, {false} others called")
+    print(pd.DataFrame(rows).T.to_string())
+    if found < config.copies or false:
+        raise InputError(f"{found} of {config.copies} copies were found, and {false} pairs that are none")
+
+
+def make_cohort(config: BenchmarkConfig) -> Path:
+    """Writes the scans that are missing, and the table; returns its path."""
+    folder = config.folder / "scans"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in tqdm(range(config.scans + config.copies), desc="scans", unit="scan", delay=1):
+        path = folder / f"p{number:06d}.nii"
+        source = number if number < config.scans else 7 * (number - config.scans)
+        if not path.exists():
+            kind = "" if number < config.scans else COPIES[number % len(COPIES)]
+            nib.save(nib.Nifti1Image(copy_of(brain(source), kind, number), GRID.affine), path)
+        draw = rng(0, "bench row", source)
+        rows.append(
+            {
+                "subject": path.stem,
+                "file": str(path),
+                "diagnosis": ("HC", "TLE-L", "TLE-R")[draw.choice(3, p=(0.5, 0.3, 0.2))],
+                "age": round(float(draw.uniform(15, 70)), 1),
+                "sex": "FM"[draw.integers(2)],
+                "site": f"site-{draw.integers(8)}",
+            }
+        )
+    index = config.folder / "index.csv"
+    write_table(index, pd.DataFrame(rows))
+    return index
+
+
+def brain(seed: int) -> np.ndarray:
+    """A random brain on the smoke grid, float32: one ellipsoid for all, structure of its own."""
+    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, size) for size in GRID.shape), indexing="ij"))
+    texture = ndimage.gaussian_filter(rng(0, "bench scan", seed).standard_normal(GRID.shape), 1.0)
+    return np.where((place**2).sum(axis=0) < 0.75, 100 + 120 * texture, 0).astype(np.float32)
+
+
+def copy_of(image: np.ndarray, kind: str, seed: int) -> np.ndarray:
+    """The image itself, or one of COPIES of it."""
+    if kind == "mirrored":
+        return np.ascontiguousarray(image[::-1])
+    if kind == "noise":
+        noise = rng(0, "bench noise", seed).normal(0, 5, image.shape)
+        return np.where(image != 0, image + noise, 0).astype(np.float32)
+    return 3.7 * image if kind == "scaled" else image
+
+
+def timed(words: list[Any], *, expected: int = 0) -> dict[str, float]:
+    """Time and peak memory of one command, which must end with the expected status.
+
+    Processor time is told as well: on a machine with other work the wall's says little.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        command = [sys.executable, *map(str, words)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        output.seek(0)
+        if os.waitstatus_to_exitcode(status) != expected:
+            raise InputError(f"{' '.join(command)} ended otherwise than expected:\n{output.read()}")
+    return {
+        "wall, s": round(time.perf_counter() - started, 1),
+        "processor, s": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak, MiB": round(usage.ru_maxrss / 1024),
+    }
+
+
+def searched(config: BenchmarkConfig, check: list[Any]) -> dict[str, float]:
+    """The check with its scans cached and its search not."""
+    for entry in (config.folder / "cache" / "searches").iterdir():
+        entry.unlink()
+    return timed(check, expected=1)
+
+
+def copies_found(config: BenchmarkConfig) -> tuple[int, int]:
+    """Planted copies that the report names with their source, and pairs it calls that were not planted."""
+    told = json.loads((config.folder / "report" / "findings.json").read_text(encoding="utf-8"))["findings"]
+    called = {tuple(one["message"].split()[:3:2]) for one in told if one["kind"] in ("duplicate", "near-duplicate")}
+    planted = {(f"p{config.scans + k:06d}", f"p{7 * k:06d}") for k in range(config.copies)}
+    return len(called & planted), len(called - planted)
+
+
+if __name__ == "__main__":
+    run_script(main, BenchmarkConfig, description=describe(__doc__))

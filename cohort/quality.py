@@ -1,0 +1,145 @@
+"""How well a prepared scan came out: measures, and robust rules for which of a cohort to look at first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import ndimage
+
+from cohort.atlas import load_template, resample, tissue
+from cohort.scans import Grid
+
+ROBUST_Z = 3.5
+"""Distance from the median, in robust standard deviations, from which a scan is an outlier (Iglewicz & Hoaglin 1993,
+How to Detect and Handle Outliers)."""
+FEWEST = 8
+"""Scans below which a cohort has no robust standard deviation worth the name; then only the fixed limits hold."""
+PURE = 0.9
+"""Least probability of a voxel that is taken for grey or white matter."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A measure and what is odd about it."""
+
+    name: str
+    title: str
+    """With the unit."""
+    worse: str
+    """Which way is worse: ``low``, ``high`` or ``both``."""
+    floor: float
+    """Least robust standard deviation: smaller differences mean nothing even in a very uniform cohort."""
+    low: float = -math.inf
+    high: float = math.inf
+    """Limits beyond which a scan is flagged whatever the others are."""
+
+
+RULES = (
+    Rule("template_correlation", "correlation with the template inside the brain", "low", 0.02, low=0.5),
+    Rule("brain_ml", "brain mask, ml", "both", 60.0, low=800.0, high=2300.0),
+    Rule("brain_seen", "share of the template's brain inside the field of view", "low", 0.01, low=0.95),
+    Rule(
+        "affine_jacobian", "Jacobian determinant of the affine (scan over template)", "both", 0.05, low=0.45, high=1.7
+    ),
+    Rule("warp_jacobian_min", "least Jacobian determinant of the warp", "low", 0.05, low=0.0),
+    Rule("warp_jacobian_max", "largest Jacobian determinant of the warp", "high", 0.3),
+    Rule("snr", "signal-to-noise in white matter", "low", 1.0),
+    Rule("contrast", "contrast of white and grey matter over noise", "low", 0.2, low=0.3),
+)
+"""The brain mask of the template, 1.9 litres, includes the fluid in the sulci: masks are larger than brain tissue."""
+
+
+def measure(image: np.ndarray, brain: np.ndarray, seen: np.ndarray, grid: Grid) -> dict[str, float | None]:
+    """Measures on the grid.
+
+    Args:
+        image: (D, H, W) in template space.
+        brain: bool, its brain.
+        seen: bool, what lay inside the field of view.
+        grid: of all three.
+
+    Returns:
+        `template_correlation` (Pearson, where template and scan have brain); `brain_seen`; `snr`, mean over standard
+        deviation in white matter, and `contrast`, |mean white - mean grey| over the root of the summed variances, both
+        where the template's tissue is pure, as MRIQC defines them (Esteban et al. 2017, PLoS One 12:e0184661). None
+        where it cannot be had.
+    """
+    template, maps = _reference(grid)
+    both = brain & seen & (template > 0)
+    white, grey = (image[(one > PURE) & both] for one in (maps["wm"], maps["gm"]))
+    return {
+        "template_correlation": _correlation(image[both], template[both]),
+        "brain_seen": float(seen[template > 0].mean()),
+        "snr": _over(white.mean(), white.std(ddof=1)) if white.size > 50 else None,
+        "contrast": _over(abs(white.mean() - grey.mean()), math.hypot(white.std(), grey.std()))
+        if min(white.size, grey.size) > 50
+        else None,
+    }
+
+
+@cache
+def _reference(grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    source = load_template("icbm2009a")
+    values = np.asarray(source.dataobj)
+    template = resample(values, source.affine, grid)
+    inside = resample(ndimage.binary_fill_holes(values > 0).astype(np.float32), source.affine, grid) > 0.5
+    return np.where(inside, np.maximum(template, 1e-3), 0), tissue(grid)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    if one.size < 50 or one.std() == 0 or other.std() == 0:
+        return None
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _over(signal: float, noise: float) -> float | None:
+    return float(signal / noise) if noise > 0 else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules say of one scan."""
+
+    reasons: tuple[str, ...]
+    """Empty where nothing is odd."""
+    score: float
+    """Largest distance from the cohort in the bad direction, in robust standard deviations; for sorting."""
+
+
+def judge(cohort: Sequence[Mapping[str, float | None]]) -> list[Verdict]:
+    """Applies RULES to the measures of a cohort; nothing is left out on account of them."""
+    reasons: list[list[str]] = [[] for _ in cohort]
+    scores = np.zeros(len(cohort))
+    for rule in RULES:
+        values = np.array([np.nan if one.get(rule.name) is None else one[rule.name] for one in cohort], dtype=float)
+        distance, middle = _distances(values, rule)
+        for row, value in enumerate(values):
+            if not rule.low <= value <= rule.high and not math.isnan(value):
+                reasons[row].append(f"{rule.title}: {value:.3g}, expected {_range(rule)}")
+                scores[row] = max(scores[row], 2 * ROBUST_Z)
+            elif distance[row] > ROBUST_Z:
+                reasons[row].append(f"{rule.title}: {value:.3g}, median {middle:.3g}")
+        scores = np.fmax(scores, distance)
+    return [Verdict(tuple(why), float(score)) for why, score in zip(reasons, scores, strict=True)]
+
+
+def _distances(values: np.ndarray, rule: Rule) -> tuple[np.ndarray, float]:
+    """Distance of each value from the median in the bad direction, in robust standard deviations; and the median."""
+    known = values[~np.isnan(values)]
+    if len(known) < FEWEST:
+        return np.full(len(values), -np.inf), math.nan
+    middle = float(np.median(known))
+    spread = max(1.4826 * float(np.median(np.abs(known - middle))), rule.floor)
+    away = (values - middle) / spread
+    signed = {"low": -away, "high": away, "both": np.abs(away)}[rule.worse]
+    return np.where(np.isnan(signed), -np.inf, signed), middle
+
+
+def _range(rule: Rule) -> str:
+    if math.isinf(rule.high):
+        return f"{rule.low:g} or more"
+    return f"{rule.low:g} to {rule.high:g}"

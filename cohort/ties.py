@@ -1,0 +1,99 @@
+"""What must stay together in a split: scans tied by a subject, by a group, or by being copies of one another."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cohort.tables import CLASS_NAMES
+from runtime.errors import InputError
+
+
+def tied(one: Sequence[str], other: Sequence[str]) -> np.ndarray:
+    """Numbers the sets of rows that are connected, in however many steps, by an equal value in one of two columns.
+
+    Args:
+        one: a value per row, such as the subject.
+        other: a value per row, such as the group. A value here never equals one of `one`, whatever they say.
+
+    Returns:
+        int (rows,), counted in the order of each set's smallest value of `one`, not in that of the rows.
+    """
+    names, of_one = np.unique(np.asarray(one, dtype=object), return_inverse=True)
+    others, of_other = np.unique(np.asarray(other, dtype=object), return_inverse=True)
+    nodes = len(names) + len(others)
+    edges = coo_array((np.ones(len(of_one)), (of_one, len(names) + of_other)), shape=(nodes, nodes))
+    labels = connected_components(edges, directed=False)[1][: len(names)]
+    _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbers][of_one]
+
+
+def join_groups(frame: pd.DataFrame, copies: Sequence[str]) -> pd.DataFrame:
+    """Puts the groups of scans that are copies of one another together.
+
+    Args:
+        frame: a table, with `subject`, `group`, `label`.
+        copies: per row, the name of a set of copies; empty where the scan is in none.
+
+    Returns:
+        The table with `group` changed where copies connect different groups: to the smallest name among them.
+
+    Raises:
+        InputError: copies of one scan are labelled HC in one row and TLE in another; names the subjects.
+    """
+    copies = np.asarray(copies, dtype=object)
+    known = copies != ""
+    _refuse_two_classes(frame[known], copies[known])
+    # A scan in no set is tied to nothing but its own group.
+    sets = np.where(known, "copies " + copies, "group " + frame["group"].to_numpy(dtype=object))
+    numbers = tied(frame["group"], sets)
+    return frame.assign(group=frame["group"].groupby(numbers).transform("min"))
+
+
+def _refuse_two_classes(frame: pd.DataFrame, copies: np.ndarray) -> None:
+    problems = []
+    for name, rows in frame.groupby(copies, sort=True):
+        if rows["label"].nunique() > 1:
+            people = [f"{row.subject} ({CLASS_NAMES[row.label]})" for row in rows.itertuples()]
+            problems.append(f"{name}: {', '.join(people)}")
+    if problems:
+        raise InputError.of(
+            "copies of one scan have different classes; correct the diagnosis or remove one; if they are two people, "
+            "list the copies by --groups, without these",
+            problems,
+        )
+
+
+def read_copies(path: Path, files: Sequence[str]) -> list[str]:
+    """Which set of copies each scan is in, by a table with the columns `file` and `group`.
+
+    Args:
+        path: groups.csv of cohort.check; `file` absolute or relative to its folder. Scans that are not listed, and rows
+            with an empty `group`, are in no set.
+        files: paths of the scans in question.
+
+    Returns:
+        A name per scan, empty for none.
+
+    Raises:
+        InputError: no such table, a column is missing, or none of its files is among `files`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such table; cohort.check writes it")
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    missing = [name for name in ("file", "group") if not rows or rows[0].get(name) is None]
+    if missing:
+        raise InputError(f"{path}: expected rows with the columns file and group; {' and '.join(missing)} missing")
+    sets = {os.path.realpath(path.parent / row["file"]): row["group"] or "" for row in rows}
+    real = [os.path.realpath(file) for file in files]
+    if not set(real) & set(sets):
+        raise InputError(f"{path}: none of its {len(sets)} files is in the index; is it of another cohort?")
+    return [sets.get(file, "") for file in real]

@@ -1,0 +1,435 @@
+"""The check as a script: every kind of damage in one report with nothing lost, copies, and the exit code."""
+
+import gzip
+import json
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohort import checked, scan_faults
+from cohort.checked import Examined, examine_all
+from cohort.scan_faults import Examination, examine
+from cohort.scans import GRIDS, load_scan
+from cohort.tables import read_table
+from cohort.volumes import Volume, write_volume
+from runtime.errors import InputError
+from tests.cohort.test_scans import brain, edit, save
+from tests.processes import fill, small_disk
+
+GRID = GRIDS["smoke"]
+
+
+@pytest.fixture
+def check(monkeypatch, capsys, tmp_path):
+    """Runs the script as `python -m cohort.check` does: exit status, standard output, findings, and its folder."""
+
+    def run(*tables, words=(), cache="cache", out="out"):
+        out = tmp_path / out
+        argv = ["check", "--csv", *map(str, tables), "--out", str(out), "--cache-dir", str(tmp_path / cache), *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        status = 0
+        try:
+            runpy.run_module("cohort.check", run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        found = out / "findings.csv"
+        frame = pd.read_csv(found, keep_default_na=False, dtype={"subject": str}) if found.exists() else None
+        return status, printed.out + printed.err, frame, out
+
+    return run
+
+
+def table(path, rows, header="subject,file,diagnosis"):
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def cohort(folder, count=12, name="s", seed=0):
+    """A folder of distinct scans, and the rows that list them."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for number in range(count):
+        save(folder / f"{name}{number}.nii.gz", brain(seed=seed + number))
+        rows.append(f"{name}{number},{folder.name}/{name}{number}.nii.gz,{('HC', 'TLE')[number % 2]}")
+    return rows
+
+
+def of_kind(frame, kind, severity=None):
+    chosen = frame[frame["kind"] == kind]
+    return chosen if severity is None else chosen[chosen["severity"] == severity]
+
+
+# Bad input: all of it in one report ----------------------------------------------------------------------------------
+
+
+def spoiled(folder):
+    """Files with real damage, and what the report has to say of each."""
+    folder.mkdir()
+    good = save(folder / "good.nii.gz", brain(seed=50)).read_bytes()
+    plain = save(folder / "good.nii", brain(seed=51)).read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 0xFF
+    (folder / "10.nii.gz").write_bytes(good[: len(good) // 10])
+    (folder / "50.nii.gz").write_bytes(good[: len(good) // 2])
+    (folder / "99.nii.gz").write_bytes(good[:-4])
+    (folder / "flip.nii.gz").write_bytes(bytes(flipped))
+    (folder / "plain.nii.gz").write_bytes(plain)
+    (folder / "packed.nii").write_bytes(good)
+    (folder / "zero.nii").write_bytes(b"")
+    holes = brain(seed=52)
+    holes[3, 4, 5] = np.nan
+    save(folder / "nan.nii.gz", holes)
+    save(folder / "constant.nii", np.full(GRID.shape, 7, np.float32))
+    save(folder / "4d.nii.gz", np.stack([brain(seed=53)] * 2, axis=-1))
+    rgb = np.zeros(GRID.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    rgb["R"] = brain(seed=54) / 2
+    save(folder / "rgb.nii", rgb)
+    flat = GRID.affine.copy()
+    flat[:3, 1] = 0
+    edit(save(folder / "flat.nii", brain(seed=55)), lambda header: header.set_sform(flat, code=2))
+    huge = [3, 32767, 32767, 32767, 1, 1, 1, 1]
+    edit(save(folder / "huge.nii", brain(seed=56)), lambda header: header.__setitem__("dim", huge))
+    (folder / "text.nii").write_text("<html>404 not found</html>")
+    write_volume(folder / "small.pkl", Volume(brain((8, 8, 8)), 0))
+    for name in ("good.nii.gz", "good.nii"):
+        (folder / name).unlink()
+    return {
+        "10.nii.gz": "truncated or damaged gzip",
+        "50.nii.gz": "truncated or damaged gzip",
+        "99.nii.gz": "truncated or damaged gzip",
+        "flip.nii.gz": "",
+        "plain.nii.gz": "not compressed",
+        "packed.nii": "named .nii but compressed",
+        "zero.nii": "empty (0 bytes)",
+        "nan.nii.gz": "1 of 9600 voxels are not finite",
+        "constant.nii": "constant: every voxel is 7",
+        "4d.nii.gz": "not three-dimensional",
+        "rgb.nii": "RGB",
+        "flat.nii": "determinant of the affine is zero",
+        "huge.nii": "the limit is 268435456",
+        "text.nii": "not a single-file NIfTI",
+        "small.pkl": "that of no grid",
+    }
+
+
+def test_every_bad_scan_is_named_in_one_report_and_the_good_ones_are_checked(tmp_path, check):
+    reasons = spoiled(tmp_path / "bad")
+    rows = cohort(tmp_path / "good", 6) + [f"b{k},bad/{name},HC" for k, name in enumerate(reasons)]
+    status, printed, frame, out = check(table(tmp_path / "t.csv", rows))
+    assert status == 1
+    bad = of_kind(frame, "unreadable", "error").set_index("subject")
+    assert sorted(bad.index) == sorted(f"b{k}" for k in range(len(reasons)))
+    for number, (name, reason) in enumerate(reasons.items()):
+        assert bad.loc[f"b{number}", "file"] == str(tmp_path / "bad" / name)
+        assert reason in bad.loc[f"b{number}", "message"]
+        assert int(bad.loc[f"b{number}", "row"]) == 7 + number
+    told = json.loads((out / "findings.json").read_text())
+    assert (told["scans"], told["readable"]) == (6 + len(reasons), 6)
+    assert told["counts"]["error"] == len(reasons) == len(frame[frame["severity"] == "error"])
+    assert "not three-dimensional" in printed
+
+
+def test_a_table_with_faults_and_its_scans_are_in_one_report(tmp_path, check):
+    rows = cohort(tmp_path / "scans", 4)
+    (tmp_path / "scans" / "loop.nii").symlink_to(tmp_path / "scans" / "loop.nii")
+    (tmp_path / "scans" / "zero.nii").touch()
+    outside = save(tmp_path / "outside.nii", brain(seed=70))
+    rows += [
+        "s0,scans/s0.nii.gz,HC",
+        "p,scans/loop.nii,HC",
+        "q,scans/zero.nii,XX",
+        "r,scans/absent.nii,HC",
+        f"t,{outside},HC",
+        'u,scans/s1.nii.gz,HC,"34,5"',
+    ]
+    path = tmp_path / "t.csv"
+    text = "\r\n".join(["subject,file,diagnosis,age", *(row if row.count(",") > 2 else row + "," for row in rows)])
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
+    status, _, frame, _ = check(path, words=("--data-root", str(tmp_path)))
+    assert status == 1
+    told = " | ".join(of_kind(frame, "table", "error")["message"])
+    for part in (
+        "line 6, column subject: s0 is on line 2 already",
+        "line 6, column file: the same file as on line 2",
+        "line 7, column file: no such file",
+        "line 8, column diagnosis: unknown diagnosis 'XX'",
+        "line 9, column file: no such file",
+        "line 11, column age: '34,5' has a decimal comma",
+    ):
+        assert part in told
+    scans = of_kind(frame, "unreadable", "error").set_index("subject")["message"]
+    assert "leads nowhere (or to itself)" in scans["p"]
+    assert "empty" in scans["q"]
+    assert "no such file" in scans["r"]
+    leaving = check(path, words=("--data-root", str(tmp_path / "scans")), out="inner")[2]
+    assert "leaves --data-root" in " | ".join(of_kind(leaving, "table")["message"])
+    assert str(outside) not in set(leaving["file"])
+
+
+def test_crlf_and_a_byte_order_mark_change_nothing(tmp_path, check):
+    rows = cohort(tmp_path / "scans", 4)
+    path = table(tmp_path / "t.csv", rows)
+    plain = check(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    again = check(path)
+    assert plain[0] == again[0] == 0
+    pd.testing.assert_frame_equal(plain[2], again[2])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"subject,file,diagnosis\n", b"\xff\xfe\x00"])
+def test_a_table_that_is_none_is_one_finding(tmp_path, check, content):
+    path = tmp_path / "t.csv"
+    if content is not None:
+        path.write_bytes(content)
+    status, _, frame, out = check(path)
+    assert status == 1
+    assert frame[["severity", "kind"]].to_numpy().tolist() == [["error", "table"]]
+    assert json.loads((out / "findings.json").read_text())["scans"] == 0
+
+
+def test_no_permission_is_named(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user for a moment")
+    open_to_all = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    try:
+        open_to_all.chmod(0o755)
+        path = save(open_to_all / "a.nii", brain())
+        path.chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(InputError) as refusal:
+                examine(path)
+        finally:
+            os.seteuid(0)
+    finally:
+        shutil.rmtree(open_to_all)
+    assert str(refusal.value) == f"{path}: cannot be read: Permission denied"
+
+
+def test_a_full_disk_keeps_what_was_examined_and_the_same_command_goes_on(tmp_path, check, monkeypatch):
+    path = table(tmp_path / "t.csv", cohort(tmp_path / "scans", 8))
+    with small_disk(tmp_path / "disk", megabytes=2) as disk:
+        filler = fill(disk, leave_kilobytes=340)
+        status, printed, frame, _ = check(path, cache="disk/cache")
+        assert status == 2
+        assert "the cache of checked scans cannot be written: No space left on device" in printed
+        assert frame is None
+        kept = list(disk.rglob("*.npz"))
+        assert 0 < len(kept) < 8
+        assert not list(disk.rglob(".tmp-*"))
+        filler.unlink()
+        examined = []
+        monkeypatch.setattr(checked, "examine", lambda file: examined.append(file) or examine(file))
+        assert check(path, cache="disk/cache")[0] == 0
+        assert len(examined) == 8 - len(kept)
+
+
+def test_a_full_disk_for_the_report_leaves_the_old_one(tmp_path, check):
+    path = table(tmp_path / "t.csv", cohort(tmp_path / "scans", 4))
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        assert check(path, out="disk/out")[0] == 0
+        before = {file.name: file.read_bytes() for file in (disk / "out").iterdir()}
+        fill(disk, leave_kilobytes=0)
+        status, printed, _, _ = check(path, out="disk/out")
+        assert status == 2
+        assert "No space left" in printed
+        assert {file.name: file.read_bytes() for file in (disk / "out").iterdir()} == before
+
+
+# Geometry and intensities --------------------------------------------------------------------------------------------
+
+
+def warned(path):
+    return " | ".join(text for _, text in examine(path)[0].warnings)
+
+
+def test_an_ordinary_scan_has_no_warning(tmp_path):
+    found, picture = examine(save(tmp_path / "a.nii.gz", brain()))
+    assert found.warnings == ()
+    assert (found.shape, found.spacing_mm, found.orientation) == (GRID.shape, (8.0, 8.0, 8.0), "RAS")
+    assert picture.any()
+    assert Examination.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_sform_and_qform_that_differ(tmp_path):
+    image = nib.Nifti1Image(brain(), GRID.affine)
+    away = GRID.affine.copy()
+    away[0, 3] += 5
+    image.set_sform(GRID.affine, code=4)
+    image.set_qform(away, code=1)
+    nib.save(image, tmp_path / "a.nii")
+    assert warned(tmp_path / "a.nii") == "sform and qform place its corners up to 5.0 mm apart; the sform counts"
+    away[0, 3] -= 4.5
+    image.set_qform(away, code=1)
+    nib.save(image, tmp_path / "b.nii")
+    assert warned(tmp_path / "b.nii") == ""
+    nib.save(nib.Nifti1Image(brain(), GRID.affine), tmp_path / "c.nii")
+    assert np.array_equal(load_scan(tmp_path / "a.nii", GRID), load_scan(tmp_path / "c.nii", GRID))
+
+
+def test_what_is_unusual_about_a_header(tmp_path):
+    metres = nib.Nifti1Image(brain(), GRID.affine)
+    metres.header.set_xyzt_units("meter")
+    nib.save(metres, tmp_path / "m.nii")
+    assert "not mm (code 1)" in warned(tmp_path / "m.nii")
+    edit(save(tmp_path / "p.nii", brain()), lambda header: header["pixdim"].__setitem__(1, 4.0))
+    assert "pixdim says voxels of 4 x 8 x 8 mm, the affine 8 x 8 x 8 mm" in warned(tmp_path / "p.nii")
+    small = save(tmp_path / "s.nii", brain(), np.diag([0.1, 0.1, 0.1, 1]))
+    assert "expected edges of 0.2" in warned(small)
+    assert "a field of view of 2 x 2.4 x 2 mm" in warned(small)
+    thick = save(tmp_path / "t.nii", brain((100, 100, 30)), np.diag([1.2, 1.2, 6, 1]))
+    assert warned(thick) == "thick slices: voxels of 1.2 x 1.2 x 6 mm"
+
+
+def test_what_is_unusual_about_voxels(tmp_path):
+    image = brain()
+    assert "only 1 distinct values" in warned(save(tmp_path / "a.nii", (image > 0).astype(np.uint8)))
+    assert "clipped: " in warned(save(tmp_path / "b.nii", np.minimum(image, 120)))
+    assert "% of the voxels are negative" in warned(save(tmp_path / "c.nii", image - 100))
+
+
+# Copies --------------------------------------------------------------------------------------------------------------
+
+
+def test_voxels_have_one_name_however_they_are_stored(tmp_path):
+    image = np.round(brain())
+    save(tmp_path / "a.nii.gz", image)
+    (tmp_path / "renamed.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes())
+    (tmp_path / "level.nii.gz").write_bytes(gzip.compress(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()), 1))
+    save(tmp_path / "short.nii", image.astype(np.int16))
+    ras = nib.Nifti1Image(image, GRID.affine)
+    for codes in ("LAS", "PIR"):
+        turn = nib.orientations.ornt_transform(nib.io_orientation(ras.affine), nib.orientations.axcodes2ornt(codes))
+        nib.save(ras.as_reoriented(turn), tmp_path / f"{codes}.nii.gz")
+    found = {path.name: examine(path)[0] for path in sorted(tmp_path.iterdir())}
+    assert len({one.voxels for one in found.values()}) == 1
+    assert {found["LAS.nii.gz"].orientation, found["PIR.nii.gz"].orientation} == {"LAS", "PIR"}
+    mirror = examine(save(tmp_path / "mirror.nii", image[::-1]))[0]
+    assert mirror.voxels != found["a.nii.gz"].voxels
+    assert mirror.image == found["a.nii.gz"].image
+    changed = image.copy()
+    changed[10, 10, 10] += 1
+    assert examine(save(tmp_path / "changed.nii", changed))[0].image != mirror.image
+
+
+def planted(folder):
+    """Twelve people, and copies of some: renamed, mirrored, with noise; rows for a table."""
+    rows = cohort(folder, 12)
+    shutil.copy(folder / "s1.nii.gz", folder / "renamed.nii.gz")
+    save(folder / "mirror.nii", brain(seed=2)[::-1])
+    noise = np.random.default_rng(0).normal(0, 3, GRID.shape)
+    save(folder / "noise.nii.gz", np.where(brain(seed=5) > 0, brain(seed=5) + noise, 0))
+    return [
+        *rows,
+        f"renamed,{folder.name}/renamed.nii.gz,TLE",
+        f"mirror,{folder.name}/mirror.nii,HC",
+        f"noise,{folder.name}/noise.nii.gz,HC",
+    ]
+
+
+def test_copies_in_one_table_and_the_groups_that_keep_them_together(tmp_path, check):
+    path = table(tmp_path / "t.csv", planted(tmp_path / "scans"))
+    status, _, frame, out = check(path)
+    assert status == 1
+    equal = of_kind(frame, "duplicate", "error").set_index("subject")["message"]
+    assert sorted(equal.index) == ["mirror", "renamed"]
+    assert "renamed and s1" in equal["renamed"]
+    assert "the same voxels, left and right exchanged" in equal["mirror"]
+    near = of_kind(frame, "near-duplicate")
+    assert near[["severity", "subject"]].to_numpy().tolist() == [["warning", "noise"]]
+    assert of_kind(frame, "label", "error")["message"].tolist() == [
+        f"noise is HC, its copy s5 ({tmp_path / 'scans' / 's5.nii.gz'}) is TLE"
+    ]
+    groups = pd.read_csv(out / "groups.csv", keep_default_na=False).set_index("subject")["group"]
+    assert groups[groups != ""].to_dict() == {
+        "s1": "renamed", "renamed": "renamed", "s2": "mirror", "mirror": "mirror", "s5": "noise", "noise": "noise",
+    }  # fmt: skip
+    assert len(groups) == 15
+
+
+def test_groups_given_in_the_table_settle_it(tmp_path, check):
+    rows = planted(tmp_path / "scans")
+    names = {"s1": "p", "renamed": "p", "s2": "q", "mirror": "q", "s5": "r", "noise": "r"}
+    rows = [f"{row.replace('noise.nii.gz,HC', 'noise.nii.gz,TLE')},{names.get(row.split(',')[0], '')}" for row in rows]
+    status, _, frame, _ = check(table(tmp_path / "t.csv", rows, "subject,file,diagnosis,group"))
+    assert status == 0
+    assert len(of_kind(frame, "near-duplicate")) == 0
+    twice = of_kind(frame, "duplicate", "warning")
+    assert twice["subject"].tolist() == ["renamed", "mirror"]
+    assert all("counted twice" in message for message in twice["message"])
+
+
+def test_copies_across_splits_are_errors_that_name_both(tmp_path, check):
+    rows = planted(tmp_path / "scans")
+    train = table(tmp_path / "train.csv", rows[:12])
+    test = table(tmp_path / "test.csv", [*rows[12:], *cohort(tmp_path / "scans", 2, "t", seed=40)])
+    status, _, frame, _ = check(train, test)
+    assert status == 1
+    leaks = pd.concat([of_kind(frame, "duplicate"), of_kind(frame, "near-duplicate")])
+    assert set(leaks["severity"]) == {"error"}
+    assert sorted(leaks["subject"]) == ["mirror", "noise", "renamed"]
+    assert all("in train and test" in message and "a leak" in message for message in leaks["message"])
+
+
+def test_one_subject_in_two_splits_is_an_error(tmp_path, check):
+    rows = cohort(tmp_path / "scans", 4)
+    later = save(tmp_path / "later.nii", brain(seed=90))
+    one = table(tmp_path / "train.csv", rows)
+    two = table(tmp_path / "test.csv", [f"s0,{later},HC"])
+    status, _, frame, _ = check(one, two)
+    assert status == 1
+    assert "subject s0 is in train and test" in of_kind(frame, "split", "error")["message"].tolist()
+
+
+def test_distinct_people_pass_and_a_second_run_examines_nothing(tmp_path, check, monkeypatch):
+    path = table(tmp_path / "t.csv", cohort(tmp_path / "scans", 40))
+    status, printed, frame, out = check(path)
+    assert status == 0
+    assert len(frame) == 0
+    assert "0 errors and 0 warnings" in printed
+    before = (out / "findings.json").read_bytes()
+    monkeypatch.setattr(checked, "examine", lambda file: pytest.fail(f"{file} was examined again"))
+    assert check(path)[0] == 0
+    assert (out / "findings.json").read_bytes() == before
+
+
+def test_the_cache_follows_content_and_version_and_survives_damage(tmp_path, monkeypatch):
+    cohort(tmp_path / "scans", 3)
+    files = sorted((tmp_path / "scans").iterdir())
+    cache = tmp_path / "cache"
+    first = [one.examination for one in examine_all(files, cache)]
+    entries = sorted(cache.rglob("*.npz"))
+    entries[0].write_bytes(entries[0].read_bytes()[:500])
+    again = examine_all(files, cache)
+    assert [one.examination for one in again] == first
+    assert all(isinstance(one, Examined) and one.thumbnail().any() for one in again)
+    save(files[0], brain(seed=77))
+    assert examine_all(files, cache)[0].examination != first[0]
+    monkeypatch.setattr(scan_faults, "VERSION", scan_faults.VERSION + 1)
+    examine_all(files, cache)
+    assert len(list(cache.rglob("*.npz"))) == 7
+    shutil.move(files[1], tmp_path / "false.nii")
+    assert "named .nii but compressed" in str(examine_all([tmp_path / "false.nii"], cache)[0])
+
+
+def test_site_and_age_are_judged(tmp_path, check):
+    rows = cohort(tmp_path / "scans", 40)
+    rows = [f"{row},{'AB'[k % 2]},{30 + 10 * (k % 2) + k % 7}" for k, row in enumerate(rows)]
+    path = table(tmp_path / "t.csv", rows, "subject,file,diagnosis,site,age")
+    status, printed, frame, out = check(path)
+    assert status == 0
+    assert sorted(frame["kind"]) == ["age", "site", "site"]
+    told = json.loads((out / "findings.json").read_text())["confounds"]
+    assert told["sites"] == {"A": {"HC": 20, "TLE": 0}, "B": {"HC": 0, "TLE": 20}}
+    assert told["site_auc"]["auc"] == 1
+    assert "site alone, AUC 1.00" in printed
+    assert read_table(path)["site"].nunique() == 2
