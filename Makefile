@@ -1,6 +1,7 @@
 # make demo    the whole pipeline on the simulated demo cohort, then report.html
 # make test    lint and all tests
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
+# make studies arms of the classifier over seeds, and saliency maps held against the truth (half an hour on two cores)
 # make bench   speed and accuracy checks, printed beside references
 # make clean   removes what demo and smoke made (not the environment)
 #
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.requirements
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke test lint bench venv clean
+.PHONY: demo smoke studies arms maps smoke-studies test lint bench venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -37,6 +38,7 @@ bench: venv
 	$(RUN) benchmarks.demo_cohort
 	$(RUN) benchmarks.vae
 	$(RUN) benchmarks.diffusion
+	$(RUN) benchmarks.classifier
 
 # ---- the pipeline, once for each preset -------------------------------------------------------------------------------
 # $(1) preset, $(2) folder of split tables, $(3) synthetic HC, $(4) synthetic TLE, $(5) cohort flags, $(6) split flags,
@@ -75,11 +77,11 @@ runs/$(1)/.done/classifier: runs/$(1)/.done/synthetic
 	    --synth-hc $(3) --synth-tle $(4) --run-dir runs/$(1)/$$$${arm%% *} $$$${arm#* }
 	done
 	$(RUN) classifier.compare runs/$(1)/classifier runs/$(1)/classifier_real_synthetic runs/$(1)/classifier_synthetic \
-	  --out runs/$(1)/arms.json
+	  --truth data/$(1)/truth.csv --train-csv $(2)/train.csv --out runs/$(1)/arms.json --figures runs/$(1)/comparison
 	touch $$@
 runs/$(1)/.done/saliency: runs/$(1)/.done/classifier
 	$(RUN) classifier.generate_saliency_maps --checkpoint runs/$(1)/classifier/checkpoints/best.pt --csv $(2)/test.csv \
-	  --out runs/$(1)/saliency $(11)
+	  --volumes $(3) $(4) --out runs/$(1)/saliency $(11)
 	touch $$@
 $(1): runs/$(1)/.done/evaluation runs/$(1)/.done/saliency
 	$(RUN) notebooks.report $(1) --tables $(2) --out $(12)
@@ -87,6 +89,20 @@ endef
 
 $(eval $(call pipeline,demo,data_csvs,synthetic_data_pkls_HC,synthetic_data_pkls_TLE,--subjects 300,,90,--steps 25,fid_results/demo.json,180,--limit 16,report.html))
 $(eval $(call pipeline,smoke,data/smoke,runs/smoke/synthetic_HC,runs/smoke/synthetic_TLE,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,fid_results/smoke.json,24,--limit 4,runs/smoke/report.html))
+
+# ---- longer studies of the demo, which the report shows when they are there --------------------------------------------
+studies: arms maps
+arms: runs/demo/.done/synthetic
+	$(RUN) classifier.run_arms demo --seeds 0 1 2
+	$(RUN) classifier.compare --arms runs/demo/arms --reference real --truth data/demo/truth.csv \
+	  --train-csv data_csvs/train.csv --out runs/demo/arms_study.json --figures runs/demo/arms_study
+maps: venv
+	$(RUN) classifier.validate_saliency demo
+smoke-studies: runs/smoke/.done/synthetic
+	$(RUN) classifier.run_arms smoke --train.train-csv data/smoke/train.csv --train.val-csv data/smoke/val.csv \
+	  --train.test-csv data/smoke/test.csv --train.synth-hc runs/smoke/synthetic_HC --train.synth-tle runs/smoke/synthetic_TLE
+	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json
+	$(RUN) classifier.validate_saliency smoke
 
 clean:
 	rm -rf runs/demo runs/smoke data/demo data/smoke data/cache latents/demo latents/smoke synthetic_data_pkls_HC \

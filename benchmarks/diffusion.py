@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.timing import matrix_rate, now, short, time_turns
 from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
 from diffusion.process import build_process
@@ -66,7 +66,7 @@ def main(config: BenchmarkConfig) -> None:
     for name, value in {**environment(device), "cores": len(os.sched_getaffinity(0)), "latent": LATENT}.items():
         print(f"{name}: {value}")
     rate = matrix_rate(device)
-    print(f"measured matrix rate, {short(device)}: {rate / 1e12:.2f} TFLOP/s")
+    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s")
     training(config, device, rate)
     sampling(config, device, rate)
 
@@ -213,47 +213,9 @@ def contextless() -> Iterator[None]:
     yield
 
 
-def time_turns(jobs: list[Callable[[], None]], repeats: int, device: Device) -> tuple[list[float], list[str]]:
-    """Median seconds of each job, run in alternation after two warm-ups each; and peak memory on a GPU."""
-    seconds: list[list[float]] = [[] for _ in jobs]
-    peaks = ["-"] * len(jobs)
-    for repeat in range(repeats + 2):
-        for place, job in enumerate(jobs):
-            if device.kind.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            started = now(device)
-            job()
-            passed = now(device) - started
-            if device.kind.type == "cuda":
-                peaks[place] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-            if repeat >= 2:
-                seconds[place].append(passed)
-    return [statistics.median(times) for times in seconds], peaks
-
-
-def now(device: Device) -> float:
-    """Seconds, when all that was asked of the device is done."""
-    if device.kind.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def matrix_rate(device: Device) -> float:
-    """FLOP per second of a large matrix product: what this machine gives in practice."""
-    n = 8192 if device.kind.type == "cuda" else 1536
-    a, b = (torch.randn(n, n, device=device.kind, dtype=device.precision) for _ in range(2))
-    (median,), _ = time_turns([lambda: a @ b], 9, device)
-    return 2 * n**3 / median
-
-
 def has_bfloat16(device: Device) -> bool:
     """Whether the device has fast kernels for it."""
     return device.kind.type == "cuda" or cpu_has_bfloat16()
-
-
-def short(device: Device) -> str:
-    """float32 or bfloat16."""
-    return str(device.precision).removeprefix("torch.")
 
 
 if __name__ == "__main__":

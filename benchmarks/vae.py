@@ -12,16 +12,13 @@ and ratios as a table in Markdown; on a GPU also peak memory and whether any con
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import AutoencoderKL
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.timing import count_flops, matrix_rate, short, time_turns, vol2col_kernels
 from runtime.cli import describe, run_script
 from runtime.device import Device, cpu_has_bfloat16, pick_device
 from runtime.runs import environment
@@ -90,7 +87,7 @@ def main(config: BenchmarkConfig) -> None:
     z = torch.randn((config.batch_size, *ours.latent_shape(config.shape)), device=kind)
     jobs = ("train", "encode", "decode")
     users = [Contender(f"MONAI, {short(p)}, as its users run it", theirs, x, z, Device(kind, p)) for p in precisions]
-    alone = {job: time_turns([getattr(one, job) for one in users], config.repeats, cuda) for job in jobs}
+    alone = {job: time_turns([getattr(one, job) for one in users], config.repeats, users[0].device) for job in jobs}
 
     device = pick_device("auto", config.threads)
     network = device.module(ours)
@@ -106,7 +103,7 @@ def main(config: BenchmarkConfig) -> None:
             Contender(f"ours, {short(p)}", network, *inputs, Device(kind, p)),
         )
     ]
-    turns = {job: time_turns([getattr(one, job) for one in together], config.repeats, cuda) for job in jobs}
+    turns = {job: time_turns([getattr(one, job) for one in together], config.repeats, device) for job in jobs}
     for name, value in {**environment(device), "shape": config.shape, "batch": config.batch_size}.items():
         print(f"{name}: {value}")
     rate = matrix_rate(device)
@@ -148,53 +145,6 @@ def pair(kind: torch.device) -> tuple[AutoencoderKL, Autoencoder]:
     # Both list their parameters in the order the data flow.
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     return theirs.to(kind), ours.to(kind)
-
-
-def time_turns(jobs: list[Callable[[], None]], repeats: int, cuda: bool) -> tuple[list[float], list[str]]:
-    """Median seconds of each job, run in alternation after one warm-up each; and peak memory on a GPU."""
-    seconds: list[list[float]] = [[] for _ in jobs]
-    memory = ["-"] * len(jobs)
-    for repeat in range(repeats + 2):
-        for place, job in enumerate(jobs):
-            if cuda:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            job()
-            if cuda:
-                torch.cuda.synchronize()
-                memory[place] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-            if repeat >= 2:
-                seconds[place].append(time.perf_counter() - started)
-    return [statistics.median(times) for times in seconds], memory
-
-
-def count_flops(job: Callable[[], None]) -> int:
-    """Floating-point operations of convolutions and products in one call, as PyTorch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        job()
-    return counter.get_total_flops()
-
-
-def matrix_rate(device: Device) -> float:
-    """FLOP per second of a large matrix product: what this machine gives in practice."""
-    n = 8192 if device.kind.type == "cuda" else 1536
-    a, b = (torch.randn(n, n, device=device.kind, dtype=device.precision) for _ in range(2))
-    (median,), _ = time_turns([lambda: a @ b], 9, device.kind.type == "cuda")
-    return 2 * n**3 / median
-
-
-def vol2col_kernels(job: Callable[[], None]) -> int:
-    """How many launched kernels are of the slow fall-back for 3D convolutions."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        job()
-        torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if "vol2col" in event.key)
-
-
-def short(precision: torch.dtype) -> str:
-    """float32 or bfloat16."""
-    return str(precision).removeprefix("torch.")
 
 
 if __name__ == "__main__":

@@ -1,127 +1,130 @@
-"""Which voxels speak for TLE: attribution maps of a classifier's logit, one function per method, by name in METHODS.
+"""Which voxels speak for TLE: the table of attribution methods, and maps of one volume or of many.
 
-Every map is signed (positive speaks for TLE), float32 (D, H, W), per voxel and in logits: for integrated gradients and
-occlusion, sums over voxels are differences of logits; for the gradients, logits per unit of intensity.
+Every map is float32 (D, H, W), per voxel; positive speaks for TLE in all methods that are signed. What its numbers are
+stands in the table: in a complete method they are logits and sum to the difference of the volume's logit from that of
+its baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from captum.attr import FeatureAblation, IntegratedGradients, NoiseTunnel, Saliency
 from torch import nn
 
-from runtime import seeding
+from classifier.activation_maps import attention, grad_cam
+from classifier.deeplift import deeplift
+from classifier.explanation import Context, check_input
+from classifier.gradient_maps import (
+    gradient_shap,
+    input_x_gradient,
+    integrated_gradients,
+    integrated_gradients_hc,
+    saliency,
+    shap_baselines,
+    smoothgrad,
+)
+from classifier.occlusion import occlusion
 from runtime.errors import InputError
+
+__all__ = ["COMPLETE", "METHODS", "Context", "Method", "attribute", "attribute_batch", "check_methods",
+           "completeness_error", "settings_of"]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Context:
-    """What methods need besides network and volume."""
+class Method:
+    """One row of the table."""
 
-    mean_hc: torch.Tensor
-    """(1, 1, D, H, W), the mean control of the training data."""
-    regions: torch.Tensor
-    """int64 (1, 1, D, H, W), atlas labels, 0 outside every region."""
-    ig_steps: int = 32
-    """Points of the Gauss-Legendre rule along integrated gradients' path."""
-    noise_samples: int = 16
-    """Noisy copies in SmoothGrad."""
-    noise: float = 0.1
-    """Standard deviation of SmoothGrad's noise, in intensity units (volumes span 0 to 1)."""
-    batch: int = 8
-    """Volumes evaluated at once."""
-    seed: int = 0
-    """Seed of SmoothGrad's noise."""
-
-
-Method = Callable[[nn.Module, torch.Tensor, Context, int], torch.Tensor]
-
-
-def integrated_gradients(model: nn.Module, x: torch.Tensor, context: Context, index: int) -> torch.Tensor:
-    """Integrated gradients from the empty volume. Source: Sundararajan et al. 2017, arXiv 1703.01365, equation 1."""
-    return _integrate(model, x, torch.zeros_like(x), context)
-
-
-def integrated_gradients_hc(model: nn.Module, x: torch.Tensor, context: Context, index: int) -> torch.Tensor:
-    """Integrated gradients from the mean control: what distinguishes this volume from an average healthy one."""
-    return _integrate(model, x, context.mean_hc, context)
-
-
-def _integrate(model: nn.Module, x: torch.Tensor, baseline: torch.Tensor, context: Context) -> torch.Tensor:
-    return IntegratedGradients(model).attribute(
-        x, baselines=baseline, n_steps=context.ig_steps, internal_batch_size=context.batch
-    )
-
-
-def saliency(model: nn.Module, x: torch.Tensor, context: Context, index: int) -> torch.Tensor:
-    """The gradient of the logit, signed. Source: Simonyan et al. 2013, arXiv 1312.6034."""
-    return Saliency(model).attribute(x, abs=False)
-
-
-def smoothgrad(model: nn.Module, x: torch.Tensor, context: Context, index: int) -> torch.Tensor:
-    """The gradient, averaged over noisy copies of the volume. Source: Smilkov et al. 2017, arXiv 1706.03825."""
-    seeding.seed_layers(context.seed, index)  # captum draws from torch's global generator
-    return NoiseTunnel(Saliency(model)).attribute(
-        x, nt_type="smoothgrad", nt_samples=context.noise_samples, nt_samples_batch_size=context.batch,
-        stdevs=context.noise, abs=False,
-    )  # fmt: skip
-
-
-def occlusion(model: nn.Module, x: torch.Tensor, context: Context, index: int) -> torch.Tensor:
-    """How much the logit falls when one atlas region is replaced by the mean control's, spread over its voxels.
-
-    Voxels outside every region get 0: they are no region. Replacing by the mean control stays nearer to real volumes
-    than a hole would; its borders are sharp all the same.
-    """
-    codes, features = torch.unique(context.regions, return_inverse=True)
-    fall = FeatureAblation(model).attribute(
-        x, baselines=context.mean_hc, feature_mask=features, perturbations_per_eval=context.batch
-    )
-    voxels = torch.bincount(features.flatten(), minlength=len(codes))[features]
-    return torch.where(context.regions > 0, fall / voxels, 0.0)
+    function: Callable[[nn.Module, torch.Tensor, Context, Sequence[int]], torch.Tensor]
+    """(network, volumes (B, 1, D, H, W), context, indices of the volumes) to maps of the volumes' shape."""
+    unit: str
+    """What the numbers of its maps are."""
+    baseline: Literal["none", "empty", "mean_hc", "shap"] = "none"
+    """What a complete map is relative to; none where maps sum to nothing in particular."""
+    signed: bool = True
+    """Whether a positive value speaks for TLE and a negative one for HC."""
+    settings: tuple[str, ...] = ()
+    """Fields of Context, besides the mean control, that its maps depend on."""
 
 
 METHODS: dict[str, Method] = {
-    method.__name__: method
-    for method in (integrated_gradients, integrated_gradients_hc, saliency, smoothgrad, occlusion)
+    "smoothgrad": Method(smoothgrad, "logits per unit of intensity", settings=("noise_samples", "noise", "seed")),
+    "saliency": Method(saliency, "logits per unit of intensity"),
+    "integrated_gradients": Method(integrated_gradients, "logits", "empty", settings=("ig_steps",)),
+    "integrated_gradients_hc": Method(integrated_gradients_hc, "logits", "mean_hc", settings=("ig_steps",)),
+    "gradient_shap": Method(gradient_shap, "logits", "shap", settings=("shap_samples", "noise", "seed")),
+    "input_x_gradient": Method(input_x_gradient, "logits, to first order"),
+    "deeplift": Method(deeplift, "logits", "mean_hc"),
+    "occlusion": Method(occlusion, "logits, spread over a region's voxels", settings=("regions",)),
+    "grad_cam": Method(grad_cam, "activation times mean gradient"),
+    "attention": Method(attention, "share of the pooled features", signed=False),
 }
 
-COMPLETE = ("integrated_gradients", "integrated_gradients_hc")
-"""Methods whose maps sum to the logit minus the baseline's logit, up to the error of the integration rule."""
+COMPLETE = tuple(name for name, method in METHODS.items() if method.baseline != "none")
+"""Methods whose maps sum to the logit minus the baseline's: deeplift exactly, integrated gradients up to the error of
+the integration rule, gradient SHAP up to sampling."""
 
 
-def check_methods(names: tuple[str, ...]) -> None:
-    """Raises InputError that names the unknown methods and lists the known ones."""
+def check_methods(names: Sequence[str]) -> None:
+    """Raises InputError that names the unknown methods, guesses what was meant, and lists the known ones."""
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
-        raise InputError(f"--methods: unknown: {', '.join(unknown) or 'none given'}; there are: {', '.join(METHODS)}")
+        meant = {guess for name in unknown for guess in difflib.get_close_matches(name, METHODS, n=1)}
+        hint = f" (did you mean {', '.join(sorted(meant))}?)" if meant else ""
+        raise InputError(
+            f"--methods: unknown: {', '.join(unknown) or 'none given'}{hint}; there are: {', '.join(METHODS)}"
+        )
 
 
-def attribute(model: nn.Module, x: torch.Tensor, method: str, context: Context, index: int = 0) -> np.ndarray:
-    """One map of one volume.
+def settings_of(method: str, context: Context) -> dict[str, float | str]:
+    """The settings that a method's maps depend on, as plain values (tensors by their hash)."""
+    values = {name: getattr(context, name) for name in METHODS[method].settings}
+    return {
+        name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()[:16] if torch.is_tensor(value) else value
+        for name, value in values.items()
+    }
+
+
+def attribute_batch(
+    model: nn.Module, x: torch.Tensor, method: str, context: Context, indices: Sequence[int]
+) -> np.ndarray:
+    """Maps of several volumes; each is what it would be alone, up to rounding.
 
     Args:
         model: gives logits (B,) for volumes (B, 1, D, H, W); in evaluation mode.
-        x: (1, 1, D, H, W) in [0, 1].
+        x: (B, 1, D, H, W) in [0, 1]; at most `context.batch` of them make good use of it.
         method: a name in METHODS.
         context: baseline, regions and numbers.
-        index: of the volume, the address of random draws.
+        indices: B numbers, the addresses of the volumes' random draws.
 
     Returns:
-        float32 (D, H, W).
+        float32 (B, D, H, W).
+
+    Raises:
+        InputError: an unknown method, volumes that are not the network's, or a method that this network does not allow.
     """
     check_methods((method,))
-    x = x.detach().clone().requires_grad_(True)
-    return METHODS[method](model, x, context, index).detach()[0, 0].float().cpu().numpy()
+    check_input(x, context)
+    return METHODS[method].function(model, x.detach(), context, indices).detach()[:, 0].float().cpu().numpy()
+
+
+def attribute(model: nn.Module, x: torch.Tensor, method: str, context: Context, index: int = 0) -> np.ndarray:
+    """The map (D, H, W) of one volume (1, 1, D, H, W); see `attribute_batch`."""
+    return attribute_batch(model, x, method, context, (index,))[0]
 
 
 @torch.no_grad()
 def completeness_error(model: nn.Module, x: torch.Tensor, method: str, context: Context, map_: np.ndarray) -> float:
-    """How far a map of one of the COMPLETE methods is from summing to logit minus baseline's logit, in logits."""
-    baseline = torch.zeros_like(x) if method == "integrated_gradients" else context.mean_hc
-    both = model(torch.cat([x, baseline]))
-    return float(map_.sum(dtype=np.float64) - float(both[0] - both[1]))
+    """How far the map of one volume, by one of the COMPLETE methods, is from its sum, in logits."""
+    baselines = {
+        "empty": lambda: torch.zeros_like(x),
+        "mean_hc": lambda: context.mean_hc,
+        "shap": lambda: shap_baselines(context),
+    }[METHODS[method].baseline]()
+    logits = model(torch.cat([x, baselines])).double()
+    return float(map_.sum(dtype=np.float64) - float(logits[0] - logits[1:].mean()))

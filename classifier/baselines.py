@@ -1,33 +1,108 @@
-"""Three logistic regressions that a network has to beat: hippocampal grey matter, age and sex, site."""
+"""Logistic regressions to hold a network against: regional volumes, brain size, age and sex, site, and true volumes.
+
+The volumes are atlas volumes: tissue inside fixed, dilated regions of the template, with no registration of the
+individual. At 4 mm they follow a person's true volumes only in part, so that beating them proves little; the true
+volumes of simulated scans (`truth_features`) are the other end.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cohort.atlas import SIDES, atlas, tissue
-from cohort.grey_matter import dilated, soft_grey_matter
-from cohort.scans import Grid, ScanStack
+from classifier import metrics
+from classifier.resampling import interval
+from cohort.atlas import REGIONS, SIDES, Atlas, atlas, tissue
+from cohort.grey_matter import TISSUES, dilated, soft_grey_matter, tissue_fractions, without_bias
+from cohort.scans import Grid, ScanStack, head_mask
+from runtime import seeding
+from runtime.errors import InputError
+
+
+@cache
+def _template(grid: Grid) -> tuple[Atlas, dict[str, np.ndarray]]:
+    """Labels and tissue probabilities on a grid; reading them takes longer than measuring a few hundred scans."""
+    return atlas(grid), tissue(grid)
 
 
 def hippocampal_masks(grid: Grid) -> dict[str, np.ndarray]:
     """The atlas's left and right hippocampus, dilated; bool (D, H, W) each."""
-    labels = atlas(grid)
+    labels, _ = _template(grid)
     return {side: dilated(labels.mask(f"{side} Hippocampus"), grid) for side in SIDES}
 
 
 def hippocampal_features(scans: ScanStack) -> np.ndarray:
     """Soft grey-matter volume (ml) in the left and right hippocampal mask, and their absolute asymmetry; (N, 3)."""
-    masks, tissues = hippocampal_masks(scans.grid), tissue(scans.grid)
+    masks, tissues = hippocampal_masks(scans.grid), _template(scans.grid)[1]
     rows = []
     for volume in scans.volumes:
         grey = soft_grey_matter(volume, tissues)
         left, right = (float(grey[masks[side]].sum()) * scans.grid.spacing_mm**3 / 1000 for side in SIDES)
         rows.append((left, right, abs(left - right) / max(left + right, 1e-6)))
     return np.array(rows)
+
+
+def regional_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
+    """Tissue (ml) in the dilated masks of REGIONS, and the absolute asymmetry of each structure; (N, 24).
+
+    CSF in the ventricles, grey matter in the others, after division by a smooth bias (`cohort.grey_matter`).
+    """
+    labels, tissues = _template(grid)
+    masks = np.stack([dilated(labels.mask(region), grid).ravel() for region in REGIONS])
+    fluid = np.array([region.endswith("Ventricle") for region in REGIONS])
+    ml = grid.spacing_mm**3 / 1000
+    rows = []
+    for volume in volumes:
+        shares = tissue_fractions(without_bias(volume, tissues, grid), tissues)
+        csf, grey = (masks @ shares[TISSUES.index(name)].ravel() for name in ("csf", "gm"))
+        rows.append(np.where(fluid, csf, grey) * ml)
+    return with_asymmetry(np.array(rows))
+
+
+def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
+    """Volumes (N, 16) of REGIONS, and |L - R| / (L + R) of each structure beside them; (N, 24)."""
+    left, right = volumes[:, 0::2], volumes[:, 1::2]
+    return np.hstack([volumes, np.abs(left - right) / np.maximum(left + right, 1e-6)])
+
+
+def brain_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
+    """Volume (ml) of the mask of brain (or head); (N, 1). A cue of preparation rather than of disease."""
+    return np.array([[np.count_nonzero(head_mask(volume)) * grid.spacing_mm**3 / 1000] for volume in volumes])
+
+
+def truth_features(frame: pd.DataFrame, truth_csv: Path) -> np.ndarray:
+    """True volumes (ml) of REGIONS and their asymmetries for the rows of a table of simulated scans; (N, 24).
+
+    Args:
+        frame: with the column `subject`.
+        truth_csv: truth.csv of `cohort.make_demo`: columns `subject` and ``volume_<region>_mm3``.
+
+    Raises:
+        InputError: no such file, columns or subjects that are missing; names them.
+    """
+    try:
+        truth = pd.read_csv(truth_csv, dtype={"subject": str})
+    except FileNotFoundError:
+        raise InputError(f"{truth_csv}: no such file; cohort.make_demo writes it beside the scans") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{truth_csv}: not a table of true volumes: {error}") from None
+    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
+    missing = [f"no column {name}" for name in ("subject", *columns) if name not in truth.columns]
+    if missing:
+        raise InputError.of(f"{truth_csv}: not a table of true volumes", missing)
+    truth = truth.drop_duplicates("subject").set_index("subject")
+    strangers = sorted(set(frame["subject"]) - set(truth.index))
+    if strangers:
+        raise InputError.of(f"{truth_csv}: subjects that are not in it", strangers[:10])
+    return with_asymmetry(truth.loc[list(frame["subject"]), columns].to_numpy(dtype=np.float64) / 1000)
 
 
 def age_sex_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
@@ -47,28 +122,76 @@ def site_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
 def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str | dict[str, np.ndarray]]:
     """The inputs of each baseline for the training scans and every held-out stack, or why there are none.
 
-    Hippocampal features come from all training scans, synthetic ones too; age, sex and site only real rows have.
+    Returns:
+        for each name {"train": (N, F), and one for each held-out stack}, or ``skipped: reason``. ``hippocampus`` comes
+        from all training scans, synthetic ones too; all others from the real ones alone, in the order of the table.
+        ``permuted`` is ``regional`` with the training rows in random order: labels that belong to other people. It can
+        miss an area of 0.5 by more than its interval over test subjects: see `permutation_null`.
     """
-    real = train.frame[~train.frame["synthetic"]]
     stacks = {"train": train, **held_out}
     found: dict[str, str | dict[str, np.ndarray]] = {
         "hippocampus": {name: hippocampal_features(stack) for name, stack in stacks.items()}
     }
+    rows = np.flatnonzero(~train.frame["synthetic"].to_numpy(dtype=bool))
+    real = train.frame.iloc[rows]
+    names = ("regional", "brain_volume", "age_sex", "site", "permuted")
     if real["label"].nunique() < 2:
-        reason = "skipped: no real training scans of both classes"
-        return {**found, "age_sex": reason, "site": reason}
+        return {**found, **dict.fromkeys(names, "skipped: no real training scans of both classes")}
     frames = {"train": real, **{name: stack.frame for name, stack in held_out.items()}}
-    if real["age"].notna().any() or real["sex"].ne("").any():
-        found["age_sex"] = {name: age_sex_features(frame, real) for name, frame in frames.items()}
-    else:
-        found["age_sex"] = "skipped: the training table has neither age nor sex"
-    if real["site"].nunique() > 1:
-        found["site"] = {name: site_features(frame, real) for name, frame in frames.items()}
-    else:
-        found["site"] = "skipped: the training table has fewer than two sites"
-    return found
+    volumes = {"train": [train.volumes[row] for row in rows], **{name: one.volumes for name, one in held_out.items()}}
+    regional = {name: regional_features(part, train.grid) for name, part in volumes.items()}
+    order = seeding.rng(0, "permuted labels").permutation(len(real))
+    return {
+        **found,
+        "regional": regional,
+        "brain_volume": {name: brain_features(part, train.grid) for name, part in volumes.items()},
+        "age_sex": {name: age_sex_features(frame, real) for name, frame in frames.items()}
+        if real["age"].notna().any() or real["sex"].ne("").any()
+        else "skipped: the training table has neither age nor sex",
+        "site": {name: site_features(frame, real) for name, frame in frames.items()}
+        if real["site"].nunique() > 1
+        else "skipped: the training table has fewer than two sites",
+        "permuted": {**regional, "train": regional["train"][order]},
+    }
 
 
 def fit(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     """A logistic regression on standardised features (N, F), classes weighted equally, ridge penalty 1."""
     return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(inputs, labels)
+
+
+def fit_closely(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
+    """`fit` with the ridge penalty that cross-validation within these subjects prefers (log loss, 5 folds at most).
+
+    For bounds from above: a penalty that leaves noise in would put them too low. Both classes have two subjects.
+    """
+    folds = StratifiedKFold(min(5, int(np.bincount(labels).min())), shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    grid = {"logisticregression__C": np.logspace(-3, 1, 9)}
+    return GridSearchCV(model, grid, scoring="neg_log_loss", cv=folds).fit(inputs, labels).best_estimator_
+
+
+def permutation_null(
+    inputs: dict[str, np.ndarray], labels: np.ndarray, test_labels: np.ndarray, permutations: int, seed: int
+) -> dict[str, float]:
+    """Area on the test subjects of baselines fitted to permuted training labels.
+
+    One permuted fit is a random direction among the features: where they do tell the classes apart, its area strays
+    from 0.5 to either side by more than the sampling of test subjects explains. Over permutations it has mean 0.5.
+
+    Args:
+        inputs: ``train`` and ``test`` features (N, F), (M, F).
+        labels: (N,) of the training scans.
+        test_labels: (M,), not permuted.
+        permutations: how many fits.
+        seed: of the permutations.
+
+    Returns:
+        ``value``: the mean area, ``low`` and ``high``: 95 % of the permuted fits.
+    """
+    areas = []
+    for number in range(permutations):
+        shuffled = seeding.rng(seed, "permutation null", number).permutation(labels)
+        areas.append(metrics.auc(test_labels, fit(inputs["train"], shuffled).predict_proba(inputs["test"])[:, 1]))
+    low, high = interval(np.array(areas))
+    return {"value": float(np.mean(areas)), "low": low, "high": high}

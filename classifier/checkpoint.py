@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from classifier.config import ModelConfig
-from classifier.model import ResNet3D
+from classifier.model import Classifier, build_model
 from cohort.scans import Grid
 from runtime.checkpoints import (
     checkpoint_hash,
@@ -22,13 +22,15 @@ from runtime.checkpoints import (
 from runtime.errors import InputError
 
 KIND = "classifier"
+BEFORE_NAMES = {"name": "resnet", "pool": "mean", "feature_norm": False, "outputs": 1}
+"""What files hold that were written when there was one network, and therefore do not say."""
 
 
 @dataclass(frozen=True)
 class LoadedClassifier:
     """A classifier in evaluation mode, with what came along in its file."""
 
-    model: ResNet3D
+    model: Classifier
     grid: Grid
     hash: str
     ledger: list[str]
@@ -43,7 +45,7 @@ class LoadedClassifier:
 
 
 def save_classifier(
-    path: Path, model: ResNet3D, *, grid: Grid, ledger: list[str], mean_hc: torch.Tensor, step: int, **state: Any
+    path: Path, model: Classifier, *, grid: Grid, ledger: list[str], mean_hc: torch.Tensor, step: int, **state: Any
 ) -> None:
     """Writes a checkpoint; `state` holds ``ema``, ``temperature``, ``threshold`` and what the run wants back."""
     contents = {
@@ -65,33 +67,44 @@ def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema")
     Raises:
         InputError: not a classifier checkpoint, damaged, or weights that do not fit its own configuration.
     """
-    record = load_checkpoint(path, KIND)
+    record = read_classifier(path)
+    grid, normalisation = Grid.from_dict(record["grid"]), record["normalisation"]
     try:
         config = ModelConfig(**{**record["model_config"], "widths": tuple(record["model_config"]["widths"])})
-    except TypeError as error:
+        model = build_model(config, grid.shape, normalisation["mean"], normalisation["std"])
+    except (TypeError, InputError) as error:
         raise InputError(f"{path}: its model configuration is not one of this version: {error}") from None
-    model = ResNet3D(config)
     load_weights(model, record["ema" if weights == "ema" else "weights"], path)
     model.eval().requires_grad_(False)
     return LoadedClassifier(
-        model, Grid.from_dict(record["grid"]), checkpoint_hash(path), record["ledger"], record["step"],
-        record["temperature"], record["threshold"], record["mean_hc"],
+        model, grid, checkpoint_hash(path), record["ledger"], record["step"], record["temperature"],
+        record["threshold"], record["mean_hc"],
     )  # fmt: skip
+
+
+def read_classifier(path: Path | str) -> dict[str, Any]:
+    """The contents of a checkpoint, with its whole model configuration also where the file is an older one.
+
+    Raises:
+        InputError: not a classifier checkpoint, or damaged.
+    """
+    record = load_checkpoint(path, KIND)
+    return {**record, "model_config": {**BEFORE_NAMES, **record["model_config"]}}
 
 
 def set_operating_point(path: Path, *, temperature: float, threshold: float) -> None:
     """Writes what validation has fixed into a finished run's checkpoint."""
-    record = load_checkpoint(path, KIND)
+    record = read_classifier(path)
     save_checkpoint(path, KIND, {**record, "temperature": temperature, "threshold": threshold})
 
 
-def resume_classifier(path: Path, model: ResNet3D, grid: Grid) -> dict[str, Any]:
+def resume_classifier(path: Path, model: Classifier, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training and returns the file's contents.
 
     Raises:
         InputError: the checkpoint is of another grid or architecture; names each field with both values.
     """
-    record = load_checkpoint(path, KIND)
+    record = read_classifier(path)
     wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
     refuse_other(path, record, wanted, "another grid or architecture")
     load_weights(model, record["weights"], path)

@@ -1,163 +1,213 @@
-"""Compares classifier runs on the same held-out subjects: a table with intervals, and paired tests.
+"""Compares classifier runs, or arms of runs over seeds and folds, on the same held-out subjects.
 
     python -m classifier.compare runs/demo/real runs/demo/real_and_synthetic --out runs/demo/comparison.json
+    python -m classifier.compare --arms runs/demo/arms --reference real --out runs/demo/arms.json --figures runs/demo
 
 Reads predictions.csv and results.json of each run; prints a table, and with --out writes it as JSON and CSV. The first
-run is the reference. Areas are compared by DeLong's test, right and wrong answers by McNemar's exact test; Holm
-corrects over the comparisons. Both tests speak about other subjects of this kind, not about another training seed.
+run, or the arm named by --reference, is what the others are held against. The measures of an arm are means over its
+folds and training seeds; their intervals come from one bootstrap that resamples subjects and, within, seeds, with the
+same draws in all arms. Areas are compared by that bootstrap (the primary test) and by DeLong's test of seed-averaged
+probabilities (other subjects, the same networks), right and wrong answers by McNemar's exact test; Holm corrects each
+test over the comparisons. The verdict holds the 90 % interval of the difference of areas against --margin.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import tyro
 
-from classifier import metrics
-from classifier.predictions import by_subject, read_predictions
-from runtime import seeding
+from classifier import bands, figures
+from classifier.arm_runs import ArmRuns, arms_of, single_runs
+from classifier.comparison import Comparison, against_truth, compare_arms
+from classifier.metrics import MEASURES
+from classifier.nested_bootstrap import Draws, draws_of
+from classifier.resampling import cell_text
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import atomic_write, read_json, write_json
+from runtime.files import atomic_write, write_json
 
 
 @dataclass(frozen=True)
 class CompareConfig:
     """What to compare."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run folders of classifier.train; the first is the reference."""
+    arms: Path | None = None
+    """Instead of run folders: the folder of classifier.run_arms, with <arm>/seed<S>_fold<F> in it."""
+    reference: str = "real"
+    """With --arms: the arm that the others are held against."""
     split: Literal["test", "val"] = "test"
     """Held-out subjects to compare on."""
     pairs: Literal["reference", "all"] = "reference"
-    """Compare every other run with the first, or all pairs."""
+    """Compare every other run with the reference, or all pairs."""
+    margin: float = 0.05
+    """Largest difference of areas that does not matter, for the verdicts; to be stated before looking."""
+    truth: Path | None = None
+    """truth.csv of a simulated cohort: also holds every arm against a regression on the true volumes."""
+    train_csv: tuple[Path, ...] = ()
+    """With --truth: tables with the training scans of the runs."""
     resamples: int = 2000
-    """Bootstrap resamples of subjects for the intervals."""
+    """Bootstrap resamples of subjects and seeds for the intervals."""
     seed: int = 0
     """Seed of the bootstrap."""
     out: Path | None = None
     """Write the comparison to this JSON file, and the tables beside it as CSV."""
+    figures: Path | None = None
+    """Write figures to this folder: roc_and_precision, reliability, confusion, auc_by_real, differences (PNG)."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
 
 def main(config: CompareConfig) -> None:
-    """Reads, tests, prints, writes."""
-    runs = read_runs(config)
-    table = [measure(name, run, config) for name, run in runs.items()]
-    tests = paired_tests(runs, config.pairs)
-    for line in lines_of(table, tests, config.split):
-        print(line)
+    """Reads, tests, prints, writes, draws."""
+    check(config)
+    if config.arms is None:
+        runs = single_runs(config.runs, config.split)
+    else:
+        runs = arms_of(config.arms, config.reference, config.split)
+    draws = draws_of(runs, config.resamples, config.seed)
+    found = compare_arms(runs, draws, pairs=config.pairs, margin=config.margin)
+    truth = against_truth(runs, draws, found.auc, config.truth, config.train_csv) if config.truth else None
+    for lines in (head_lines(runs, config), row_lines(found), baseline_lines(found), test_lines(found)):
+        print(*lines, sep="\n")
+    if truth is not None:
+        print(*truth_lines(truth), sep="\n")
     if config.out is not None:
-        write_json(config.out, {"split": config.split, "resamples": config.resamples, "runs": table, "tests": tests})
-        write_csv(config.out.with_suffix(".csv"), [flat(row) for row in table])
-        write_csv(config.out.with_name(f"{config.out.stem}_tests.csv"), tests)
+        write(config.out, config, runs, found, truth)
+    if config.figures is not None:
+        draw(config.figures, runs, draws, found)
 
 
-def read_runs(config: CompareConfig) -> dict[str, dict[str, Any]]:
-    """Predictions and results of every run, by a name that tells them apart.
-
-    Raises:
-        InputError: fewer than two runs, unfinished ones, or runs whose held-out scans or labels differ; lists which.
-    """
-    folders = list(dict.fromkeys(path.resolve() for path in config.runs))
-    if len(folders) < 2:
-        raise InputError("a comparison needs two different runs or more")
-    runs = {}
-    for folder in folders:
-        frame = read_predictions(folder / "predictions.csv").query("split == @config.split")
-        frame = frame.sort_values(["subject", "session"]).reset_index(drop=True)
-        runs[_name(folder, folders)] = {"frame": frame, "results": read_json(folder / "results.json")}
-    identity = ["subject", "session", "label"]
-    keys = {name: set(map(tuple, run["frame"][identity].to_numpy())) for name, run in runs.items()}
-    first = next(iter(keys))
+def check(config: CompareConfig) -> None:
+    """Raises InputError where the flags contradict each other; lists all."""
     problems = []
-    for name, key in keys.items():
-        extra, missing = sorted(key - keys[first]), sorted(keys[first] - key)
-        if extra or missing:
-            shown = ", ".join(f"{subject} (label {label})" for subject, _, label in (extra + missing)[:10])
-            problems.append(f"{name}: {len(extra)} scans that {first} has not, {len(missing)} that it lacks: {shown}")
+    if config.arms is not None and config.runs:
+        problems.append("give run folders or --arms, not both")
+    if config.margin <= 0:
+        problems.append(f"--margin {config.margin}: a difference of areas above 0")
+    if config.resamples < 20:
+        problems.append(f"--resamples {config.resamples}: at least 20")
+    if (config.truth is None) != (not config.train_csv):
+        problems.append("--truth and --train-csv go together: the regression is fitted to training subjects")
     if problems:
-        raise InputError.of("runs are compared on the same held-out scans with the same labels", problems)
-    return runs
+        raise InputError.of("the configuration contradicts itself", problems)
 
 
-def _name(folder: Path, folders: list[Path]) -> str:
-    """The folder's name, with as many parents as tell it from the others."""
-    for depth in range(1, len(folder.parts)):
-        name = "/".join(folder.parts[-depth:])
-        if sum("/".join(other.parts[-depth:]) == name for other in folders) == 1:
-            return name
-    return str(folder)
+def head_lines(runs: ArmRuns, config: CompareConfig) -> list[str]:
+    """What the numbers are about."""
+    many = len(runs.seeds) > 1
+    size = f"{runs.subjects} {config.split} subjects"
+    size += f", {len(runs.folds)} folds" if len(runs.folds) > 1 else ""
+    size += f", {len(runs.seeds)} training seeds" if many else ", one training seed"
+    about = "subjects and training seeds" if many else "subjects; they say nothing about another training seed"
+    lines = [f"{len(runs.arms)} runs: {size}; 95 % intervals over {about}"]
+    return lines + [f"left out: {what}" for what in runs.left_out]
 
 
-def measure(name: str, run: dict[str, Any], config: CompareConfig) -> dict[str, Any]:
-    """One row of the table. All runs share the bootstrap's draws, so that their intervals can be compared."""
-    frame, results = run["frame"], run["results"]
-    rng = seeding.rng(config.seed, "compare")
-    measured = metrics.evaluate(
-        frame["label"].to_numpy(), frame["probability"].to_numpy(), results["threshold"], frame["group"].to_numpy(),
-        rng, config.resamples,
-    )  # fmt: skip
-    return {"run": name, "leak": results["leak"], "counts": results["counts"]["train"], "metrics": measured}
-
-
-def paired_tests(runs: dict[str, dict[str, Any]], pairs: str) -> list[dict[str, Any]]:
-    """DeLong and McNemar for each pair of runs, with Holm's correction over the pairs for each of the two."""
-    names = list(runs)
-    chosen = list(combinations(names, 2)) if pairs == "all" else [(names[0], name) for name in names[1:]]
-    tests = []
-    for a, b in chosen:
-        sides = [by_subject(runs[name]["frame"]) for name in (a, b)]
-        labels = sides[0]["label"].to_numpy()
-        scores = [side["probability"].to_numpy() for side in sides]
-        correct = [
-            (score >= runs[name]["results"]["threshold"]) == (labels == 1)
-            for name, score in zip((a, b), scores, strict=True)
-        ]
-        only_a, only_b, p = metrics.mcnemar(*correct)
-        delong = {f"delong_{name}": value for name, value in asdict(metrics.delong_test(labels, *scores)).items()}
-        tests.append({"a": a, "b": b, **delong, "only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": p})
-    for kind in ("delong", "mcnemar"):
-        for test, p in zip(tests, metrics.holm(np.array([test[f"{kind}_p"] for test in tests])), strict=True):
-            test[f"{kind}_p_holm"] = float(p)
-    return tests
-
-
-def lines_of(table: list[dict[str, Any]], tests: list[dict[str, Any]], split: str) -> list[str]:
-    """The comparison for people."""
-    count = len(table)
-    lines = [f"{count} runs on the {split} subjects; 95 % intervals over subjects"]
-    for row in table:
+def row_lines(found: Comparison) -> list[str]:
+    """The measures of every arm."""
+    lines = []
+    for row in found.rows:
         trained = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in row["counts"].items() if number)
         lines.append(f"{row['run']}  (trained on {trained}){'  LEAK ALLOWED' if row['leak'] else ''}")
-        for name in metrics.METRICS:
-            lines.append(f"    {name:20s}" + "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["metrics"][name]))
-    for test in tests:
+        lines += [f"    {name:24s}{cell_text(row['metrics'][name])}" for name in MEASURES]
+        lines.append(f"    {'auc, LeDell interval':24s}{cell_text(row['fold_averaged_auc'])}  (subjects only)")
+        if row["folds"] > 1:
+            after = f"{row['pooled_auc_after_ranking']:.3f} after ranking within folds"
+            lines.append(f"    {'auc, folds pooled':24s}{row['pooled_auc']:.3f}, {after}")
+        if row["seeds"] > 1:
+            each = ", ".join(f"{value:.3f}" for value in row["auc_by_seed"].values())
+            lines.append(f"    {'auc by training seed':24s}{each}")
+    return lines
+
+
+def test_lines(found: Comparison) -> list[str]:
+    """The differences between arms."""
+    lines = []
+    for test in found.tests:
+        leak = "  LEAK ALLOWED" if test["leak"] else ""
         lines.append(
-            f"{test['b']} minus {test['a']}: AUC {test['delong_difference']:+.3f} [{test['delong_low']:+.3f}, "
-            f"{test['delong_high']:+.3f}], DeLong p {test['delong_p']:.3g} (Holm {test['delong_p_holm']:.3g}); right "
-            f"only in one {test['only_b_right']} : {test['only_a_right']}, McNemar p {test['mcnemar_p']:.3g} "
-            f"(Holm {test['mcnemar_p_holm']:.3g})"
+            "{b} minus {a}: AUC {auc_difference:+.3f} [{auc_difference_low:+.3f}, {auc_difference_high:+.3f}], "
+            "p {bootstrap_p:.3g} (Holm {bootstrap_p_holm:.3g}); at a margin of {margin:g}: {verdict} (90 % interval "
+            "[{auc_difference_low90:+.3f}, {auc_difference_high90:+.3f}]){leak}".format(**{**test, "leak": leak})
+        )
+        lines.append(
+            "    DeLong, probabilities averaged over seeds: {delong_difference:+.3f} [{delong_low:+.3f}, "
+            "{delong_high:+.3f}], p {delong_p:.3g} (Holm {delong_p_holm:.3g}){flag}".format(
+                **test, flag=", no variance" if test["delong_degenerate"] else ""
+            )
+        )
+        lines.append(
+            "    right answers {accuracy_difference:+.3f} [{accuracy_difference_low:+.3f}, "
+            "{accuracy_difference_high:+.3f}], right only in one {only_b_right} : {only_a_right}, McNemar p "
+            "{mcnemar_p:.3g} (Holm {mcnemar_p_holm:.3g})".format(**test)
         )
     return lines
 
 
+def baseline_lines(found: Comparison) -> list[str]:
+    """The logistic regressions beside the reference."""
+    row = found.rows[0]
+    lines = [f"baselines beside {row['run']}, AUC:"] if row["baselines"] else []
+    return lines + [f"    {name:24s}{cell_text(auc)}" for name, auc in row["baselines"].items()]
+
+
+def truth_lines(truth: dict[str, Any]) -> list[str]:
+    """Every arm against the regression on true volumes."""
+    lines = [f"regression on the true volumes of all changed regions: AUC {cell_text(truth['auc'])}"]
+    for row in truth["arms"]:
+        what = "ABOVE IT BY MORE THAN CHANCE: a shortcut?" if row["above"] else "not above it by more than chance"
+        lines.append(
+            "    {run} minus it: {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3g}; ".format(**row) + what
+        )
+    return lines
+
+
+def write(path: Path, config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
+    """Writes the JSON file, and the tables beside it."""
+    write_json(
+        path,
+        {
+            "split": config.split, "resamples": config.resamples, "reference": next(iter(runs.arms)),
+            "margin": config.margin, "seeds": runs.seeds, "folds": runs.folds, "subjects": runs.subjects,
+            "left_out": runs.left_out, "runs": found.rows, "tests": found.tests, "truth": truth,
+        },
+    )  # fmt: skip
+    write_csv(path.with_suffix(".csv"), [flat(row) for row in found.rows])
+    write_csv(path.with_name(f"{path.stem}_tests.csv"), found.tests)
+    if truth is not None:
+        write_csv(path.with_name(f"{path.stem}_truth.csv"), truth["arms"])
+
+
 def flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the table with one value per column."""
-    values = {f"{name}_{part}": value for name, cell in row["metrics"].items() for part, value in cell.items()}
-    return {"run": row["run"], "leak": row["leak"], **row["counts"], **values}
+    cells = {**row["metrics"], "fold_averaged_auc": row["fold_averaged_auc"]}
+    values = {f"{name}_{part}": value for name, found in cells.items() for part, value in found.items()}
+    seeds = {f"auc_seed{seed}": value for seed, value in row["auc_by_seed"].items()}
+    values |= {f"baseline_{name}_auc": auc["value"] for name, auc in row["baselines"].items()}
+    plain = {name: value for name, value in row.items() if not isinstance(value, dict)}
+    return {**plain, **row["counts"], **row["confusion"], **values, **seeds}
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes rows as CSV, atomically."""
     with atomic_write(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def draw(folder: Path, runs: ArmRuns, draws: Draws, found: Comparison) -> None:
+    """All figures of the comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures.roc_and_precision(folder / "roc_and_precision.png", bands.all_bands(runs, draws))
+    figures.reliability(folder / "reliability.png", bands.reliabilities(runs), found.rows)
+    figures.confusion(folder / "confusion.png", found.rows)
+    figures.auc_by_real(folder / "auc_by_real.png", found.rows)
+    figures.differences(folder / "differences.png", found.tests)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -12,18 +12,29 @@ from runtime.files import ROOT
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the 3D ResNet; travels in the checkpoint."""
+    """Architecture of the network; travels in the checkpoint."""
 
+    name: Literal["resnet", "densenet121", "efficientnet"] = "resnet"
+    """Network: a dense 3D ResNet; MONAI's 3D DenseNet121; MONAI's 2D EfficientNet-B0 with coronal slices as channels.
+    The latter two have their published widths and depths, and average over the last level."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    """Channels of each level; every level after the first halves each axis."""
+    """Channels of each level (resnet); every level after the first halves each axis."""
     blocks: int = 2
-    """Residual blocks per level."""
+    """Residual blocks per level (resnet)."""
+    pool: Literal["attention", "mean"] = "attention"
+    """How places of the last level are put together (resnet): weighted by a learned score, whose map can be shown, or
+    averaged."""
+    feature_norm: bool = True
+    """Bring the pooled features to mean 0 and variance 1 over the batch (in evaluation: by running statistics) before
+    the last layer."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 for fine grids, 1 for coarse ones."""
     groups: int = 8
     """Groups of each GroupNorm; divides every width."""
     dropout: float = 0.2
     """Share of the pooled features that is dropped in training."""
+    outputs: Literal[1, 2] = 1
+    """Logits: TLE against HC, and with 2 also right against left."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,14 @@ class AugmentConfig:
     noise: float = 0.02
     """Standard deviation of added white noise, in intensity units (volumes span 0 to 1)."""
 
+    def scaled(self, factor: float) -> AugmentConfig:
+        """The same with every standard deviation times `factor`."""
+        return AugmentConfig(**{name: factor * value for name, value in asdict(self).items()})
+
+
+STRENGTH = {"none": 0.0, "standard": 1.0, "strong": 2.0}
+"""Factor on the standard deviations of AugmentConfig, by name of the augmentation."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -54,6 +73,13 @@ class TrainConfig:
     """Table of validation scans: the best checkpoint, the temperature and the threshold are chosen on them."""
     test_csv: Path = ROOT / "data_csvs/test.csv"
     """Table of held-out scans, used once, at the end."""
+    folds: int = 0
+    """Cross-validation with so many folds (3 or more) instead of the three tables: the scans of --index are divided by
+    subject and group, stratified by class, side and site; --sample-seed moves the division. 0 for the three tables."""
+    fold: int = 0
+    """Which fold this run is tested on, from 0. It is validated on the next one and trained on all others."""
+    index: tuple[Path, ...] = ()
+    """Tables that --folds divides, joined; by default the training table, so that the test table stays locked."""
     real: int | None = None
     """How many real training subjects to use (all their scans): by default all, 0 for synthetic volumes only. For one
     sample seed the subjects of a smaller number are among those of a larger one, with the classes in proportion."""
@@ -61,6 +87,14 @@ class TrainConfig:
     """Synthetic volumes to add, in percent of the real training scans, class by class."""
     synth_count: int = 0
     """Synthetic volumes to add, in total, half of each class; instead of the percentage (needed with --real 0)."""
+    duplicate_percent: float = 0.0
+    """Real training scans to repeat, in percent of the real training scans, class by class: the control of the same
+    counts as --synth-percent, with nothing new in it."""
+    augmentation: Literal["none", "standard", "strong"] = "standard"
+    """Strength of the classical augmentation: the standard deviations of --augment times 0, 1 or 2."""
+    shuffle: Literal["none", "synthetic", "all"] = "none"
+    """Null runs. synthetic: the labels of the synthetic volumes are permuted among them. all: those of the training and
+    of the validation subjects too, each among themselves; test labels never. --seed draws the permutation."""
     synth_hc: Path = ROOT / "synthetic_data_pkls_HC"
     """Folder of synthetic controls (volume pickles and ledger.json)."""
     synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
@@ -73,7 +107,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Augmentation."""
+    """Standard deviations of the augmentation; see --augmentation."""
     steps: int = 8000
     """Optimiser steps: the same in every arm of an experiment, however many volumes it has."""
     batch_size: int = 16
@@ -84,6 +118,8 @@ class TrainConfig:
     """Steps of linear warm-up."""
     weight_decay: float = 0.05
     """AdamW's decoupled weight decay."""
+    side_weight: float = 0.0
+    """Weight of the loss of a second task, right against left, on the patients whose side is known; 0 leaves it out."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     ema_decay: float = 0.998
@@ -103,9 +139,10 @@ class TrainConfig:
     compile: bool = True
     """Compile the network on a GPU (on a CPU nothing is compiled)."""
     seed: int = 0
-    """Seed of weights, batches and augmentation."""
+    """Seed of weights, batches, augmentation and permuted labels."""
     sample_seed: int = 0
-    """Seed of the choice of real subjects and synthetic volumes, so that training seeds can vary on the same data."""
+    """Seed of the folds and of the choice of real subjects and synthetic volumes, so that training seeds can vary on
+    the same data."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     cache_dir: Path | None = None
@@ -125,9 +162,10 @@ PRESETS = {
         steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9,
         log_every_steps=10, val_every_steps=10, save_every_steps=10,
     ),
-    # A minute on two CPU cores.
+    # A minute on two CPU cores. So few steps do not reach anything through random changes of the volumes: a planted
+    # corner mark in one class is learned without them and not with them.
     "demo": TrainConfig(
-        grid="demo", run_dir=ROOT / "runs/demo/classifier",
+        grid="demo", augmentation="none", run_dir=ROOT / "runs/demo/classifier",
         model=ModelConfig(widths=(16, 32, 64, 128), blocks=1),
         steps=200, batch_size=16, lr=2e-3, warmup_steps=15, ema_decay=0.97,
         log_every_steps=10, val_every_steps=25, save_every_steps=50,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from classifier.config import AugmentConfig
-from cohort.scans import ScanStack
+from cohort.scans import ScanStack, VolumeStack
+from cohort.tables import CLASS_NAMES
 from runtime import distributed, seeding
 from runtime.device import Device
 
@@ -24,6 +25,7 @@ class Volumes:
     def __init__(self, scans: ScanStack, device: Device) -> None:
         self.frame: pd.DataFrame = scans.frame
         self.labels = torch.from_numpy(scans.labels.copy())
+        self.sides = torch.from_numpy(sides(scans.frame))
         self.grid = scans.grid
         self.device = device
         self._scans = scans
@@ -63,6 +65,41 @@ class Volumes:
         return torch.from_numpy((total / len(rows)).astype(np.float32))
 
 
+def sides(frame: pd.DataFrame) -> np.ndarray:
+    """The side of each scan's epilepsy, int64 (N,): 0 left, 1 right, -1 where it is unknown or there is none."""
+    return frame["side"].map({"L": 0, "R": 1}).fillna(-1).to_numpy(dtype=np.int64)
+
+
+def without_repeats(scans: ScanStack) -> ScanStack:
+    """The training scans, each once: what is fitted in closed form gains nothing from a repeated row."""
+    rows = np.flatnonzero(~scans.frame["repeated"].to_numpy(dtype=bool))
+    return ScanStack(
+        scans.frame.iloc[rows].reset_index(drop=True),
+        VolumeStack([scans.volumes.files[row] for row in rows], scans.grid.shape),
+        scans.grid,
+        tuple(scans.hashes[row] for row in rows),
+    )
+
+
+def origins(frame: pd.DataFrame) -> pd.Series:
+    """What each row of a table of scans is, such as ``real_HC``, ``repeated_TLE`` or ``synthetic_HC``."""
+    flags = {name: frame.get(name, pd.Series(False, index=frame.index)) for name in ("repeated", "synthetic")}
+    origin = np.where(flags["synthetic"], "synthetic", np.where(flags["repeated"], "repeated", "real"))
+    return pd.Series(origin, index=frame.index) + "_" + frame["label"].map(lambda label: CLASS_NAMES[label])
+
+
+def counts(stack: ScanStack, weights: np.ndarray | None = None) -> dict[str, int]:
+    """Scans of a stack by origin and class; each counted as often as `weights` (N,) says, by default once."""
+    totals = pd.Series(1 if weights is None else weights, index=stack.frame.index).groupby(origins(stack.frame)).sum()
+    names = (f"{origin}_{name}" for origin in ("real", "repeated", "synthetic") for name in CLASS_NAMES)
+    return {name: int(totals.get(name, 0)) for name in names}
+
+
+def counts_text(stack: ScanStack) -> str:
+    """Counts for people."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts(stack).items() if count)
+
+
 def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:
     """Which rows make this process's share of the global batch of a step: HC and TLE in turn.
 
@@ -84,6 +121,21 @@ def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -
             here = torch.nonzero(places // len(members) == epoch)[:, 0]
             rows[label::2][here] = members[order[places[here] % len(members)]]
     return distributed.local(rows)
+
+
+def draws_per_row(labels: np.ndarray, batch_size: int, steps: int, seed: int) -> np.ndarray:
+    """How often each row was in a global batch after so many steps of `balanced_rows`, int64 (N,).
+
+    Whole epochs use every row of a class once; only the last, begun one depends on its permutation.
+    """
+    drawn = np.zeros(len(labels), dtype=np.int64)
+    for label in (0, 1):
+        members = np.flatnonzero(labels == label)
+        epochs, rest = divmod(steps * (batch_size // 2), len(members))
+        order = torch.randperm(len(members), generator=seeding.generator(seed, "epoch", label, epochs)).numpy()
+        drawn[members] += epochs
+        drawn[members[order[:rest]]] += 1
+    return drawn
 
 
 def augment(x: torch.Tensor, config: AugmentConfig, spacing_mm: float, seed: int, step: int) -> torch.Tensor:

@@ -1,16 +1,19 @@
-"""Shows where a classifier looks: attribution maps of scans or volumes, group means, and a ranking by atlas region.
+"""Shows where a classifier looks: attribution maps of scans and volumes, group means, rankings by atlas region.
 
     python -m classifier.generate_saliency_maps --checkpoint runs/demo/classifier/checkpoints/best.pt \\
-        --csv data_csvs/test.csv --methods integrated_gradients smoothgrad --out runs/demo/saliency
+        --csv data_csvs/test.csv --volumes synthetic_data_pkls_HC synthetic_data_pkls_TLE \\
+        --reconstructions runs/demo/infer --methods smoothgrad integrated_gradients --out runs/demo/saliency
 
-Writes, in the folder of each method, one NIfTI map and one picture per volume and the mean maps by class; beside them
-region_ranking.csv (all methods) and maps.json (settings, completeness, logits). How to read them: SALIENCY_README.md.
+Writes, in <method>/<origin>/ (origins: real, synthetic, reconstruction), one NIfTI map per volume, pictures, and mean
+maps by class, side and outcome; beside the methods cases.csv, groups.csv, region_ranking.csv, lateralisation.csv,
+agreement.csv, a figure of each method, and maps.json (settings, completeness). The same command goes on where it was
+stopped, and makes again only maps whose checkpoint, volume or settings have changed. How to read all this:
+SALIENCY_README.md.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +22,25 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from classifier import attribution, figures
+from classifier import anatomy_figures, attribution, map_files, saliency_tables
+from classifier.cases import groups_of, judge, read_cases
 from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
-from classifier.regions import rank_regions, region_means
+from classifier.regions import Relevance, choose_regions, region_means
+from classifier.saliency_tables import Found, Maps
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
-from cohort.scans import load_scans
-from cohort.tables import CLASS_NAMES, COLUMNS, read_table
-from cohort.volumes import list_volumes, read_volume, write_nifti
-from runtime import seeding
+from cohort.scans import ScanStack, load_scans
+from cohort.tables import CLASS_NAMES
+from cohort.volumes import write_nifti
+from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
-from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, write_json
+from runtime.files import ROOT, atomic_write, locked, write_json
+
+CASE_COLUMNS = ("origin", "stem", "subject", "session", "group", "label", "side", "diagnosis", "logit", "probability",
+                "outcome", "file")  # fmt: skip
+"""Of cases.csv."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +50,37 @@ class SaliencyConfig:
     checkpoint: Path
     """Checkpoint of classifier.train."""
     csv: Path | None = None
-    """Table of scans to explain."""
-    volumes: Path | None = None
-    """Folder of volume pickles to explain, instead of a table."""
-    methods: tuple[str, ...] = ("integrated_gradients", "integrated_gradients_hc", "smoothgrad", "occlusion")
+    """Table of real scans to explain."""
+    volumes: tuple[Path, ...] = ()
+    """Folders of synthetic volumes to explain; they are judged against the class they were made for."""
+    reconstructions: tuple[Path, ...] = ()
+    """Folders of reconstructions to explain: of VAE.infer with --nifti, or of volume pickles. Class and side are those
+    of their scans in --csv; without it the class is what VAE.infer's metrics.csv beside them says."""
+    methods: tuple[str, ...] = ("smoothgrad", "integrated_gradients", "integrated_gradients_hc", "occlusion")
     """Attribution methods; a wrong name lists the known ones."""
+    regions: tuple[str, ...] = ()
+    """Atlas regions to rank and to occlude, such as "Left Hippocampus"; by default all."""
     out: Path = ROOT / "runs/saliency"
-    """Folder for maps, pictures and the ranking."""
+    """Folder for maps, pictures and tables."""
     limit: int | None = None
-    """Explain only so many volumes, HC and TLE in turn from the top of the table; by default all."""
+    """Explain only so many volumes of each origin, HC and TLE in turn from the top of the table; by default all."""
     pictures: int = 8
-    """Pictures for the first so many volumes of each method (maps are written for all)."""
+    """Pictures for the first so many volumes of each origin and method (maps are written for all); 0: not even of means
+    and rankings."""
     ig_steps: int = 32
     """Points along the path of integrated gradients."""
     noise_samples: int = 16
     """Noisy copies in SmoothGrad."""
+    shap_samples: int = 25
+    """Random points in gradient SHAP."""
+    batch: int | None = None
+    """Volumes evaluated at once (points of a path count each); by default 8 on a CPU and 32 on a GPU."""
     resamples: int = 2000
-    """Bootstrap resamples of subjects for the ranking's intervals."""
+    """Bootstrap resamples of subjects for the intervals."""
     allow_leak: bool = False
     """Also explain subjects that the classifier was trained on; maps.json then says so."""
     seed: int = 0
-    """Seed of SmoothGrad's noise and of the bootstrap."""
+    """Seed of the methods' noise and of the bootstrap."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     cache_dir: Path | None = None
@@ -73,159 +91,210 @@ class SaliencyConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same from volume to volume."""
+    """What stays the same from map to map."""
 
     config: SaliencyConfig
     loaded: LoadedClassifier
+    scans: ScanStack
     volumes: Volumes
+    cases: pd.DataFrame
+    """One row per volume: classifier.cases."""
     regions: Atlas
     context: attribution.Context
 
+    @property
+    def origins(self) -> list[str]:
+        """Those that have cases, in the order of the cases."""
+        return list(dict.fromkeys(self.cases["origin"]))
 
-@dataclass
-class Sums:
-    """Running results of one method; maps themselves go to disk, so that any number of volumes fits."""
-
-    total: np.ndarray
-    """float64 (2, D, H, W), summed maps by class."""
-    magnitudes: list[np.ndarray] = field(default_factory=list)
-    """Per volume, mean |map| of each region."""
-    errors: list[float] = field(default_factory=list)
-    """Per volume, how far the map is from complete, in logits; for the methods that promise it."""
+    def stem(self, method: str, row: int) -> Path:
+        """Path of a case's map, without an ending."""
+        return self.config.out / method / self.cases["origin"][row] / self.cases["stem"][row]
 
 
 def main(config: SaliencyConfig) -> None:
-    """Loads, attributes, averages, ranks."""
+    """Loads, attributes, averages, ranks, compares."""
     attribution.check_methods(config.methods)
     device = pick_device("float32", config.threads)  # bfloat16 would round small attributions away
     loaded = load_classifier(config.checkpoint)
-    frame = choose(config)
-    leak = refuse_overlap(frame, loaded.ledger, what=f"classifier {config.checkpoint}", allow_leak=config.allow_leak)
-    volumes = Volumes(load_scans(frame, loaded.grid, cache_dir=config.cache_dir), device)
-    regions = atlas(loaded.grid)
+    regions = choose_regions(atlas(loaded.grid), config.regions)
+    cases = read_cases(config.csv, config.volumes, config.reconstructions, loaded.grid, config.limit)
+    leak = refuse_overlap(cases, loaded.ledger, what=f"classifier {config.checkpoint}", allow_leak=config.allow_leak)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with locked(config.out):
+        job = prepare(config, loaded, regions, cases, device)
+        made = {method: make_maps(job, method) for method in config.methods}
+        found = {(method, origin): gather(job, method, origin) for method in config.methods for origin in job.origins}
+        write_results(job, found, leak, made)
+
+
+def prepare(
+    config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, cases: pd.DataFrame, device: Device
+) -> Job:
+    """Loads the volumes, and judges them with the checkpoint's temperature and threshold."""
+    scans = load_scans(cases, loaded.grid, cache_dir=config.cache_dir)
+    volumes = Volumes(scans, device)
     device.module(loaded.model)
-    job = Job(config, loaded, volumes, regions, context_of(config, loaded, regions, device))
-    sums = {name: Sums(np.zeros((2, *loaded.grid.shape))) for name in config.methods}
-    with torch.no_grad():
-        logits = [float(loaded.model(volumes.batch(torch.tensor([index])))) for index in range(len(volumes))]
-    for index in tqdm(range(len(volumes)), desc="attribution", unit="volume"):
-        for method in config.methods:
-            explain(job, method, index, sums[method])
-    for method in config.methods:
-        write_means(job, method, sums[method])
-    table = rank(job, sums)
-    with atomic_write(config.out / "region_ranking.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    write_json(config.out / "maps.json", summary(job, logits, sums, leak))
-    report(table, config.methods)
-
-
-def choose(config: SaliencyConfig) -> pd.DataFrame:
-    """The rows to explain, from a table or a folder of volumes, HC and TLE in turn.
-
-    Raises:
-        InputError: neither or both given, or nothing in them.
-    """
-    if (config.csv is None) == (config.volumes is None):
-        raise InputError("give either --csv (scans) or --volumes (a folder of volume pickles)")
-    frame = read_table(config.csv) if config.csv is not None else volume_rows(config.volumes)
-    turn = frame.groupby("label").cumcount()
-    frame = frame.iloc[np.lexsort((frame["label"], turn))[: config.limit]].reset_index(drop=True)
-    if frame.empty:
-        raise InputError(f"{config.csv or config.volumes}: nothing to explain")
-    return frame
-
-
-def volume_rows(folder: Path) -> pd.DataFrame:
-    """One row per volume pickle of a folder, labels from the files."""
-    rows = []
-    for path in list_volumes(folder):
-        label, subject = read_volume(path).label, f"synthetic_{path.stem}"
-        texts = {"side": "", "session": "", "sex": "", "site": "", "diagnosis": CLASS_NAMES[label]}
-        rows.append({"subject": subject, "group": subject, "file": str(path.resolve()), "label": label, **texts})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def context_of(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, device: Device) -> attribution.Context:
-    """Baseline and regions on the device."""
-    return attribution.Context(
+    context = attribution.Context(
         mean_hc=device.tensor(loaded.mean_hc[None, None]),
         regions=torch.from_numpy(regions.labels.astype(np.int64))[None, None].to(device.kind),
         ig_steps=config.ig_steps,
         noise_samples=config.noise_samples,
+        shap_samples=config.shap_samples,
+        batch=config.batch or (8 if device.kind.type == "cpu" else 32),
         seed=config.seed,
     )
+    with torch.no_grad():
+        rows = torch.arange(len(volumes)).split(context.batch)
+        logits = torch.cat([loaded.model(volumes.batch(part)).float().cpu() for part in rows]).double().numpy()
+    judged = judge(cases, logits, loaded.temperature, loaded.threshold)
+    return Job(config, loaded, scans, volumes, judged, regions, context)
 
 
-def explain(job: Job, method: str, index: int, sums: Sums) -> None:
-    """One map of one volume, to disk and into the sums."""
-    model, x = job.loaded.model, job.volumes.batch(torch.tensor([index]))
-    map_ = attribution.attribute(model, x, method, job.context, index)
-    row = job.volumes.frame.iloc[index]
-    stem = job.config.out / method / file_stem(row["subject"], row["session"])
-    write_nifti(Path(f"{stem}.nii.gz"), map_, job.volumes.grid.affine)
-    if index < job.config.pictures:
-        title = f"{method}, {row['subject']} ({row['diagnosis']})"
-        figures.over_anatomy(Path(f"{stem}.png"), x[0, 0].cpu().numpy(), map_, title=title)
-    sums.total[int(row["label"])] += map_
-    sums.magnitudes.append(region_means(np.abs(map_), job.regions))
-    if method in attribution.COMPLETE:
-        sums.errors.append(attribution.completeness_error(model, x, method, job.context, map_))
+def make_maps(job: Job, method: str) -> int:
+    """Makes the maps of a method that are not there yet; returns how many."""
+    settings = attribution.settings_of(method, job.context)
+    recipes = [map_files.recipe(job.loaded.hash, volume, method, settings) for volume in job.scans.hashes]
+    missing = [row for row, wanted in enumerate(recipes) if not map_files.is_made(job.stem(method, row), wanted)]
+    with tqdm(total=len(recipes), initial=len(recipes) - len(missing), desc=method, unit="map") as bar:
+        for start in range(0, len(missing), job.context.batch):
+            rows = missing[start : start + job.context.batch]
+            x = job.volumes.batch(torch.tensor(rows))
+            indices = [map_files.volume_index(job.scans.hashes[row]) for row in rows]
+            maps = attribution.attribute_batch(job.loaded.model, x, method, job.context, indices)
+            for place, row in enumerate(rows):
+                error = None
+                if method in attribution.COMPLETE:
+                    one = x[place : place + 1]
+                    error = attribution.completeness_error(job.loaded.model, one, method, job.context, maps[place])
+                map_files.write_map(job.stem(method, row), maps[place], job.scans.grid.affine, recipes[row], error)
+            bar.update(len(rows))
+    return len(missing)
 
 
-def file_stem(subject: str, session: str) -> str:
-    """A file name for a scan; what file systems dislike becomes an underscore."""
-    return re.sub(r"[^\w.-]", "_", f"{subject}_{session}" if session else subject)
+def gather(job: Job, method: str, origin: str) -> Maps:
+    """Reads the maps of one method and origin once: sums by group, strength by region; draws the first ones."""
+    rows = np.flatnonzero(job.cases["origin"] == origin)
+    part = job.cases.iloc[rows]
+    magnitudes = np.empty((len(rows), len(job.regions.names)))
+    labels, clusters = part["label"].to_numpy(dtype=np.int64), part["group"].to_numpy(dtype=str)
+    found = Maps(Relevance(magnitudes, labels, clusters), part["diagnosis"].to_numpy(dtype=str))
+    for place, row in enumerate(rows):
+        map_, error = map_files.read_map(job.stem(method, row))
+        magnitudes[place] = region_means(np.abs(map_), job.regions)
+        found.add(map_, groups_of(job.cases.iloc[row]), error)
+        if place < job.config.pictures:
+            draw_case(job, method, row, map_)
+    return found
 
 
-def write_means(job: Job, method: str, sums: Sums) -> None:
-    """Mean map of each class, and TLE minus HC where both are there: maps follow edges, and the difference less so."""
-    counts = job.volumes.frame["label"].value_counts()
-    means = {name: sums.total[code] / counts[code] for code, name in enumerate(CLASS_NAMES) if code in counts}
-    if len(means) == 2:
+def draw_case(job: Job, method: str, row: int, map_: np.ndarray) -> None:
+    """The picture of one map over its own volume."""
+    case = job.cases.iloc[row]
+    judged = f"p(TLE) = {case['probability']:.2f}" + (f", {case['outcome']}" if case["outcome"] else "")
+    draw(
+        job, method, job.stem(method, row), job.scans.volumes[row], map_,
+        f"{method}, {case['origin']} {case['subject']} ({case['diagnosis']}), {judged}",
+    )  # fmt: skip
+
+
+def draw(
+    job: Job, method: str, stem: Path, anatomy: np.ndarray, map_: np.ndarray, title: str, *, difference: bool = False
+) -> None:
+    """One picture of a map, or of the difference TLE minus HC of two, over anatomy."""
+    row = attribution.METHODS[method]
+    ends = ("speaks for HC", "speaks for TLE") if row.signed else None
+    anatomy_figures.over_anatomy(
+        stem.with_name(f"{stem.name}.png"), anatomy, map_, job.scans.grid.affine, title=title, unit=row.unit,
+        ends=("more in HC", "more in TLE") if difference else ends,
+    )  # fmt: skip
+
+
+def write_results(job: Job, found: Found, leak: bool, made: dict[str, int]) -> None:
+    """Mean maps, tables, figures, maps.json, and the printed lines."""
+    for (method, origin), maps in tqdm(found.items(), desc="group means", unit="method", delay=1):
+        write_means(job, method, origin, maps)
+    resamples, seed = job.config.resamples, job.config.seed
+    tables = {
+        "region_ranking": saliency_tables.ranking(found, job.regions, resamples, seed),
+        "lateralisation": saliency_tables.sides(found, job.regions, resamples, seed),
+        "agreement": saliency_tables.agreements(found, resamples, seed),
+        "groups": saliency_tables.group_counts(found),
+        "cases": job.cases[list(CASE_COLUMNS)],
+    }
+    for name, table in tables.items():
+        with atomic_write(job.config.out / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+    if job.config.pictures:
+        draw_tables(job, tables["region_ranking"], tables["lateralisation"])
+    write_json(job.config.out / "maps.json", summary(job, found, leak, made))
+    report(job, tables["region_ranking"], tables["agreement"])
+
+
+def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
+    """Mean map of each group, and TLE minus HC where both are there: maps follow edges, and the difference less so."""
+    means = {group: total / maps.counts[group] for group, total in maps.sums.items()}
+    titles = {group: f"mean {group.replace('_', '-')} (n = {maps.counts[group]})" for group in means}
+    if set(CLASS_NAMES) <= set(means):
         means["TLE_minus_HC"] = means["TLE"] - means["HC"]
-    for name, mean in means.items():
-        stem = job.config.out / method / f"mean_{name}"
-        write_nifti(Path(f"{stem}.nii.gz"), mean, job.volumes.grid.affine)
-        figures.over_anatomy(Path(f"{stem}.png"), job.loaded.mean_hc.numpy(), mean, title=f"{method}, mean {name}")
+        titles["TLE_minus_HC"] = f"mean TLE minus mean HC (n = {maps.counts['TLE']} and {maps.counts['HC']})"
+    for group, mean in means.items():
+        stem = job.config.out / method / origin / f"mean_{group}"
+        write_nifti(stem.with_name(f"{stem.name}.nii.gz"), mean, job.scans.grid.affine)
+        title, difference = f"{method}, {origin}, {titles[group]}", group == "TLE_minus_HC"
+        if job.config.pictures:
+            draw(job, method, stem, job.loaded.mean_hc.numpy(), mean, title, difference=difference)
 
 
-def rank(job: Job, sums: dict[str, Sums]) -> pd.DataFrame:
-    """The rankings of all methods, one below the other."""
-    frame = job.volumes.frame
-    tables = []
-    for method, part in sums.items():
-        rng = seeding.rng(job.config.seed, "regions")
-        table = rank_regions(
-            np.array(part.magnitudes), frame["label"].to_numpy(), frame["group"].to_numpy(), job.regions, rng,
-            job.config.resamples,
-        )  # fmt: skip
-        table.insert(0, "method", method)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+def draw_tables(job: Job, ranking: pd.DataFrame, lateral: pd.DataFrame) -> None:
+    """A figure of the ranking of each method, and one of the sides of each method and origin."""
+    for method in job.config.methods:
+        folder, unit = job.config.out / method, attribution.METHODS[method].unit
+        table = ranking[ranking["method"] == method]
+        anatomy_figures.ranking(folder / "ranking.png", table, title=f"{method}: the strongest regions", unit=unit)
+        for origin in job.origins:
+            table = lateral[(lateral["method"] == method) & (lateral["origin"] == origin)]
+            if len(table):
+                anatomy_figures.lateralisation(
+                    folder / origin / "lateralisation.png", table, title=f"{method}, {origin}: side of the relevance"
+                )
 
 
-def summary(job: Job, logits: list[float], sums: dict[str, Sums], leak: bool) -> dict[str, Any]:
+def summary(job: Job, found: Found, leak: bool, made: dict[str, int]) -> dict[str, Any]:
     """What maps.json says."""
-    config, frame = job.config, job.volumes.frame
+    config, cases = job.config, job.cases
     return {
-        "checkpoint": job.loaded.hash, "grid": job.loaded.grid.to_dict(), "leak": leak, "seed": config.seed,
-        "volumes": {name: int((frame["label"] == code).sum()) for code, name in enumerate(CLASS_NAMES)},
-        "methods": list(config.methods), "ig_steps": config.ig_steps, "noise_samples": config.noise_samples,
-        "completeness_error_logits": {
-            name: {"mean_abs": float(np.mean(np.abs(part.errors))), "max_abs": float(np.max(np.abs(part.errors)))}
-            for name, part in sums.items() if part.errors
+        "checkpoint": job.loaded.hash, "commit": git_commit(), "grid": job.loaded.grid.to_dict(), "leak": leak,
+        "temperature": job.loaded.temperature, "threshold": job.loaded.threshold, "seed": config.seed,
+        "volumes": {
+            origin: {name: int(((cases["origin"] == origin) & (cases["label"] == code)).sum())
+                     for code, name in enumerate(CLASS_NAMES)}
+            for origin in job.origins
         },
-        "logits": dict(zip(map(file_stem, frame["subject"], frame["session"]), logits, strict=True)),
+        "methods": list(config.methods), "maps_made_now": made, "resamples": config.resamples,
+        "settings": {name: attribution.settings_of(name, job.context) for name in config.methods},
+        "units": {name: attribution.METHODS[name].unit for name in config.methods},
+        "not_signed": [name for name in config.methods if not attribution.METHODS[name].signed],
+        "completeness_error_logits": {
+            name: {"mean_abs": float(np.mean(np.abs(errors))), "max_abs": float(np.max(np.abs(errors)))}
+            for name in config.methods
+            if (errors := [error for origin in job.origins for error in found[name, origin].errors])
+        },
         "licence": LICENCE_NOTE,
     }  # fmt: skip
 
 
-def report(table: pd.DataFrame, methods: tuple[str, ...]) -> None:
-    """The five first regions of each method."""
-    for method in methods:
-        top = table[table["method"] == method].head(5)
-        print(f"{method}: " + ", ".join(f"{row.region} ({row.voxels} voxels)" for row in top.itertuples()))
+def report(job: Job, ranking: pd.DataFrame, agreements: pd.DataFrame) -> None:
+    """The first regions of each method and origin, those that differ by class, and how far origins agree."""
+    for (method, origin), table in ranking.groupby(["method", "origin"], sort=False):
+        top = ", ".join(f"{row.region} ({row.voxels} voxels)" for row in table.head(5).itertuples())
+        differ = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
+        print(f"{method}, {origin}: {top}; TLE and HC differ in {len(differ)} of {len(table)} regions (95 % intervals)")
+    for row in agreements[agreements["between"] == "origins"].itertuples():
+        print(f"{row.method_a}: {row.origin_a} and {row.origin_b} agree in {row.quantity}: "
+              f"{row.spearman:.2f} [{row.low:.2f}, {row.high:.2f}]")  # fmt: skip
+    if job.loaded.threshold is None:
+        print("no means of true and false positives and negatives: the run has not finished and has no threshold")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures of a two-class prediction, their uncertainty over subjects, and paired tests. Pure numpy.
+"""Measures of a two-class prediction, their uncertainty over subjects, and DeLong's test. Pure numpy.
 
 Everywhere: `labels` (N,) of 0 (HC) and 1 (TLE), `scores` (N,) larger for TLE, `probabilities` (N,) in [0, 1].
 """
@@ -10,11 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from classifier.calibration import CALIBRATION, recalibration
+from classifier.resampling import bootstrap_weights, cell
 from runtime.errors import InputError
 
 METRICS = (
-    "accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", "average_precision", "brier",
+    "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "average_precision",
+    "brier",
 )  # fmt: skip
+"""Measures that are numbers whenever both classes are there."""
+MEASURES = METRICS + CALIBRATION
+"""All that `evaluate` gives. The calibration slope has no value (None) where the classes are perfectly separated."""
 
 
 def check_labels(labels: np.ndarray) -> None:
@@ -93,7 +99,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def weighted_metrics(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """All of METRICS for many weightings of the subjects at once.
+    """All of MEASURES for many weightings of the subjects at once.
 
     Args:
         labels, probabilities: (N,).
@@ -101,24 +107,35 @@ def weighted_metrics(
         weights: (R, N), not negative, for example how often each subject was drawn; each row holds both classes.
 
     Returns:
-        arrays (R,). Average precision is the step-wise sum over distinct scores, as in scikit-learn.
+        arrays (R,). Average precision is the step-wise sum over distinct scores, and precision is 0 where nobody is
+        called TLE, both as in scikit-learn. Calibration as in `calibration.recalibration`.
     """
-    positive = labels == 1
+    positive, weights = labels == 1, np.asarray(weights, np.float64)
     w_pos, w_neg = weights[:, positive], weights[:, ~positive]
     P, N = w_pos.sum(1), w_neg.sum(1)
     called = probabilities >= threshold
-    sensitivity = w_pos @ called[positive] / P
-    specificity = w_neg @ ~called[~positive] / N
-    pairs = np.sign(probabilities[positive][:, None] - probabilities[~positive][None]) / 2 + 0.5
+    hits, alarms = w_pos @ called[positive], w_neg @ called[~positive]
+    sensitivity, specificity = hits / P, 1 - alarms / N
     return {
-        "accuracy": (sensitivity * P + specificity * N) / (P + N),
+        "accuracy": (hits + N - alarms) / (P + N),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "auc": np.einsum("rp,rp->r", w_pos, w_neg @ pairs.T) / (P * N),
+        "precision": np.divide(hits, hits + alarms, out=np.zeros_like(P), where=hits + alarms > 0),
+        "f1": 2 * hits / (hits + alarms + P),
+        "auc": weighted_auc(labels, probabilities, weights),
         "average_precision": _average_precision(positive, probabilities, weights),
         "brier": weights @ (probabilities - labels) ** 2 / (P + N),
+        **recalibration(labels, probabilities, weights),
     }
+
+
+def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`auc` (R,) for many weightings (R, N) of the subjects at once; each row holds both classes."""
+    positive = labels == 1
+    w_pos, w_neg = weights[:, positive], weights[:, ~positive]
+    pairs = np.sign(scores[positive][:, None] - scores[~positive][None]) / 2 + 0.5
+    return np.einsum("rp,rp->r", w_pos, w_neg @ pairs.T) / (w_pos.sum(1) * w_neg.sum(1))
 
 
 def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -130,28 +147,6 @@ def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.nda
     return (np.diff(hits, axis=1, prepend=0.0) * precision).sum(1) / hits[:, -1]
 
 
-def bootstrap_weights(labels: np.ndarray, clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each scan is drawn when subjects are resampled with replacement within each class.
-
-    Args:
-        labels: (N,).
-        clusters: (N,) names; scans of one subject or group are drawn together (a group with both classes counts once in
-            each).
-        resamples: R.
-        rng: numpy generator.
-
-    Returns:
-        float64 (R, N).
-    """
-    weights = np.zeros((resamples, len(labels)))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        _, member = np.unique(np.asarray(clusters, dtype=str)[rows], return_inverse=True)
-        count = member.max() + 1
-        weights[:, rows] = rng.multinomial(count, np.full(count, 1 / count), size=resamples)[:, member]
-    return weights
-
-
 def evaluate(
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -160,19 +155,15 @@ def evaluate(
     rng: np.random.Generator,
     resamples: int = 2000,
 ) -> dict[str, dict[str, float]]:
-    """All of METRICS with 95 % percentile intervals of a stratified bootstrap over subjects.
+    """All of MEASURES with 95 % percentile intervals of a stratified bootstrap over subjects.
 
     Returns:
-        {metric: {"value", "low", "high"}}.
+        {measure: cell}, as in `resampling.cell`; measures of METRICS have three numbers.
     """
     check_labels(labels)
-    one = weighted_metrics(labels, probabilities, threshold, np.ones((1, len(labels))))
-    drawn = weighted_metrics(labels, probabilities, threshold, bootstrap_weights(labels, clusters, resamples, rng))
-    intervals = {name: np.quantile(drawn[name], [0.025, 0.975]) for name in METRICS}
-    return {
-        name: {"value": float(one[name][0]), "low": float(intervals[name][0]), "high": float(intervals[name][1])}
-        for name in METRICS
-    }
+    weights = np.vstack([np.ones(len(labels)), bootstrap_weights(labels, clusters, resamples, rng)])
+    drawn = weighted_metrics(labels, probabilities, threshold, weights)
+    return {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
 
 
 @dataclass(frozen=True)
@@ -191,12 +182,23 @@ class PairedTest:
     """The variance of the difference is zero: p is then 1 for equal areas and 0 otherwise, and means little."""
 
 
+def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of controls below each TLE subject (P,), and that of TLE subjects above each control (N,); ties half.
+
+    The mean of either is the area. Source: Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
+    """
+    check_labels(labels)
+    positive = labels == 1
+    P, N = int(positive.sum()), int((~positive).sum())
+    joint = midranks(scores)
+    below = (joint[positive] - midranks(scores[positive])) / N
+    return below, 1 - (joint[~positive] - midranks(scores[~positive])) / P
+
+
 def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Areas and their covariance, for K score vectors of the same subjects.
 
-    The placement value of a TLE subject is the share of controls below it, that of a control the share of TLE subjects
-    above it; both follow from midranks. It covers the sampling of test subjects, not of training. Source: DeLong et al.
-    1988; Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
+    It covers the sampling of test subjects, not of training. Source: DeLong et al. 1988, Biometrics 44:837.
 
     Args:
         labels: (N,).
@@ -209,20 +211,21 @@ def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarra
         InputError: fewer than two subjects of a class.
     """
     check_labels(labels)
-    positive = labels == 1
-    P, N = int(positive.sum()), int((~positive).sum())
+    P = int((labels == 1).sum())
+    N = len(labels) - P
     if min(P, N) < 2:
         raise InputError(f"DeLong's variance needs two subjects of each class; there are {N} HC and {P} TLE")
-    joint = np.stack([midranks(row) for row in scores])
-    v_pos = (joint[:, positive] - np.stack([midranks(row) for row in scores[:, positive]])) / N
-    v_neg = 1 - (joint[:, ~positive] - np.stack([midranks(row) for row in scores[:, ~positive]])) / P
-    covariance = np.atleast_2d(np.cov(v_pos)) / P + np.atleast_2d(np.cov(v_neg)) / N
-    return v_pos.mean(1), covariance
+    v_pos, v_neg = (np.stack(part) for part in zip(*(placements(labels, row) for row in scores), strict=True))
+    return v_pos.mean(1), np.atleast_2d(np.cov(v_pos)) / P + np.atleast_2d(np.cov(v_neg)) / N
 
 
 def delong_test(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> PairedTest:
     """DeLong's two-sided test of equal areas for two scores of the same subjects."""
-    areas, covariance = delong_covariance(labels, np.stack([scores_a, scores_b]))
+    return paired_test_of(*delong_covariance(labels, np.stack([scores_a, scores_b])))
+
+
+def paired_test_of(areas: np.ndarray, covariance: np.ndarray) -> PairedTest:
+    """The two-sided test of equal areas by the normal approximation, from areas (2,) and their covariance (2, 2)."""
     difference = float(areas[1] - areas[0])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     degenerate = variance < 1e-14  # rounding of placement values, which are of order 1
@@ -235,26 +238,3 @@ def delong_test(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) 
     return PairedTest(
         float(areas[0]), float(areas[1]), difference, difference - margin, difference + margin, p, degenerate
     )
-
-
-def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, float]:
-    """McNemar's exact two-sided test for two sets of right-or-wrong answers about the same subjects.
-
-    Returns:
-        how many only a had right, how many only b had right, p (1 when neither).
-    """
-    only_a = int(np.sum(correct_a & ~correct_b))
-    only_b = int(np.sum(~correct_a & correct_b))
-    n, k = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return only_a, only_b, min(1.0, 2 * tail)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (family-wise error), in the order given. Source: Holm 1979."""
-    p_values = np.asarray(p_values, np.float64)
-    order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
-    return adjusted

@@ -11,6 +11,8 @@ from runtime.errors import InputError
 from runtime.files import atomic_write
 
 COLUMNS = ("subject", "session", "group", "label", "side", "probability", "logit", "split")
+OPTIONAL = ("side_probability", "seed", "fold")
+"""Probability of the side (empty where none was learned), training seed and fold; older files lack them."""
 
 
 def table_of(frame: pd.DataFrame, logits: np.ndarray, probabilities: np.ndarray, split: str) -> pd.DataFrame:
@@ -21,16 +23,18 @@ def table_of(frame: pd.DataFrame, logits: np.ndarray, probabilities: np.ndarray,
 
 
 def write_predictions(path: Path, frame: pd.DataFrame) -> None:
-    """Writes predictions, atomically; numbers in full precision."""
+    """Writes the columns COLUMNS, and those of OPTIONAL that are there, atomically; numbers in full precision."""
+    columns = [*COLUMNS, *(name for name in OPTIONAL if name in frame.columns)]
     with atomic_write(path) as temporary:
-        frame.to_csv(temporary, index=False, columns=list(COLUMNS), lineterminator="\n")
+        frame.to_csv(temporary, index=False, columns=columns, lineterminator="\n")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Reads predictions.
+    """Reads predictions. Of OPTIONAL, the columns that the file has; not a number where a cell is empty.
 
     Raises:
-        InputError: no such file, columns that are missing, labels other than 0 and 1, probabilities outside [0, 1].
+        InputError: no such file, columns that are missing, labels other than 0 and 1, probabilities outside [0, 1],
+            seeds or folds that are no whole numbers.
     """
     try:
         texts = dict.fromkeys(("subject", "session", "group", "side", "split"), str)
@@ -42,12 +46,20 @@ def read_predictions(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise InputError(f"{path}: not a table of predictions: no column {', '.join(missing)}")
-    numbers = frame[["label", "probability"]].apply(pd.to_numeric, errors="coerce")
+    numbers = {name: _numbers(frame[name]) for name in ("label", "probability", *OPTIONAL) if name in frame.columns}
     bad = ~(numbers["label"].isin([0, 1]) & numbers["probability"].between(0, 1))
+    for name in numbers.keys() & set(OPTIONAL):
+        fits = numbers[name].between(0, 1) if name == "side_probability" else numbers[name] % 1 == 0
+        bad |= ~fits & (frame[name].astype(str) != "")
     if bad.any():
         lines = [f"line {row + 2}: subject {frame['subject'][row]}" for row in np.flatnonzero(bad)]
-        raise InputError.of(f"{path}: a label is 0 or 1 and a probability in [0, 1]", lines)
-    return frame.assign(label=numbers["label"].astype(int), probability=numbers["probability"].astype(float))
+        what = "a label is 0 or 1, a probability in [0, 1], a seed or fold a whole number"
+        raise InputError.of(f"{path}: {what}", lines)
+    return frame.assign(**{**numbers, "label": numbers["label"].astype(int)})
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    return pd.to_numeric(column, errors="coerce").astype(float)
 
 
 def by_subject(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,10 @@
-"""Which scans a run learns from: nested subsets of real subjects, synthetic volumes by class, and the leak checks."""
+"""Which scans a run learns from: nested subsets of real subjects, repeats, synthetic volumes, and the leak checks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from classifier.config import TrainConfig
+from classifier.folds import Parts, divide
 from cohort.ledger import ledger_of, refuse_overlap
 from cohort.tables import CLASS_NAMES, COLUMNS, LABELS, read_table
 from cohort.volumes import list_volumes
@@ -18,13 +20,16 @@ from runtime import seeding
 from runtime.errors import InputError
 from runtime.files import read_json
 
+DIAGNOSED = ["diagnosis", "label", "side"]
+"""The columns that move together when labels are permuted."""
+
 
 @dataclass(frozen=True)
 class Selection:
     """The tables of one run. Synthetic rows have subjects such as ``synthetic:TLE_000042`` and neither age nor site."""
 
     train: pd.DataFrame
-    """Real rows first, then synthetic ones; the column `synthetic` tells them apart."""
+    """Real rows, those of them that are `repeated`, then `synthetic` ones: two columns tell them apart."""
     val: pd.DataFrame
     test: pd.DataFrame
     ledger: list[str]
@@ -45,38 +50,109 @@ class Selection:
 
 
 def select(config: TrainConfig) -> Selection:
-    """Reads the three tables and the folders of synthetic volumes, and checks that nobody is on both sides.
+    """Reads the tables and the folders of synthetic volumes, and checks that nobody is on both sides.
 
     Raises:
-        InputError: unreadable tables, a table without one of the classes, contradictory or too large numbers, subjects
-            on both sides of a split or behind the synthetic volumes.
+        InputError: unreadable tables, a table or fold without one of the classes, contradictory or too large numbers,
+            subjects on both sides of a split or behind the synthetic volumes.
     """
     _check_numbers(config)
-    pool, val, test = (read_table(path) for path in (config.train_csv, config.val_csv, config.test_csv))
-    real = choose_real(pool, config.real, config.sample_seed)
-    synthetic = choose_synthetic(config, synthetic_counts(real["label"].to_numpy(), config))
-    parts = [part.assign(synthetic=made) for part, made in ((real, False), (synthetic, True)) if len(part)]
-    train = pd.concat(parts, ignore_index=True)
-    for name, frame in (("training data", train), (config.val_csv, val), (config.test_csv, test)):
-        _check_classes(str(name), frame)
-    makers, leaks = synthetic_ledger(config, list(folders(config).values()) if len(synthetic) else [])
-    notes = _refuse_leaks(config, pool, val, test, makers, leaks)
+    parts, names = held_apart(config)
+    real = choose_real(parts.train, config.real, config.sample_seed)
+    made = choose_synthetic(config, synthetic_counts(real["label"].to_numpy(), config))
+    again = choose_repeated(real, config.duplicate_percent, config.sample_seed)
+    train = _joined(real, again, made, config)
+    val = permuted(parts.val, config, "val") if config.shuffle == "all" else parts.val
+    for name, frame in zip(names, (train, val, parts.test), strict=True):
+        _check_classes(name, frame)
+    makers, leaks = synthetic_ledger(config, list(folders(config).values()) if len(made) else [])
+    notes = _refuse_leaks(config, parts, names, makers, leaks)
     ledger = sorted({*ledger_of(real), *ledger_of(val), *makers})
-    return Selection(train, val, test, ledger, leaks, notes)
+    return Selection(train, val, parts.test, ledger, leaks, notes)
+
+
+def held_apart(config: TrainConfig) -> tuple[Parts, tuple[str, str, str]]:
+    """The tables to choose training subjects from, to validate on and to test on, and what to call them in messages."""
+    if not config.folds:
+        paths = (config.train_csv, config.val_csv, config.test_csv)
+        names = ("training data", f"{config.val_csv} (validation)", f"{config.test_csv} (test)")
+        return Parts(*map(read_table, paths)), names
+    table = one_table(config.index or (config.train_csv,))
+    here = f"of {config.folds}"
+    names = (
+        "training data",
+        f"fold {(config.fold + 1) % config.folds} {here} (validation)",
+        f"fold {config.fold} {here} (test)",
+    )
+    return divide(table, config.folds, config.fold, config.sample_seed), names
+
+
+def one_table(paths: Sequence[Path]) -> pd.DataFrame:
+    """Several tables as one.
+
+    Raises:
+        InputError: a scan in two of them, or a subject of another class in another; names them all.
+    """
+    tables = [read_table(path) for path in paths]
+    frame = pd.concat(tables, ignore_index=True)
+    homes = np.repeat([str(path) for path in paths], [len(table) for table in tables])
+    again = frame.duplicated(["subject", "session"]) | frame.duplicated("file")
+    problems = [
+        f"{homes[row]}: subject {frame['subject'][row]}: {frame['file'][row]} is in a table before it"
+        for row in np.flatnonzero(again)
+    ]
+    classes = frame.groupby("subject")["label"].nunique()
+    problems += [f"subject {subject} is HC in one table and TLE in another" for subject in classes.index[classes > 1]]
+    if problems:
+        raise InputError.of("the tables of --index cannot be joined", problems)
+    return frame
+
+
+def _joined(real: pd.DataFrame, again: pd.DataFrame, made: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
+    """Real rows, repeated rows and synthetic rows in one table, with labels as --shuffle wants them."""
+    real = pd.concat([real.assign(repeated=False), again.assign(repeated=True)], ignore_index=True)
+    if config.shuffle == "all":
+        real = permuted(real, config, "train")
+    if config.shuffle != "none":
+        made = permuted(made, config, "synthetic")
+    parts = [part for part in (real.assign(synthetic=False), made.assign(synthetic=True, repeated=False)) if len(part)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFrame:
+    """The table with its diagnoses dealt out anew among its subjects; all scans of a subject get the same one.
+
+    So the classes keep their numbers of subjects, and nothing ties a label to an image but chance.
+
+    Args:
+        frame: a table.
+        config: its seeds address the draw; `seed` too, so that the seeds of a null arm average over permutations.
+        part: names the draw.
+    """
+    people = frame.drop_duplicates("subject").sort_values("subject").set_index("subject")[DIAGNOSED]
+    order = seeding.rng(config.seed, f"shuffle {part}", config.sample_seed).permutation(len(people))
+    dealt = people.iloc[order].set_axis(people.index)
+    return frame.assign(**{name: dealt[name].loc[frame["subject"]].to_numpy() for name in DIAGNOSED})
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    problems = []
-    if config.real is not None and config.real < 0:
-        problems.append(f"--real {config.real}: a number of subjects")
-    if config.synth_percent < 0 or config.synth_count < 0:
-        problems.append("--synth-percent and --synth-count cannot be negative")
-    if config.synth_percent and config.synth_count:
-        problems.append("--synth-percent and --synth-count exclude each other")
-    if config.real == 0 and not config.synth_count:
-        problems.append("--real 0 leaves nothing to learn from: give --synth-count (a percentage of 0 is 0)")
-    if config.batch_size % 2:
-        problems.append(f"--batch-size {config.batch_size}: half of a batch is HC and half TLE, so it is even")
+    made = config.synth_percent or config.synth_count
+    numbers = (config.synth_percent, config.synth_count, config.duplicate_percent, config.side_weight)
+    faults = {
+        f"--real {config.real}: a number of subjects": config.real is not None and config.real < 0,
+        "--synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative": min(numbers) < 0,
+        "--synth-percent and --synth-count exclude each other": config.synth_percent and config.synth_count,
+        "--real 0 leaves nothing to learn from: give --synth-count (a percentage of 0 is 0)": config.real == 0
+        and not config.synth_count,
+        "--duplicate-percent repeats real scans, and --real 0 takes none": config.real == 0
+        and config.duplicate_percent,
+        "--shuffle synthetic: no synthetic volumes; give --synth-percent or --synth-count": config.shuffle
+        == "synthetic"
+        and not made,
+        "--fold and --index divide nothing without --folds": not config.folds and (config.fold or config.index),
+        f"--batch-size {config.batch_size}: half of a batch is HC and half TLE, so it is even": config.batch_size % 2,
+    }
+    problems = [fault for fault, found in faults.items() if found]
     if problems:
         raise InputError.of("the configuration contradicts itself", problems)
 
@@ -108,6 +184,23 @@ def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFra
     order = subjects.assign(share=(place - 0.5) / size).sort_values(["share", "draw"])
     chosen = set(order["subject"].head(count))
     return frame[frame["subject"].isin(chosen)].reset_index(drop=True)
+
+
+def choose_repeated(real: pd.DataFrame, percent: float, seed: int) -> pd.DataFrame:
+    """Rows of `real` to use once more, `percent` of each class; beyond 100 every row again, whole rounds first.
+
+    Args:
+        real: the chosen real rows.
+        percent: not negative.
+        seed: the sample seed; a smaller percentage's rows are among a larger one's.
+    """
+    rows: list[int] = []
+    draw = [seeding.address(seed, f"repeat:{row.subject}:{row.session}") for row in real.itertuples()]
+    for code in LABELS.values():
+        members = sorted(np.flatnonzero(real["label"] == code).tolist(), key=draw.__getitem__)
+        count = round(percent / 100 * len(members))
+        rows += (members * (count // max(1, len(members)) + 1))[:count]
+    return real.iloc[rows].reset_index(drop=True)
 
 
 def folders(config: TrainConfig) -> dict[str, Path]:
@@ -169,22 +262,23 @@ def synthetic_ledger(config: TrainConfig, paths: list[Path]) -> tuple[set[str], 
 
 
 def _refuse_leaks(
-    config: TrainConfig, pool: pd.DataFrame, val: pd.DataFrame, test: pd.DataFrame, makers: set[str], leaks: list[str]
+    config: TrainConfig, parts: Parts, names: tuple[str, str, str], makers: set[str], leaks: list[str]
 ) -> list[str]:
     """Adds what --allow-leak let pass to `leaks`; returns notes.
 
     The whole training table counts, not only the chosen subset: arms of one experiment share their held-out subjects.
     """
+    _, val, test = names
     for frame, ledger, what in (
-        (val, ledger_of(pool), f"{config.val_csv} (validation): the training table"),
-        (test, ledger_of(pool), f"{config.test_csv} (test): the training table"),
-        (test, ledger_of(val), f"{config.test_csv} (test): the validation table"),
-        (test, makers, f"{config.test_csv} (test): a maker of the synthetic volumes"),
+        (parts.val, ledger_of(parts.train), f"{val}: the training table"),
+        (parts.test, ledger_of(parts.train), f"{test}: the training table"),
+        (parts.test, ledger_of(parts.val), f"{test}: the validation table"),
+        (parts.test, makers, f"{test}: a maker of the synthetic volumes"),
     ):
         if refuse_overlap(frame, ledger, what=what, allow_leak=config.allow_leak):
             leaks.append(f"subjects of {what}")
     # The makers chose their own best checkpoint on validation subjects. No test number profits from it, while choosing
     # the threshold may suffer; so it is said, not refused.
-    if refuse_overlap(val, makers, what="", allow_leak=True):
+    if refuse_overlap(parts.val, makers, what="", allow_leak=True):
         return ["the makers of the synthetic volumes had seen validation subjects: validation numbers are optimistic"]
     return []

@@ -101,7 +101,14 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     wanted["VAE.infer"] = [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")]
     figures = [f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png", "_effects.png")]
     wanted["diffusion.evaluate_synth"] = [root / "fid_results" / name for name in figures]
-    wanted["classifier.compare"] = [runs / name for name in ("arms.csv", "arms_tests.csv")]
+    compared = (
+        "arms.csv",
+        "arms_tests.csv",
+        "arms_truth.csv",
+        "comparison/reliability.png",
+        "comparison/confusion.png",
+    )
+    wanted["classifier.compare"] = [runs / name for name in compared]
     wanted["classifier.generate_saliency_maps"] = [runs / "saliency" / n for n in ("maps.json", "region_ranking.csv")]
     refuse_missing(wanted)
     config = read_json(runs / "classifier" / "config.json")
@@ -109,6 +116,8 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     refuse_missing(wanted)
     optional = [root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")]
     optional += [root / "fid_results" / f"{preset}{end}" for end in ("_steps.json", "_closest.png")]
+    studies = ("arms_study.json", "arms_study_tests.csv", "validate_saliency/validation.json")
+    optional += [runs / name for name in studies]
     return [path for paths in wanted.values() for path in paths] + [path for path in optional if path.exists()]
 
 

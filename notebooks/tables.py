@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
 
@@ -88,3 +90,47 @@ def attacks(result: dict) -> pd.DataFrame:
         for name, one in found.items()
     }
     return pd.DataFrame(rows).T.fillna("")
+
+
+def differences_of_arms(path: Path) -> pd.DataFrame:
+    """Paired tests of classifier.compare: difference of areas with interval, corrected p-values, verdict."""
+    tests = pd.read_csv(path)
+    return pd.DataFrame(
+        {
+            "AUC minus the reference's": [
+                f"{one.auc_difference:+.3f} [{one.auc_difference_low:+.3f}, {one.auc_difference_high:+.3f}]"
+                for one in tests.itertuples()
+            ],
+            "p (Holm)": tests["bootstrap_p_holm"].round(3).to_list(),
+            "DeLong p (Holm)": tests["delong_p_holm"].round(3).to_list(),
+            "McNemar p (Holm)": tests["mcnemar_p_holm"].round(3).to_list(),
+            "verdict": tests["verdict"].to_list(),
+        },
+        index=tests["b"].rename(None),
+    )
+
+
+def arms_study(study: dict) -> pd.DataFrame:
+    """The main measures of every arm of classifier.run_arms, mean over seeds and folds with interval."""
+    metrics = ("auc", "balanced_accuracy", "sensitivity", "specificity", "brier")
+    return pd.DataFrame(
+        {
+            row["run"]: {
+                **{name: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["metrics"][name]) for name in metrics},
+                "auc by seed": ", ".join(f"{value:.2f}" for value in row["auc_by_seed"].values()),
+            }
+            for row in study["runs"]
+        }
+    ).T
+
+
+def planted_networks(validation: dict) -> pd.DataFrame:
+    """Test AUC of the networks of classifier.validate_saliency, and which of them the methods are judged on."""
+    rows = {
+        name: {
+            "AUC on held-out subjects": "{value:.2f} [{low:.2f}, {high:.2f}]".format(**auc),
+            "methods are judged on it": "yes" if validation["judged"] and name == validation["judged_on"] else "",
+        }
+        for name, auc in validation["auc"].items()
+    }
+    return pd.DataFrame(rows).T

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 T = TypeVar("T")
 
@@ -89,6 +90,13 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value / world_size()
+
+
+def mean_with_gradient(value: torch.Tensor) -> torch.Tensor:
+    """`mean` through which gradients of every process's loss flow back to every process's share."""
+    if not dist.is_initialized() or world_size() == 1:
+        return value
+    return all_reduce(value.clone()) / world_size()
 
 
 def gather(value: object) -> list:

@@ -1,4 +1,4 @@
-"""A dense 3D residual network for one question about a volume; one page, in the order the data flow.
+"""A dense 3D residual network; one page, in the order the data flow.
 
 Shapes: x (B, 1, D, H, W) in [0, 1], axes (left-right, back-front, foot-head); output (B,), the logit of TLE.
 
@@ -11,11 +11,14 @@ and an attribution method may put baselines and noisy copies in one batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from classifier.config import ModelConfig
+from classifier.model.classifier import Classifier, Shape
 
 
 class Block(nn.Module):
@@ -39,20 +42,17 @@ class Block(nn.Module):
         return self.shortcut(x) + h
 
 
-class ResNet3D(nn.Module):
-    """The classifier: stem, levels of blocks, average over the volume, one linear layer.
+class ResNet3D(Classifier):
+    """Stem, levels of blocks, pooling over the volume by attention (or its mean), one linear layer.
 
     Args:
-        config: widths, blocks and strides.
-        mean: subtracted from the input; a constant of the training data that travels with the weights.
+        config: widths, blocks, strides and pooling.
+        mean: subtracted from the input.
         std: the input is divided by it.
     """
 
     def __init__(self, config: ModelConfig, mean: float = 0.0, std: float = 1.0) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        super().__init__(config, mean, std)
         widths = config.widths
         self.stem = nn.Conv3d(1, widths[0], 3, stride=config.stem_stride, padding=1, bias=False)
         self.blocks = nn.Sequential()
@@ -62,23 +62,30 @@ class ResNet3D(nn.Module):
                 in_width, stride = (widths[level - 1], 2) if halve else (width, 1)
                 self.blocks.append(Block(in_width, width, stride, config.groups))
         self.norm = nn.GroupNorm(config.groups, widths[-1])
-        self.head = nn.Linear(widths[-1], 1)
-        nn.init.zeros_(self.head.weight)  # an untrained network answers "no idea", logit 0
-        nn.init.zeros_(self.head.bias)
+        self.activation = nn.SiLU()
+        self.add_head(widths[-1], attention=config.pool == "attention")
 
-    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B,) of volumes (B, 1, D, H, W); `keep` (B, C) is the dropout mask of a training step, scaled."""
-        x = (x - self.mean) / self.std
-        h = self.blocks(self.stem(x))  # (B, C, d, h, w)
-        h = F.silu(self.norm(h)).mean((2, 3, 4))  # (B, C)
-        if keep is not None:
-            h = h * keep
-        return self.head(h)[:, 0]  # (B,)
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised volumes (B, 1, D, H, W) to the last level (B, C, d, h, w), before its activation."""
+        return self.norm(self.blocks(self.stem(x)))
 
+    @staticmethod
+    def feature_width(config: ModelConfig, shape: Shape) -> int:
+        """The width of the last level."""
+        return config.widths[-1]
 
-def smallest_side(config: ModelConfig, shape: tuple[int, int, int]) -> int:
-    """Voxels along the shortest axis at the last level."""
-    side = -(-min(shape) // config.stem_stride)
-    for _ in config.widths[1:]:
-        side = -(-side // 2)
-    return side
+    @staticmethod
+    def levels(config: ModelConfig) -> int:
+        """As many as widths."""
+        return len(config.widths)
+
+    @staticmethod
+    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+        """Every level after the first halves each axis, rounding up."""
+        shrink = config.stem_stride * 2 ** (len(config.widths) - 1)
+        return tuple(-(-side // shrink) for side in shape)
+
+    @staticmethod
+    def width_divisor(config: ModelConfig) -> int:
+        """Of the widths."""
+        return math.gcd(*config.widths)

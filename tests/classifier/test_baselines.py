@@ -1,9 +1,13 @@
 import numpy as np
 import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
 
 from classifier import baselines, metrics
-from cohort.atlas import tissue
+from cohort.atlas import REGIONS, atlas, tissue
+from cohort.grey_matter import dilated
 from cohort.scans import GRIDS
+from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
 
@@ -29,6 +33,8 @@ def test_features_or_the_reason_for_none(scans):
     assert found["hippocampus"]["val"].shape == (24, 3)
     assert found["age_sex"]["train"].shape == (24, 4)
     assert found["site"]["train"].sum() == 24
+    assert found["regional"]["val"].shape == (24, 24)
+    assert found["brain_volume"]["train"].shape == (24, 1)
     bare = scans.frame.assign(age=np.nan, sex="", site="")
     stack = type(scans)(bare, scans.volumes, scans.grid, scans.hashes)
     found = baselines.features(stack, {"val": stack})
@@ -48,3 +54,103 @@ def test_logistic_regression_finds_a_plain_effect():
     inputs = rng.normal(size=(200, 3)) + np.array([1.5, 0, 0]) * labels[:, None]
     model = baselines.fit(inputs[:100], labels[:100])
     assert metrics.auc(labels[100:], model.predict_proba(inputs[100:])[:, 1]) > 0.8
+
+
+def test_only_real_scans_train_what_is_not_the_hippocampus(scans):
+    """So that train.py's real labels fit; permuted rows are the regional ones in another order."""
+    mixed = type(scans)(scans.frame.assign(synthetic=np.arange(24) >= 20), scans.volumes, scans.grid, scans.hashes)
+    found = baselines.features(mixed, {"val": scans})
+    assert {name: len(inputs["train"]) for name, inputs in found.items()} == {
+        "hippocampus": 24, "regional": 20, "brain_volume": 20, "age_sex": 20, "site": 20, "permuted": 20,
+    }  # fmt: skip
+    regional, permuted = found["regional"]["train"], found["permuted"]["train"]
+    np.testing.assert_allclose(regional, found["regional"]["val"][:20])
+    assert (regional != permuted).any()
+    np.testing.assert_allclose(np.sort(regional, axis=0), np.sort(permuted, axis=0))
+    none = type(scans)(scans.frame.assign(synthetic=True), scans.volumes, scans.grid, scans.hashes)
+    reasons = [inputs for inputs in baselines.features(none, {"val": scans}).values() if isinstance(inputs, str)]
+    assert len(reasons) == 5
+
+
+def brain(darker=None):
+    """The template's tissues as a scan; one region's grey matter replaced by fluid."""
+    tissues = tissue(GRID)
+    volume = 0.2 * tissues["csf"] + 0.5 * tissues["gm"] + 0.9 * tissues["wm"]
+    if darker is not None:
+        volume = np.where(atlas(GRID).mask(darker), 0.2, volume)
+    return volume.astype(np.float32)
+
+
+def test_regional_features_follow_the_region():
+    """A thalamus that turns to fluid: less of it on that side, and an asymmetry."""
+    plain, changed = baselines.regional_features([brain(), brain("Left Thalamus")], GRID)
+    places = [REGIONS.index("Left Thalamus"), REGIONS.index("Right Thalamus")]
+    left, right = changed[places] / plain[places]
+    assert left < 0.8
+    assert left < right - 0.2
+    structure = 16 + places[0] // 2
+    assert changed[structure] > plain[structure] + 0.05
+    room = dilated(atlas(GRID).mask("Left Thalamus"), GRID).sum() * GRID.spacing_mm**3 / 1000
+    assert 0 < plain[places[0]] <= room
+
+
+def test_brain_volume_is_that_of_the_mask():
+    small = brain()
+    small[: GRID.shape[0] // 2] = 0
+    whole, half = baselines.brain_features([brain(), small], GRID)[:, 0]
+    assert 1000 < whole < 2500
+    assert 0.3 < half / whole < 0.7
+
+
+@pytest.fixture
+def truth(tmp_path):
+    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
+    frame = pd.DataFrame(np.arange(1, 33).reshape(2, 16) * 100.0, columns=columns, index=["b", "a"])
+    frame.rename_axis("subject").to_csv(tmp_path / "truth.csv")
+    return tmp_path / "truth.csv"
+
+
+def test_truth_features_by_hand(truth):
+    got = baselines.truth_features(pd.DataFrame({"subject": ["a", "b", "a"]}), truth)
+    assert got.shape == (3, 24)
+    np.testing.assert_allclose(got[1, :3], [0.1, 0.2, 0.3])
+    np.testing.assert_allclose(got[1, 16:18], [1 / 3, 1 / 7])
+    np.testing.assert_allclose(got[0], got[2])
+
+
+def test_truth_that_does_not_fit_is_refused(truth, tmp_path):
+    with pytest.raises(InputError, match=r"truth.csv: subjects that are not in it \(1\):\n  - c"):
+        baselines.truth_features(pd.DataFrame({"subject": ["a", "c"]}), truth)
+    with pytest.raises(InputError, match=r"no such file; cohort\.make_demo"):
+        baselines.truth_features(pd.DataFrame({"subject": ["a"]}), tmp_path / "absent.csv")
+    pd.read_csv(truth).drop(columns="volume_left_caudate_mm3").to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(InputError, match="no column volume_left_caudate_mm3"):
+        baselines.truth_features(pd.DataFrame({"subject": ["a"]}), tmp_path / "other.csv")
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(InputError, match="not a table of true volumes"):
+        baselines.truth_features(pd.DataFrame({"subject": ["a"]}), tmp_path / "empty.csv")
+
+
+def test_the_close_fit_leaves_noise_out():
+    """One feature of 40 tells the classes apart; with 60 subjects the fixed penalty trusts the others too."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(1060) % 2
+    inputs = rng.normal(size=(1060, 40)) + np.eye(40)[0] * labels[:, None]
+    losses = [
+        log_loss(labels[60:], fit(inputs[:60], labels[:60]).predict_proba(inputs[60:])[:, 1])
+        for fit in (baselines.fit, baselines.fit_closely)
+    ]
+    assert losses[1] < losses[0] - 0.1
+    assert losses[1] < np.log(2) + 0.01
+
+
+def test_permuted_labels_find_nothing_though_the_features_could():
+    rng = np.random.default_rng(0)
+    labels = np.arange(160) % 2
+    inputs = rng.normal(size=(160, 3)) + np.array([1.5, 0, 0]) * labels[:, None]
+    parts = {"train": inputs[:80], "test": inputs[80:]}
+    null = baselines.permutation_null(parts, labels[:80], labels[80:], permutations=200, seed=0)
+    assert null["low"] < 0.5 < null["high"]
+    assert abs(null["value"] - 0.5) < 0.06
+    fitted = baselines.fit(parts["train"], labels[:80]).predict_proba(parts["test"])[:, 1]
+    assert metrics.auc(labels[80:], fitted) > null["high"]

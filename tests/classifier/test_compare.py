@@ -4,20 +4,14 @@ import pytest
 
 from classifier import metrics
 from classifier.compare import CompareConfig, main
-from classifier.predictions import write_predictions
+from classifier.paired_tests import holm
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
+from tests.classifier.arm_folders import write_arms, write_run
 
 
 def made_run(folder, scores, labels, drop=0):
-    frame = pd.DataFrame(
-        {"subject": [f"s{k:02d}" for k in range(len(labels))], "session": "", "label": labels, "side": "",
-         "probability": metrics.sigmoid(scores), "logit": scores, "split": "test"}
-    )  # fmt: skip
-    write_predictions(folder / "predictions.csv", frame.assign(group=frame["subject"]).iloc[drop:])
-    counts = {"real_HC": 10, "real_TLE": 10, "synthetic_HC": 0, "synthetic_TLE": 0}
-    write_json(folder / "results.json", {"threshold": 0.5, "leak": False, "counts": {"train": counts}})
-    return folder
+    return write_run(folder, scores[drop:], labels[drop:], [f"s{k:02d}" for k in range(drop, len(labels))])
 
 
 @pytest.fixture
@@ -37,10 +31,13 @@ def test_table_and_tests(runs, tmp_path, capsys):
     test = metrics.delong_test(labels, *(metrics.sigmoid(row) for row in scores[[0, 2]]))
     assert written["tests"][1]["delong_p"] == pytest.approx(test.p)
     p = np.array([test["delong_p"] for test in written["tests"]])
-    np.testing.assert_allclose([test["delong_p_holm"] for test in written["tests"]], metrics.holm(p))
+    np.testing.assert_allclose([test["delong_p_holm"] for test in written["tests"]], holm(p))
     assert len(pd.read_csv(tmp_path / "out" / "comparison.csv")) == 3
     assert len(pd.read_csv(tmp_path / "out" / "comparison_tests.csv")) == 2
-    assert "c minus a: AUC +" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "c minus a: AUC +" in printed
+    assert "they say nothing about another training seed" in printed
+    assert "site                    0.500 [0.400, 0.600]" in printed
 
 
 def test_all_pairs(runs, tmp_path):
@@ -70,3 +67,55 @@ def test_two_runs_of_one_name_are_told_apart(runs, tmp_path, capsys):
     folders = tuple(made_run(tmp_path / arm / "classifier", scores[k], labels) for k, arm in enumerate(("x", "y")))
     main(CompareConfig(folders, resamples=20))
     assert "y/classifier minus x/classifier" in capsys.readouterr().out
+
+
+def test_arms_over_seeds_and_folds(tmp_path, capsys):
+    root = write_arms(tmp_path / "arms", {"base": (1.0, {}), "both": (2.5, {"synth_percent": 100.0})}, seeds=2, folds=2)
+    results = read_json(root / "both/seed1_fold0/results.json")
+    write_json(root / "both/seed1_fold0/results.json", {**results, "leak": True})
+    main(CompareConfig(arms=root, reference="base", resamples=100, out=tmp_path / "c.json", figures=tmp_path / "png"))
+    written = read_json(tmp_path / "c.json")
+    assert (written["reference"], written["seeds"], written["folds"], written["subjects"]) == (
+        "base",
+        [0, 1],
+        [0, 1],
+        60,
+    )
+    assert [(row["run"], row["leak"]) for row in written["runs"]] == [("base", False), ("both", True)]
+    (test,) = written["tests"]
+    assert test["auc_difference_low"] < test["auc_difference"] < test["auc_difference_high"]
+    assert test["verdict"] in ("not inferior", "equivalent", "undecided", "inferior")
+    table = pd.read_csv(tmp_path / "c.csv").set_index("run")
+    assert table.loc["both", "recipe"] == "real + 100 % synthetic"
+    assert table.loc["both", ["auc_seed0", "auc_seed1"]].mean() == pytest.approx(table.loc["both", "auc_value"])
+    pictures = sorted(path.stem for path in (tmp_path / "png").iterdir())
+    assert pictures == ["auc_by_real", "confusion", "differences", "reliability", "roc_and_precision"]
+    printed = capsys.readouterr().out
+    assert (
+        "2 runs: 60 test subjects, 2 folds, 2 training seeds; 95 % intervals over subjects and training seeds"
+        in printed
+    )
+    assert "both  (trained on 10 real HC, 10 real TLE)  LEAK ALLOWED" in printed
+    assert "after ranking within folds" in printed
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path):
+    root = write_arms(tmp_path / "arms", {"real": (1.0, {}), "both": (1.2, {})})
+    for name in ("x", "y"):
+        main(CompareConfig(arms=root, resamples=50, out=tmp_path / f"{name}.json"))
+    assert (tmp_path / "x.json").read_bytes() == (tmp_path / "y.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"runs": ("a", "b"), "arms": "c"}, "not both"),
+        ({"margin": 0.0}, "--margin 0.0"),
+        ({"resamples": 5}, "--resamples 5"),
+        ({"truth": "truth.csv"}, "--truth and --train-csv go together"),
+        ({"train_csv": ("train.csv",)}, "--truth and --train-csv go together"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, message):
+    with pytest.raises(InputError, match=message):
+        main(CompareConfig(**flags))

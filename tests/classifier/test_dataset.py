@@ -1,11 +1,27 @@
 import dataclasses
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 
 from classifier.config import AugmentConfig
-from classifier.dataset import Volumes, augment, balanced_rows
+from classifier.dataset import (
+    Volumes,
+    augment,
+    balanced_rows,
+    counts,
+    counts_text,
+    draws_per_row,
+    sides,
+    without_repeats,
+)
+from cohort.scans import GRIDS, load_scans
+from cohort.tables import read_table
+from cohort.volumes import Volume, write_volume
 from runtime.device import Device
+from runtime.errors import InputError
 
 CPU = Device(torch.device("cpu"), torch.float32)
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gamma=0, noise=0)
@@ -74,3 +90,54 @@ def test_constants_and_mean_volume(scans):
     np.testing.assert_allclose(volumes.mean_volume(0).numpy(), everything[scans.labels == 0].mean(0), atol=1e-6)
     assert volumes.batch(torch.tensor([3, 1])).shape == (2, 1, *scans.grid.shape)
     np.testing.assert_array_equal(volumes.batch(torch.tensor([3]))[0, 0].numpy(), everything[3])
+
+
+def test_draws_are_counted_as_they_are_made():
+    labels = torch.tensor([0] * 11 + [1] * 4)
+    drawn = torch.cat([balanced_rows(labels, 6, step, seed=3) for step in range(1, 8)])
+    np.testing.assert_array_equal(
+        draws_per_row(labels.numpy(), 6, 7, seed=3), torch.bincount(drawn, minlength=15).numpy()
+    )
+
+
+def test_real_and_synthetic_volumes_come_out_alike_whatever_their_scale(cohort, tmp_path):
+    """The same anatomy as a scan and as a synthetic volume in other units gives the same batch."""
+    row = read_table(cohort / "train.csv").head(1)
+    image = nib.load(row["file"][0])
+    made = tmp_path / "HC_000000.pkl"
+    write_volume(made, Volume(37.5 * image.get_fdata(dtype=np.float32), 0, 0, image.affine))
+    both = pd.concat([row, row.assign(subject="synthetic", file=str(made))], ignore_index=True)
+    volumes = Volumes(load_scans(both, GRIDS["smoke"], cache_dir=tmp_path / "cache"), CPU)
+    real, synthetic = volumes.batch(torch.tensor([0, 1]))
+    torch.testing.assert_close(synthetic, real, rtol=0, atol=1e-5)  # rounding of float32, in volumes that span 0 to 1
+    assert real.max() == 1
+
+
+def test_synthetic_volumes_of_another_grid_are_named(tmp_path):
+    path = tmp_path / "HC_000000.pkl"
+    write_volume(path, Volume(np.random.default_rng(0).random((10, 12, 10), dtype=np.float32), 0, 0, None))
+    frame = pd.DataFrame({"subject": ["x"], "file": [str(path)], "label": [0]})
+    with pytest.raises(InputError, match=r"HC_000000\.pkl.*\(10, 12, 10\) is not that of smoke"):
+        load_scans(frame, GRIDS["smoke"], cache_dir=tmp_path / "cache")
+
+
+def test_counts_by_origin_and_class_and_each_scan_once(scans):
+    frame = scans.frame.assign(
+        repeated=[row < 3 for row in range(len(scans))], synthetic=[3 <= row < 8 for row in range(len(scans))]
+    )
+    marked = dataclasses.replace(scans, frame=frame)
+    found = counts(marked)
+    assert sum(found.values()) == 24
+    assert (found["repeated_HC"], found["repeated_TLE"]) == (2, 1)
+    assert (found["synthetic_HC"], found["synthetic_TLE"]) == (2, 3)
+    assert counts(marked, np.full(24, 5)) == {name: 5 * count for name, count in found.items()}
+    assert "3 synthetic TLE" in counts_text(marked)
+    once = without_repeats(marked)
+    assert len(once) == 21
+    np.testing.assert_array_equal(once.volumes[0], scans.volumes[3])
+    assert once.hashes == scans.hashes[3:]
+
+
+def test_sides_are_known_for_some():
+    frame = pd.DataFrame({"side": ["L", "", "R"]})
+    assert sides(frame).tolist() == [0, -1, 1]

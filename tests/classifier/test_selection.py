@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from classifier.selection import choose_real, choose_synthetic, select, synthetic_counts
+from classifier.selection import choose_real, choose_repeated, choose_synthetic, permuted, select, synthetic_counts
 from cohort.ledger import ledger_of
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
@@ -162,3 +162,120 @@ def test_synthetic_volumes_of_unknown_origin_are_refused(config, tmp_path):
     with pytest.raises(InputError, match=r"unknown origin.*\(2\)"):
         select(unknown)
     assert len(select(dataclasses.replace(unknown, allow_leak=True)).leaks) == 2
+
+
+def test_repeated_scans_match_the_counts_of_synthetic_ones(config):
+    """The control of an arm with synthetic volumes has as many scans of each class, and no new subject."""
+    repeated = select(dataclasses.replace(config, real=14, duplicate_percent=50)).train
+    both = select(dataclasses.replace(config, real=14, synth_percent=50)).train
+    assert repeated["label"].value_counts().to_dict() == both["label"].value_counts().to_dict()
+    again = repeated[repeated["repeated"]]
+    assert set(again["subject"]) < set(repeated.loc[~repeated["repeated"], "subject"])
+    assert again["subject"].is_unique
+    assert not repeated["synthetic"].any()
+
+
+def test_repeats_are_nested_seeded_and_go_round_beyond_all():
+    frame = cohort_frame(hc=10, left=4, right=2).assign(session="", label=[0] * 10 + [1] * 6)
+    half, most = (choose_repeated(frame, percent, seed=0)["subject"].tolist() for percent in (50, 80))
+    assert set(half) < set(most)
+    assert set(half) != set(choose_repeated(frame, 50, seed=1)["subject"])
+    times = choose_repeated(frame, 250, seed=0)["subject"].value_counts()
+    assert times.max() == 3
+    assert times.min() == 2
+    assert times.sum() == 25 + 15
+    assert choose_repeated(frame, 0, seed=0).empty
+
+
+def labels_of(frame):
+    return frame.drop_duplicates("subject").set_index("subject")["label"]
+
+
+def test_permuted_labels_are_dealt_by_subject_and_keep_their_numbers(config):
+    frame = read_table(config.train_csv)
+    both = pd.concat([frame, frame.assign(session="2")], ignore_index=True)
+    dealt = permuted(both, config, "train")
+    assert (dealt.groupby("subject")["label"].nunique() == 1).all()
+    assert dealt["diagnosis"].value_counts().to_dict() == both["diagnosis"].value_counts().to_dict()
+    assert ((dealt["label"] == 1) == (dealt["diagnosis"] != "HC")).all()
+    assert dealt["subject"].tolist() == both["subject"].tolist()
+    assert (dealt["label"] != both["label"]).any()
+    shuffled = permuted(both.sample(frac=1, random_state=0), config, "train")
+    assert labels_of(shuffled).to_dict() == labels_of(dealt).to_dict()
+
+
+def test_permuting_all_leaves_test_labels_alone(config):
+    plain = select(dataclasses.replace(config, synth_count=8))
+    null = select(dataclasses.replace(config, synth_count=8, duplicate_percent=50, shuffle="all"))
+    pd.testing.assert_frame_equal(null.test, plain.test)
+    for one, other in ((null.train, plain.train), (null.val, plain.val)):
+        assert (labels_of(one) != labels_of(other)).any()
+    assert (null.train.groupby("subject")["label"].nunique() == 1).all()  # a repeated scan has its subject's label
+    seeds = [labels_of(select(dataclasses.replace(config, shuffle="all", seed=seed)).train) for seed in (0, 1)]
+    assert (seeds[0] != seeds[1]).any()
+    assert null.fingerprint != plain.fingerprint
+
+
+def test_permuting_synthetic_labels_leaves_real_ones_alone(config):
+    plain = select(dataclasses.replace(config, synth_count=16)).train
+    null = select(dataclasses.replace(config, synth_count=16, shuffle="synthetic")).train
+    real = ~plain["synthetic"]
+    pd.testing.assert_frame_equal(null[real], plain[real])
+    made, before = null.loc[~real, "label"].to_numpy(), plain.loc[~real, "label"].to_numpy()
+    assert sorted(made) == sorted(before)
+    assert (made != before).any()
+    with pytest.raises(InputError, match="no synthetic volumes"):
+        select(dataclasses.replace(config, shuffle="synthetic"))
+
+
+def test_folds_join_tables_and_hold_their_subjects_apart(config):
+    crossed = dataclasses.replace(config, folds=4, index=(config.train_csv, config.val_csv, config.test_csv))
+    tested = []
+    for fold in range(4):
+        selection = select(dataclasses.replace(crossed, fold=fold))
+        parts = [set(frame["subject"]) for frame in (selection.train, selection.val, selection.test)]
+        assert len(set.union(*parts)) == sum(map(len, parts)) == 48
+        tested += sorted(parts[2])
+    assert len(set(tested)) == len(tested) == 48
+    alone = select(dataclasses.replace(config, folds=3))  # the training table only
+    assert len(alone.train) + len(alone.val) + len(alone.test) == 24
+
+
+def test_makers_that_saw_a_subject_of_this_fold_are_refused_in_this_fold_only(config, tmp_path):
+    crossed = dataclasses.replace(config, folds=3, fold=1)
+    known = select(crossed).test.head(2)
+    leaky = dataclasses.replace(with_ledger(config, tmp_path, ledger_of(known)), folds=3, fold=1)
+    with pytest.raises(InputError, match=r"fold 1 of 3 \(test\): a maker of the synthetic volumes") as refused:
+        select(leaky)
+    assert all(name in str(refused.value) for name in known["subject"])
+    assert "maker" in select(dataclasses.replace(leaky, allow_leak=True)).leaks[0]
+    assert not select(dataclasses.replace(leaky, fold=2)).leaks
+
+
+def test_tables_that_cannot_be_joined(config, tmp_path):
+    train = read_table(config.train_csv)
+    other = train.head(2).assign(diagnosis=["TLE", "HC"], session="2", file=config.val_csv.parent / "scans/val00.nii")
+    write_table(tmp_path / "again.csv", train.head(1))
+    write_table(tmp_path / "other.csv", other.head(1))
+    joined = dataclasses.replace(
+        config, folds=3, index=(config.train_csv, tmp_path / "again.csv", tmp_path / "other.csv")
+    )
+    with pytest.raises(InputError, match=r"cannot be joined \(2\)") as refused:
+        select(joined)
+    assert "again.csv: subject train00" in str(refused.value)
+    assert "train00 is HC in one table and TLE in another" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"duplicate_percent": -1.0}, "cannot be negative"),
+        ({"real": 0, "synth_count": 4, "duplicate_percent": 50.0}, "--real 0 takes none"),
+        ({"fold": 1}, "divide nothing without --folds"),
+        ({"folds": 3, "fold": 3}, "numbered from 0 to 2"),
+        ({"side_weight": -0.5}, "cannot be negative"),
+    ],
+)
+def test_contradictions_of_the_new_arms(config, fields, message):
+    with pytest.raises(InputError, match=message):
+        select(dataclasses.replace(config, **fields))

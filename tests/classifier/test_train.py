@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from classifier import train
 from classifier.checkpoint import load_classifier
-from classifier.predictions import COLUMNS, read_predictions
+from classifier.dataset import Volumes, balanced_rows
+from classifier.predictions import COLUMNS, OPTIONAL, read_predictions
+from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json
 
@@ -55,12 +58,17 @@ def test_a_run_leaves_everything(config):
     train.main(config)
     results = read_json(config.run_dir / "results.json")
     predictions = read_predictions(config.run_dir / "predictions.csv")
-    assert tuple(predictions.columns) == COLUMNS
+    assert tuple(predictions.columns) == (*COLUMNS, *OPTIONAL)
+    assert predictions["side_probability"].isna().all()  # no side was learned
+    assert "skipped" in results["side"]
     assert predictions["split"].value_counts().to_dict() == {"val": 12, "test": 12}
     assert set(predictions["side"]) == {"", "L", "R"}
     assert results["leak"] is False
-    assert results["counts"]["train"] == {"real_HC": 12, "real_TLE": 12, "synthetic_HC": 0, "synthetic_TLE": 0}
-    assert {"hippocampus", "age_sex", "site"} == set(results["baselines"])
+    none = dict.fromkeys(("repeated_HC", "repeated_TLE", "synthetic_HC", "synthetic_TLE"), 0)
+    assert results["counts"]["train"] == {"real_HC": 12, "real_TLE": 12, **none}
+    assert results["seen"] == {"real_HC": 48, "real_TLE": 48, **none}  # 12 steps, 4 of each class
+    assert 0 < results["seconds"] < 600
+    assert {"hippocampus", "age_sex", "site"} <= set(results["baselines"])
     assert "network_minus_baseline" in results["baselines"]["hippocampus"]
     cell = results["metrics"]["test"]["auc"]
     assert 0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1
@@ -125,12 +133,12 @@ def test_killed_run_ends_in_the_same_weights(config):
 
 def test_two_processes_equal_one(config):
     """Weights after a few steps of two gloo processes are those of one, to rounding."""
-    config = dataclasses.replace(config, steps=4, warmup_steps=1, precision="float32")
+    config = dataclasses.replace(config, steps=4, warmup_steps=1, precision="float32", side_weight=0.5)
     one = dataclasses.replace(config, run_dir=config.run_dir / "one")
     train.main(one)
     two = dataclasses.replace(config, run_dir=config.run_dir / "two")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = command(two, "--warmup-steps", "1", "--precision", "float32")[1:]
+    arguments = command(two, "--warmup-steps", "1", "--precision", "float32", "--side-weight", "0.5")[1:]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, *arguments], cwd=ROOT, check=True, capture_output=True, env=environment)
     a, b = (weights(run.run_dir / "checkpoints" / "last.pt")["weights"] for run in (one, two))
@@ -175,5 +183,74 @@ def test_allowed_leak_is_in_the_results(config):
 
 def test_network_too_deep_for_its_grid(config):
     deep = dataclasses.replace(config, model=dataclasses.replace(config.model, widths=(8, 8, 8, 8, 8, 8)))
-    with pytest.raises(InputError, match="6 levels leave 1 voxel"):
+    with pytest.raises(InputError, match="6 levels leave 1 voxel of an axis"):
         train.main(deep)
+
+
+def test_arms_of_different_size_take_the_same_steps_and_see_the_same_number_of_each_class(config):
+    arms = {"few": {"real": 8}, "more": {"real": 24, "synth_percent": 50}, "repeated": {"duplicate_percent": 100}}
+    seen = {}
+    for name, fields in arms.items():
+        arm = dataclasses.replace(config, run_dir=config.run_dir / name, steps=4, warmup_steps=1, **fields)
+        train.main(arm)
+        results = read_json(arm.run_dir / "results.json")
+        assert results["steps"] == 4
+        assert weights(arm.run_dir / "checkpoints" / "last.pt")["step"] == 4
+        seen[name] = results["seen"]
+        for label in ("HC", "TLE"):  # 4 steps, half of 8 volumes
+            assert sum(count for key, count in results["seen"].items() if key.endswith(label)) == 16
+    assert seen["few"]["real_HC"] == 16
+    assert seen["more"]["synthetic_HC"] > 0
+    assert seen["repeated"]["repeated_TLE"] > 0
+
+
+def test_losses_are_those_of_the_known_sides():
+    logits = torch.tensor([[0.0, 2.0], [1.0, -1.0], [-1.0, 5.0]])
+    terms = train.losses(logits, torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]))
+    softplus = torch.nn.functional.softplus
+    torch.testing.assert_close(terms["train"], (softplus(torch.tensor([0.0, -1.0, -1.0]))).mean())
+    torch.testing.assert_close(terms["side"], (softplus(torch.tensor([-2.0, -1.0]))).mean())
+    unknown = train.losses(logits, torch.tensor([1, 1, 0]), torch.tensor([-1, -1, -1]))
+    assert unknown["side"] == 0
+    assert "side" not in train.losses(logits[:, :1], torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]))
+
+
+def test_a_run_with_a_side_and_a_fold_says_so(config):
+    tables = (config.train_csv, config.val_csv, config.test_csv)
+    crossed = dataclasses.replace(
+        config, steps=2, warmup_steps=1, side_weight=1.0, folds=3, fold=2, index=tables, seed=5
+    )
+    train.main(crossed)
+    results, predictions = (
+        read_json(config.run_dir / "results.json"),
+        read_predictions(config.run_dir / "predictions.csv"),
+    )
+    assert (results["seed"], results["folds"], results["fold"]) == (5, 3, 2)
+    assert set(predictions["seed"]) == {5}
+    assert set(predictions["fold"]) == {2}
+    assert predictions["side_probability"].between(0, 1).all()
+    test = predictions[(predictions["split"] == "test") & (predictions["side"] != "")]
+    assert len(predictions[predictions["split"] == "test"]) == 16
+    assert results["side"]["left"] + results["side"]["right"] == len(test)
+    expected = roc_auc_score(test["side"] == "R", test["side_probability"])
+    assert results["side"]["test"]["auc"]["value"] == pytest.approx(expected)
+    assert load_classifier(config.run_dir / "checkpoints" / "best.pt").model.config.outputs == 2
+
+
+def test_without_augmentation_batches_are_the_scans_themselves(config, scans):
+    volumes = Volumes(scans, Device(torch.device("cpu"), torch.float32))
+    seen = []
+
+    class Recorder(torch.nn.Linear):
+        def forward(self, x, keep):
+            seen.append(x)
+            return super().forward(x.mean((2, 3, 4)))
+
+    for name in ("none", "standard", "strong"):
+        network = Recorder(1, 1)
+        plain = dataclasses.replace(config, augmentation=name)
+        train.train_step(network, torch.optim.SGD(network.parameters()), volumes, 1, plain)
+    still = volumes.batch(balanced_rows(volumes.labels, config.batch_size, 1, config.seed))
+    torch.testing.assert_close(seen[0], still, atol=1e-5, rtol=0)
+    moved = [(x - still).abs().mean() for x in seen]
+    assert moved[0] < moved[1] < moved[2]

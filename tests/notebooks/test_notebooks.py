@@ -10,7 +10,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from nbclient.exceptions import CellExecutionError
 
+from cohort.split_record import split_record, write_record
+from cohort.tables import read_table, table_text, write_table
 from notebooks import report
 from runtime.errors import InputError
 from runtime.files import ROOT
@@ -61,7 +64,7 @@ class TestNotebook:
     def test_every_figure_is_explained(self, path):
         cells = nbformat.read(path, as_version=4).cells
         for cell, following in zip(cells, [*cells[1:], None], strict=True):
-            if cell.cell_type == "code" and re.search(r"subplots|sheet\(|Image\(R|plotting\.", cell.source):
+            if cell.cell_type == "code" and re.search(r"subplots|sheet\(|_figure\(|Image\(R|plotting\.", cell.source):
                 assert following.source.startswith("**How to read it.**")
 
 
@@ -75,8 +78,30 @@ def test_data_split_executes(cohort_dir, tmp_path):
     parameters = {"REPORT_PRESET": "tiny", "REPORT_TABLES": str(tmp_path)}
     done = report.execute(ROOT / "notebooks" / "data_split.ipynb", parameters)
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    assert "has no split.json" in "".join(output.get("text", "") for output in outputs)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_data_split_says_how_recorded_tables_were_made_and_stops_at_changed_ones(cohort_dir, tmp_path):
+    tables = {name: read_table(cohort_dir / f"{name}.csv") for name in ("train", "val", "test")}
+    write_table(tmp_path / "pickle_prep_tiny.csv", pd.concat(tables.values(), ignore_index=True))
+    texts = {name: table_text(table, tmp_path) for name, table in tables.items()}
+    for name, table in tables.items():
+        write_table(tmp_path / f"{name}.csv", table)
+    record = split_record(
+        tables, texts, settings={"seed": 7}, index=tmp_path / "pickle_prep_tiny.csv", groups=None,
+        left_out=tables["test"][:0],
+    )  # fmt: skip
+    write_record(tmp_path, record)
+    parameters = {"REPORT_PRESET": "tiny", "REPORT_TABLES": str(tmp_path)}
+    done = report.execute(ROOT / "notebooks" / "data_split.ipynb", parameters)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "made by cohort.split from pickle_prep_tiny.csv with seed 7; unchanged since" in printed
+    write_table(tmp_path / "val.csv", tables["val"][:-1])
+    with pytest.raises(CellExecutionError, match=r"val\.csv has been changed since"):
+        report.execute(ROOT / "notebooks" / "data_split.ipynb", parameters)
 
 
 def test_execution_shows_figures_whatever_the_backend(tmp_path, monkeypatch):

@@ -1,0 +1,179 @@
+"""Pictures of attributions: over anatomy, by region, by side. Left of the picture is left of the patient throughout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cohort.pictures import COLOURS, PLANES, planes, save
+from cohort.scans import head_mask
+
+_ORIGIN_LOOK = {
+    "real": {"color": "black", "marker": "o"},
+    "synthetic": {"color": "#7a4fa3", "marker": "D"},
+    "reconstruction": {"color": "#3a8f6b", "marker": "s"},
+}
+_SIDE_LOOK = {
+    "HC": {"color": COLOURS["HC"], "marker": "o"},
+    "TLE-L": {"color": COLOURS["TLE"], "marker": "<"},
+    "TLE-R": {"color": COLOURS["TLE"], "marker": ">"},
+    "TLE": {"color": COLOURS["TLE"], "marker": "o"},
+}
+_SHOWN = 12
+"""Regions or structures in a figure."""
+
+
+def over_anatomy(
+    path: Path,
+    anatomy: np.ndarray,
+    attribution: np.ndarray,
+    affine: np.ndarray,
+    *,
+    title: str,
+    unit: str,
+    ends: tuple[str, str] | None,
+) -> None:
+    """A map over a scan, three planes through the map's strongest place inside the head (air shows nothing).
+
+    Args:
+        path: of the PNG.
+        anatomy: (D, H, W) in [0, 1].
+        attribution: (D, H, W); colours end at the 99.5 percentile of its absolute value, and fade out towards 0.
+        affine: (4, 4), voxel indices to millimetres, RAS.
+        title: above the picture.
+        unit: of the map's numbers.
+        ends: what blue (negative) and red (positive) mean; None for a map that has no sign: yellow is then much.
+    """
+    inside = np.abs(attribution) * head_mask(anatomy)
+    peak = np.array(np.unravel_index(np.argmax(inside), attribution.shape))
+    at = tuple((index + 0.5) / size for index, size in zip(peak, attribution.shape, strict=True))
+    limit = float(np.percentile(np.abs(attribution), 99.5)) or float(np.abs(attribution).max()) or 1.0
+    look = {"cmap": "RdBu_r", "vmin": -limit} if ends else {"cmap": "autumn", "vmin": 0.0}
+    slices = [planes(volume, at) for volume in (anatomy, attribution)]
+    widths, height = [plane.shape[1] for plane in slices[0]], max(plane.shape[0] for plane in slices[0])
+    # A fixed layout: looking for one takes longer than all else, and there are many of these pictures.
+    figure = Figure(figsize=(9.6, 8.0 * height / sum(widths) + 0.75))
+    top = 1 - 0.65 / figure.get_figheight()
+    axes = figure.subplots(
+        1,
+        3,
+        gridspec_kw={"width_ratios": widths, "left": 0.01, "right": 0.86, "bottom": 0.02, "top": top, "wspace": 0.03},
+    )
+    for axis, below, above in zip(axes, *slices, strict=True):
+        axis.imshow(below, cmap="gray", vmin=0, vmax=1)
+        image = axis.imshow(above, vmax=limit, alpha=0.85 * np.clip(np.abs(above) / limit, 0, 1), **look)
+        axis.set_axis_off()
+        axis.set_anchor("N")
+    corners = (("P", "A"), ("L", "R"), ("L", "R"))
+    for axis, name, letters, millimetres in zip(
+        axes, PLANES, corners, affine[:3, :3] @ peak + affine[:3, 3], strict=True
+    ):
+        _mark(axis, letters)
+        where = f"{'xyz'[PLANES.index(name)]} = {millimetres:.0f} mm{_side(name, millimetres)}"
+        axis.set_title(f"{name}, {where}", fontsize=9)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.88, 0.08, 0.015, top - 0.16)))
+    bar.solids.set_alpha(1)
+    marks = [-limit, 0, limit] if ends else [0, limit]
+    bar.set_ticks(marks, labels=[f"{mark:.1e}" if mark else "0" for mark in marks], fontsize=8)
+    bar.set_label(f"← {ends[0]}    {ends[1]} →\n{unit}" if ends else f"{unit}\n(no sign)", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def _mark(axis, letters: tuple[str, str]) -> None:
+    """Letters in the upper corners."""
+    box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5, "alpha": 0.6}
+    for place, align, letter in ((0.02, "left", letters[0]), (0.98, "right", letters[1])):
+        axis.text(place, 0.98, letter, transform=axis.transAxes, ha=align, va="top", color="white", fontsize=11,
+                  fontweight="bold", bbox=box)  # fmt: skip
+
+
+def _side(plane: str, millimetres: float) -> str:
+    """A sagittal plane shows neither left nor right: its title says which side it is on."""
+    if plane != "sagittal" or abs(millimetres) < 0.5:
+        return ""
+    return " (left side)" if millimetres < 0 else " (right side)"
+
+
+def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
+    """The strongest regions of one method: mean strength on the left, TLE minus HC on the right, by origin.
+
+    Args:
+        path: of the PNG.
+        table: rows of `regions.rank_regions` of one method, with `origin`; the first origin's order counts.
+        title: above the picture.
+        unit: of the maps' numbers.
+    """
+    origins = list(dict.fromkeys(table["origin"]))
+    names = table.loc[table["origin"] == origins[0], "region"].head(_SHOWN).tolist()[::-1]
+    figure = Figure(figsize=(9.6, 0.3 * len(names) + 1.6), layout="constrained")
+    strength, difference = figure.subplots(1, 2, sharey=True)
+    for number, origin in enumerate(origins):
+        rows = table[table["origin"] == origin].set_index("region").reindex(names)
+        places = np.arange(len(names)) + _offset(number, len(origins))
+        _points(strength, rows, ("mean_abs", "low", "high"), places, origin, _ORIGIN_LOOK[origin])
+        if rows["TLE_minus_HC"].notna().any():
+            columns = ("TLE_minus_HC", "difference_low", "difference_high")
+            _points(difference, rows, columns, places, origin, _ORIGIN_LOOK[origin])
+    strength.set_yticks(range(len(names)), names, fontsize=8)
+    strength.set_xlim(left=0)
+    strength.set_xlabel(f"mean |attribution| per voxel\n({unit})", fontsize=8)
+    difference.axvline(0, color="0.6", linewidth=0.8)
+    difference.set_xlabel("TLE minus HC of the same\n(interval free of 0: a difference)", fontsize=8)
+    for axis in (strength, difference):
+        axis.ticklabel_format(axis="x", scilimits=(-2, 3))
+        axis.tick_params(axis="x", labelsize=8)
+        axis.xaxis.get_offset_text().set_fontsize(8)
+        axis.spines[["top", "right"]].set_visible(False)
+    if len(origins) > 1:
+        strength.legend(fontsize=8, loc="lower right", frameon=False)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def lateralisation(path: Path, table: pd.DataFrame, *, title: str) -> None:
+    """On which side the relevance of each structure lies, one mark per diagnosis.
+
+    Args:
+        path: of the PNG.
+        table: rows of `regions.lateralisation` of one method and origin.
+        title: above the picture.
+    """
+    contrast = "TLE-L minus TLE-R"
+    sorting = contrast if contrast in set(table["group"]) else table["group"].iloc[0]
+    order = table[table["group"] == sorting].sort_values("index", key=np.abs, ascending=False)
+    names = order["structure"].head(_SHOWN).tolist()[::-1]
+    groups = [group for group in _SIDE_LOOK if group in set(table["group"])]
+    figure = Figure(figsize=(7.2, 0.34 * len(names) + 1.6), layout="constrained")
+    axis = figure.subplots()
+    for number, group in enumerate(groups):
+        rows = table[table["group"] == group].set_index("structure").reindex(names)
+        places = np.arange(len(names)) + _offset(number, len(groups))
+        label = f"{group} ({int(rows['volumes'].iloc[0])})"
+        _points(axis, rows, ("index", "low", "high"), places, label, _SIDE_LOOK[group])
+    reach = max(0.1, 1.05 * float(table.loc[table["group"].isin(groups), ["low", "high"]].abs().to_numpy().max()))
+    axis.set_xlim(reach, -reach)  # left is drawn on the left
+    axis.axvline(0, color="0.6", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("more on the LEFT  ←  (L - R) / (L + R)  →  more on the RIGHT", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def _offset(number: int, count: int) -> float:
+    """Where in its line, 1 high, one of several marks stands; the first on top."""
+    return 0.0 if count == 1 else 0.5 * (0.5 - number / (count - 1))
+
+
+def _points(
+    axis, rows: pd.DataFrame, columns: tuple[str, str, str], places: np.ndarray, label: str, look: dict
+) -> None:
+    value, low, high = (rows[name].to_numpy(dtype=float) for name in columns)
+    axis.hlines(places, low, high, color=look["color"], linewidth=1)
+    axis.plot(value, places, linestyle="none", markersize=5, label=label, **look)

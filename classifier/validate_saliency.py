@@ -1,0 +1,227 @@
+"""Are attribution maps true? Plants a change whose place is known, trains on it, and asks every method where it is.
+
+    python -m classifier.validate_saliency demo --out runs/demo/validate_saliency
+
+Makes simulated cohorts in which patients differ from controls by nothing but one hippocampus, darker or smaller, in
+several strengths down to none; trains a network on each, one on permuted labels, and one on a cohort whose patients
+carry a mark in a corner of the picture and are otherwise controls. Then each attribution method is measured: see
+SALIENCY_README.md for what and why. Running it again continues. Writes validation.json and validation.csv (one row per
+method, best first), scores.png, differences.png, and below the folder the cohorts, networks and maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from classifier import map_verdicts, validation_figures
+from classifier.map_study import Effort, Findings, gather, open_study
+from classifier.planted import Condition, conditions
+from classifier.planted_runs import Plan, prepare
+from cohort.atlas import LICENCE_NOTE
+from cohort.effects import LARGEST_PLANTED_D
+from runtime.checkpoints import git_commit
+from runtime.cli import describe, run_script
+from runtime.device import pick_device
+from runtime.errors import InputError
+from runtime.files import ROOT, atomic_write, locked, read_json, write_json
+from runtime.runs import plain_config
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """What is planted, how networks are taught, and how much is measured."""
+
+    grid: Literal["smoke", "demo", "paper"] = "paper"
+    """Voxel grid of cohorts and networks, and the preset of classifier.train."""
+    out: Path = ROOT / "runs/paper/validate_saliency"
+    """Folder for everything."""
+    subjects: int = 1200
+    """Subjects of each cohort: half controls, a quarter with the change on the left, a quarter on the right."""
+    signals: tuple[float, ...] = ()
+    """Shares of its intensity that the hippocampus of the changed side loses, each between 0 and 1. Methods are judged
+    on the strongest, or without any on the strongest dose: a grid may be too coarse to learn doses on."""
+    doses: tuple[float, ...] = (1.9, 1.0, 0.5, 0.0)
+    """Cohen's d of the planted loss of hippocampal volume against controls, each from 0 to 6 (half of it); 0, the
+    cohort without any change, among them."""
+    steps: int | None = None
+    """Optimiser steps of each network; by default those of the preset."""
+    lr: float | None = None
+    """Peak learning rate; by default the preset's."""
+    widths: tuple[int, ...] | None = None
+    """Channels of each level of the networks; by default the preset's."""
+    augmentation: Literal["none", "standard", "strong"] = "standard"
+    """Augmentation of the networks' training volumes."""
+    effort: Effort = field(
+        default_factory=lambda: Effort(
+            patients=48, controls=48, nulls=200, cascade_patients=12, cascade_points=12, faithful_patients=24,
+            faithful_draws=50, ig_steps=32, noise_samples=25, resamples=2000,
+        )
+    )  # fmt: skip
+    """How much is measured."""
+    jobs: int = 1
+    """Networks trained at once."""
+    threads: int | None = None
+    """CPU threads for maps, and for each network; by default all cores for maps, and as many as `jobs` leave for each
+    network."""
+    measure_unlearned: bool = False
+    """Measure maps also when the network of the strongest dose has not learned to tell patients from controls; the
+    methods are not judged then, and the results say so."""
+    seed: int = 1000
+    """Seed of the cohorts, the networks, the noise of methods and the null places."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+PRESETS = {
+    # Seconds: the continuous-integration chain. The networks learn nothing, so nothing is judged.
+    "smoke": ValidationConfig(
+        grid="smoke", out=ROOT / "runs/smoke/validate_saliency", subjects=48, signals=(0.6,), doses=(0.0,),
+        effort=Effort(
+            patients=4, controls=4, nulls=20, cascade_patients=2, cascade_points=2, faithful_patients=2,
+            faithful_draws=3, ig_steps=4, noise_samples=4, resamples=200,
+        ),
+        measure_unlearned=True,
+    ),
+    # Minutes on two CPU cores.
+    "demo": ValidationConfig(
+        grid="demo", out=ROOT / "runs/demo/validate_saliency", subjects=500,
+        signals=(0.6, 0.3), doses=(1.9, 1.0, 0.5, 0.0),
+        steps=350, lr=3e-3, widths=(8, 16, 32, 64), augmentation="none",
+        effort=Effort(
+            patients=24, controls=24, nulls=200, cascade_patients=4, cascade_points=3, faithful_patients=8,
+            faithful_draws=20, ig_steps=16, noise_samples=12, resamples=1000,
+        ),
+        jobs=2,
+    ),
+    # The full grid and network, on a GPU.
+    "paper": ValidationConfig(),
+}  # fmt: skip
+
+
+def main(config: ValidationConfig) -> None:
+    """Plants, teaches, measures, judges."""
+    check(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with locked(config.out):
+        claim(config)
+        plan, planted = plan_of(config), conditions(config.signals, config.doses)
+        results = prepare(plan, planted)
+        learned = frozenset(name for name, result in results.items() if auc_of(result)["low"] > 0.5)
+        judged = planted[0].name in learned
+        head = {"judged": judged, **head_of(config, planted, results)}
+        if not judged:
+            print(refusal(planted[0], auc_of(results[planted[0].name])))
+            if not config.measure_unlearned:
+                write_json(config.out / "validation.json", head)
+                return
+        study = open_study(plan, config.effort, pick_device("float32", config.threads), planted, learned)
+        found = gather(study)
+        table = map_verdicts.table(found.evidence, judged=judged)
+        write(config, head, found, table)
+        report(table, judged=judged)
+
+
+def check(config: ValidationConfig) -> None:
+    """Refuses settings that answer nothing."""
+    problems = []
+    if 0 not in config.doses or len(set(config.doses)) < len(config.doses):
+        problems.append(f"--doses {config.doses}: different ones, and 0 among them")
+    if len(config.doses) + len(config.signals) < 2:
+        problems.append("--signals and --doses: something has to be planted")
+    if not all(0 < signal < 1 for signal in config.signals) or len(set(config.signals)) < len(config.signals):
+        problems.append(f"--signals {config.signals}: different ones between 0 and 1")
+    if not all(0 <= dose <= LARGEST_PLANTED_D for dose in config.doses):
+        problems.append(f"--doses {config.doses}: each from 0 to {LARGEST_PLANTED_D:g}")
+    if config.effort.patients < 2 or config.effort.controls < 1:
+        problems.append("--effort.patients at least 2 (one of each side), --effort.controls at least 1")
+    if config.effort.nulls < 19:
+        problems.append(f"--effort.nulls {config.effort.nulls}: with fewer than 19 no p-value reaches 5 %")
+    if config.jobs < 1:
+        problems.append(f"--jobs {config.jobs}: at least 1")
+    if problems:
+        raise InputError.of("settings refused", problems)
+
+
+def claim(config: ValidationConfig) -> None:
+    """Marks the folder with what its cohorts and networks are made of, or refuses a folder with others."""
+    names = ("grid", "subjects", "signals", "doses", "steps", "lr", "widths", "augmentation", "seed")
+    settings = {name: value for name, value in plain_config(config).items() if name in names}
+    path = config.out / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+    elif (found := read_json(path)) != settings:
+        raise InputError(f"{config.out} holds a validation of {found}, not {settings}; choose another --out")
+
+
+def plan_of(config: ValidationConfig) -> Plan:
+    """Where the conditions' cohorts and networks lie and how they are made."""
+    train = [config.grid, "--augmentation", config.augmentation]
+    train += ["--steps", str(config.steps)] if config.steps else []
+    train += ["--lr", str(config.lr)] if config.lr else []
+    train += ["--model.widths", *map(str, config.widths)] if config.widths else []
+    threads = config.threads or (1 if config.jobs > 1 else None)
+    return Plan(config.out, config.grid, config.subjects, config.seed, tuple(train), config.jobs, threads)
+
+
+def auc_of(results: dict[str, Any]) -> dict[str, float]:
+    """The area under the ROC curve on test subjects, with its interval, of a network's results.json."""
+    return results["metrics"]["test"]["auc"]
+
+
+def refusal(strongest: Condition, auc: dict[str, float]) -> str:
+    """The sentence for a network that has nothing to show."""
+    interval = f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
+    return (
+        f"The network of {strongest.name} has a test AUC of {interval}. The interval contains 0.5: it need not have "
+        "learned anything, and maps of it are not judged as true or false."
+    )
+
+
+def head_of(config: ValidationConfig, planted: list[Condition], results: dict[str, Any]) -> dict[str, Any]:
+    """What validation.json says besides the evidence."""
+    return {
+        "commit": git_commit(), "seed": config.seed, "grid": config.grid, "subjects": config.subjects,
+        "judged_on": planted[0].name, "auc": {condition.name: auc_of(results[condition.name]) for condition in planted},
+        "checkpoints": {condition.name: results[condition.name]["checkpoint"] for condition in planted},
+        "region": "hippocampus of the changed side, where it lies in each patient's scan by the simulator's own map",
+        "nulls": f"{config.effort.nulls} places of that region elsewhere in the brain, the same for all patients",
+        "patients": config.effort.patients, "controls": config.effort.controls,
+        "checks": {name: one.question for name, one in map_verdicts.CHECKS.items()},
+        "rule": map_verdicts.RULE, "licence": LICENCE_NOTE,
+    }  # fmt: skip
+
+
+def write(config: ValidationConfig, head: dict[str, Any], found: Findings, table: pd.DataFrame) -> None:
+    """validation.json, validation.csv and the pictures."""
+    order = map_verdicts.ranking(found.evidence)
+    methods = {name: found.evidence[name] for name in order}
+    if head["judged"]:
+        methods = {name: {**one, "passes": map_verdicts.verdicts(one)} for name, one in methods.items()}
+    write_json(config.out / "validation.json", {**head, "methods": methods, "skipped": found.skipped})
+    with atomic_write(config.out / "validation.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    title = f"Attribution methods on a planted change, {config.grid} grid, {config.subjects} subjects per cohort"
+    validation_figures.scores(config.out / "scores.png", found.evidence, title=title, judged=head["judged"])
+    shown = {name: found.differences[name] for name in order}
+    validation_figures.differences(
+        config.out / "differences.png", found.anatomy, shown, found.truth.reference,
+        title="Mean map of patients minus that of controls; outlined: the changed region",
+    )  # fmt: skip
+
+
+def report(table: pd.DataFrame, *, judged: bool) -> None:
+    """The printed table."""
+    columns = [
+        "method", *(["passed", "asked"] if judged else []), "raw_pointing", "raw_enrichment", "raw_enrichment_p",
+        "raw_average_precision", "group_enrichment", "side_difference", "cascade_end", "deletion_gain", "shortcut_rank",
+    ]  # fmt: skip
+    with pd.option_context("display.width", 220, "display.max_columns", None):
+        print(table[[name for name in columns if name in table]].round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    run_script(main, PRESETS, description=describe(__doc__))

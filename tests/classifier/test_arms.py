@@ -1,0 +1,174 @@
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from classifier.arms import arm_runs, flags, is_finished, jobs_that_fit, read_arms, reason
+from classifier.config import PRESETS, ModelConfig
+from runtime.cli import parse
+from runtime.errors import InputError
+from runtime.files import ROOT, locked, read_json
+
+TABLE = """arm,real,synth_percent,synth_count,augmentation,model
+real,,,,,
+both,12,50,,,
+made,0,,16,none,
+deep,,,,,densenet121
+"""
+
+
+def write(path: Path, text: str = TABLE) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_rows_become_configurations(tmp_path):
+    arms = read_arms(write(tmp_path / "arms.csv"))
+    base = PRESETS["smoke"]
+    runs = arm_runs(arms, base, tmp_path / "out", seeds=(0, 7), folds=3)
+    assert len(runs) == 4 * 2 * 3
+    assert len({run.config.run_dir for run in runs}) == len(runs)
+    chosen = next(run for run in runs if (run.arm, run.seed, run.fold) == ("both", 7, 2))
+    assert chosen.config == dataclasses.replace(
+        base, real=12, synth_percent=50.0, seed=7, folds=3, fold=2, run_dir=tmp_path / "out/both/seed7_fold2"
+    )
+    deep = next(run for run in runs if run.arm == "deep")
+    assert deep.config.model == dataclasses.replace(base.model, name="densenet121")
+    assert [run.fold for run in arm_runs(arms[:1], base, tmp_path, seeds=(0,), folds=0)] == [0]
+
+
+def test_folders_of_synthetic_volumes_may_differ_between_folds(tmp_path):
+    arms = read_arms(write(tmp_path / "arms.csv", "arm,synth_count,synth_hc\nx,4,made/fold{fold}_seed{seed}\n"))
+    runs = arm_runs(arms, PRESETS["smoke"], tmp_path, seeds=(5,), folds=3)
+    assert [run.config.synth_hc for run in runs] == [tmp_path / f"made/fold{fold}_seed5" for fold in range(3)]
+
+
+def test_faults_of_a_table_are_listed_together(tmp_path):
+    text = "arm,real,augmentation\n../x,many,\nreal,1,wild\nreal,2,\nshort\n"
+    with pytest.raises(InputError, match=r"refused \(5\)") as refused:
+        read_arms(write(tmp_path / "arms.csv", text))
+    for part in (
+        "line 2, column arm",
+        "'many' is not a whole number",
+        "'wild'",
+        "line 4, column arm: real is",
+        "line 5",
+    ):
+        assert part in str(refused.value)
+    for text in ("name,real\na,1\n", "arm,colour\na,1\n", "arm\n", ""):
+        with pytest.raises(InputError, match="has a column arm"):
+            read_arms(write(tmp_path / "arms.csv", text))
+    with pytest.raises(InputError, match="No such file"):
+        read_arms(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("name", ["smoke", "demo"])
+def test_shipped_tables_hold_the_controls(name):
+    arms = {arm.name: arm.settings for arm in read_arms(ROOT / f"classifier/arms/{name}.csv")}
+    assert arms["real"] == {}
+    assert arms["real_synthetic"]["synth_percent"] == arms["real_repeated"]["duplicate_percent"] == 100
+    assert arms["permuted"] == {"shuffle": "all"}
+    assert arms["synthetic"]["real"] == 0
+
+
+def test_flags_give_the_same_configuration_back(tmp_path):
+    """What run_arms puts on a command line is read as the configuration it has in mind, whatever differs."""
+    wanted = dataclasses.replace(
+        PRESETS["demo"], real=3, folds=4, fold=1, index=(tmp_path / "a.csv", tmp_path / "b c.csv"), compile=False,
+        temperature=False, allow_leak=True, lr=1e-5, cache_dir=tmp_path, augmentation="none", shuffle="all",
+        model=ModelConfig(name="efficientnet", widths=(8, 16), dropout=0.0),
+    )  # fmt: skip
+    assert parse(PRESETS, ["paper", *flags(wanted, PRESETS["paper"])]) == wanted
+    assert parse(PRESETS, ["demo", *flags(PRESETS["smoke"], PRESETS["demo"])]) == PRESETS["smoke"]
+    back = dataclasses.replace(wanted, real=None, cache_dir=None, index=())
+    assert parse({"given": wanted}, ["given", *flags(back, wanted)]) == back
+
+
+def test_jobs_are_bounded_by_memory_and_cores():
+    assert jobs_that_fit(cores=16, memory=80, per_run=11) == 7
+    assert jobs_that_fit(cores=2, memory=80, per_run=11) == 2
+    assert jobs_that_fit(cores=16, memory=5, per_run=11) == 1
+
+
+def test_reasons_are_what_a_person_needs():
+    refusal = "scans 5/5\nerror: synthetic volumes (1):\n  - HC: 48 are asked for, 8 are there\n"
+    assert reason(refusal) == "synthetic volumes (1): - HC: 48 are asked for, 8 are there"
+    assert reason("Traceback\n  File x\nRuntimeError: boom\n") == "RuntimeError: boom"
+    assert reason(" \n") == "it printed nothing"
+
+
+def command(config, arms: Path, out: Path) -> list[str]:
+    """run_arms on the test cohort."""
+    base = dataclasses.replace(config, run_dir=PRESETS["smoke"].run_dir)
+    shared = flags(base, PRESETS["smoke"], "--train.")
+    return [sys.executable, "-m", "classifier.run_arms", "smoke", str(arms), "--out", str(out), "--jobs", "2", *shared]
+
+
+def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(config, tmp_path):
+    config = dataclasses.replace(config, steps=4, warmup_steps=1)
+    arms = write(tmp_path / "arms.csv", "arm,synth_percent\ngreedy,400\nreal,\n")
+    out = tmp_path / "arms"
+    done = subprocess.run(command(config, arms, out), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "1 of 2 runs" in done.stdout
+    table = pd.read_csv(out / "runs.csv", keep_default_na=False, dtype=str).set_index("arm")
+    assert table.index.tolist() == ["greedy", "real"]
+    assert "48 synthetic HC volumes are asked for, 8 are there" in table.loc["greedy", "error"]
+    assert table.loc["greedy", "auc"] == ""
+    results = read_json(out / "real/seed0_fold0/results.json")
+    assert float(table.loc["real", "auc"]) == results["metrics"]["test"]["auc"]["value"]
+    assert table.loc["real", ["checkpoint", "error"]].tolist() == [results["checkpoint"], ""]
+    assert table.loc["real", ["real_HC", "synthetic_TLE", "seen_real_TLE", "steps"]].tolist() == ["12", "0", "16", "4"]
+
+    # The failed arm is mended: the same command makes it, and leaves the finished run alone.
+    write(arms, "arm,synth_percent\ngreedy,60\nreal,\n")
+    kept = (out / "real/seed0_fold0/results.json").stat().st_mtime_ns
+    again = subprocess.run(command(config, arms, out), capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 of 2 runs (1 new)" in again.stdout
+    assert (out / "real/seed0_fold0/results.json").stat().st_mtime_ns == kept
+    table = pd.read_csv(out / "runs.csv", keep_default_na=False, dtype=str).set_index("arm")
+    assert table["synthetic_TLE"].to_dict() == {"greedy": "7", "real": "0"}
+
+
+def test_another_configuration_is_not_taken_for_a_finished_run(config, tmp_path):
+    arms = read_arms(write(tmp_path / "arms.csv", "arm\nreal\n"))
+    run = arm_runs(arms, config, tmp_path, seeds=(0,), folds=0)[0]
+    run.config.run_dir.mkdir(parents=True)
+    (run.config.run_dir / "results.json").write_text("{}")
+    (run.config.run_dir / "config.json").write_text('{"steps": 999}')
+    assert not is_finished(run)
+
+
+def test_what_run_arms_sets_itself_is_refused(config, tmp_path):
+    arms = write(tmp_path / "arms.csv", "arm\nreal\n")
+    words = [*command(config, arms, tmp_path / "out"), "--train.seed", "3", "--folds", "2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--train.seed: run_arms sets it itself" in done.stderr
+    assert "--folds 2: at least 3" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_stopping_run_arms_stops_its_runs_which_save_first(config, tmp_path):
+    config = dataclasses.replace(config, steps=5000, save_every_steps=5000, val_every_steps=1000)
+    arms, out = write(tmp_path / "arms.csv", "arm\nreal\n"), tmp_path / "arms"
+    process = subprocess.Popen(command(config, arms, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = out / "real/seed0_fold0"
+    deadline = time.monotonic() + 120
+    while not (folder / "log.jsonl").exists():
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    saved = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    assert 0 < saved["step"] < 5000
+    with locked(folder):  # nobody works in it any more
+        assert not (folder / "results.json").exists()
