@@ -39,6 +39,8 @@ bench: venv
 	$(RUN) benchmarks.vae
 	$(RUN) benchmarks.diffusion
 	$(RUN) benchmarks.classifier
+	$(RUN) benchmarks.check
+	$(RUN) benchmarks.prepare
 
 # ---- the pipeline, once for each preset -------------------------------------------------------------------------------
 # $(1) preset, $(2) folder of split tables, $(3) synthetic HC, $(4) synthetic TLE, $(5) cohort flags, $(6) split flags,

@@ -25,7 +25,7 @@ class Volumes:
     def __init__(self, scans: ScanStack, device: Device) -> None:
         self.frame: pd.DataFrame = scans.frame
         self.labels = torch.from_numpy(scans.labels.copy())
-        self.sides = torch.from_numpy(sides(scans.frame))
+        self.sides = torch.from_numpy(sides(scans.frame).copy())
         self.grid = scans.grid
         self.device = device
         self._scans = scans

@@ -90,9 +90,9 @@ PRESETS = {
     "demo": ValidationConfig(
         grid="demo", out=ROOT / "runs/demo/validate_saliency", subjects=500,
         signals=(0.6, 0.3), doses=(1.9, 1.0, 0.5, 0.0),
-        steps=350, lr=3e-3, widths=(8, 16, 32, 64), augmentation="none",
+        steps=250, lr=3e-3, widths=(8, 16, 32, 64), augmentation="none",
         effort=Effort(
-            patients=24, controls=24, nulls=200, cascade_patients=4, cascade_points=3, faithful_patients=8,
+            patients=16, controls=16, nulls=200, cascade_patients=4, cascade_points=3, faithful_patients=8,
             faithful_draws=20, ig_steps=16, noise_samples=12, resamples=1000,
         ),
         jobs=2,
