@@ -103,7 +103,8 @@ maps: venv
 smoke-studies: runs/smoke/.done/synthetic
 	$(RUN) classifier.run_arms smoke --train.train-csv data/smoke/train.csv --train.val-csv data/smoke/val.csv \
 	  --train.test-csv data/smoke/test.csv --train.synth-hc runs/smoke/synthetic_HC --train.synth-tle runs/smoke/synthetic_TLE
-	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json
+	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json \
+	  --figures runs/smoke/arms_study
 	$(RUN) classifier.validate_saliency smoke
 
 clean:
