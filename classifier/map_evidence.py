@@ -151,6 +151,8 @@ def _share(indices: Sequence[float], sides: Sequence[str], side: str) -> float |
 def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
     """Spearman's correlation of what was planted with a measure; patients are resampled with all their conditions.
 
+    The interval covers patients, not training: there is one network per strength.
+
     Args:
         strengths: (K,), distinct, of the planted change.
         values: (K, P), the same patients in the same order at every strength.
