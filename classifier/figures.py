@@ -168,7 +168,7 @@ def auc_by_real(path: Path, rows: list[dict[str, Any]]) -> None:
         path: of the PNG.
         rows: of the comparison. Training seeds are points, intervals bars; an arm without real scans is a level line.
     """
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
     axis = figure.add_subplot()
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     places = sorted({real_scans(row) for row in rows} - {0})
@@ -195,7 +195,7 @@ def auc_by_real(path: Path, rows: list[dict[str, Any]]) -> None:
     axis.set_xlabel("real training scans (points side by side: the same number)", fontsize=8)
     axis.set_ylabel("AUC on real held-out subjects", fontsize=8)
     axis.set_title("points: training seeds; bars: 95 % over subjects and seeds; dashed: no real scans", fontsize=8)
-    figure.legend(fontsize=7, ncols=3, loc="outside lower center")
+    figure.legend(fontsize=7, ncols=1, loc="outside lower center")
     save(figure, path)
 
 
