@@ -276,7 +276,7 @@ def forgetting(study: Study, network: Network, method: str, maps: Maps, truth: T
     curve = {}
     for stage, model in cascade(network.loaded.model, study.plan.seed, study.effort.cascade_points):
         changed = _explain(model, network, method, rows)
-        pairs = zip(maps.patients, changed, strict=False)
+        pairs = zip(maps.patients[: len(rows)], changed, strict=True)
         curve[stage] = float(np.mean([rank_correlation(a, b, truth.brain) for a, b in pairs]))
     return {"cascade": curve, "cascade_end": list(curve.values())[-1]}
 
