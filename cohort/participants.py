@@ -37,7 +37,8 @@ def list_scans(
             have masks.
 
     Returns:
-        A table's columns, and `mask` (absolute path, or empty) and `name` (unique, safe as a file's name). A scan that
+        A table's columns (`file` need not be there: one absent scan is for the caller to report, and must not stop the
+        others), and `mask` (absolute path, or empty) and `name` (unique, safe as a file's name). A scan that
         lies in a folder named by a diagnosis (``HC/P001.nii.gz``) has it; else, without a table, `diagnosis` is empty.
 
     Raises:
@@ -48,7 +49,7 @@ def list_scans(
         raise InputError(f"{source}: no such table or folder")
     table = source / "participants.tsv" if source.is_dir() else source
     if table.is_file():
-        frame = read_table(table, data_root=data_root, label_column=label_column, label_map=label_map)
+        frame = read_table(table, data_root=data_root, label_column=label_column, label_map=label_map, keep_absent=True)
     else:
         frame = _folder(source)
     root = table.parent if source.is_dir() or source.suffix == ".tsv" else None

@@ -56,6 +56,7 @@ def read_table(
     data_root: Path | str | None = None,
     label_column: str = "diagnosis",
     label_map: Mapping[str, str] | None = None,
+    keep_absent: bool = False,
 ) -> pd.DataFrame:
     """Reads a table of scans (CSV), or a BIDS ``participants.tsv``.
 
@@ -66,6 +67,8 @@ def read_table(
         label_column: column that holds the diagnosis, for tables that name it otherwise.
         label_map: what the values of that column mean, for example ``{"left": "TLE-L"}``; without it they must be
             diagnoses themselves. Values that are not in the map are refused.
+        keep_absent: keep rows whose file is not there, and participants of a BIDS dataset without a T1-weighted image
+            (with the name it would have), for a caller that reports each when it comes to it.
 
     Returns:
         One row per scan, in the order of the file, with the columns COLUMNS: `file` absolute, `label` 0 or 1, `side`
@@ -80,13 +83,13 @@ def read_table(
     known_as_bids = "participant_id" in raw.columns and "subject" not in raw.columns
     root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
     if known_as_bids:
-        label_column = _expand_participants(raw, root, label_column)
+        label_column = _expand_participants(raw, root, label_column, keep_absent)
     _check_columns(raw, label_column, label_map)
     grouping = None if known_as_bids or label_column == "group" else "group"
     frame = pd.DataFrame(
         {
             "subject": _column(raw, "subject", _subject),
-            "file": _files(raw, root, confined=data_root is not None),
+            "file": _files(raw, root, confined=data_root is not None, keep_absent=keep_absent),
             "diagnosis": _column(raw, label_column, lambda text: _diagnosis(text, label_map)),
             "session": _column(raw, "session", _optional),
             "age": _column(raw, "age", parse_age, default=math.nan),
@@ -246,7 +249,7 @@ def _one_of(values: Mapping[str, object]) -> str:
     return ", ".join(values) if values else "nothing"
 
 
-def _files(raw: _Raw, root: Path, *, confined: bool) -> list[str]:
+def _files(raw: _Raw, root: Path, *, confined: bool, keep_absent: bool) -> list[str]:
     if "file" not in raw.columns:
         return [""] * len(raw.rows)
     base = root if confined else Path(os.path.abspath(raw.path.parent))
@@ -256,7 +259,7 @@ def _files(raw: _Raw, root: Path, *, confined: bool) -> list[str]:
         path = _plain_path(base / text)
         if text in ("", "n/a"):
             raw.fault(index, "file", "empty; every row needs a file")
-        elif not os.path.isfile(path):
+        elif not os.path.isfile(path) and not keep_absent:
             raw.fault(index, "file", f"no such file: {path}" + ("" if text == str(path) else f" (written as {text})"))
         elif confined and not Path(os.path.realpath(path)).is_relative_to(root):
             raw.fault(index, "file", f"{text} leaves --data-root {root}: it is {os.path.realpath(path)}")
@@ -323,7 +326,7 @@ def _finish(raw: _Raw, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
     return pd.concat([frame[list(COLUMNS)], pd.DataFrame(extra, index=frame.index)], axis=1)
 
 
-def _expand_participants(raw: _Raw, root: Path, label_column: str) -> str:
+def _expand_participants(raw: _Raw, root: Path, label_column: str, keep_absent: bool) -> str:
     """Turns the participants of a BIDS folder into scans: one row per T1-weighted image found under their folders.
 
     `session` becomes what the file name says between the subject and ``_T1w``, such as ``ses-01_run-2``: unique within
@@ -337,6 +340,8 @@ def _expand_participants(raw: _Raw, root: Path, label_column: str) -> str:
         if search:
             folder = participant_folder(root, row["participant_id"])
             images = t1_images(folder)
+            if not images and keep_absent:
+                images = [folder / "anat" / f"{folder.name}_T1w.nii.gz"]
             scans = [{**scans[0], "file": str(image), "session": entities(image, folder)} for image in images]
             if not images:
                 raw.problems.append(

@@ -161,6 +161,21 @@ def test_one_bad_scan_stops_no_other_and_is_named(table, capsys):
     assert pd.read_csv(chosen.out / "failures.csv").empty
 
 
+def test_an_absent_scan_stops_no_other_and_is_named(table):
+    (table.parent / "raw/P1.nii.gz").unlink()
+    folder = table.parent / "bids"
+    (folder / "sub-1/anat").mkdir(parents=True)
+    shutil.copy(table.parent / "raw/P0.nii.gz", folder / "sub-1/anat/sub-1_T1w.nii.gz")
+    (folder / "participants.tsv").write_text("participant_id\tdiagnosis\nsub-1\tHC\nsub-2\tTLE\n")
+    for source, kept, lost in ((table, ["P0", "P2", "P3"], "P1"), (folder, ["sub-1"], "sub-2")):
+        chosen = replace(config(table, out=table.parent / f"out_{lost}"), participants=source)
+        assert status(chosen) == 1
+        assert read_table(chosen.index)["subject"].tolist() == kept
+        failed = pd.read_csv(chosen.out / "failures.csv")
+        assert failed["name"].tolist() == [lost]
+        assert "No such file" in failed["reason"][0]
+
+
 def test_a_process_that_is_killed_takes_no_scan_with_it(table):
     """As the kernel does where memory ends."""
     done = subprocess.Popen(words(config(table, workers=2)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
