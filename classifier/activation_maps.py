@@ -36,7 +36,7 @@ def attention(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequ
     weights = model.attention(x) if hasattr(model, "attention") else None
     if weights is None:
         raise InputError(
-            f"attention: {type(model).__name__} has no attention head; train one with --model.pool attention"
+            f"attention: {type(model).__name__} has no attention head; train --model.name resnet --model.pool attention"
         )
     fine = _onto_grid(weights[:, None].float(), x)
     return fine / fine.sum((2, 3, 4), keepdim=True)
