@@ -78,17 +78,18 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     in 1/T; golden-section search. Source: https://arxiv.org/abs/1706.04599, section 4.2.
     """
     check_labels(labels)
-    weights = np.where(labels == 1, 0.5 / (labels == 1).mean(), 0.5 / (labels == 0).mean())
-    signed = np.where(labels == 1, -1.0, 1.0) * logits
-
-    def loss(inverse: float) -> float:
-        return float(np.mean(weights * np.logaddexp(0.0, inverse * signed)))
-
     low, high, golden = 1 / 20, 20.0, (math.sqrt(5) - 1) / 2
     while high - low > 1e-6:
         a, b = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+        shorter = balanced_loss(labels, a * logits) < balanced_loss(labels, b * logits)
+        low, high = (low, b) if shorter else (a, high)
     return 2.0 / (low + high)
+
+
+def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Cross-entropy in nats, both classes weighted equally; log 2 for logits of 0."""
+    losses = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
+    return float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

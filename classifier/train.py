@@ -5,9 +5,9 @@
     python -m classifier.train demo --real 0 --synth-count 200 --run-dir runs/demo/synthetic
     python -m classifier.train demo --folds 5 --fold 2 --index data_csvs/pickle_prep_demo.csv --run-dir runs/demo/fold2
 
-Reads tables, scans and volumes; writes a run folder with checkpoints/last.pt and best.pt (best by validation loss),
-predictions.csv (one row per held-out scan), results.json (measures with intervals, baselines) and curves.png. The same
-command continues a run that was stopped. Many arms, seeds and folds: `classifier.run_arms`.
+Reads tables, scans and volumes; writes a run folder with checkpoints/last.pt and best.pt (least validation loss at its
+best temperature), predictions.csv (one row per held-out scan), results.json (measures with intervals, baselines) and
+curves.png. The same command continues a run that was stopped. Many arms, seeds and folds: `classifier.run_arms`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -179,16 +178,18 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def validate(run: Run, state: State, val: Volumes, model: Classifier) -> bool:
-    """Judges the averaged weights on validation and logs it; True when the class-balanced loss improved.
+    """Judges the averaged weights on validation and logs it; True when they are the best so far.
 
+    What is compared is the loss at the temperature that suits it best, as the results use it. The plain loss would
+    take the first, ignorant steps for the best where later ones rank subjects well but are too sure of themselves.
     Every process does all of it: that is quicker than sharing it out, and all agree on the answer.
     """
     averaged = copy.deepcopy(model).eval()
     averaged.load_state_dict(state.ema)
     logits, labels = predict(averaged, val)[:, 0], val.labels.numpy()
-    losses = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
-    loss = float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
-    run.log(state.step, {"loss/val": loss, "auc/val": metrics.auc(labels, logits)})
+    loss = metrics.balanced_loss(labels, logits / metrics.fit_temperature(labels, logits))
+    plain = metrics.balanced_loss(labels, logits)
+    run.log(state.step, {"loss/val": plain, "loss/val_calibrated": loss, "auc/val": metrics.auc(labels, logits)})
     better = loss < state.best
     if better:
         state.best, state.best_step = loss, state.step

@@ -73,6 +73,14 @@ def test_nobody_called_tle_and_perfect_separation():
     assert "not_estimable" not in got["auc"]
 
 
+def test_balanced_loss_agrees_with_scikit_learn():
+    labels, scores = sample(np.random.default_rng(5))
+    weights = np.where(labels == 1, 1 / labels.sum(), 1 / (1 - labels).sum())
+    expected = reference.log_loss(labels, metrics.sigmoid(scores), sample_weight=weights)
+    assert metrics.balanced_loss(labels, scores) == pytest.approx(expected)
+    assert metrics.balanced_loss(labels, 0 * scores) == pytest.approx(np.log(2))
+
+
 def test_threshold_is_the_best_midpoint_nearest_one_half():
     labels = np.array([0, 0, 1, 1])
     assert metrics.choose_threshold(labels, np.array([0.1, 0.2, 0.8, 0.9])) == pytest.approx(0.5)

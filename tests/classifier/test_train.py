@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -202,6 +203,19 @@ def test_arms_of_different_size_take_the_same_steps_and_see_the_same_number_of_e
     assert seen["few"]["real_HC"] == 16
     assert seen["more"]["synthetic_HC"] > 0
     assert seen["repeated"]["repeated_TLE"] > 0
+
+
+def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):
+    labels = torch.arange(40) % 2
+    noise = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    ignorant, reckless = 0.01 * noise, 8 * (2.0 * labels - 1 + 2 * noise)  # AUC about 0.5 and 0.75
+    logged = []
+    run = SimpleNamespace(log=lambda step, numbers: logged.append(numbers))
+    state = train.State({}, [], torch.zeros(1), "")
+    for logits, better in ((ignorant, True), (reckless, True), (ignorant, False)):
+        monkeypatch.setattr(train, "predict", lambda model, val, logits=logits: logits.double().numpy()[:, None])
+        assert train.validate(run, state, SimpleNamespace(labels=labels), torch.nn.Identity()) is better
+    assert logged[1]["loss/val"] > logged[0]["loss/val"]  # by the plain loss the ignorant step would stay the best
 
 
 def test_losses_are_those_of_the_known_sides():
