@@ -109,7 +109,7 @@ def _article(entry: Entry, folder: Path) -> str:
     name, link = html.escape(entry.name), html.escape(os.path.relpath(entry.picture, folder))
     shown = [(rule.title, entry.measures.get(rule.name)) for rule in RULES]
     rows = "".join(
-        f"<tr><td>{html.escape(title)}</td><td>{value:.3g}</td></tr>" for title, value in shown if value is not None
+        f"<tr><td>{html.escape(title)}</td><td>{value:.4g}</td></tr>" for title, value in shown if value is not None
     )
     why = "".join(f'<p class="why">{html.escape(reason)}</p>' for reason in entry.reasons)
     kind = "odd" if entry.reasons else "fine"

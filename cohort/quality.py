@@ -119,10 +119,10 @@ def judge(cohort: Sequence[Mapping[str, float | None]]) -> list[Verdict]:
         distance, middle = _distances(values, rule)
         for row, value in enumerate(values):
             if not rule.low <= value <= rule.high and not math.isnan(value):
-                reasons[row].append(f"{rule.title}: {value:.3g}, expected {_range(rule)}")
+                reasons[row].append(f"{rule.title}: {value:.4g}, expected {_range(rule)}")
                 scores[row] = max(scores[row], 2 * ROBUST_Z)
             elif distance[row] > ROBUST_Z:
-                reasons[row].append(f"{rule.title}: {value:.3g}, median {middle:.3g}")
+                reasons[row].append(f"{rule.title}: {value:.4g}, median {middle:.4g}")
         scores = np.fmax(scores, distance)
     return [Verdict(tuple(why), float(score)) for why, score in zip(reasons, scores, strict=True)]
 
