@@ -100,6 +100,7 @@ arms: runs/demo/.done/synthetic
 	  --train-csv data_csvs/train.csv --out runs/demo/arms_study.json --figures runs/demo/arms_study
 maps: venv
 	$(RUN) classifier.validate_saliency demo
+	$(RUN) classifier.validate_saliency doses
 smoke-studies: runs/smoke/.done/synthetic
 	$(RUN) classifier.run_arms smoke --train.train-csv data/smoke/train.csv --train.val-csv data/smoke/val.csv \
 	  --train.test-csv data/smoke/test.csv --train.synth-hc runs/smoke/synthetic_HC --train.synth-tle runs/smoke/synthetic_TLE
