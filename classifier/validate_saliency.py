@@ -77,7 +77,7 @@ class ValidationConfig:
 
 
 LEARNABLE_LR = 7e-4
-"""Peak learning rate of small networks in a few hundred steps. At 3e-3 they learn a darker hippocampus, no smaller one."""
+"""Peak learning rate of small networks in few steps; at 3e-3 they learn a darker hippocampus, but not a smaller one."""
 
 EFFORT_ON_A_CPU = Effort(
     patients=16, controls=16, nulls=200, cascade_patients=4, cascade_points=3, faithful_patients=8,
