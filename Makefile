@@ -1,7 +1,7 @@
 # make demo    the whole pipeline on the simulated demo cohort, then report.html
 # make test    lint and all tests
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
-# make studies arms of the classifier over seeds, and saliency maps held against the truth (half an hour on two cores)
+# make studies arms of the classifier over seeds, and saliency maps held against the truth (an hour on two cores)
 # make bench   speed and accuracy checks, printed beside references
 # make clean   removes what demo and smoke made (not the environment)
 #

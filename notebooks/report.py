@@ -116,8 +116,8 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     refuse_missing(wanted)
     optional = [root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")]
     optional += [root / "fid_results" / f"{preset}{end}" for end in ("_steps.json", "_closest.png")]
-    studies = ("arms_study.json", "arms_study_tests.csv", "validate_saliency/validation.json")
-    optional += [runs / name for name in studies]
+    planted = [f"{name}/validation.json" for name in ("validate_saliency", "validate_saliency_doses")]
+    optional += [runs / name for name in ("arms_study.json", "arms_study_tests.csv", *planted)]
     return [path for paths in wanted.values() for path in paths] + [path for path in optional if path.exists()]
 
 
