@@ -296,6 +296,16 @@ def test_what_is_written_has_one_row_per_method(study, tmp_path, monkeypatch, ca
     assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in ("scores.png", "differences.png"))
 
 
+def test_presets_judge_what_they_say_and_share_no_folder():
+    presets = validate_saliency.PRESETS
+    assert len({config.out for config in presets.values()}) == len(presets)
+    for config in presets.values():
+        validate_saliency.check(config)
+    first = {name: planted.conditions(config.signals, config.doses)[0].name for name, config in presets.items()}
+    assert (first["demo"], first["doses"]) == ("signal_0.6", "dose_6")
+    assert {1.9, 1.0, 0.5, 0.0} <= set(presets["doses"].doses)
+
+
 def test_settings_that_answer_nothing_are_all_named(tmp_path):
     smoke = validate_saliency.PRESETS["smoke"]
     effort = dataclasses.replace(smoke.effort, nulls=5, patients=1)
