@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, Iterator[A
     figure = Figure(figsize=(0.4 + width * columns, 0.4 + height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     _hide_unused(grid, count, columns, height=1)
-    return figure, grid.flat
+    return figure, islice(grid.flat, count)
 
 
 def reliability(path: Path, bins: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
@@ -122,7 +123,7 @@ def reliability(path: Path, bins: dict[str, list[dict[str, Any]]], rows: list[di
     """
     figure, axes = _panels(len(bins), 2.6, 2.8)
     by_name = {row["run"]: row for row in rows}
-    for axis, (name, found) in zip(axes, bins.items(), strict=False):
+    for axis, (name, found) in zip(axes, bins.items(), strict=True):
         promised, observed, low, high = (
             np.array([one[key] for one in found]) for key in ("promised", "observed", "low", "high")
         )
@@ -144,7 +145,7 @@ def reliability(path: Path, bins: dict[str, list[dict[str, Any]]], rows: list[di
 def confusion(path: Path, rows: list[dict[str, Any]]) -> None:
     """Scans by class and call, for each arm: share of the class, and count averaged over training seeds."""
     figure, axes = _panels(len(rows), 2.3, 2.4)
-    for axis, row in zip(axes, rows, strict=False):
+    for axis, row in zip(axes, rows, strict=True):
         counts = np.array(
             [[row["confusion"][f"{label}_called_{call}"] for call in CLASS_NAMES] for label in CLASS_NAMES]
         )

@@ -70,13 +70,13 @@ def sheet(
     axes = figure.subplots(len(rows), count, squeeze=False)
     for index, (label, volumes) in enumerate(rows):
         limits = {"cmap": "RdBu_r", "vmin": -0.3, "vmax": 0.3} if index in error_rows else {"cmap": "gray", "vmax": 1}
-        for axis, volume in zip(axes[index], volumes, strict=False):
+        for axis, volume in zip(axes[index][: len(volumes)], volumes, strict=True):
             axis.imshow(strip(volume), interpolation="nearest", **{"vmin": 0, **limits})
         colour = COLOURS.get(label.split("-")[0].split(" ")[0], "black")
         axes[index, 0].text(
             -0.02, 0.5, label, color=colour, transform=axes[index, 0].transAxes, ha="right", va="center"
         )
-    for axis, caption in zip(axes[0], captions, strict=False):
+    for axis, caption in zip(axes[0][: len(captions)], captions, strict=True):
         axis.set_title(caption, fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -68,7 +68,7 @@ def test_groups_have_their_shares_and_sites_are_independent_of_them(cohort):
 
 
 def test_a_subject_does_not_depend_on_how_many_there_are(cohort):
-    for few, many in zip(effects.subjects(0, 37), cohort, strict=False):
+    for few, many in zip(effects.subjects(0, 37), cohort[:37], strict=True):
         assert few.name == many.name
         np.testing.assert_array_equal(few.relative_volume, many.relative_volume)
 
@@ -76,7 +76,7 @@ def test_a_subject_does_not_depend_on_how_many_there_are(cohort):
 def test_seeds_give_other_people_under_other_names(cohort):
     other = effects.subjects(1, 12)
     assert not {s.name for s in other} & {s.name for s in cohort}
-    assert all((a.relative_volume != b.relative_volume).any() for a, b in zip(other, cohort, strict=False))
+    assert all((a.relative_volume != b.relative_volume).any() for a, b in zip(other, cohort[:12], strict=True))
 
 
 @pytest.mark.parametrize("size", [0.5, 1.9, 6.0])
