@@ -69,7 +69,7 @@ runs/$(1)/.done/synthetic: runs/$(1)/.done/diffusion
 	done
 	touch $$@
 runs/$(1)/.done/evaluation: runs/$(1)/.done/synthetic
-	$(RUN) diffusion.evaluate_synth --real-train $(2)/train.csv --real-test $(2)/test.csv --synth-hc $(3) --synth-tle $(4) \
+	$(RUN) evaluation.evaluate_synth --real-train $(2)/train.csv --real-test $(2)/test.csv --synth-hc $(3) --synth-tle $(4) \
 	  --grid $(1) --out $(9) --truth data/$(1)/truth.csv \
 	  --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt
 	touch $$@

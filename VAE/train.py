@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from cohort.checked import refuse_duplicates
+from cohort.checking.checked import refuse_duplicates
 from cohort.ledger import ledger_of, refuse_overlap
 from cohort.pictures import gallery
 from cohort.scans import GRIDS, Grid, load_scans

@@ -8,7 +8,7 @@ inference. MONAI's are timed first, as its users run them: contiguous tensors, e
 comes. Then this project's settings are made (on a CPU freed memory is kept, see runtime.device; channels_last_3d; on a
 GPU compiled) and all are timed in turns, so that what else the machine does falls on all. They are other architectures:
 the table also says how many operations each has. The ResNets' first convolution has stride 2, as ours; MONAI's default,
-1, would be slower. The second table is integrated gradients, through classifier.attribution, in float32.
+1, would be slower. The second table is integrated gradients, through classifier.saliency.attribution, in float32.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from monai.networks.nets.resnet import resnet10, resnet18
 from torch import nn
 
 from benchmarks.timing import count_flops, matrix_rate, short, time_turns, vol2col_kernels
-from classifier.attribution import Context, attribute_batch
 from classifier.config import PRESETS, ModelConfig
 from classifier.model import build_model
+from classifier.saliency.attribution import Context, attribute_batch
 from cohort.scans import GRIDS
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, cpu_has_bfloat16, keep_freed_memory, pick_device

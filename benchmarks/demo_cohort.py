@@ -26,7 +26,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from cohort.atlas import REGIONS
-from cohort.effects import effect_targets
+from cohort.simulation.effects import effect_targets
 from runtime.cli import describe, run_script
 from runtime.files import ROOT, sha256, write_json
 from runtime.seeding import rng

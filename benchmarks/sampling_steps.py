@@ -4,7 +4,7 @@
         --diffusion runs/demo/diffusion/checkpoints/best.pt
 
 Every sampler at every number of steps generates the same seeds of both classes; FID and KID to the held-out scans are
-those of diffusion.evaluate_synth (same features, same draws of subjects), the floor being real against real. For
+those of evaluation.evaluate_synth (same features, same draws of subjects), the floor being real against real. For
 deterministic samplers the table also says how far the volumes still are from those of the most steps. Prints a table in
 Markdown and writes a JSON, one setting at a time, so that it can be stopped and continued; the report draws it.
 """
@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from cohort.scans import load_scans, normalise
 from cohort.tables import CLASS_NAMES, read_table
-from diffusion import fid
 from diffusion.checkpoint import LoadedDiffusion, load_diffusion
-from diffusion.features import FeatureNetwork, SliceProtocol, extract, extract_cached, pool
 from diffusion.sampler import SAMPLERS, evaluations, guided, samplers_for, schedule
+from evaluation import fid
+from evaluation.features import FeatureNetwork, SliceProtocol, extract, extract_cached, pool
 from runtime import seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
@@ -98,7 +98,7 @@ def main(config: StepsConfig) -> None:
 
 
 class Judge:
-    """FID and KID of synthetic volumes to the held-out scans, in the protocol of diffusion.evaluate_synth."""
+    """FID and KID of synthetic volumes to the held-out scans, in the protocol of evaluation.evaluate_synth."""
 
     def __init__(self, config: StepsConfig, vae: LoadedVAE, device: Device) -> None:
         # float32, so that figures of different machines can be compared.

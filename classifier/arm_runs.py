@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classifier.predictions import read_predictions
+from classifier.measures.predictions import read_predictions
 from runtime.errors import InputError
 from runtime.files import read_json
 

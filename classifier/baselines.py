@@ -18,10 +18,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classifier import metrics
-from classifier.resampling import interval
+from classifier.measures import metrics
+from classifier.measures.resampling import interval
+from cohort.anatomy.grey_matter import TISSUES, dilated, soft_grey_matter, tissue_fractions, without_bias
 from cohort.atlas import REGIONS, SIDES, Atlas, atlas, tissue
-from cohort.grey_matter import TISSUES, dilated, soft_grey_matter, tissue_fractions, without_bias
 from cohort.scans import Grid, ScanStack, head_mask
 from runtime import seeding
 from runtime.errors import InputError
@@ -53,7 +53,7 @@ def hippocampal_features(scans: ScanStack) -> np.ndarray:
 def regional_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
     """Tissue (ml) in the dilated masks of REGIONS, and the absolute asymmetry of each structure; (N, 24).
 
-    CSF in the ventricles, grey matter in the others, after division by a smooth bias (`cohort.grey_matter`).
+    CSF in the ventricles, grey matter in the others, after division by a smooth bias (`cohort.anatomy.grey_matter`).
     """
     labels, tissues = _template(grid)
     masks = np.stack([dilated(labels.mask(region), grid).ravel() for region in REGIONS])

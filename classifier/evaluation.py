@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from classifier import baselines, figures, metrics
+from classifier import baselines
 from classifier.checkpoint import load_classifier, set_operating_point
 from classifier.config import TrainConfig
 from classifier.dataset import Volumes, counts, counts_text, draws_per_row, without_repeats
+from classifier.measures import figures, metrics
+from classifier.measures.predictions import by_subject, table_of, write_predictions
+from classifier.measures.resampling import cell_text
 from classifier.model import Classifier
-from classifier.predictions import by_subject, table_of, write_predictions
-from classifier.resampling import cell_text
 from classifier.selection import Selection
 from cohort.scans import ScanStack
 from runtime import seeding

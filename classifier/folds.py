@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cohort.folding import folds as divided
+from cohort.splitting.folds import folds as divided
 from runtime.errors import InputError
 
 FEWEST_FOLDS = 3

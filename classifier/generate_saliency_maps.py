@@ -22,12 +22,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from classifier import anatomy_figures, attribution, map_files, saliency_tables
-from classifier.cases import groups_of, judge, read_cases
 from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
-from classifier.regions import Relevance, choose_regions, region_means
-from classifier.saliency_tables import Found, Maps
+from classifier.saliency import attribution
+from classifier.saliency import figures as anatomy_figures
+from classifier.saliency import files as map_files
+from classifier.saliency import tables as saliency_tables
+from classifier.saliency.cases import groups_of, judge, read_cases
+from classifier.saliency.regions import Relevance, choose_regions, region_means
+from classifier.saliency.tables import Found, Maps
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.scans import ScanStack, load_scans
@@ -98,7 +101,7 @@ class Job:
     scans: ScanStack
     volumes: Volumes
     cases: pd.DataFrame
-    """One row per volume: classifier.cases."""
+    """One row per volume: classifier.saliency.cases."""
     regions: Atlas
     context: attribution.Context
 

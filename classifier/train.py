@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from classifier import metrics
 from classifier.checkpoint import resume_classifier, save_classifier
 from classifier.config import PRESETS, STRENGTH, ModelConfig, TrainConfig
 from classifier.dataset import Volumes, augment, balanced_rows, counts_text
 from classifier.evaluation import evaluate, predict
+from classifier.measures import metrics
 from classifier.model import MODELS, AllLogits, Classifier, build_model
 from classifier.selection import Selection, select
-from cohort.checked import refuse_duplicates
+from cohort.checking.checked import refuse_duplicates
 from cohort.scans import GRIDS, Grid, ScanStack, load_scans
 from runtime import distributed, seeding
 from runtime.checkpoints import average

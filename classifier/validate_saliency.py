@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from classifier import map_verdicts, validation_figures
-from classifier.map_study import Effort, Findings, gather, open_study
-from classifier.planted import Condition, conditions
-from classifier.planted_runs import Plan, prepare
+from classifier.validation import figures as validation_figures
+from classifier.validation import verdicts as map_verdicts
+from classifier.validation.planted import Condition, conditions
+from classifier.validation.planted_runs import Plan, prepare
+from classifier.validation.study import Effort, Findings, gather, open_study
 from cohort.atlas import LICENCE_NOTE
-from cohort.effects import LARGEST_PLANTED_D
+from cohort.simulation.effects import LARGEST_PLANTED_D
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.device import pick_device

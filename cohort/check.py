@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cohort.checked import CACHE_DIR, Examined, Match, Matches, examine_all, likeness, paired_rows, search
-from cohort.confounds import confound_findings, confounds
-from cohort.duplicates import join
-from cohort.findings import SEVERITIES, Finding, in_order, write_findings
-from cohort.partition import refuse_shared
+from cohort.checking.checked import CACHE_DIR, Examined, Match, Matches, examine_all, likeness, paired_rows, search
+from cohort.checking.confounds import confound_findings, confounds
+from cohort.checking.duplicates import join
+from cohort.checking.findings import SEVERITIES, Finding, in_order, write_findings
+from cohort.splitting.partition import refuse_shared
 from cohort.tables import CLASS_NAMES, read_table
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
@@ -176,7 +176,7 @@ def copy_findings(
     Args:
         frame: the rows that can be read.
         scans: what was found of each.
-        pairs: rows of different groups that are one image (`cohort.checked.paired_rows`).
+        pairs: rows of different groups that are one image (`cohort.checking.checked.paired_rows`).
     """
     found = []
     for first, second, match in pairs:

@@ -1,6 +1,6 @@
 """From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way.
 
-The callers, `cohort.scans.load_scan` and `cohort.scan_faults.examine`, add the file's name to the reasons given here.
+The callers, `scans.load_scan` and `checking.faults.examine`, add the file's name to the reasons given here.
 """
 
 from __future__ import annotations

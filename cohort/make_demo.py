@@ -1,7 +1,7 @@
 """Makes the demo cohort: a simulation of T1 scans of healthy controls and of temporal lobe epilepsy.
 
 Population templates are deformed, region by region, so that each subject has volumes drawn from published group
-statistics (`cohort.effects`, `cohort.simulation`); no person is shown. Written are the scans, their index, and the true
+statistics (`cohort.simulation`); no person is shown. Written are the scans, their index, and the true
 volumes that a method may be judged against. Running the command again makes only what is missing.
 
     python -m cohort.make_demo --out data/demo --subjects 300 --seed 0 --spacing-mm 4
@@ -28,9 +28,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, subjects
 from cohort.scans import Grid
-from cohort.simulation import SIMULATION, SimulatedScan, Simulator, demo_grid
+from cohort.simulation.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, subjects
+from cohort.simulation.simulator import SIMULATION, SimulatedScan, Simulator, demo_grid
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script

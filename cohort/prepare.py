@@ -26,10 +26,10 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from cohort.participants import list_scans
-from cohort.preparation import AS_IT_IS, PREPARATION, Steps, prepare
-from cohort.qc_page import Entry, Failure, draw, write_page
-from cohort.quality import judge
+from cohort.preparation.participants import list_scans
+from cohort.preparation.qc_page import Entry, Failure, draw, write_page
+from cohort.preparation.quality import judge
+from cohort.preparation.steps import AS_IT_IS, PREPARATION, Steps, prepare
 from cohort.scans import GRIDS
 from cohort.tables import write_table
 from cohort.volumes import write_nifti

@@ -2,7 +2,7 @@
 
 Reads an index (a table, see data_csvs/README.md), and its scans, so that copies of one scan under two names come into
 one split. Writes the three tables, a picture of how alike they are (balance.png) and how they were made (split.json,
-see cohort/split_record.py). Or k folds, each in its own folder; or sites held out for test. Splits that exist and
+see cohort/splitting/record.py). Or k folds, each in its own folder; or sites held out for test. Splits that exist and
 differ are not overwritten unless asked.
 
     python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs --val-percent 15 --test-percent 25
@@ -20,15 +20,15 @@ from typing import Any, Literal
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.balance_chart import balance_figure
-from cohort.checked import CACHE_DIR
-from cohort.copies import find_copies
-from cohort.folding import folds, hold_out, site_faults, site_names
-from cohort.partition import balance, partition
+from cohort.checking.checked import CACHE_DIR
+from cohort.checking.copies import find_copies
 from cohort.pictures import save
-from cohort.split_record import RECORD, split_record, write_record
+from cohort.splitting.balance_chart import balance_figure
+from cohort.splitting.folds import folds, hold_out, site_faults, site_names
+from cohort.splitting.partition import balance, partition
+from cohort.splitting.record import RECORD, split_record, write_record
+from cohort.splitting.ties import join_groups, read_copies
 from cohort.tables import read_table, table_text
-from cohort.ties import join_groups, read_copies
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write

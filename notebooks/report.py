@@ -100,7 +100,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     ]
     wanted["VAE.infer"] = [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")]
     figures = [f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png", "_effects.png")]
-    wanted["diffusion.evaluate_synth"] = [root / "fid_results" / name for name in figures]
+    wanted["evaluation.evaluate_synth"] = [root / "fid_results" / name for name in figures]
     compared = (
         "arms.csv",
         "arms_tests.csv",

@@ -9,12 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("runtime", "cohort", "VAE", "diffusion", "classifier")
+FOLDERS = ("runtime", "cohort", "VAE", "diffusion", "evaluation", "classifier")
 ALLOWED = {
     "runtime": {"runtime"},
     "cohort": {"runtime", "cohort"},
     "VAE": {"runtime", "cohort", "VAE"},
     "diffusion": {"runtime", "cohort", "diffusion", "VAE.latents", "VAE.checkpoint"},
+    "evaluation": {
+        "runtime",
+        "cohort",
+        "evaluation",
+        "VAE.latents",
+        "VAE.checkpoint",
+        "diffusion.checkpoint",
+        "diffusion.synthetic_folder",
+    },
     "classifier": {"runtime", "cohort", "classifier"},
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

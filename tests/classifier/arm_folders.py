@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classifier import metrics
-from classifier.predictions import write_predictions
+from classifier.measures import metrics
+from classifier.measures.predictions import write_predictions
 from runtime.files import write_json
 
 

@@ -3,9 +3,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
-from classifier import baselines, metrics
+from classifier import baselines
+from classifier.measures import metrics
+from cohort.anatomy.grey_matter import dilated
 from cohort.atlas import REGIONS, atlas, tissue
-from cohort.grey_matter import dilated
 from cohort.scans import GRIDS
 from runtime.errors import InputError
 

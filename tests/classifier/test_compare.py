@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from classifier import metrics
 from classifier.compare import CompareConfig, main
-from classifier.paired_tests import holm
+from classifier.measures import metrics
+from classifier.measures.paired_tests import holm
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
 from tests.classifier.arm_folders import write_arms, write_run

@@ -9,11 +9,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from classifier import attribution
 from classifier.checkpoint import save_classifier
 from classifier.config import ModelConfig
 from classifier.generate_saliency_maps import SaliencyConfig, main
 from classifier.model import build_model
+from classifier.saliency import attribution
 from cohort.ledger import ledger_of
 from cohort.scans import GRIDS
 from cohort.tables import read_table, write_table

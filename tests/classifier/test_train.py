@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from classifier import train
 from classifier.checkpoint import load_classifier
 from classifier.dataset import Volumes, balanced_rows
-from classifier.predictions import COLUMNS, OPTIONAL, read_predictions
+from classifier.measures.predictions import COLUMNS, OPTIONAL, read_predictions
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json

@@ -13,11 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from classifier import map_evidence, map_study, map_verdicts, planted, validate_saliency
-from classifier.attribution import METHODS, Context
-from classifier.map_evidence import Maps
-from classifier.planted_runs import Plan, run_script
-from classifier.weight_randomisation import cascade, rank_correlation, stages
+from classifier import validate_saliency
+from classifier.saliency.attribution import METHODS, Context
+from classifier.validation import evidence as map_evidence
+from classifier.validation import planted
+from classifier.validation import study as map_study
+from classifier.validation import verdicts as map_verdicts
+from classifier.validation.evidence import Maps
+from classifier.validation.planted_runs import Plan, run_script
+from classifier.validation.weight_randomisation import cascade, rank_correlation, stages
 from cohort.atlas import atlas
 from cohort.scans import GRIDS, load_scans
 from cohort.tables import read_table, write_table

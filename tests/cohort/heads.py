@@ -14,10 +14,10 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cohort import deformation
 from cohort.atlas import antialias_sigma, load_template, native_atlas, resample
 from cohort.scans import Grid
-from cohort.simulation import SCALES_MM
+from cohort.simulation import deformation
+from cohort.simulation.simulator import SCALES_MM
 from runtime.seeding import rng
 
 CENTRE_MM = (0.0, 5.0, -35.0)

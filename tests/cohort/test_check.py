@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cohort import checked, scan_faults
-from cohort.checked import Examined, examine_all
-from cohort.scan_faults import Examination, examine
+from cohort.checking import checked
+from cohort.checking import faults as scan_faults
+from cohort.checking.checked import Examined, examine_all
+from cohort.checking.faults import Examination, examine
 from cohort.scans import GRIDS, load_scan
 from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume

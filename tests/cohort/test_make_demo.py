@@ -12,7 +12,7 @@ import pytest
 from cohort.atlas import REGIONS
 from cohort.make_demo import DemoConfig, main
 from cohort.scans import load_scan
-from cohort.simulation import demo_grid
+from cohort.simulation.simulator import demo_grid
 from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import ROOT

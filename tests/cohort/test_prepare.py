@@ -20,7 +20,7 @@ from benchmarks.raw_bids import RawConfig
 from benchmarks.raw_bids import main as export
 from cohort import make_demo
 from cohort.atlas import load_template
-from cohort.participants import list_scans
+from cohort.preparation.participants import list_scans
 from cohort.prepare import Config, Job, finished, main, steps_of
 from cohort.resampling import resample
 from cohort.scans import GRIDS, load_scan, load_scans

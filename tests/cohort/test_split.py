@@ -13,8 +13,8 @@ import pytest
 from scipy import ndimage
 
 from cohort.ledger import ledger_of
-from cohort.partition import SPLITS, refuse_shared
-from cohort.split_record import provenance, read_record
+from cohort.splitting.partition import SPLITS, refuse_shared
+from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
 from tests.cohort.people import cohort, homes

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from cohort.split_record import split_record, write_record
+from cohort.splitting.record import split_record, write_record
 from cohort.tables import read_table, table_text, write_table
 from notebooks import report
 from runtime.errors import InputError
@@ -139,7 +139,7 @@ def test_missing_results_are_all_named_with_their_commands(tmp_path):
     with pytest.raises(InputError) as refusal:
         report.inputs("demo", tmp_path / "tables", root=tmp_path)
     message = str(refusal.value)
-    for module in ("cohort.split", "VAE.train", "VAE.infer", "diffusion.train", "diffusion.evaluate_synth",
+    for module in ("cohort.split", "VAE.train", "VAE.infer", "diffusion.train", "evaluation.evaluate_synth",
                    "classifier.train", "classifier.compare", "classifier.generate_saliency_maps"):  # fmt: skip
         assert f"python -m {module}" in message
 

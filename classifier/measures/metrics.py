@@ -1,0 +1,241 @@
+"""Measures of a two-class prediction, their uncertainty over subjects, and DeLong's test. Pure numpy.
+
+Everywhere: `labels` (N,) of 0 (HC) and 1 (TLE), `scores` (N,) larger for TLE, `probabilities` (N,) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from classifier.measures.calibration import CALIBRATION, recalibration
+from classifier.measures.resampling import bootstrap_weights, cell
+from runtime.errors import InputError
+
+METRICS = (
+    "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "average_precision",
+    "brier",
+)  # fmt: skip
+"""Measures that are numbers whenever both classes are there."""
+MEASURES = METRICS + CALIBRATION
+"""All that `evaluate` gives. The calibration slope has no value (None) where the classes are perfectly separated."""
+
+
+def check_labels(labels: np.ndarray) -> None:
+    """Raises InputError unless both classes are there and nothing else."""
+    values, counts = np.unique(labels, return_counts=True)
+    if values.tolist() != [0, 1]:
+        found = ", ".join(f"{count} of class {value}" for value, count in zip(values, counts, strict=True)) or "none"
+        raise InputError(f"a two-class measure needs subjects of both classes, 0 (HC) and 1 (TLE); there are: {found}")
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties sharing the middle of their places, along the last axis of (N,)."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve: the share of (TLE, HC) pairs in the right order, ties counting one half."""
+    check_labels(labels)
+    positive = labels == 1
+    P, N = positive.sum(), (~positive).sum()
+    return float((midranks(scores)[positive].sum() - P * (P + 1) / 2) / (P * N))
+
+
+def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates (K + 1,) as the threshold falls through the K distinct scores; starts at (0, 0)."""
+    check_labels(labels)
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(labels[order])[ends]
+    alarms = ends + 1 - hits
+    return np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1])
+
+
+def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The threshold (at or above it is TLE) of largest balanced accuracy.
+
+    Candidates are the middles between neighbouring distinct probabilities, so that a threshold is never a subject's own
+    value; among equals the one nearest 0.5 is taken. To be called on validation subjects only.
+    """
+    check_labels(labels)
+    values = np.unique(probabilities)
+    candidates = (values[1:] + values[:-1]) / 2 if len(values) > 1 else np.array([0.5])
+    called = probabilities[None] >= candidates[:, None]
+    balanced = (called[:, labels == 1].mean(1) + (~called[:, labels == 0]).mean(1)) / 2
+    best = candidates[balanced >= balanced.max() - 1e-12]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The number T in [0.05, 20] by which to divide logits for the least cross-entropy (Guo et al. 2017).
+
+    Classes are weighted equally: training batches are balanced, and validation need not be. The cross-entropy is convex
+    in 1/T; golden-section search. Source: https://arxiv.org/abs/1706.04599, section 4.2.
+    """
+    check_labels(labels)
+    low, high, golden = 1 / 20, 20.0, (math.sqrt(5) - 1) / 2
+    while high - low > 1e-6:
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        shorter = balanced_loss(labels, a * logits) < balanced_loss(labels, b * logits)
+        low, high = (low, b) if shorter else (a, high)
+    return 2.0 / (low + high)
+
+
+def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Cross-entropy in nats, both classes weighted equally; log 2 for logits of 0."""
+    losses = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
+    return float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Logits to probabilities without overflow."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+
+
+def weighted_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """All of MEASURES for many weightings of the subjects at once.
+
+    Args:
+        labels, probabilities: (N,).
+        threshold: at or above it is called TLE.
+        weights: (R, N), not negative, for example how often each subject was drawn; each row holds both classes.
+
+    Returns:
+        arrays (R,). Average precision is the step-wise sum over distinct scores, and precision is 0 where nobody is
+        called TLE, both as in scikit-learn. Calibration as in `calibration.recalibration`.
+    """
+    positive, weights = labels == 1, np.asarray(weights, np.float64)
+    w_pos, w_neg = weights[:, positive], weights[:, ~positive]
+    P, N = w_pos.sum(1), w_neg.sum(1)
+    called = probabilities >= threshold
+    hits, alarms = w_pos @ called[positive], w_neg @ called[~positive]
+    sensitivity, specificity = hits / P, 1 - alarms / N
+    return {
+        "accuracy": (hits + N - alarms) / (P + N),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "precision": np.divide(hits, hits + alarms, out=np.zeros_like(P), where=hits + alarms > 0),
+        "f1": 2 * hits / (hits + alarms + P),
+        "auc": weighted_auc(labels, probabilities, weights),
+        "average_precision": _average_precision(positive, probabilities, weights),
+        "brier": weights @ (probabilities - labels) ** 2 / (P + N),
+        **recalibration(labels, probabilities, weights),
+    }
+
+
+def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`auc` (R,) for many weightings (R, N) of the subjects at once; each row holds both classes."""
+    positive = labels == 1
+    w_pos, w_neg = weights[:, positive], weights[:, ~positive]
+    pairs = np.sign(scores[positive][:, None] - scores[~positive][None]) / 2 + 0.5
+    return np.einsum("rp,rp->r", w_pos, w_neg @ pairs.T) / (w_pos.sum(1) * w_neg.sum(1))
+
+
+def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(weights[:, order] * positive[order], axis=1)[:, ends]
+    called = np.cumsum(weights[:, order], axis=1)[:, ends]
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    return (np.diff(hits, axis=1, prepend=0.0) * precision).sum(1) / hits[:, -1]
+
+
+def evaluate(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    clusters: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+) -> dict[str, dict[str, float]]:
+    """All of MEASURES with 95 % percentile intervals of a stratified bootstrap over subjects.
+
+    Returns:
+        {measure: cell}, as in `resampling.cell`; measures of METRICS have three numbers.
+    """
+    check_labels(labels)
+    weights = np.vstack([np.ones(len(labels)), bootstrap_weights(labels, clusters, resamples, rng)])
+    drawn = weighted_metrics(labels, probabilities, threshold, weights)
+    return {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two areas under the ROC curve of the same subjects."""
+
+    auc_a: float
+    auc_b: float
+    difference: float
+    """auc_b - auc_a."""
+    low: float
+    high: float
+    """95 % interval of the difference, by the normal approximation."""
+    p: float
+    degenerate: bool
+    """The variance of the difference is zero: p is then 1 for equal areas and 0 otherwise, and means little."""
+
+
+def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of controls below each TLE subject (P,), and that of TLE subjects above each control (N,); ties half.
+
+    The mean of either is the area. Source: Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
+    """
+    check_labels(labels)
+    positive = labels == 1
+    P, N = int(positive.sum()), int((~positive).sum())
+    joint = midranks(scores)
+    below = (joint[positive] - midranks(scores[positive])) / N
+    return below, 1 - (joint[~positive] - midranks(scores[~positive])) / P
+
+
+def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas and their covariance, for K score vectors of the same subjects.
+
+    It covers the sampling of test subjects, not of training. Source: DeLong et al. 1988, Biometrics 44:837.
+
+    Args:
+        labels: (N,).
+        scores: (K, N).
+
+    Returns:
+        areas (K,) and covariance (K, K).
+
+    Raises:
+        InputError: fewer than two subjects of a class.
+    """
+    check_labels(labels)
+    P = int((labels == 1).sum())
+    N = len(labels) - P
+    if min(P, N) < 2:
+        raise InputError(f"DeLong's variance needs two subjects of each class; there are {N} HC and {P} TLE")
+    v_pos, v_neg = (np.stack(part) for part in zip(*(placements(labels, row) for row in scores), strict=True))
+    return v_pos.mean(1), np.atleast_2d(np.cov(v_pos)) / P + np.atleast_2d(np.cov(v_neg)) / N
+
+
+def delong_test(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> PairedTest:
+    """DeLong's two-sided test of equal areas for two scores of the same subjects."""
+    return paired_test_of(*delong_covariance(labels, np.stack([scores_a, scores_b])))
+
+
+def paired_test_of(areas: np.ndarray, covariance: np.ndarray) -> PairedTest:
+    """The two-sided test of equal areas by the normal approximation, from areas (2,) and their covariance (2, 2)."""
+    difference = float(areas[1] - areas[0])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    degenerate = variance < 1e-14  # rounding of placement values, which are of order 1
+    if degenerate:
+        deviation, p = 0.0, 1.0 if abs(difference) < 1e-12 else 0.0
+    else:
+        deviation = math.sqrt(variance)
+        p = math.erfc(abs(difference) / deviation / math.sqrt(2))
+    margin = 1.959964 * deviation
+    return PairedTest(
+        float(areas[0]), float(areas[1]), difference, difference - margin, difference + margin, p, degenerate
+    )

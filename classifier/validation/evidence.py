@@ -1,0 +1,215 @@
+"""What maps of a network say about a change whose place is known, in numbers with intervals and null distributions.
+
+Patients with the change on the right are mirrored, so that in one frame the changed side is always the left; grids are
+symmetric about the midline. Two readings of a patient's map are measured: the map itself (`raw`), and its difference
+from the mean map of the controls (`difference`), since maps follow an image's edges in every class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, rankdata
+
+from classifier.measures.resampling import bootstrap_weights, cell
+from classifier.validation.localisation import MEASURES, Localisation, lateral_index, localise, widen
+from classifier.validation.spatial_nulls import Moves, moves, p_value
+from cohort.atlas import REGIONS, Atlas
+
+HALF = 0.5
+"""Share of a voxel that has to lie in a region for the voxel to count as one of it."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where the change of each patient is, in the frame where the changed side is the left."""
+
+    brain: np.ndarray
+    """bool (D, H, W), symmetric."""
+    reference: np.ndarray
+    """bool (D, H, W), where the region lies on average."""
+    moves: Moves
+    """Null places of the reference."""
+    regions: list[np.ndarray]
+    """bool (D, H, W) of each patient."""
+    spacing_mm: float
+
+    def places(self, patient: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels of a patient's region (of the reference for None) at all places, as it is and widened."""
+        region = self.reference if patient is None else self.regions[patient]
+        return self.moves.places(region), self.moves.places(widen(region, self.spacing_mm))
+
+
+def truth_of(
+    shares: Sequence[np.ndarray], sides: Sequence[str], head: np.ndarray, spacing_mm: float, count: int,
+    rng: np.random.Generator,
+) -> Truth:  # fmt: skip
+    """Collects the regions of patients and draws null places.
+
+    Args:
+        shares: per patient, share (D, H, W) of each voxel in the changed region.
+        sides: per patient, L or R.
+        head: bool (D, H, W), the brain.
+        spacing_mm: of the grid.
+        count: null places.
+        rng: numpy generator.
+    """
+    shares = [ipsilateral(share, side) for share, side in zip(shares, sides, strict=True)]
+    reference = np.mean(shares, axis=0) >= HALF / 2  # an average of shifted regions is lower than each of them
+    brain = head & np.flip(head, 0)
+    regions = [share >= HALF if (share >= HALF).any() else share == share.max() for share in shares]
+    return Truth(brain, reference, moves(reference & brain, brain, count, rng), regions, spacing_mm)
+
+
+def ipsilateral(map_: np.ndarray, side: str) -> np.ndarray:
+    """A map (D, H, W) in the frame where the changed side is the left: mirrored for R."""
+    return np.flip(map_, 0) if side == "R" else map_
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps of one network's test subjects by one method, in the scans' own frame."""
+
+    patients: np.ndarray
+    """float32 (P, D, H, W)."""
+    sides: list[str]
+    """L or R of each patient."""
+    controls: np.ndarray
+    """float32 (C, D, H, W)."""
+
+    def raw(self) -> list[np.ndarray]:
+        """Patients' maps, mirrored to the left."""
+        return [ipsilateral(map_, side) for map_, side in zip(self.patients, self.sides, strict=True)]
+
+    def difference(self) -> list[np.ndarray]:
+        """The same minus the mean of the controls' maps."""
+        mean = self.controls.mean(axis=0)
+        return [ipsilateral(map_ - mean, side) for map_, side in zip(self.patients, self.sides, strict=True)]
+
+
+def localisation(maps: Sequence[np.ndarray], truth: Truth) -> dict[str, np.ndarray]:
+    """Each of MEASURES, (P, 1 + null places), of patients' maps in the left frame; NaN (an empty map) counts as 0."""
+    found = [localise(map_, truth.brain, *truth.places(patient)) for patient, map_ in enumerate(maps)]
+    return {name: np.nan_to_num(np.stack([getattr(one, name) for one in found])) for name in MEASURES}
+
+
+def weights_of(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap weights (resamples, count) of patients, rows sum to 1."""
+    drawn = bootstrap_weights(np.ones(count, int), np.arange(count).astype(str), resamples, rng)
+    return drawn / drawn.sum(axis=1, keepdims=True)
+
+
+def summary(values: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """The mean over patients of a measure (P, K) at the true place, with interval, null mean and spatial p-value."""
+    means = values.mean(axis=0)
+    return {**cell(means[0], weights @ values[:, 0]), "p": p_value(means), "null": float(means[1:].mean())}
+
+
+def group_difference(maps: Maps, truth: Truth) -> tuple[np.ndarray, dict[str, Any]]:
+    """The mean map of patients minus that of controls, in the left frame, and how it localises the reference region.
+
+    Controls have no changed side: their mean map is averaged with its mirror image.
+    """
+    controls = maps.controls.mean(axis=0)
+    difference = np.mean(maps.raw(), axis=0) - (controls + np.flip(controls, 0)) / 2
+    found: Localisation = localise(difference, truth.brain, *truth.places(None))
+    numbers = {}
+    for name in MEASURES:
+        values = np.nan_to_num(getattr(found, name))
+        numbers[name] = {"value": float(values[0]), "p": p_value(values), "null": float(values[1:].mean())}
+    return difference, numbers
+
+
+def side_accuracy(maps: Sequence[np.ndarray], sides: Sequence[str], atlas: Atlas) -> dict[str, Any]:
+    """How often the stronger hippocampus of a map is the changed one, with the exact binomial interval.
+
+    Args:
+        maps: of patients, in the scans' own frame.
+        sides: L or R of each.
+        atlas: on their grid. An index of exactly 0 is no answer and counts as wrong.
+    """
+    left, right = (atlas.mask(f"{side} Hippocampus") for side in ("Left", "Right"))
+    indices = [lateral_index(map_, left, right) for map_ in maps]
+    hits = sum(index > 0 if side == "L" else index < 0 for index, side in zip(indices, sides, strict=True))
+    test = binomtest(int(hits), len(sides))
+    low, high = test.proportion_ci(method="exact")
+    return {
+        "value": hits / len(sides), "low": float(low), "high": float(high), "hits": int(hits), "count": len(sides),
+        "left": _share(indices, sides, "L"), "right": _share(indices, sides, "R"),
+    }  # fmt: skip
+
+
+def _share(indices: Sequence[float], sides: Sequence[str], side: str) -> float | None:
+    """Share of the cases of one side whose index has its sign."""
+    own = [index if side == "L" else -index for index, other in zip(indices, sides, strict=True) if other == side]
+    return float(np.mean(np.array(own) > 0)) if own else None
+
+
+def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
+    """Spearman's correlation of what was planted with a measure; patients are resampled with all their conditions.
+
+    The interval covers patients, not training: there is one network per strength.
+
+    Args:
+        strengths: (K,), distinct, of the planted change.
+        values: (K, P), the same patients in the same order at every strength.
+        rng: numpy generator.
+        resamples: of patients.
+    """
+    if len(strengths) < 2:
+        return cell(np.nan, np.full(resamples, np.nan))
+    picks = np.concatenate(
+        [np.arange(values.shape[1])[None], rng.integers(0, values.shape[1], (resamples, values.shape[1]))]
+    )
+    drawn = values[:, picks].transpose(1, 0, 2).reshape(len(picks), -1)
+    ranks = rankdata(drawn, axis=1)
+    order = rankdata(np.repeat(strengths, values.shape[1]))
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    order = order - order.mean()
+    spread = np.sqrt(np.square(ranks).sum(axis=1) * np.square(order).sum())
+    rho = np.divide(ranks @ order, spread, out=np.zeros(len(ranks)), where=spread > 0)
+    return cell(rho[0], rho[1:])
+
+
+def mark_exposure(maps: np.ndarray, mark: np.ndarray, atlas: Atlas, weights: np.ndarray) -> dict[str, Any]:
+    """Whether maps of a network that has learned a mark show it.
+
+    Args:
+        maps: (P, D, H, W) of patients who carry it.
+        mark: bool (D, H, W).
+        atlas: the regions that it competes with.
+        weights: from `weights_of`.
+
+    Returns:
+        `share` of the magnitude in the mark (cell), `enrichment` (that over the mark's share of the grid, cell), `rank`
+        of the mark among mark and regions by mean magnitude per voxel (1: first; ties count against it), `regions`.
+    """
+    strength = np.abs(maps).reshape(len(maps), -1)
+    totals = np.maximum(strength.sum(axis=1), np.finfo(float).tiny)
+    shares = strength[:, mark.ravel()].sum(axis=1) / totals
+    mean = strength.mean(axis=0)
+    sizes = np.bincount(atlas.labels.ravel())
+    sums = np.bincount(atlas.labels.ravel(), weights=mean)
+    codes = np.flatnonzero(sizes)[1:] if sizes[0] else np.flatnonzero(sizes)
+    others = sums[codes] / sizes[codes]
+    volume = float(mark.mean())
+    return {
+        "share": cell(shares.mean(), weights @ shares),
+        "enrichment": cell(shares.mean() / volume, weights @ shares / volume),
+        "rank": int(1 + np.sum(others >= mean[mark.ravel()].mean())),
+        "regions": len(codes) + 1,
+    }
+
+
+def merged(atlas: Atlas) -> Atlas:
+    """A coarse atlas for replacing regions: the 16 modelled regions, all others of a side as one, the rest as one."""
+    names = [*REGIONS, "Left other", "Right other", "Other"]
+    codes = {name: code for code, name in enumerate(names, start=1)}
+    table = np.zeros(int(max(atlas.labels.max(), *atlas.names)) + 1, np.int16)
+    for code, name in atlas.names.items():
+        side = name.partition(" ")[0]
+        table[code] = codes[name if name in REGIONS else f"{side} other" if side in ("Left", "Right") else "Other"]
+    return Atlas(table[atlas.labels], {code: name for name, code in codes.items()})

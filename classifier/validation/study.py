@@ -1,0 +1,315 @@
+"""Gathers evidence about every attribution method from the networks of planted conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from classifier.checkpoint import LoadedClassifier, load_classifier
+from classifier.dataset import Volumes
+from classifier.measures.resampling import cell
+from classifier.saliency import attribution
+from classifier.validation import evidence as measure
+from classifier.validation import faithfulness
+from classifier.validation.evidence import Maps, Truth
+from classifier.validation.planted import Condition, levels, mark_of, region_share
+from classifier.validation.planted_runs import Plan
+from classifier.validation.weight_randomisation import cascade, rank_correlation
+from cohort.atlas import Atlas, atlas
+from cohort.ledger import refuse_overlap
+from cohort.scans import head_mask, load_scans
+from cohort.tables import read_table
+from runtime import seeding
+from runtime.device import Device
+from runtime.errors import InputError
+from runtime.files import atomic_write
+
+Evidence = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed."""
+
+    patients: int
+    """Test patients whose maps are made, half of each side, for every network."""
+    controls: int
+    """Test controls whose maps are made, for the network that methods are judged on."""
+    nulls: int
+    """Places elsewhere that the changed region is moved to."""
+    cascade_patients: int
+    """Patients for the randomisation of weights."""
+    cascade_points: int
+    """Stages of it that are looked at."""
+    faithful_patients: int
+    """Patients for deletion and insertion."""
+    faithful_draws: int
+    """Random orders of regions."""
+    ig_steps: int
+    """Points along the path of integrated gradients."""
+    noise_samples: int
+    """Noisy copies in SmoothGrad, random points in gradient SHAP."""
+    resamples: int
+    """Bootstrap resamples of patients."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One condition's network with the test subjects that it is explained on."""
+
+    condition: Condition
+    loaded: LoadedClassifier
+    volumes: Volumes
+    """Patients first, then controls."""
+    patients: int
+    context: attribution.Context
+
+    @property
+    def sides(self) -> list[str]:
+        """L or R of each patient."""
+        return self.volumes.frame["side"].tolist()[: self.patients]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all networks share."""
+
+    plan: Plan
+    effort: Effort
+    device: Device
+    conditions: list[Condition]
+    regions: Atlas
+    subjects: tuple[list[str], list[str]]
+    """Names of the patients and of the controls: the same people in every condition."""
+    learned: frozenset[str]
+    """Conditions whose networks tell patients from controls, by the interval of their AUC."""
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator for one purpose."""
+        return seeding.rng(self.plan.seed, f"validate saliency:{purpose}")
+
+
+def open_study(
+    plan: Plan, effort: Effort, device: Device, conditions: list[Condition], learned: frozenset[str]
+) -> Study:
+    """Chooses the test subjects: patients of both sides in turn, and controls, from the top of the table."""
+    frame = read_table(plan.tables(conditions[0]) / "test.csv")
+    patients = frame[frame["label"] == 1]
+    turn = patients.groupby("side").cumcount()
+    patients = patients.iloc[np.lexsort((patients["side"], turn))]["subject"].head(effort.patients)
+    controls = frame.loc[frame["label"] == 0, "subject"].head(effort.controls)
+    return Study(plan, effort, device, conditions, atlas(plan.grid), (patients.tolist(), controls.tolist()), learned)
+
+
+def open_network(study: Study, condition: Condition, *, controls: bool) -> Network:
+    """A finished network and its volumes."""
+    loaded = load_classifier(study.plan.run(condition) / "checkpoints" / "best.pt")
+    frame = read_table(study.plan.tables(condition) / "test.csv").set_index("subject", drop=False)
+    names = study.subjects[0] + (study.subjects[1] if controls else [])
+    frame = frame.loc[names].reset_index(drop=True)
+    refuse_overlap(frame, loaded.ledger, what=f"the network of {condition.name}")
+    volumes = Volumes(load_scans(frame, study.plan.grid, cache_dir=study.plan.out / "cache"), study.device)
+    study.device.module(loaded.model)
+    context = attribution.Context(
+        mean_hc=study.device.tensor(loaded.mean_hc[None, None]),
+        regions=_labels(study.regions, study.device),
+        ig_steps=study.effort.ig_steps,
+        noise_samples=study.effort.noise_samples,
+        shap_samples=study.effort.noise_samples,
+        batch=8 if study.device.kind.type == "cpu" else 32,
+        seed=study.plan.seed,
+    )
+    return Network(condition, loaded, volumes, len(study.subjects[0]), context)
+
+
+def _labels(regions: Atlas, device: Device) -> torch.Tensor:
+    return torch.from_numpy(regions.labels.astype(np.int64))[None, None].to(device.kind)
+
+
+def truth_for(study: Study, network: Network) -> Truth:
+    """The patients' own changed regions, through the simulator's map of each, and null places."""
+    names = network.volumes.frame["subject"][: network.patients]
+    shares = [region_share(study.plan.regions(network.condition), name) for name in names]
+    head = head_mask(network.loaded.mean_hc.numpy())
+    grid = study.plan.grid
+    return measure.truth_of(shares, network.sides, head, grid.spacing_mm, study.effort.nulls, study.rng("places"))
+
+
+def maps_of(study: Study, network: Network, method: str) -> Maps:
+    """Maps of all of a network's volumes; those on disk, of the same checkpoint and settings, are read.
+
+    Raises:
+        InputError: the network does not allow this method.
+    """
+    path = study.plan.out / "maps" / network.condition.name / f"{method}.npz"
+    names = network.volumes.frame["subject"].tolist()
+    recipe = repr((network.loaded.hash, names, attribution.settings_of(method, network.context)))
+    maps = _stored(path, recipe)
+    if maps is None:
+        maps = _explain(network.loaded.model, network, method, range(len(names)))
+        with atomic_write(path) as temporary:
+            np.savez(temporary, maps=maps, recipe=np.array(recipe))
+    return Maps(maps[: network.patients], network.sides, maps[network.patients :])
+
+
+def _stored(path: Path, recipe: str) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return file["maps"] if str(file["recipe"]) == recipe else None
+
+
+def _explain(model: torch.nn.Module, network: Network, method: str, rows: Sequence[int]) -> np.ndarray:
+    """Maps float32 (rows, D, H, W)."""
+    parts = torch.tensor(list(rows)).split(network.context.batch)
+    return np.concatenate(
+        [
+            attribution.attribute_batch(model, network.volumes.batch(part), method, network.context, part.tolist())
+            for part in parts
+        ]
+    )
+
+
+@dataclass
+class Findings:
+    """What has been found out so far."""
+
+    evidence: dict[str, Evidence]
+    """By method."""
+    skipped: dict[str, str]
+    """Methods that the network does not allow, with the reason."""
+    differences: dict[str, np.ndarray]
+    """By method, the mean map of patients minus that of controls (D, H, W), in the left frame."""
+    enrichment: dict[str, dict[str, np.ndarray]]
+    """By method and condition, enrichment (P,) of each patient's map."""
+    truth: Truth
+    """Of the network that methods are judged on."""
+    anatomy: np.ndarray
+    """float32 (D, H, W), the mean control."""
+
+
+def gather(study: Study) -> Findings:
+    """All evidence about all methods: one network closely, the others for comparison with it."""
+    found = from_strongest(study)
+    for condition in study.conditions[1:]:
+        network = open_network(study, condition, controls=False)
+        truth = None if condition.mark else truth_for(study, network)
+        for method in tqdm(found.evidence, desc=f"maps of {condition.name}", unit="method"):
+            compare(study, network, method, truth, found)
+    for method, values in found.enrichment.items():
+        found.evidence[method]["response"] = responses(study, values)
+    return found
+
+
+def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
+    """How enrichment (P,), by condition, follows the strength of what was planted, for each kind of change."""
+    found = {}
+    for kind, strengths in levels(study.conditions).items():
+        stack = np.stack([values[name] for name in strengths])
+        trend = measure.trend(list(strengths.values()), stack, study.rng("response"), study.effort.resamples)
+        found[kind] = {**trend, **{f"at_{strengths[name]:g}": float(values[name].mean()) for name in strengths}}
+    return found
+
+
+def from_strongest(study: Study) -> Findings:
+    """Where maps of the best-taught network lie, on which side, whether they forget and whether they are faithful."""
+    network = open_network(study, study.conditions[0], controls=True)
+    found = Findings({}, {}, {}, {}, truth_for(study, network), network.loaded.mean_hc.numpy())
+    references = random_orders(study, network)
+    for method in tqdm(attribution.METHODS, desc=f"maps of {network.condition.name}", unit="method"):
+        try:
+            maps = maps_of(study, network, method)
+        except InputError as reason:
+            found.skipped[method] = str(reason)
+            continue
+        raw = measure.localisation(maps.raw(), found.truth)
+        difference = measure.localisation(maps.difference(), found.truth)
+        found.differences[method], group = measure.group_difference(maps, found.truth)
+        contrast = maps.patients - maps.controls.mean(axis=0)
+        found.enrichment[method] = {network.condition.name: raw["enrichment"][:, 0]}
+        found.evidence[method] = {
+            "raw": summaries(study, raw),
+            "difference": summaries(study, difference),
+            "group": group,
+            "side": {
+                "raw": measure.side_accuracy(maps.patients, maps.sides, study.regions),
+                "difference": measure.side_accuracy(contrast, maps.sides, study.regions),
+            },
+            **forgetting(study, network, method, maps, found.truth),
+            **faithful(study, network, maps, references),
+        }
+    return found
+
+
+def compare(study: Study, network: Network, method: str, truth: Truth | None, found: Findings) -> None:
+    """Adds what the network of another condition says about a method."""
+    maps, condition, evidence = maps_of(study, network, method), network.condition, found.evidence[method]
+    if condition.mark:
+        weights = measure.weights_of(len(maps.patients), study.effort.resamples, study.rng("patients"))
+        exposure = measure.mark_exposure(maps.patients, mark_of(study.plan.grid), study.regions, weights)
+        evidence["shortcut"] = {**exposure, "learned": condition.name in study.learned}
+        return
+    values = measure.localisation(maps.raw(), truth)
+    if condition.shuffle:
+        evidence["permuted"] = summaries(study, values)
+        return
+    found.enrichment[method][condition.name] = values["enrichment"][:, 0]
+    if condition.dose == condition.signal == 0:
+        evidence["nothing"] = summaries(study, values)
+
+
+def summaries(study: Study, values: dict[str, np.ndarray]) -> Evidence:
+    """Means with intervals and p-values of measures (P, places)."""
+    count = len(next(iter(values.values())))
+    weights = measure.weights_of(count, study.effort.resamples, study.rng("patients"))
+    return {name: measure.summary(part, weights) for name, part in values.items()}
+
+
+def forgetting(study: Study, network: Network, method: str, maps: Maps, truth: Truth) -> Evidence:
+    """Rank correlation with the original map as weights become random from the head downwards; mean over patients."""
+    rows = range(min(study.effort.cascade_patients, network.patients))
+    curve = {}
+    for stage, model in cascade(network.loaded.model, study.plan.seed, study.effort.cascade_points):
+        changed = _explain(model, network, method, rows)
+        pairs = zip(maps.patients[: len(rows)], changed, strict=True)
+        curve[stage] = float(np.mean([rank_correlation(a, b, truth.brain) for a, b in pairs]))
+    return {"cascade": curve, "cascade_end": list(curve.values())[-1]}
+
+
+def random_orders(study: Study, network: Network) -> list[faithfulness.RandomOrders]:
+    """The reference of deletion and insertion, for the patients that they are measured on."""
+    effort, context = study.effort, coarse(study, network)
+    rows = range(min(effort.faithful_patients, network.patients))
+    return [
+        faithfulness.random_orders(
+            network.loaded.model, network.volumes.batch(torch.tensor([row])), context, effort.faithful_draws,
+            study.plan.seed,
+        )
+        for row in tqdm(rows, desc="random orders of regions", unit="patient")
+    ]  # fmt: skip
+
+
+def coarse(study: Study, network: Network) -> attribution.Context:
+    """The network's context with the coarse atlas: each region replaced is large enough to move the logit."""
+    return replace(network.context, regions=_labels(measure.merged(study.regions), study.device))
+
+
+def faithful(study: Study, network: Network, maps: Maps, references: Sequence[faithfulness.RandomOrders]) -> Evidence:
+    """Deletion and insertion in the maps' order, as gain in logits over random orders, mean over patients."""
+    context, effort = coarse(study, network), study.effort
+    found = [
+        faithfulness.faithfulness(
+            network.loaded.model, network.volumes.batch(torch.tensor([row])), maps.patients[row], context,
+            effort.faithful_draws, study.plan.seed, reference,
+        )
+        for row, reference in enumerate(references)
+    ]  # fmt: skip
+    weights = measure.weights_of(len(found), effort.resamples, study.rng("faithful"))
+    gains = {name: np.array([one[name] for one in found]) for name in ("deletion_gain", "insertion_gain")}
+    return {name: cell(gain.mean(), weights @ gain) for name, gain in gains.items()}

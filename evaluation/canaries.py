@@ -1,0 +1,221 @@
+"""Plants canaries, trains a generator on them, samples from it, and asks the audit what it finds.
+
+    python -m evaluation.canaries demo --latents latents/demo --vae runs/demo/vae/checkpoints/best.pt
+
+Training subjects are repeated 1, 4 and 16 times (`privacy.canary_plan`); diffusion.train and diffusion.save_synth do
+the rest as for any generator. Real scans are taken through the VAE, so that they are as smooth as what it decodes.
+Writes canaries.json into the run folder; the same command continues a stopped run.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cohort.scans import normalise
+from cohort.tables import CLASS_NAMES
+from cohort.volumes import list_volumes, read_volume
+from diffusion.checkpoint import load_diffusion
+from evaluation.privacy import membership
+from evaluation.privacy.audit import spaces_of
+from evaluation.privacy.canary_plan import PLAN, REPEATS, plan_canaries, read_canaries, require_held_out, write_canaries
+from evaluation.privacy.copying import Space, audit_spaces
+from evaluation.privacy.embedding import EncoderConfig
+from runtime import distributed
+from runtime.checkpoints import git_commit
+from runtime.cli import describe, run_script
+from runtime.device import Device, pick_device
+from runtime.errors import InputError
+from runtime.files import ROOT, read_json, write_json
+from VAE.checkpoint import LoadedVAE, load_vae
+from VAE.latents import Latent, read_split
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CanaryConfig:
+    """What is planted, how the generator is trained, and how many volumes are searched."""
+
+    latents: Path = ROOT / "latents/demo"
+    """Folder of VAE.save_latent."""
+    vae: Path = ROOT / "runs/demo/vae/checkpoints/best.pt"
+    """The VAE checkpoint that the latents came from."""
+    run_dir: Path = ROOT / "runs/demo/canaries"
+    """Folder for the repeated latents, the generator, its volumes and canaries.json."""
+    preset: str = "demo"
+    """Preset of diffusion.train."""
+    steps: int | None = None
+    """Optimiser steps; by default the preset's."""
+    train_split: str = "train"
+    """Subfolder in which canaries are planted."""
+    val_split: str = "val"
+    """Subfolder whose loss chooses the checkpoint."""
+    held_out: tuple[str, ...] = ("val",)
+    """Subfolders of subjects that are not trained on. A split of its own is better than the one that chooses the
+    checkpoint, and the more subjects the better: they decide which p-values there can be."""
+    each: int = 4
+    """Canaries for every number of occurrences."""
+    repeats: tuple[int, ...] = REPEATS
+    """Occurrences."""
+    count: int = 100
+    """Synthetic volumes of each class."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The learned embedding."""
+    seed: int = 0
+    """Of the choice of canaries, the training, the embedding and the tests."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+PRESETS = {
+    "smoke": CanaryConfig(
+        latents=ROOT / "latents/smoke", vae=ROOT / "runs/smoke/vae/checkpoints/best.pt",
+        run_dir=ROOT / "runs/smoke/canaries", preset="smoke", each=1, count=8, encoder=EncoderConfig(steps=4),
+    ),
+    "demo": CanaryConfig(),
+}  # fmt: skip
+
+
+def main(config: CanaryConfig) -> None:
+    """Plants, trains, samples, audits, writes."""
+    if not distributed.is_main():
+        return
+    out = config.run_dir / "canaries.json"
+    train = read_split(config.latents, config.train_split)
+    held_out = [latent for split in config.held_out for latent in read_split(config.latents, split)]
+    require_held_out(len({latent.subject for latent in held_out}))
+    plan = plan_canaries(
+        [one.subject for one in train], [one.label for one in train],
+        each=config.each, seed=config.seed, repeats=config.repeats,
+    )  # fmt: skip
+    settle(config, plan)
+    checkpoint = generate(config)
+    device = pick_device("float32", config.threads)
+    vae = load_vae(config.vae)
+    device.module(vae.model)
+    spaces = build_spaces(config, train, held_out, read_synthetic(config), vae, device)
+    audit = audit_spaces(spaces, seed=config.seed)
+    exposures = {name: one["synthetic"]["exposure"] for name, one in audit["spaces"].items()}
+    result = {
+        "format": FORMAT,
+        "commit": git_commit(),
+        "n": {
+            "training": len(train),
+            "held_out": len(held_out),
+            "synthetic": len(next(iter(spaces.values())).synthetic),
+        },
+        "plan": plan,
+        "canaries": {name: read_canaries(plan, exposure) for name, exposure in exposures.items()},
+        "audit": audit,
+        "membership": attack(config, plan, train, held_out, checkpoint, device),
+    }
+    write_json(out, result)
+    print(report(result))
+
+
+def settle(config: CanaryConfig, plan: dict[str, int]) -> None:
+    """Writes the repeated latents once.
+
+    Raises:
+        InputError: the folder holds those of another plan.
+    """
+    folder = config.run_dir / "latents"
+    if not folder.exists():
+        write_canaries(config.latents, folder, plan, train_split=config.train_split)
+    elif read_json(folder / PLAN) != plan:
+        raise InputError(f"{folder}: other canaries than these settings plan; choose another --run-dir")
+
+
+def generate(config: CanaryConfig) -> Path:
+    """Trains and samples by the scripts themselves; both continue where they were stopped. Returns the checkpoint."""
+    run_dir = config.run_dir / "diffusion"
+    words = ["--latents", config.run_dir / "latents", "--vae", config.vae, "--run-dir", run_dir]
+    words += ["--train-split", config.train_split, "--val-split", config.val_split, "--seed", config.seed]
+    words += [] if config.steps is None else ["--steps", config.steps]
+    threads = [] if config.threads is None else ["--threads", config.threads]
+    run_stage("diffusion.train", config.preset, *words, *threads)
+    checkpoint = run_dir / "checkpoints" / "best.pt"
+    for label in CLASS_NAMES:
+        run_stage(
+            "diffusion.save_synth", "--vae", config.vae, "--diffusion", checkpoint, "--label", label,
+            "--count", config.count, "--out", config.run_dir / f"synthetic_{label}", *threads,
+        )  # fmt: skip
+    return checkpoint
+
+
+def run_stage(module: str, *words: object) -> None:
+    """Runs another script of the project in a process of its own.
+
+    Raises:
+        InputError: it ended with an error, which it has printed.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, check=False)
+    if done.returncode:
+        raise InputError(f"python -m {module} ended with status {done.returncode}")
+
+
+def read_synthetic(config: CanaryConfig) -> np.ndarray:
+    """The volumes of both classes, normalised like scans, (Q, D, H, W)."""
+    folders = [config.run_dir / f"synthetic_{label}" for label in CLASS_NAMES]
+    return np.stack([normalise(read_volume(path).image) for folder in folders for path in list_volumes(folder)])
+
+
+@torch.no_grad()
+def decoded(latents: list[Latent], vae: LoadedVAE, device: Device) -> np.ndarray:
+    """Real scans as the VAE gives them back, normalised like scans, (N, D, H, W)."""
+    volumes = []
+    for latent in latents:
+        x = vae.model.decode(device.tensor(torch.from_numpy(latent.mu).unsqueeze(0))).clamp(0.0, 1.0)
+        volumes.append(normalise(x[0, 0].float().cpu().numpy()))
+    return np.stack(volumes)
+
+
+def build_spaces(
+    config: CanaryConfig, train: list[Latent], held_out: list[Latent], synthetic: np.ndarray, vae: LoadedVAE,
+    device: Device,
+) -> dict[str, Space]:  # fmt: skip
+    """The spaces of the audit, with real scans as the VAE gives them back."""
+    sides = {"train": train, "test": held_out}
+    reals = {side: decoded(own, vae, device) for side, own in sides.items()}
+    names = {side: np.array([one.subject for one in own]) for side, own in sides.items()}
+    return spaces_of(reals, names, synthetic, vae.grid.spacing_mm, device, seed=config.seed, config=config.encoder)
+
+
+def attack(
+    config: CanaryConfig, plan: dict[str, int], train: list[Latent], held_out: list[Latent], checkpoint: Path,
+    device: Device,
+) -> dict | str:  # fmt: skip
+    """The loss attack on the generator, or why there is none: subjects that occur once against held-out ones."""
+    both = train + held_out
+    members = [row for row, latent in enumerate(train) if plan.get(latent.subject, 1) == 1]
+    others = range(len(train), len(both))
+    if min(len(members), len(others)) < 2 * membership.LEAST:
+        return f"skipped: {len(members)} members and {len(others)} others, {2 * membership.LEAST} of each are needed"
+    mu, logvar = (np.stack([getattr(latent, name) for latent in both]) for name in ("mu", "logvar"))
+    labels = np.array([latent.label for latent in both])
+    losses = membership.dit_losses(load_diffusion(checkpoint), mu, logvar, labels, device, seed=config.seed)
+    return membership.loss_attack(losses, members, others, membership.LEVELS, seed=config.seed)
+
+
+def report(result: dict) -> str:
+    """A few lines for people."""
+    lines = [f"{'space':10}{'occurrences':>12}{'canaries':>10}{'found':>7}{'median rank':>13}"]
+    for space, one in result["canaries"].items():
+        for count, row in one["by_occurrences"].items():
+            lines.append(f"{space:10}{count:>12}{row['n']:10d}{row['found']:7d}{row['median_rank']:13.1f}")
+        if one["alarms"] is not None:
+            stated = f"{one['alarms']:.1%} (stated: {one['stated_alarms']:.0%})"
+            lines.append(f"{space:10}found among subjects not repeated: {stated}")
+    return "\n".join([*lines, *result["audit"]["finding"]["text"]])
+
+
+if __name__ == "__main__":
+    run_script(main, PRESETS, description=describe(__doc__))

@@ -1,0 +1,309 @@
+"""Measures whether synthetic volumes can be trusted: realism, diversity, anatomy, privacy; one JSON and a data card.
+
+    python -m evaluation.evaluate_synth --real-train data_csvs/train.csv --real-test data_csvs/test.csv \\
+        --synth-hc synthetic_data_pkls_HC --synth-tle synthetic_data_pkls_TLE --out fid_results/demo.json \\
+        --vae runs/demo/vae/checkpoints/best.pt --diffusion runs/demo/diffusion/checkpoints/best.pt
+
+Reads scans and volumes, writes NAME.json (its fields: fid_results/README.md), NAME.md (the synthetic data card),
+NAME_privacy.md (the privacy card) and figures beside it. Run again with the same inputs it has nothing to do. One
+process does all the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from cohort.scans import GRIDS, Grid, ScanStack, load_scans
+from cohort.tables import CLASS_NAMES, read_table
+from diffusion.checkpoint import LoadedDiffusion, load_diffusion
+from evaluation import anatomy, controls, data_card, fid, realism
+from evaluation import figures as charts
+from evaluation.features import CACHE, WEIGHTS_SHA256, FeatureNetwork, SliceProtocol
+from evaluation.inputs import Synthetic, check_counts, check_ledgers, folders_of, read_synthetic
+from evaluation.networks import WeightsFile
+from evaluation.privacy import audit as privacy
+from runtime import distributed
+from runtime.checkpoints import checkpoint_hash, git_commit
+from runtime.cli import describe, run_script
+from runtime.device import Device, Precision, pick_device
+from runtime.errors import InputError
+from runtime.files import ROOT, read_json, sha256, write_json
+from VAE.checkpoint import LoadedVAE, load_vae
+
+FORMAT = 2
+PARTS = ("diversity", "anatomy", "privacy")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is compared with what, and where the figures go."""
+
+    real_train: Path = ROOT / "data_csvs" / "train.csv"
+    """Table of the scans the generator was trained on; they also fix the principal axes."""
+    real_test: Path = ROOT / "data_csvs" / "test.csv"
+    """Table of held-out scans, used neither for training nor for choosing a model."""
+    synth_hc: Path = ROOT / "synthetic_data_pkls_HC"
+    """Folder of synthetic volumes of controls."""
+    synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
+    """Folder of synthetic volumes of patients."""
+    vae: Path | None = None
+    """The generator's VAE checkpoint: adds a latent space and an attack on the VAE to the privacy part."""
+    diffusion: Path | None = None
+    """The generator's diffusion checkpoint: adds an attack on the DiT (needs --vae too)."""
+    truth: Path | None = None
+    """True regional volumes of simulated scans (truth.csv), to judge the anatomy part by."""
+    weights: tuple[str, ...] = ()
+    """Weights of more feature networks, NAME=FILE=SHA256 each: inception_v3, radimagenet_resnet50,
+    medicalnet_resnet10, medicalnet_resnet50. Without them these are reported as skipped."""
+    parts: tuple[Literal["diversity", "anatomy", "privacy"], ...] = PARTS
+    """What to measure besides the distances."""
+    out: Path = ROOT / "fid_results" / "demo.json"
+    """The result."""
+    figures: Path | None = None
+    """Folder for the figures; by default that of the result."""
+    grid: str = "demo"
+    """Grid on which all volumes are compared: paper, demo or smoke."""
+    slices: int = 4
+    """Slices per volume and axis for EfficientNet."""
+    every: int = 4
+    """RadImageNet and Inception see every so many-th slice; 1 is all, as published."""
+    repeats: int = 40
+    """Draws of subjects, over which figures are averaged."""
+    pairs: int = 100
+    """Pairs of volumes on each side and in each group for MS-SSIM."""
+    seed: int = 0
+    """Of draws, controls and permutations."""
+    allow_leak: bool = False
+    """Evaluate even on subjects that the volumes' checkpoints were trained on; the result then says so."""
+    precision: Precision = "float32"
+    """Of the feature network. float32 makes figures of different machines comparable."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    cache_dir: Path = CACHE
+    """Where features are kept; may be deleted at any time."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The checkpoints behind the volumes, as far as they were given."""
+
+    vae: LoadedVAE | None
+    diffusion: LoadedDiffusion | None
+
+
+def main(config: EvaluateConfig) -> None:
+    """Checks, measures part by part, draws, writes."""
+    if not distributed.is_main():
+        return
+    grid, weights = grid_of(config), realism.parse_weights(config.weights)
+    folders = folders_of(config.synth_hc, config.synth_tle)
+    tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
+    leak, warnings = check_ledgers(tables, folders, allow_leak=config.allow_leak)
+    scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
+    inputs = fingerprint(config, scans, folders, weights)
+    if is_done(config, inputs):
+        print(f"{config.out}: done already, for the same inputs")
+        return
+    synthetic = read_synthetic(folders, grid, config.cache_dir / "synthetic")
+    generator = generator_of(config, synthetic)
+    warnings += check_counts(scans, synthetic)
+    device = pick_device(config.precision, config.threads)
+    result = {
+        "format": FORMAT,
+        "inputs": inputs,
+        "commit": git_commit(),
+        "leak": leak,
+        "checkpoints": synthetic.checkpoints,
+        "n": counts(scans, synthetic),
+        "controls": controls.describe(),
+        **measure(config, grid, scans, synthetic, generator, weights, device),
+    }
+    result["warnings"] = [*warnings, *result["warnings"]]
+    draw(config, result, scans, synthetic)
+    write_json(config.out, result)
+    print(report(result))
+
+
+def measure(
+    config: EvaluateConfig,
+    grid: Grid,
+    scans: dict[str, ScanStack],
+    synthetic: Synthetic,
+    generator: Generator,
+    weights: dict[str, WeightsFile],
+    device: Device,
+) -> dict:
+    """All parts that were asked for, and warnings."""
+    print("distances")
+    protocol = realism.Protocol(config.slices, config.every, config.repeats, config.seed)
+    distances, various, warnings = realism.measure(scans, synthetic, grid, protocol, weights, device, config.cache_dir)
+    result = {**distances, "protocol": protocol_of(config, grid, distances["dimensions"]), "warnings": warnings}
+    if "diversity" in config.parts:
+        print("diversity")
+        alike = realism.similarity(scans["test"], synthetic, pairs=config.pairs, seed=config.seed)
+        result["diversity"] = {**various, "ms_ssim": alike}
+    if "anatomy" in config.parts:
+        print("anatomy")
+        figure = figure_paths(config)["effects"]
+        result["anatomy"] = anatomy.measure(scans, synthetic, grid, config.truth, figure, config.seed)
+    if "privacy" in config.parts:
+        print("privacy")
+        found = privacy.measure(scans, synthetic.volumes, grid, generator.vae, generator.diffusion, device, config.seed)
+        if "skipped" not in found:
+            privacy.draw_closest(figure_paths(config)["closest"], found, scans["train"], synthetic.volumes)
+            found = privacy.without_names(found)
+        result["privacy"] = found
+    return result
+
+
+def generator_of(config: EvaluateConfig, synthetic: Synthetic) -> Generator:
+    """Loads the checkpoints that were given.
+
+    Raises:
+        InputError: the volumes are of other ones.
+    """
+    for flag, path in (("vae", config.vae), ("diffusion", config.diffusion)):
+        named = synthetic.checkpoints[flag]
+        if path is not None and named != [checkpoint_hash(path)]:
+            raise InputError(f"--{flag} {path} is checkpoint {checkpoint_hash(path)}; the volumes name {named}")
+    return Generator(
+        None if config.vae is None else load_vae(config.vae),
+        None if config.diffusion is None else load_diffusion(config.diffusion),
+    )
+
+
+def draw(config: EvaluateConfig, result: dict, scans: dict[str, ScanStack], synthetic: Synthetic) -> None:
+    """The figures of the distances, and the cards."""
+    paths = figure_paths(config)
+    charts.draw_chart(paths["fid"], result)
+    charts.draw_nearest(paths["nearest"], scans["train"], synthetic.volumes, synthetic.labels)
+    if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
+        privacy.draw_card(
+            config.out.with_name(f"{config.out.stem}_privacy.md"), result["privacy"], data_card.facts(result)
+        )
+    data_card.write(config.out.with_suffix(".md"), result)
+
+
+def grid_of(config: EvaluateConfig) -> Grid:
+    """The grid by name, and the other settings checked."""
+    problems = [
+        f"--{name} {value}: expected at least {least}"
+        for name, value, least in (
+            ("slices", config.slices, 1),
+            ("every", config.every, 1),
+            ("repeats", config.repeats, 2),
+            ("pairs", config.pairs, 2),
+        )
+        if value < least
+    ]
+    if config.grid not in GRIDS:
+        problems.append(f"--grid {config.grid}: expected one of {', '.join(GRIDS)}")
+    if problems:
+        raise InputError.of("settings refused", problems)
+    return GRIDS[config.grid]
+
+
+def fingerprint(
+    config: EvaluateConfig,
+    scans: dict[str, ScanStack],
+    folders: dict[str, list[Path]],
+    weights: dict[str, WeightsFile],
+) -> dict[str, str]:
+    """Hash of each input's content: whoever has the same ones gets the same result."""
+    parts: dict[str, object] = {
+        f"real_{name}": list(zip(stack.hashes, stack.labels.tolist(), strict=True)) for name, stack in scans.items()
+    }
+    parts |= {f"synth_{name.lower()}": [sha256(path) for path in files] for name, files in folders.items()}
+    given = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
+    parts |= {name: sha256(path) if path is not None and path.is_file() else "none" for name, path in given.items()}
+    numbers = (config.grid, config.slices, config.every, config.repeats, config.pairs, config.seed, config.precision)
+    networks = sorted((name, file.checked()) for name, file in weights.items())
+    parts["settings"] = [FORMAT, *numbers, config.allow_leak, sorted(config.parts), networks]
+    parts["method"] = [WEIGHTS_SHA256, controls.describe()]
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
+def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
+    """Whether the result is there already, with its figures.
+
+    Raises:
+        InputError: the file holds a result of other inputs.
+    """
+    if not config.out.exists():
+        return False
+    old = read_json(config.out)
+    before = old.get("inputs") if isinstance(old, dict) else None
+    if before != inputs:
+        known = before if isinstance(before, dict) else {}
+        differing = [f"{name}: {known.get(name)} there, {inputs[name]} now" for name in inputs]
+        differing = [line for name, line in zip(inputs, differing, strict=True) if known.get(name) != inputs[name]]
+        raise InputError.of(
+            f"{config.out}: holds a result of other inputs; choose another --out or delete it", differing
+        )
+    drawn = ["fid", "nearest", *(["effects"] if "anatomy" in config.parts else [])]
+    return all(figure_paths(config)[name].exists() for name in drawn)
+
+
+def counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> dict[str, dict[str, int]]:
+    """Volumes of each class in each set, and in each sample of a comparison."""
+    labels = {"real_train": scans["train"].labels, "real_test": scans["test"].labels, "synthetic": synthetic.labels}
+    found = {
+        key: {name: int((values == code).sum()) for code, name in enumerate(CLASS_NAMES)}
+        for key, values in labels.items()
+    }
+    n = fid.per_draw(*labels.values())
+    return found | {"per_draw": {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)}
+
+
+def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
+    """How the figures came about, in full."""
+    slices = SliceProtocol.for_grid(grid.shape, config.slices)
+    return {
+        "network": FeatureNetwork.name,
+        "weights_sha256": WEIGHTS_SHA256,
+        "features": "last convolution, averaged over each slice, then over slices: one vector per volume and axis",
+        "fid_dimensions": dimensions,
+        "fid_projection": "principal axes of the training reals, per axis",
+        "kid": "polynomial kernel (a.b/F + 1)^3 on all features, unbiased",
+        "permutations": realism.PERMUTATIONS,
+        "scans": "one per subject, the first in its table",
+        "grid": grid.to_dict(),
+        "slices": asdict(slices),
+        "slice_positions": [slices.positions(extent) for extent in grid.shape],
+        "preprocessing": "cohort.scans.normalise on both sides (0.5 and 99.5 percentiles of non-zero voxels to [0, 1])",
+        "repeats": config.repeats,
+        "seed": config.seed,
+        "precision": config.precision,
+    }
+
+
+def figure_paths(config: EvaluateConfig) -> dict[str, Path]:
+    """Each figure's place: bars of distances, nearest scans, effects of the diagnosis, closest pairs."""
+    folder = config.figures or config.out.parent
+    return {name: folder / f"{config.out.stem}_{name}.png" for name in ("fid", "nearest", "effects", "closest")}
+
+
+def report(result: dict) -> str:
+    """A few lines for people."""
+    size = result["n"]["per_draw"]
+    lines = [
+        f"{'':9}{'N':>5} {'floor':>9} {'synthetic':>10} {'blurred':>9} {'shuffled':>9} {'KID synth.':>11} {'p':>7}"
+    ]
+    for group, one in result["results"].items():
+        shown = {name: f"{sample['fid']['mean']:.3g}" for name, sample in one["held_out"].items()}
+        kid, p = one["held_out"]["synthetic"]["kid"]["mean"], result["all_volumes"][group]["kid_p_value"]
+        lines.append(
+            f"{group:9}{size[group]:5d} {shown['floor']:>9} {shown['synthetic']:>10} {shown['blurred']:>9} "
+            f"{shown['shuffled']:>9} {kid:11.3g} {p:7.3f}"
+        )
+    return "\n".join([*lines, *result["warnings"]])
+
+
+if __name__ == "__main__":
+    run_script(main, EvaluateConfig, description=describe(__doc__))

@@ -1,0 +1,166 @@
+"""What an evaluation reads: tables of real scans, folders of synthetic volumes; and what it refuses of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from cohort.ledger import ledger_of, refuse_overlap
+from cohort.scans import Grid, ScanStack, VolumeStack, normalise
+from cohort.tables import CLASS_NAMES, LABELS
+from cohort.volumes import Volume, list_volumes, read_volume
+from evaluation import fid
+from runtime.errors import InputError
+from runtime.files import atomic_write, read_json
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The synthetic volumes of both folders."""
+
+    volumes: VolumeStack
+    """(D, H, W) each, in [0, 1], normalised like scans; read as they are indexed."""
+    labels: np.ndarray
+    """(N,) class codes."""
+    seeds: list[int | None]
+    """Of each volume; None where it does not say."""
+    checkpoints: dict[str, list[str]]
+    """Hashes of the checkpoints that the volumes name, by stage."""
+
+
+def folders_of(synth_hc: Path, synth_tle: Path) -> dict[str, list[Path]]:
+    """The volume pickles of each class's folder.
+
+    Raises:
+        InputError: a folder is missing, given twice, or holds too few volumes.
+    """
+    if synth_hc.resolve() == synth_tle.resolve():
+        raise InputError(f"--synth-hc and --synth-tle are the same folder, {synth_hc}; each class has its own")
+    problems, found = [], {}
+    for name, folder in (("HC", synth_hc), ("TLE", synth_tle)):
+        try:
+            found[name] = list_volumes(folder)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if len(found[name]) < fid.MINIMUM_PER_CLASS:
+            problems.append(
+                f"{folder}: {len(found[name])} {name} volumes, at least {fid.MINIMUM_PER_CLASS} are needed "
+                f"(and {fid.TRUSTED_PER_SIDE} for a figure to trust)"
+            )
+    if problems:
+        raise InputError.of("synthetic volumes refused", problems)
+    return found
+
+
+def check_ledgers(
+    tables: dict[str, pd.DataFrame], folders: dict[str, list[Path]], *, allow_leak: bool
+) -> tuple[bool, list[str]]:
+    """Whether held-out subjects were seen in training (and that was allowed), and which folders do not say.
+
+    Raises:
+        InputError: held-out subjects in the training table or in a folder's ledger, without ``--allow-leak``.
+    """
+    test, warnings = tables["test"], []
+    allowed = {"allow_leak": allow_leak}
+    leaks = [refuse_overlap(test, ledger_of(tables["train"]), what="a model of --real-train", **allowed)]
+    for files in folders.values():
+        path = files[0].parent / "ledger.json"
+        if not path.is_file():
+            warnings.append(f"{path}: missing, so whether held-out subjects were trained on is not known")
+            continue
+        record = read_json(path)
+        entries = record.get("ledger") if isinstance(record, dict) else None
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: not a ledger: expected an object with a list `ledger`")
+        leaks.append(refuse_overlap(test, entries, what=f"what generated {path.parent}", **allowed))
+    if any(leaks):
+        warnings.append("LEAK: held-out subjects were trained on (allowed by --allow-leak); these figures flatter")
+    return any(leaks), warnings
+
+
+def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path) -> Synthetic:
+    """Reads all volumes, one at a time, and keeps them scaled as scans are, in files named by their content.
+
+    Args:
+        folders: volume pickles by class name.
+        grid: that all must be on.
+        cache_dir: may be deleted at any time.
+
+    Raises:
+        InputError: names every volume that is refused, with the reason.
+    """
+    files, labels, seeds, origins, problems = [], [], [], {"vae": set(), "diffusion": set()}, []
+    for name, paths in folders.items():
+        for path in tqdm(paths, desc=f"reading {name}", unit="volume", leave=False):
+            try:
+                volume = read_volume(path)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            faults = [f"{path}: {fault}" for fault in faults_of(volume, LABELS[name], grid)]
+            problems += faults
+            if not faults:
+                files.append(_kept(volume.image, cache_dir))
+                labels.append(volume.label)
+                seeds.append(volume.seed)
+                for stage, hashes in origins.items():
+                    hashes.add(getattr(volume, stage) or "not stated")
+    if problems:
+        raise InputError.of("synthetic volumes refused", problems)
+    checkpoints = {stage: sorted(hashes) for stage, hashes in origins.items()}
+    return Synthetic(VolumeStack(files, grid.shape), np.array(labels), seeds, checkpoints)
+
+
+def _kept(image: np.ndarray, cache_dir: Path) -> Path:
+    """The place of a scaled volume in the cache, written by now."""
+    path = cache_dir / f"{hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:32]}.npy"
+    if not path.is_file():
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.save(file, normalise(image))
+    return path
+
+
+def faults_of(volume: Volume, label: int, grid: Grid) -> list[str]:
+    """What speaks against comparing a volume, got and expected; its reader has checked that it is finite."""
+    faults = []
+    if volume.label != label:
+        faults.append(f"class {CLASS_NAMES[volume.label]} in the folder for {CLASS_NAMES[label]}")
+    if volume.image.shape != grid.shape:
+        faults.append(f"shape {volume.image.shape}, the grid {grid.name} has {grid.shape}")
+    elif volume.affine is not None and not np.allclose(volume.affine, grid.affine, atol=1e-3):
+        faults.append(f"its affine is not that of the grid {grid.name}")
+    elif volume.image.min() == volume.image.max():
+        faults.append("constant")
+    return faults
+
+
+def check_counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> list[str]:
+    """Warnings about samples too small to trust and about repeated volumes; too small to compute is refused."""
+    sides = {
+        "--real-train": scans["train"].labels,
+        "--real-test": scans["test"].labels,
+        "synthetic volumes": synthetic.labels,
+    }
+    problems = [
+        f"{side}: {np.sum(labels == code)} of class {name}, at least {fid.MINIMUM_PER_CLASS} are needed"
+        for side, labels in sides.items()
+        for code, name in enumerate(CLASS_NAMES)
+        if np.sum(labels == code) < fid.MINIMUM_PER_CLASS
+    ]
+    if problems:
+        raise InputError.of("too few volumes", problems)
+    warnings = [
+        f"TOO FEW FOR A TRUSTWORTHY FIGURE: {side} has {len(labels)} volumes, fewer than {fid.TRUSTED_PER_SIDE}"
+        for side, labels in sides.items()
+        if len(labels) < fid.TRUSTED_PER_SIDE
+    ]
+    distinct = len(set(synthetic.volumes.files))  # named by their content
+    if distinct < len(synthetic.volumes):
+        warnings.append(f"only {distinct} of {len(synthetic.volumes)} synthetic volumes are distinct")
+    return warnings

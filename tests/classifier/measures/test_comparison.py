@@ -1,0 +1,141 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from classifier import baselines
+from classifier.arm_runs import arms_of, single_runs
+from classifier.measures import metrics
+from classifier.measures.comparison import against_truth, compare_arms, recipe
+from classifier.measures.nested_bootstrap import draws_of
+from classifier.measures.paired_tests import holm
+from cohort.atlas import REGIONS
+from runtime.errors import InputError
+from tests.classifier.arm_folders import write_arms, write_run
+
+
+def compared(runs, pairs="reference"):
+    return compare_arms(runs, draws_of(runs, 300, seed=0), pairs=pairs, margin=0.05)
+
+
+def test_an_arm_beside_its_copy_does_not_differ(tmp_path):
+    write_arms(tmp_path, {"real": (1.0, {})})
+    for path in sorted((tmp_path / "real").iterdir()):
+        (tmp_path / "copy" / path.name).mkdir(parents=True)
+        for file in path.iterdir():
+            (tmp_path / "copy" / path.name / file.name).write_bytes(file.read_bytes())
+    (test,) = compared(arms_of(tmp_path, "real", "test")).tests
+    assert [test[f"auc_difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
+    assert (test["bootstrap_p"], test["delong_p"], test["mcnemar_p"]) == (1.0, 1.0, 1.0)
+    assert (test["verdict"], test["delong_degenerate"]) == ("equivalent", True)
+
+
+def test_arms_that_differ(tmp_path):
+    write_arms(tmp_path, {"real": (1.0, {}), "better": (3.5, {}), "null": (0.0, {})}, seeds=3, folds=2)
+    found = compared(arms_of(tmp_path, "real", "test"))
+    by_name = {test["b"]: test for test in found.tests}
+    assert by_name["better"]["auc_difference_low"] > 0
+    assert by_name["better"]["verdict"] == "not inferior"
+    assert by_name["null"]["auc_difference_high"] < -0.05
+    assert by_name["null"]["verdict"] == "inferior"
+    for kind in ("bootstrap", "delong", "mcnemar"):
+        p = np.array([test[f"{kind}_p"] for test in found.tests])
+        assert [test[f"{kind}_p_holm"] for test in found.tests] == pytest.approx(holm(p).tolist())
+    for row in found.rows:
+        assert sum(row["confusion"].values()) == pytest.approx(60)
+        assert row["fold_averaged_auc"]["value"] == pytest.approx(row["metrics"]["auc"]["value"])
+        assert np.mean(list(row["auc_by_seed"].values())) == pytest.approx(row["metrics"]["auc"]["value"])
+        assert (row["seeds"], row["folds"], row["subjects"]) == (3, 2, 60)
+        half = 0.1 / np.sqrt(2)
+        assert row["baselines"] == {"site": pytest.approx({"value": 0.5, "low": 0.5 - half, "high": 0.5 + half})}
+
+
+def test_delong_is_of_seed_averaged_probabilities(tmp_path):
+    write_arms(tmp_path, {"real": (1.0, {}), "b": (1.5, {})}, seeds=3, folds=1)
+    runs = arms_of(tmp_path, "real", "test")
+    (test,) = compared(runs).tests
+    means = [np.mean([run.frame["probability"] for run in runs.cells(arm, 0)], axis=0) for arm in ("real", "b")]
+    expected = metrics.delong_test(runs.labels(0), *means)
+    assert (test["delong_p"], test["delong_low"]) == pytest.approx((expected.p, expected.low))
+
+
+def test_more_variable_training_widens_the_interval(tmp_path):
+    """The same subjects and the same mean; seeds that differ more."""
+    rng, labels = np.random.default_rng(0), np.arange(80) % 2
+    names, noise = [f"s{k}" for k in range(80)], np.random.default_rng(1).normal(size=80)
+    for arm, effects in (("real", (1, 1, 1)), ("stable", (1, 1, 1)), ("wild", (0, 1, 2))):
+        for seed, effect in enumerate(effects):
+            scores = noise + 0.1 * rng.normal(size=80) + effect * (labels - 0.5)
+            write_run(tmp_path / arm / f"seed{seed}_fold0", scores, labels, names)
+    rows = {row["run"]: row["metrics"]["auc"] for row in compared(arms_of(tmp_path, "real", "test")).rows}
+    width = {arm: cell["high"] - cell["low"] for arm, cell in rows.items()}
+    assert width["wild"] > 1.3 * width["stable"]
+
+
+def truth_files(tmp_path, subjects, labels, effect):
+    """A truth table in which the left hippocampus tells the classes apart, and the table of scans."""
+    rng = np.random.default_rng(5)
+    volumes = rng.normal(5000, 300, size=(len(subjects), len(REGIONS)))
+    volumes[:, 0] -= 300 * effect * labels
+    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
+    truth = pd.DataFrame(volumes, columns=columns).assign(subject=subjects)
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    files = [f"{name}.nii.gz" for name in subjects]
+    for name in files:
+        (tmp_path / name).touch()
+    rows = {"subject": subjects, "file": files, "diagnosis": np.where(labels == 1, "TLE-L", "HC")}
+    pd.DataFrame(rows).to_csv(tmp_path / "all.csv", index=False)
+    return tmp_path / "truth.csv", tmp_path / "all.csv", volumes
+
+
+def test_a_shortcut_is_above_the_truth_and_the_truth_is_not(tmp_path):
+    subjects, labels = [f"s{k:03d}" for k in range(200)], np.arange(200) % 2
+    truth, table, volumes = truth_files(tmp_path, subjects, labels, effect=1.0)
+    held = np.arange(120, 200)
+    names = [subjects[k] for k in held]
+    learned = baselines.with_asymmetry(volumes / 1000)
+    model = baselines.fit_closely(learned[:120], labels[:120])
+    anatomy = model.decision_function(learned[held])
+    mark = labels[held] * 6.0 + np.random.default_rng(0).normal(size=80)
+    runs = single_runs(
+        (
+            write_run(tmp_path / "anatomy", anatomy, labels[held], names),
+            write_run(tmp_path / "shortcut", mark - 3, labels[held], names),
+        ),
+        "test",
+    )
+    draws = draws_of(runs, 300, seed=0)
+    found = compare_arms(runs, draws, pairs="reference", margin=0.05)
+    got = against_truth(runs, draws, found.auc, truth, (table,))
+    assert got["training_subjects"] == [120]
+    assert 0.65 < got["auc"]["value"] < 0.9
+    by_name = {row["run"]: row for row in got["arms"]}
+    assert [by_name["anatomy"][key] for key in ("difference", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-12)
+    above = {row["run"]: row["above"] for row in got["arms"]}
+    assert above == {"anatomy": False, "shortcut": True}
+
+
+def test_the_truth_is_fitted_without_held_out_subjects(tmp_path):
+    """With all subjects held out in the fold, there is nothing to fit to."""
+    subjects, labels = [f"s{k:03d}" for k in range(40)], np.arange(40) % 2
+    truth, table, _ = truth_files(tmp_path, subjects, labels, effect=1.0)
+    scores = np.linspace(-1, 1, 40)
+    runs = single_runs(tuple(write_run(tmp_path / arm, scores, labels, subjects) for arm in "ab"), "test")
+    draws = draws_of(runs, 20, seed=0)
+    with pytest.raises(InputError, match="too few training subjects"):
+        against_truth(runs, draws, compared(runs).auc, truth, (table,))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "real only"),
+        ({"real": 90, "synth_percent": 0.0, "augmentation": "standard", "shuffle": "none"}, "real only"),
+        ({"synth_percent": 100.0}, "real + 100 % synthetic"),
+        ({"real": 0, "synth_count": 200}, "200 synthetic"),
+        ({"model": {"name": "densenet121"}}, "real + densenet121"),
+        ({"duplicate_percent": 100.0, "augmentation": "strong"}, "real + 100 % duplicated + strong augmentation"),
+        ({"synth_percent": 50.0, "shuffle": "synthetic"}, "real + 50 % synthetic + labels of synthetic shuffled"),
+    ],
+)
+def test_what_an_arm_is_made_of(config, expected):
+    assert recipe(config) == expected

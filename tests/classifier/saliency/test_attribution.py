@@ -1,0 +1,229 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import DeepLift
+from torch import nn
+
+from classifier.config import ModelConfig
+from classifier.model import build_model
+from classifier.saliency import attribution
+from classifier.saliency.gradients import shap_baselines
+from classifier.saliency.regions import region_means
+from cohort.atlas import atlas
+from cohort.scans import GRIDS
+from runtime.errors import InputError
+
+GRID = GRIDS["smoke"]
+ACTIVATIONS = ("grad_cam", "attention")
+"""Methods that need a network's own activations."""
+ON_VOXELS = tuple(name for name in attribution.METHODS if name not in ACTIVATIONS)
+
+
+class Planted(nn.Module):
+    """A logit that depends on one region alone: the squared mean of its intensities, times 10."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.from_numpy(mask.astype(np.float32)))
+
+    def forward(self, x):
+        return 10 * ((x[:, 0] * self.mask).sum((1, 2, 3)) / self.mask.sum()) ** 2
+
+
+class Cubic(nn.Module):
+    """f(x) = sum of w x^3 / 3, whose gradient is w x^2: closed forms for every gradient method."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("w", torch.randn(shape, generator=torch.Generator().manual_seed(5)))
+
+    def forward(self, x):
+        return (self.w * x[:, 0] ** 3).sum((1, 2, 3)) / 3
+
+
+def network(pool: str = "attention") -> nn.Module:
+    """A small ResNet, no weight of which is at its (partly zero) start."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(widths=(8, 16), blocks=1, stem_stride=2, pool=pool), GRID.shape, 0.4, 0.2).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.requires_grad_(False)
+
+
+def context(shape=GRID.shape, **changes) -> attribution.Context:
+    labels = atlas(GRID).labels if shape == GRID.shape else np.ones(shape)
+    mean = 0.2 * torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(1))
+    return attribution.Context(mean, torch.from_numpy(labels.astype(np.int64))[None, None], **changes)
+
+
+def volumes(count: int = 1, shape=GRID.shape) -> torch.Tensor:
+    return 0.3 + 0.7 * torch.rand(count, 1, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("method", ON_VOXELS)
+def test_planted_region_is_ranked_first(method):
+    labels = atlas(GRID)
+    code = labels.codes["Left Hippocampus"]
+    map_ = attribution.attribute(Planted(labels.labels == code), volumes(), method, context())
+    assert map_.shape == GRID.shape
+    assert map_.dtype == np.float32
+    means = region_means(np.abs(map_), labels)
+    assert list(labels.names)[int(np.nanargmax(means))] == code
+    assert map_[labels.labels == code].mean() > 0
+
+
+@pytest.mark.parametrize("method", attribution.COMPLETE)
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+def test_complete_maps_sum_to_the_difference_of_logits(method, pool):
+    model, x, setting = network(pool), volumes(), context(ig_steps=64, shap_samples=150)
+    map_ = attribution.attribute(model, x, method, setting)
+    baselines = {
+        "integrated_gradients": torch.zeros_like(x), "gradient_shap": shap_baselines(setting),
+    }.get(method, setting.mean_hc)  # fmt: skip
+    with torch.no_grad():
+        gap = float(model(x)) - float(model(baselines).mean())
+    assert abs(gap) > 0.01
+    share = {"deeplift": 1e-3, "gradient_shap": 0.1}.get(method, 0.02)
+    assert map_.sum(dtype=np.float64) == pytest.approx(gap, abs=share * abs(gap))
+    assert attribution.completeness_error(model, x, method, setting, map_) == pytest.approx(
+        map_.sum(dtype=np.float64) - gap, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", attribution.METHODS)
+def test_a_batch_gives_what_each_volume_gives_alone(method):
+    model, x, setting = network(), volumes(3), context(batch=7, ig_steps=6, noise_samples=3, shap_samples=5)
+    together = attribution.attribute_batch(model, x, method, setting, (4, 9, 2))
+    alone = [attribution.attribute(model, x[[row]], method, setting, index) for row, index in enumerate((4, 9, 2))]
+    scale = np.abs(alone).max()
+    np.testing.assert_allclose(together, alone, atol=1e-4 * scale)
+    assert np.abs(together[0] - together[1]).max() > 0.01 * scale
+
+
+def test_gradients_have_their_closed_forms():
+    shape = (4, 5, 3)
+    model, x, setting = Cubic(shape), volumes(1, shape), context(shape, noise_samples=4000, batch=500, shap_samples=200)
+    w, v, mean = model.w.numpy(), x[0, 0].numpy(), setting.mean_hc[0, 0].numpy()
+
+    def made(method):
+        return attribution.attribute(model, x, method, setting)
+
+    np.testing.assert_allclose(made("saliency"), w * v**2, rtol=1e-5)
+    np.testing.assert_allclose(made("input_x_gradient"), w * v**3, rtol=1e-5)
+    np.testing.assert_allclose(made("integrated_gradients"), w * v**3 / 3, rtol=1e-5)
+    for method in ("integrated_gradients_hc", "deeplift"):
+        np.testing.assert_allclose(made(method), w * (v**3 - mean**3) / 3, rtol=1e-3, atol=1e-5)
+    # SmoothGrad: E (v + noise)^2 = v^2 + sigma^2; the mean of 4000 has a standard error of 2 v sigma / 63
+    np.testing.assert_allclose(made("smoothgrad"), w * (v**2 + 0.1**2), atol=5 * np.abs(w).max() * 2 * 0.1 / 63)
+    expected = np.mean([w * (v**3 - b**3) / 3 for b in shap_baselines(setting)[:, 0].numpy()], axis=0)
+    np.testing.assert_allclose(made("gradient_shap"), expected, rtol=0.02, atol=1e-3)
+
+
+def test_smoothgrad_without_noise_is_the_gradient():
+    model, x, setting = network(), volumes(), context(noise=0.0, noise_samples=2)
+    np.testing.assert_allclose(
+        attribution.attribute(model, x, "smoothgrad", setting), attribution.attribute(model, x, "saliency", setting),
+        atol=1e-7,
+    )  # fmt: skip
+
+
+def test_deeplift_is_captums_where_captum_has_the_rules():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 3, 2), nn.Sigmoid(), nn.Flatten(), nn.Linear(3 * 60, 1),
+        nn.Flatten(0),
+    ).eval()  # fmt: skip
+    shape = (5, 6, 4)
+    x, setting = volumes(2, shape) - 0.5, context(shape)
+    expected = DeepLift(model).attribute(x, setting.mean_hc.expand_as(x))
+    found = attribution.attribute_batch(model, x, "deeplift", setting, (0, 1))
+    np.testing.assert_allclose(found, expected[:, 0].detach().numpy(), rtol=1e-3, atol=1e-6)
+
+
+def test_deeplift_refuses_a_network_it_has_no_rules_for():
+    class Sine(nn.Module):
+        def forward(self, x):
+            return torch.sin(9 * x).sum((1, 2, 3, 4))
+
+    with pytest.raises(InputError, match="Sine has an operation without a rescale rule"):
+        attribution.attribute(Sine(), volumes(), "deeplift", context())
+
+
+def test_occlusion_is_the_fall_of_the_logit():
+    labels = atlas(GRID)
+    code = labels.codes["Left Hippocampus"]
+    model, x, setting = Planted(labels.labels == code), volumes(), context()
+    replaced = torch.where(setting.regions == code, setting.mean_hc, x)
+    map_ = attribution.attribute(model, x, "occlusion", setting)
+    assert map_.sum() == pytest.approx(float(model(x) - model(replaced)), rel=1e-4)
+    assert (map_[labels.labels != code] == 0).all()
+
+
+def test_grad_cam_with_averaging_is_class_activation_mapping():
+    """Its coarse map is the head's weights on the features, which sum to the logit (Zhou et al. 2016)."""
+    model, x = network("mean"), volumes()
+    kept = {}
+    handle = model.last_convolution.register_forward_hook(lambda module, inputs, output: kept.update(h=output))
+    logit = model(x)
+    handle.remove()
+    h = kept["h"]
+    coarse = torch.einsum("c,bcdhw->bdhw", model.head.weight[0], h) / h[0, 0].numel()
+    assert float(coarse.sum() + model.head.bias) == pytest.approx(float(logit), abs=1e-5)
+    fine = nn.functional.interpolate(coarse[:, None], size=GRID.shape, mode="trilinear")
+    found = attribution.attribute(model, x, "grad_cam", context())
+    # captum averages gradients over places, CAM sums them: one factor
+    ratio = found / fine[0, 0].numpy()
+    np.testing.assert_allclose(ratio, np.median(ratio), rtol=1e-2)
+
+
+def test_attention_is_where_the_features_come_from():
+    model, x = network(), volumes()
+    model.score[-1].weight.mul_(50)  # sharp: the peak of the upsampled map is then that of the coarse one
+    map_ = attribution.attribute(model, x, "attention", context())
+    assert map_.sum() == pytest.approx(1, abs=1e-5)
+    assert map_.min() >= 0
+    weights = model.attention(x)[0]
+    coarse = np.array(np.unravel_index(int(weights.argmax()), weights.shape))
+    fine = np.array(np.unravel_index(int(map_.argmax()), GRID.shape))
+    assert (np.abs((fine + 0.5) / GRID.shape - (coarse + 0.5) / weights.shape) < 1 / np.array(weights.shape)).all()
+    with pytest.raises(InputError, match="has no attention head"):
+        attribution.attribute(network("mean"), x, "attention", context())
+
+
+@pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap"])
+def test_noise_is_addressed_by_seed_and_index(method):
+    model, x = network(), volumes()
+    settings = [context(noise_samples=2, shap_samples=3, seed=seed) for seed in (0, 1)]
+    maps = [attribution.attribute(model, x, method, settings[0], index) for index in (0, 0, 1)]
+    maps.append(attribution.attribute(model, x, method, settings[1], 0))
+    assert np.array_equal(maps[0], maps[1])
+    for a, b in itertools.combinations(maps[1:], 2):
+        assert not np.array_equal(a, b)
+
+
+def test_settings_name_what_a_map_depends_on():
+    assert attribution.settings_of("saliency", context()) == {}
+    assert attribution.settings_of("integrated_gradients", context(ig_steps=5)) == {"ig_steps": 5}
+    whole, half = context(), context()
+    half.regions[..., :10] = 0
+    assert attribution.settings_of("occlusion", whole) == attribution.settings_of("occlusion", context())
+    assert attribution.settings_of("occlusion", whole) != attribution.settings_of("occlusion", half)
+
+
+def test_unknown_methods_are_listed_with_the_known_ones():
+    with pytest.raises(
+        InputError, match=r"unknown: magic, gradcam \(did you mean grad_cam\?\); there are: smoothgrad, "
+    ):
+        attribution.check_methods(("saliency", "magic", "gradcam"))
+    with pytest.raises(InputError, match="none given"):
+        attribution.check_methods(())
+
+
+def test_volumes_of_another_shape_are_refused_with_both_shapes():
+    with pytest.raises(InputError, match=r"\(1, 1, 40, 48, 40\) cannot be .* trained on \(B, 1, 20, 24, 20\)"):
+        attribution.attribute(network(), volumes(1, GRIDS["demo"].shape), "saliency", context())
+    with pytest.raises(InputError, match="cannot be explained"):
+        attribution.attribute(network(), volumes()[0], "saliency", context())

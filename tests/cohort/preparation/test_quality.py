@@ -1,0 +1,106 @@
+"""Measures against closed forms, rules against planted outliers, and a page that opens anywhere."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from cohort.atlas import load_template, resample, tissue
+from cohort.preparation.qc_page import Entry, Failure, draw, write_page
+from cohort.preparation.quality import FEWEST, judge, measure
+from cohort.scans import GRIDS
+
+GRID = GRIDS["demo"]
+
+
+@pytest.fixture(scope="module")
+def template():
+    source = load_template("icbm2009a")
+    return resample(np.asarray(source.dataobj), source.affine, GRID)
+
+
+def test_measures_of_a_scan_that_is_made_of_them(template):
+    maps = tissue(GRID)
+    draw = np.random.default_rng(0)
+    image = 100 * (maps["gm"] > 0.9) + 160 * (maps["wm"] > 0.9) + draw.normal(0, 8, GRID.shape)
+    found = measure(image, template > 0, np.ones(GRID.shape, bool), GRID)
+    assert found["snr"] == pytest.approx(160 / 8, rel=0.05)
+    assert found["contrast"] == pytest.approx(60 / (8 * np.sqrt(2)), rel=0.05)
+    assert found["brain_seen"] == 1
+    inside = template > 1
+    same = measure(3 * template + 2, inside, np.ones(GRID.shape, bool), GRID)
+    assert same["template_correlation"] == pytest.approx(1, abs=1e-3)
+    seen = np.ones(GRID.shape, bool)
+    seen[: GRID.shape[0] // 2] = False
+    assert measure(template, inside, seen, GRID)["brain_seen"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_cannot_be_measured_is_none():
+    flat = measure(np.ones(GRID.shape), np.ones(GRID.shape, bool), np.ones(GRID.shape, bool), GRID)
+    assert flat["template_correlation"] is None
+    assert flat["snr"] is None
+    assert flat["contrast"] is None
+
+
+def cohort(count: int) -> list[dict[str, float | None]]:
+    draw = np.random.default_rng(1)
+    return [
+        {
+            "template_correlation": float(draw.normal(0.9, 0.01)), "brain_ml": float(draw.normal(1500, 100)),
+            "brain_seen": 1.0, "affine_jacobian": float(draw.normal(0.9, 0.06)), "warp_jacobian_min": None,
+            "warp_jacobian_max": None, "snr": float(draw.normal(12, 1)), "contrast": float(draw.normal(2.5, 0.2)),
+        }
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def test_planted_outliers_are_flagged_and_no_one_else():
+    scans = cohort(60)
+    scans[7]["template_correlation"] = 0.72
+    scans[9]["brain_ml"] = 2250.0
+    scans[11]["brain_seen"] = 0.8
+    verdicts = judge(scans)
+    assert {row for row, verdict in enumerate(verdicts) if verdict.reasons} == {7, 9, 11}
+    assert "correlation" in verdicts[7].reasons[0]
+    assert "median" in verdicts[7].reasons[0]
+    assert "expected 0.95 or more" in verdicts[11].reasons[0]
+    others = [verdict.score for row, verdict in enumerate(verdicts) if row not in (7, 9, 11)]
+    assert min(verdicts[row].score for row in (7, 9, 11)) > max(others)
+
+
+def test_a_good_surprise_is_none():
+    scans = cohort(40)
+    scans[3]["snr"] = 60.0
+    scans[3]["template_correlation"] = 0.999
+    assert not judge(scans)[3].reasons
+
+
+def test_few_scans_meet_only_the_fixed_limits():
+    scans = cohort(FEWEST - 1)
+    scans[0]["template_correlation"] = 0.72
+    scans[1]["template_correlation"] = 0.3
+    assert [bool(verdict.reasons) for verdict in judge(scans)][:3] == [False, True, False]
+
+
+def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, template):
+    pictures = tmp_path / "pictures"
+    draw(pictures / "a.png", template, template > 0, GRID)
+    assert (pictures / "a.png").read_bytes().startswith(b"\x89PNG")
+    values = {"snr": 12.0, "brain_ml": None}
+    entries = [
+        Entry("fine", pictures / "a.png", values, (), 0.2),
+        Entry("worst<script>", pictures / "a.png", values, ("correlation low",), 9.0),
+        Entry("second", pictures / "a.png", values, ("snr low",), 4.0),
+        Entry("near", pictures / "a.png", values, (), 2.0),
+    ]
+    write_page(tmp_path / "qc.html", "Quality", entries, [Failure("lost", "x&y.nii", "no head <b>")])
+    page = (tmp_path / "qc.html").read_text()
+    order = [page.index(f"<h2>{name}") for name in ("worst&lt;script&gt;", "second", "near", "fine")]
+    assert order == sorted(order)
+    assert page.index("no head &lt;b&gt;") < order[0]
+    assert "<script" not in page
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert links == ["pictures/a.png"] * 4
+    assert (tmp_path / links[0]).is_file()

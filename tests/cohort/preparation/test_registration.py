@@ -1,0 +1,156 @@
+"""Registration and the steps around it, on simulated heads whose position, brain and bias are known."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cohort.atlas import load_template
+from cohort.preparation import brain as brain_extraction
+from cohort.preparation import registration
+from cohort.preparation.intensity import SCALE, bias_field, rescale
+from cohort.preparation.registration import Working, target
+from cohort.preparation.steps import Steps, prepare
+from cohort.resampling import resample, to_ras
+from cohort.scans import GRIDS, normalise
+from runtime.errors import InputError
+from tests.cohort.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
+
+GRID = GRIDS["demo"]
+CASES = {
+    "pitched 25 degrees, large, far off": (
+        Look(),
+        Pose(turn_degrees=(25, 5, -5), shift_mm=(12, -20, 30), scale=(1.14, 1.1, 1.15), spacing_mm=(3.0, 2.5, 2.5)),
+    ),
+    "small, bright fat, biased, noisy, thick slices, PIR": (
+        Look(fat=1.4, scalp_mm=9, skull_mm=4),
+        Pose(
+            turn_degrees=(-20, 12, 10), scale=(0.86, 0.9, 0.88), spacing_mm=(2.0, 2.0, 4.0), orientation="PIR",
+            bias=0.25, noise=0.05,
+        ),
+    ),
+    "another brain, thick skull, no neck, LAS": (
+        Look(warp=1.2, skull_mm=8, fluid_mm=4, marrow=0.6, contrast=1.3),
+        Pose(turn_degrees=(8, -15, 20), shear=0.04, orientation="LAS", cut_foot_mm=75),
+    ),
+}  # fmt: skip
+
+
+def saved(head: Head, path) -> str:
+    nib.save(head.image, path)
+    return str(path)
+
+
+def true_brain(head: Head, matrix: np.ndarray) -> np.ndarray:
+    """The known brain where a matrix puts it on GRID."""
+    image, affine = to_ras(head.brain.astype(np.float32), head.image.affine)
+    return resample(image, affine, matrix @ GRID.affine, GRID.shape)[0] > 0.5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_moved_head_comes_back(case, tmp_path):
+    look, pose = CASES[case]
+    head = scan(canvas(look, seed=len(case)), pose, seed=1)
+    made = prepare(saved(head, tmp_path / "head.nii.gz"), GRID, Steps())
+    # A warped brain has no one true affine; its landmarks move by the warp, which has no affine part.
+    assert landmark_error_mm(made.matrix, head.matrix) < 1.0
+    assert made.measures["template_correlation"] > (0.9 if look.warp == 0 else 0.8)
+    assert dice(made.brain, true_brain(head, made.matrix)) > 0.93
+    assert made.measures["brain_ml"] == pytest.approx(head.brain.sum() * np.prod(pose.spacing_mm) / 1000, rel=0.06)
+    assert made.measures["affine_jacobian"] == pytest.approx(np.linalg.det(head.matrix), rel=0.04)
+    assert made.measures["warp_jacobian_min"] > 0
+    assert not made.image[~made.brain].any()
+    assert np.percentile(made.image[made.brain], 99.5) == pytest.approx(SCALE, rel=0.01)
+
+
+def test_a_given_mask_replaces_the_templates(tmp_path):
+    head = scan(canvas(Look()), Pose(turn_degrees=(10, 0, 5), spacing_mm=(4, 4, 4)))
+    half = head.brain.copy()
+    half[:, :, : half.shape[2] // 2] &= head.brain[:, :, : half.shape[2] // 2]
+    half[: half.shape[0] // 2 - 12] = False  # a mask that no template would give
+    nib.save(nib.Nifti1Image(half.astype(np.uint8), head.image.affine), tmp_path / "mask.nii.gz")
+    made = prepare(saved(head, tmp_path / "head.nii.gz"), GRID, Steps(bias=False), tmp_path / "mask.nii.gz")
+    image, affine = to_ras(half.astype(np.float32), head.image.affine)
+    there = resample(image, affine, made.matrix @ GRID.affine, GRID.shape)[0] > 0.5
+    assert (made.brain == there).all()
+    assert made.measures["warp_jacobian_min"] is None
+
+
+def test_the_template_registers_to_itself():
+    goal = target(2.0)
+    matrix, score = registration.register_affine(Working(goal.image, goal.grid.affine, np.ones(goal.image.shape, bool)))
+    assert landmark_error_mm(matrix, np.eye(4)) < 0.15
+    assert score > 1.0
+
+
+def test_orientation_of_the_file_changes_nothing(tmp_path):
+    head = scan(canvas(Look()), Pose(spacing_mm=(4, 4, 4)))
+    turned = head.image.as_reoriented(nib.orientations.axcodes2ornt("SPL"))
+    plain = Steps(bias=False, register=False, warp=False)
+    nib.save(head.image, tmp_path / "a.nii.gz")
+    nib.save(turned, tmp_path / "b.nii.gz")
+    one, other = (prepare(tmp_path / name, GRID, plain) for name in ("a.nii.gz", "b.nii.gz"))
+    assert (one.image == other.image).all()
+
+
+def test_demons_find_a_known_deformation():
+    goal = target(2.0)
+    source = load_template("icbm2009a")
+    at = np.indices(goal.image.shape) * 2 + goal.grid.affine[:3, 3].reshape(3, 1, 1, 1)
+    wave = 4 * np.exp(-((at[0] - 40) ** 2 + at[1] ** 2 + (at[2] - 30) ** 2) / (2 * 25**2))
+    voxels = at + np.stack([wave, 0 * wave, 0 * wave]) - source.affine[:3, 3].reshape(3, 1, 1, 1)  # its voxels are 1 mm
+    image = ndimage.map_coordinates(np.asarray(source.dataobj) / np.float32(255), voxels, order=1)
+    found = brain_extraction.register_warp(Working(image, goal.grid.affine, np.ones(image.shape, bool)), np.eye(4))
+    where = (wave > 2) & goal.brain
+    assert np.abs(found[0] - wave)[where].mean() < 0.35 * wave[where].mean()
+    assert np.abs(found[1:])[:, where].mean() < 0.5
+    low, high = brain_extraction.jacobian_range(found)
+    assert 0.5 < low < 1 < high < 2
+
+
+def test_n4_takes_out_a_known_field():
+    goal = target(4.0)
+    slope = np.linspace(-0.4, 0.4, goal.image.shape[1])[None, :, None]
+    true = np.exp(slope + 0.2 * np.linspace(-1, 1, goal.image.shape[0])[:, None, None] ** 2) * np.ones(goal.image.shape)
+    found = bias_field((goal.image * true).astype(np.float32), goal.brain, 4.0)
+    ratio = np.log(found / true)[goal.brain]
+    assert ratio.std() < 0.35 * np.log(true)[goal.brain].std()
+    assert np.log(found[goal.brain]).mean() == pytest.approx(0, abs=0.02)
+
+
+def test_rescaling_does_not_hang_on_gain_or_a_few_bright_voxels():
+    draw = np.random.default_rng(0)
+    image = draw.gamma(9, 10, (20, 20, 20))
+    brain = image > 20
+    bright = image.copy()
+    bright[10, 10, 8:12] = 1e5
+    assert np.allclose(rescale(image, brain), rescale(7.3 * image, brain), atol=1)
+    inside = brain & (bright < 1e5)
+    assert np.allclose(rescale(image, brain)[inside], rescale(bright, brain)[inside], rtol=0.02, atol=1)
+    assert rescale(image, brain)[brain].min() >= 1
+
+
+def test_normalised_output_is_what_load_scan_would_make_of_it(tmp_path):
+    head = scan(canvas(Look()), Pose(spacing_mm=(4, 4, 4)))
+    made = prepare(saved(head, tmp_path / "h.nii.gz"), GRID, Steps(bias=False, register=False, warp=False))
+    assert 0 < normalise(made.image)[made.brain].mean() < 1
+    assert (normalise(made.image) > 0).sum() > 0.98 * made.brain.sum()
+
+
+@pytest.mark.parametrize(
+    ("volume", "edges", "words"),
+    [
+        (np.pad(np.ones((4, 4, 4)), 18), (0.5, 0.5, 0.5), "voxel sizes in mm"),
+        (np.pad(np.ones((4, 4, 4)), 18), (60, 60, 60), "voxel sizes in mm"),
+        (np.pad(-np.ones((4, 4, 4)), 18), (4, 4, 4), "above 0"),
+    ],
+    ids=["micrometres", "metres", "negative"],
+)
+def test_what_is_no_head_is_refused_by_name(volume, edges, words, tmp_path):
+    path = tmp_path / "strange.nii.gz"
+    nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([*edges, 1.0])), path)
+    with pytest.raises(InputError, match=words) as refusal:
+        prepare(path, GRID, Steps())
+    assert "strange.nii.gz" in str(refusal.value)

@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cohort.atlas import REGIONS, native_atlas
+from cohort.scans import GRIDS
+from cohort.simulation import deformation
+from cohort.simulation.effects import subjects
+from cohort.simulation.simulator import LATTICE, Simulator, demo_grid
+
+LEFT = REGIONS.index("Left Hippocampus")
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    return Simulator(demo_grid(4.0))
+
+
+@pytest.fixture(scope="module")
+def severe():
+    """The case with the smallest left hippocampus."""
+    return min(subjects(0, 60), key=lambda s: s.relative_volume[LEFT])
+
+
+def test_grid_at_four_millimetres_is_the_demo_grid():
+    assert demo_grid(4.0) == GRIDS["demo"]
+    assert demo_grid(2.0).shape == (80, 96, 80)
+
+
+def test_volumes_reached_are_the_prescribed_ones(simulator):
+    for subject in subjects(0, 4):
+        scan = simulator.scan(0, subject)
+        prescribed = simulator.model.atlas_volumes * subject.relative_volume
+        np.testing.assert_allclose(scan.volumes_mm3, prescribed, rtol=0.005)
+        assert scan.min_jacobian > 0
+        assert 1.8 < scan.displacement_mm < 3.2
+
+
+def test_truth_equals_labels_carried_through_the_map_of_the_image(simulator, severe):
+    """The truth comes from the Jacobian of the way back; counting labels read through the way there must agree."""
+    warp = simulator.warp(0, severe)
+    labels, affine, names = native_atlas()
+    codes = {name: code for code, name in names.items()}
+    fine = np.stack(np.meshgrid(np.arange(-60, 60.0), np.arange(-100, 50.0), np.arange(-50, 50.0), indexing="ij"))
+    fine = fine.astype(np.float32)
+    shift = deformation.sample(warp.random, (fine - LATTICE.affine[:3, 3].reshape(3, 1, 1, 1)) / LATTICE.spacing_mm)
+    position = simulator._through_regions(fine + shift * LATTICE.spacing_mm, warp.regions)
+    voxel = np.rint((position - affine[:3, 3].reshape(3, 1, 1, 1)) / affine[0, 0]).astype(int)
+    carried = labels[tuple(np.clip(v, 0, n - 1) for v, n in zip(voxel, labels.shape, strict=True))]
+    counted = np.array([(carried == codes[region]).sum() for region in REGIONS])
+    np.testing.assert_allclose(counted, warp.regions.volumes_mm3, rtol=0.08)  # small regions: nearest label, 1 mm
+    large = warp.regions.volumes_mm3 > 2000
+    np.testing.assert_allclose(counted[large], warp.regions.volumes_mm3[large], rtol=0.03)
+
+
+def test_atrophy_is_drawn_on_its_side_and_in_its_place(simulator, severe):
+    spared = severe.relative_volume.copy()
+    spared[LEFT] /= 1 + severe.change[LEFT]
+    with_loss = simulator.scan(0, severe).image.astype(float)
+    without = simulator.scan(0, replace(severe, relative_volume=spared)).image.astype(float)
+    difference = np.abs(with_loss - without)
+    at = np.indices(difference.shape).reshape(3, -1) * 4.0 + simulator.grid.affine[:3, 3:]
+    centre = np.average(at, axis=1, weights=difference.ravel() ** 2)
+    np.testing.assert_allclose(centre, (-25, -22, -14), atol=8)
+
+
+def test_same_seed_same_scan_other_subject_other_brain(simulator):
+    first, second = subjects(0, 2)
+    again = Simulator(demo_grid(4.0)).scan(0, first)
+    np.testing.assert_array_equal(simulator.scan(0, first).image, again.image)
+    a, b = (simulator.scan(0, s).image.astype(float).ravel() for s in (first, second))
+    assert 0.5 < np.corrcoef(a, b)[0, 1] < 0.985
+
+
+def test_scan_is_a_brain_on_black(simulator):
+    image = simulator.scan(0, subjects(0, 1)[0]).image
+    assert image.dtype == np.int16
+    assert image.min() == 0
+    assert 0.3 < (image > 0).mean() < 0.5
+    assert not image[0].any()
+    assert not image[-1].any()
+
+
+def test_no_ventricle_is_taken_for_background(simulator):
+    widest = sorted(subjects(0, 100), key=lambda s: s.relative_volume[REGIONS.index("Left Lateral Ventricle")])[-3:]
+    for subject in widest:
+        image = simulator.scan(0, subject).image
+        x, y, z = np.indices(image.shape) * 4.0 + simulator.grid.affine[:3, 3].reshape(3, 1, 1, 1)
+        middle = (np.abs(x) < 25) & (y > -50) & (y < 20) & (z > 5) & (z < 30)
+        assert image[middle].min() > 0.15 * np.median(image[middle])

@@ -1,0 +1,134 @@
+"""Canaries: the plan, the repeated latents, what is called found, and the whole of it once at the smallest size."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cohort.scans import GRIDS
+from evaluation.privacy.canary_plan import FOUND, plan_canaries, read_canaries, require_held_out, write_canaries
+from runtime.checkpoints import checkpoint_hash
+from runtime.errors import InputError
+from runtime.files import read_json
+from tests.diffusion.conftest import LATENT
+from tests.processes import script
+from VAE.latents import Latent, compute_statistics, list_latents, read_split, write_latent, write_statistics
+
+SUBJECTS = [f"s{index:02d}" for index in range(16)]
+LABELS = [index % 2 for index in range(16)]
+
+
+def write_latents(folder: Path, vae: str, counts: dict[str, int]) -> Path:
+    """Subjects with smooth random latents of the smoke grid, classes in turn."""
+    for split, count in counts.items():
+        for index in range(count):
+            draw = np.random.default_rng([index, len(split)])
+            mu = np.repeat(draw.normal(size=(4, 1, 12, 10)), 10, axis=1) + 0.3 * draw.normal(size=LATENT)
+            name = f"{split}{index:02d}"
+            latent = Latent(
+                mu.astype(np.float32), np.full(LATENT, -6, np.float32), index % 2, name, vae, GRIDS["smoke"].to_dict()
+            )
+            write_latent(folder / split / f"{name}.pkl", latent)
+    statistics = compute_statistics(read_split(folder, "train"), split="train", ledger=["c" * 16])
+    write_statistics(folder, statistics)
+    return folder
+
+
+def test_a_plan_takes_the_classes_in_turn_and_nobody_twice() -> None:
+    plan = plan_canaries(SUBJECTS, LABELS, each=2, seed=0, repeats=(1, 4, 16))
+    assert list(plan.values()) == [1, 1, 4, 4, 16, 16]
+    assert [int(name[1:]) % 2 for name in plan] == [0, 1] * 3
+    assert plan == plan_canaries(SUBJECTS[::-1], LABELS[::-1], each=2, seed=0, repeats=(1, 4, 16))
+    assert plan != plan_canaries(SUBJECTS, LABELS, each=2, seed=1, repeats=(1, 4, 16))
+
+
+@pytest.mark.parametrize(("each", "repeats"), [(3, (1, 4, 16)), (0, (1,)), (1, (0, 4)), (1, ())])
+def test_impossible_plans_are_refused(each: int, repeats: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="canaries"):
+        plan_canaries(SUBJECTS, LABELS, each=each, seed=0, repeats=repeats)
+
+
+def test_repeated_latents_are_copies_and_the_rest_stays(tmp_path: Path) -> None:
+    folder = write_latents(tmp_path / "latents", "a" * 16, {"train": 8, "val": 4})
+    assert write_canaries(folder, tmp_path / "planted", {"train03": 4, "train04": 1}) == 8 + 3
+    planted = read_split(tmp_path / "planted", "train")
+    same = [latent for latent in planted if latent.subject == "train03"]
+    assert len(same) == 4
+    assert all(np.array_equal(one.mu, same[0].mu) for one in same)
+    assert len(list_latents(tmp_path / "planted/val")) == 4
+    with pytest.raises(InputError, match="exists"):
+        write_canaries(folder, tmp_path / "planted", {"train03": 4})
+    with pytest.raises(InputError, match="nobody"):
+        write_canaries(folder, tmp_path / "other", {"nobody": 4})
+    assert not (tmp_path / "other").exists()
+
+
+def test_found_means_more_exposed_than_all_but_one_in_twenty_held_out_subjects() -> None:
+    held_out = {f"h{index}": 1 + index / 100 for index in range(39)}
+    training = {"often": 0.2, "between": 1.005, "seldom": 1.2, "usual": 1.1}
+    result = read_canaries({"often": 16, "between": 4, "seldom": 1}, {"training": training, "held_out": held_out})
+    rows = {one["subject"]: one for one in result["canaries"]}
+    assert rows["often"]["p"] == 1 / 40
+    assert rows["often"]["rank"] == 1
+    assert rows["often"]["found"]
+    assert rows["between"]["p"] == 2 / 40 <= FOUND
+    assert rows["between"]["found"]
+    assert rows["seldom"]["p"] == 22 / 40
+    assert not rows["seldom"]["found"]
+    assert result["alarms"] == 0.0
+    assert result["by_occurrences"]["16"]["found"] == 1
+
+
+def test_fresh_draws_are_found_at_the_stated_rate() -> None:
+    draw = np.random.default_rng(0)
+    alarms = []
+    for _ in range(200):
+        exposure = {side: dict(enumerate(draw.normal(size=60))) for side in ("training", "held_out")}
+        alarms.append(read_canaries({}, exposure)["alarms"])
+    # of 61 equally likely places the first three are found: 3/61; four standard errors either side (seen: sd 0.035)
+    assert abs(np.mean(alarms) - 3 / 61) < 4 * np.std(alarms) / np.sqrt(len(alarms))
+
+
+def test_too_few_held_out_subjects_are_refused_before_anything_is_trained(random_vae: Path, tmp_path: Path) -> None:
+    require_held_out(19)
+    with pytest.raises(InputError, match="18 held-out subjects"):
+        require_held_out(18)
+    folder = write_latents(tmp_path / "latents", checkpoint_hash(random_vae), {"train": 8, "val": 6})
+    done = script(
+        "evaluation.canaries",
+        "smoke",
+        "--latents",
+        folder,
+        "--vae",
+        random_vae,
+        "--run-dir",
+        tmp_path / "run",
+        ok=False,
+    )
+    assert done.returncode
+    assert "6 held-out subjects" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_plants_trains_samples_and_reads_what_the_audit_says(random_vae: Path, tmp_path: Path) -> None:
+    folder = write_latents(tmp_path / "latents", checkpoint_hash(random_vae), {"train": 12, "val": 20})
+    words = ("smoke", "--latents", folder, "--vae", random_vae, "--run-dir", tmp_path / "run", "--steps", 4,
+             "--repeats", 1, 16, "--count", 4, "--threads", 1)  # fmt: skip
+    done = script("evaluation.canaries", *words)
+    result = read_json(tmp_path / "run/canaries.json")
+    assert result["n"] == {"training": 12, "held_out": 20, "synthetic": 8}
+    assert sorted(result["plan"].values()) == [1, 16]
+    assert len(list_latents(tmp_path / "run/latents/train")) == 12 + 15
+    for space, found in result["canaries"].items():
+        assert {row["occurrences"] for row in found["canaries"]} == {1, 16}
+        assert f"{space:10}" in done.stdout
+    checkpoint = tmp_path / "run/diffusion/checkpoints/best.pt"
+    before = hashlib.sha256(checkpoint.read_bytes()).hexdigest(), (tmp_path / "run/canaries.json").read_text()
+    script("evaluation.canaries", *words)
+    assert (hashlib.sha256(checkpoint.read_bytes()).hexdigest(), (tmp_path / "run/canaries.json").read_text()) == before
+    refused = script("evaluation.canaries", *words, "--seed", 5, ok=False)
+    assert refused.returncode
+    assert "other canaries" in refused.stderr

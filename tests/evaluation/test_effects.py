@@ -1,0 +1,281 @@
+"""Regional volumes and their questions: planted effects, none where there are none, closed forms, SciPy."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage, stats
+
+from cohort.anatomy import grey_matter, regional_volumes
+from cohort.atlas import REGIONS, atlas, tissue
+from cohort.scans import GRIDS
+from evaluation import effects as morphometry
+from evaluation import morphometry_chart
+
+GRID = GRIDS["demo"]
+LEVELS = np.array([0.2, 0.55, 0.9])
+NAMES = ("a", "b", "c", "d")
+
+
+def brain(extra=None):
+    """The template's tissues at fixed intensities; `extra`: places set to another intensity."""
+    tissues = tissue(GRID)
+    volume = sum(level * tissues[name] for level, name in zip(LEVELS, grey_matter.TISSUES, strict=True))
+    volume = np.where(sum(tissues.values()) > 0.5, volume, 0.0).astype(np.float32)
+    for place, value in extra or ():
+        volume[place] = value
+    return volume
+
+
+def cohort(seed, n, effects=(0.0, 0.0, 0.0, 0.0), scale=1.0):
+    labels = np.arange(n) % 2
+    table = 10 + scale * np.random.default_rng(seed).normal(size=(n, len(effects)))
+    return table + labels[:, None] * scale * np.array(effects), labels
+
+
+def test_fractions_sum_to_one_in_the_brain_and_follow_the_template():
+    volume, tissues = brain(), tissue(GRID)
+    fractions = grey_matter.tissue_fractions(volume, tissues)
+    np.testing.assert_allclose(fractions.sum(axis=0), volume > 0, atol=1e-9)
+    np.testing.assert_array_equal(fractions[1], grey_matter.soft_grey_matter(volume, tissues) * (volume > 0))
+    for share, name in zip(fractions, grey_matter.TISSUES, strict=True):
+        assert np.corrcoef(share[volume > 0], tissues[name][volume > 0])[0, 1] > 0.8
+
+
+def test_a_smooth_bias_is_taken_out():
+    volume, tissues = brain(), tissue(GRID)
+    place = np.linspace(-1, 1, GRID.shape[1])[None, :, None]
+    biased = volume * np.exp(0.3 * place).astype(np.float32)
+    found = grey_matter.without_bias(biased, tissues, GRID)
+    inside = ndimage.binary_erosion(volume > 0, iterations=2)
+    before, after = (np.std(np.log(one[inside] / volume[inside])) for one in (biased, found))
+    assert after < 0.35 * before
+    assert not found[volume == 0].any()
+
+
+def test_table_names_regions_with_enough_voxels_and_asymmetries_of_pairs():
+    names, table = regional_volumes.region_table([brain()] * 2, GRID)
+    assert table.shape == (2, len(names))
+    assert np.isfinite(table).all()
+    assert "Left Accumbens" in names
+    assert "Right Inf Lat Vent" not in names  # 2 and 6 voxels
+    assert "asymmetry of Hippocampus" in names
+    assert len(set(names)) == len(names)
+    sides = {name.partition(" ")[2] for name in names if name.startswith("Left ")}
+    assert sides == {name.partition(" ")[2] for name in names if name.startswith("Right ")}
+    assert regional_volumes.region_table([], GRID)[1].shape == (0, len(names))
+
+
+def test_volumes_are_sums_over_the_dilated_region():
+    masks = regional_volumes.region_masks(GRID)
+    region = grey_matter.dilated(atlas(GRID).mask("Left Lateral Ventricle"), GRID)
+    row = masks.names.index("Left Lateral Ventricle")
+    everything = np.ones(np.prod(GRID.shape))
+    assert (masks.weights["csf"] @ everything)[row] == pytest.approx(region.sum() * 0.064)
+    assert (masks.weights["gm"] @ everything)[row] == 0
+    assert regional_volumes.tissue_of("Left Thalamus") == ("gm",)
+    assert regional_volumes.tissue_of("Brain Stem") == ("gm", "wm")
+    assert regional_volumes.tissue_of("Right Cerebral White Matter") == ("wm",)
+
+
+def test_a_larger_ventricle_is_measured_on_its_side():
+    regions = atlas(GRID)
+    wider = grey_matter.dilated(regions.mask("Left Lateral Ventricle"), GRID) & (brain() > 0)
+    names, table = regional_volumes.region_table([brain(), brain([(wider, LEVELS[0])])], GRID)
+    change = dict(zip(names, table[1] - table[0], strict=True))
+    assert change["Left Lateral Ventricle"] > 2
+    assert abs(change["Right Lateral Ventricle"]) < 0.3 * change["Left Lateral Ventricle"]
+    assert change["asymmetry of Lateral Ventricle"] > 0.05
+    mirrored = [one[::-1] for one in (brain(), brain([(wider, LEVELS[0])]))]  # the grid is symmetric about x = 0
+    change = np.diff(regional_volumes.region_table(mirrored, GRID)[1], axis=0)[0]
+    assert change[names.index("asymmetry of Lateral Ventricle")] < -0.05
+
+
+def test_measures_do_not_depend_on_the_scale_of_intensity():
+    volume = brain() * np.float32(1) + np.random.default_rng(0).normal(0, 0.02, GRID.shape).astype(np.float32)
+    volume = np.clip(volume, 0, None) * (brain() > 0)
+    table = regional_volumes.region_table([volume, np.float32(0.4) * volume], GRID)[1]
+    np.testing.assert_allclose(table[1], table[0], rtol=1e-3, atol=1e-4)
+
+
+def test_true_volumes_are_read_in_ml_and_missing_columns_named():
+    frame = pd.DataFrame({f"volume_{region.lower().replace(' ', '_')}_mm3": [1000.0, 500.0] for region in REGIONS})
+    names, table = regional_volumes.truth_table(frame)
+    assert names == REGIONS
+    assert table[1].tolist() == [0.5] * 16
+    with pytest.raises(ValueError, match="volume_left_amygdala_mm3"):
+        regional_volumes.truth_table(frame.drop(columns="volume_left_amygdala_mm3"))
+    assert regional_volumes.columns_of(("x", "Left Caudate"), REGIONS) == [1]
+
+
+def test_d_equals_the_direct_formula():
+    table, labels = cohort(0, 31, (1.0, -0.5, 0.0, 2.0))
+    a, b = table[labels == 1], table[labels == 0]
+    pooled = np.sqrt(((len(a) - 1) * a.var(0, ddof=1) + (len(b) - 1) * b.var(0, ddof=1)) / (len(a) + len(b) - 2))
+    np.testing.assert_allclose(morphometry.cohens_d(table, labels), (a.mean(0) - b.mean(0)) / pooled)
+    t = stats.ttest_ind(a, b).statistic
+    np.testing.assert_allclose(morphometry.cohens_d(table, labels), t * np.sqrt(1 / len(a) + 1 / len(b)))
+    assert np.isnan(morphometry.cohens_d(np.full((6, 1), 1e6), np.arange(6) % 2)).all()
+    with pytest.raises(ValueError, match="needs two"):
+        morphometry.cohens_d(table[:3], labels[:3])
+
+
+def test_weights_of_a_resample_give_the_d_of_the_drawn_subjects():
+    table, labels = cohort(1, 40, (0.5, 0.0, 0.0, 0.0))
+    weights = morphometry.resample(labels, 5, np.random.default_rng(0))
+    assert (weights[:, labels == 1].sum(axis=1) == 20).all()
+    found = morphometry._weighted_d(table, labels, weights)
+    for row, weight in zip(found, weights.astype(int), strict=True):
+        drawn = np.repeat(np.arange(40), weight)
+        np.testing.assert_allclose(row, morphometry.cohens_d(table[drawn], labels[drawn]))
+
+
+def test_a_planted_effect_is_found_with_its_size_and_none_elsewhere():
+    table, labels = cohort(2, 400, (0.0, -1.2, 0.0, 0.0), scale=0.3)
+    found = morphometry.class_effects(NAMES, table, labels, resamples=300)
+    assert found["n"] == {"HC": 200, "TLE": 200}
+    assert found["measures"]["b"]["d_low"] < -1.2 < found["measures"]["b"]["d_high"]
+    assert found["measures"]["b"]["d_high"] < -0.9
+    assert all(found["measures"][name]["d_low"] < 0 < found["measures"][name]["d_high"] for name in "acd")
+    json.dumps(found, allow_nan=False)
+
+
+def test_intervals_of_d_hold_the_truth_at_about_the_stated_rate():
+    held = []
+    for seed in range(60):
+        table, labels = cohort([7, seed], 80, (0.8, 0.0, 0.0, -0.4))
+        measures = morphometry.class_effects(NAMES, table, labels, resamples=200, seed=seed)["measures"]
+        truth = dict(zip(NAMES, (0.8, 0.0, 0.0, -0.4), strict=True))
+        held += [one["d_low"] <= truth[name] <= one["d_high"] for name, one in measures.items()]
+    assert 0.89 < np.mean(held) <= 0.99
+
+
+def test_ks_p_values_are_uniform_without_a_difference_and_adjusted_as_by_benjamini_and_hochberg():
+    real, synthetic = cohort(3, 70, (0.0,) * 300)[0], cohort(4, 70, (0.0,) * 300)[0]
+    names = tuple(map(str, range(300)))
+    found = morphometry.compare_distributions(names, real, synthetic, resamples=20)
+    p = np.array([one["p"] for one in found["measures"].values()])
+    assert 0.45 < p.mean() < 0.6
+    assert np.mean(p < 0.1) < 0.15
+    assert found["significant"] <= 1
+    order = np.argsort(p)
+    steps = np.minimum.accumulate((p[order] * 300 / np.arange(1, 301))[::-1])[::-1].clip(max=1)
+    adjusted = np.array([one["p_adjusted"] for one in found["measures"].values()])
+    np.testing.assert_allclose(adjusted[order], steps)
+    assert found["measures"]["0"]["ks"] == stats.ks_2samp(real[:, 0], synthetic[:, 0]).statistic
+
+
+def test_shift_and_lost_spread_are_told_apart():
+    real, synthetic = cohort(5, 200)[0], cohort(6, 200)[0]
+    synthetic[:, 0] += 0.8
+    synthetic[:, 1] = 10 + 0.5 * (synthetic[:, 1] - 10)
+    synthetic[:, 2] = 10.0
+    found = morphometry.compare_distributions(NAMES, real, synthetic, resamples=200)
+    one = found["measures"]
+    assert one["a"]["difference_low"] < 0.8 < one["a"]["difference_high"]
+    assert one["a"]["spread_low"] < 1 < one["a"]["spread_high"]
+    assert one["b"]["spread_low"] < 0.5 * real[:, 1].std() < one["b"]["spread_high"] < 0.7
+    assert one["b"]["difference_low"] < 0 < one["b"]["difference_high"]
+    assert one["c"]["spread"] == 0
+    assert all(one[name]["p_adjusted"] < 0.05 for name in "abc")
+    assert one["d"]["p_adjusted"] > 0.05
+    json.dumps(found, allow_nan=False)
+
+
+EFFECTS = tuple(np.linspace(-1, 1, 12))
+
+
+def test_agreement_of_the_same_effects_is_high_and_of_the_same_size():
+    found = morphometry.effect_agreement(
+        cohort(8, 300, EFFECTS), cohort(9, 300, EFFECTS), resamples=200, permutations=99
+    )
+    assert found["correlation"] > 0.95
+    assert found["correlation_low"] < found["correlation"] < found["correlation_high"] <= 1
+    assert found["slope"] == pytest.approx(1, abs=0.2)
+    assert found["p"] == pytest.approx(1 / 100)
+    assert found["n_sample"] == {"HC": 150, "TLE": 150}
+    opposite = morphometry.effect_agreement(
+        cohort(8, 300, EFFECTS), cohort(9, 300, tuple(-e for e in EFFECTS)), resamples=50, permutations=99
+    )
+    assert opposite["correlation"] < -0.9
+    assert opposite["p"] > 0.9
+    assert opposite["same_sign"] < 0.2
+
+
+def test_labels_that_mean_nothing_are_not_taken_for_agreement_though_measures_are_correlated():
+    """Measures share one factor, so that d over measures correlate by chance far more often than independent ones."""
+    p = []
+    for seed in range(60):
+        sides = []
+        for side in (0, 1):
+            draw = np.random.default_rng([seed, side])
+            table = draw.normal(size=(40, 12)) + 2 * draw.normal(size=(40, 1)) * np.linspace(-1, 1, 12)
+            sides.append((table, np.arange(40) % 2))
+        p.append(morphometry.effect_agreement(*sides, resamples=5, permutations=49, seed=seed)["p"])
+    assert 0.35 < np.mean(p) < 0.65
+    assert np.mean(np.array(p) <= 0.1) < 0.25
+
+
+def test_agreement_without_variation_is_skipped():
+    constant = (np.ones((10, 4)), np.arange(10) % 2)
+    found = morphometry.effect_agreement(cohort(0, 20), constant)
+    assert found == {"skipped": "0 of the measures vary on both sides; a correlation needs 3"}
+
+
+def test_recovery_is_pearsons_correlation_per_measure():
+    true = cohort(10, 60)[0]
+    measured = 0.4 * true + np.array([0.0, 0.2, 1.0, 0.0]) * np.random.default_rng(0).normal(size=true.shape)
+    measured[:, 3] = 2.0
+    found = morphometry.recovery(NAMES, measured, true, resamples=100)["measures"]
+    assert found["a"]["correlation"] == pytest.approx(1)
+    expected = np.corrcoef(measured[:, 2], true[:, 2])[0, 1]
+    assert found["c"]["correlation"] == pytest.approx(expected)
+    assert found["c"]["correlation_low"] < expected < found["c"]["correlation_high"]
+    assert found["d"]["correlation"] is None
+
+
+def test_paired_effect_sees_what_unpaired_subjects_would_hide():
+    draw = np.random.default_rng(0)
+    hc = 10 + draw.normal(size=(30, 4))
+    tle = hc + np.array([-0.1, 0.05, 0.0, 0.0]) + 0.05 * draw.normal(size=(30, 4))
+    tle[:, 3] = hc[:, 3]
+    found = morphometry.paired_effect(NAMES, hc, tle, resamples=200)
+    one = found["measures"]
+    assert found["n"] == 30
+    assert one["a"]["difference"] == pytest.approx((tle - hc)[:, 0].mean())
+    assert one["a"]["difference_low"] < -0.1 < one["a"]["difference_high"] < 0
+    assert (one["a"]["sign"], one["b"]["sign"]) == (-1, 1)
+    assert one["a"]["same_sign"] > 0.9
+    assert one["a"]["d"] == pytest.approx(-0.1, abs=0.04)
+    assert one["d"] == {
+        "difference": 0, "difference_low": 0, "difference_high": 0, "d": 0, "sign": 0, "same_sign": 1, "p": 1,
+        "p_adjusted": 1,
+    }  # fmt: skip
+    assert one["a"]["p_adjusted"] < 0.001
+    with pytest.raises(ValueError, match="same 2 seeds"):
+        morphometry.paired_effect(NAMES, hc, tle[:-1])
+
+
+def test_paired_effects_are_claimed_at_the_stated_rate_where_there_are_none():
+    hc = cohort(11, 25, (0.0,) * 400)[0]
+    tle = hc + 0.1 * np.random.default_rng(1).standard_t(6, size=hc.shape)
+    found = morphometry.paired_effect(tuple(map(str, range(400))), hc, tle, resamples=300)
+    measures = found["measures"].values()
+    assert 0.88 < np.mean([one["difference_low"] < 0 < one["difference_high"] for one in measures]) < 0.98
+    assert 0.02 < np.mean([one["p"] < 0.05 for one in measures]) < 0.08
+    assert found["significant"] <= 2
+
+
+def test_same_seed_same_figures():
+    table, labels = cohort(0, 30)
+    runs = [morphometry.class_effects(NAMES, table, labels, resamples=20, seed=seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_forest_plot_is_written_also_where_a_set_has_no_effect(tmp_path):
+    real = morphometry.class_effects(NAMES, *cohort(0, 40), resamples=20)
+    collapsed = morphometry.class_effects(NAMES, np.ones((8, 4)), np.arange(8) % 2, resamples=20)
+    path = tmp_path / "forest.png"
+    morphometry_chart.forest_plot(path, {"real": real, "synthetic": collapsed}, truth={"a": -0.3}, shown=3)
+    assert path.stat().st_size > 5000
