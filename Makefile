@@ -1,5 +1,5 @@
 # make demo    the whole pipeline on the simulated demo cohort, then report.html
-# make test    lint and all tests
+# make test    lint and all tests; make test-fast: those that take less than five seconds each
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
 # make studies arms of the classifier over seeds, and saliency maps held against the truth (an hour on two cores)
 # make bench   speed and accuracy checks, printed beside references
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.requirements
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps smoke-studies test lint bench venv clean
+.PHONY: demo smoke studies arms maps smoke-studies test test-fast lint bench venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -27,8 +27,12 @@ $(STAMP): requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
+# A process per core, each with one thread; a file's tests stay together, because they share what they trained.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses auto --dist loadfile
 test: lint
-	$(RUN) pytest
+	$(PYTEST)
+test-fast: lint
+	$(PYTEST) -m "not slow"
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -70,7 +70,8 @@ def pick_device(precision: Precision = "auto", threads: int | None = None) -> De
 
     Args:
         precision: ``auto`` is bfloat16 on a GPU that has it and on a CPU with AVX512-BF16 or AMX, else float32.
-        threads: CPU threads; by default all cores the process may use, shared among the processes of this machine.
+        threads: CPU threads; by default OMP_NUM_THREADS, else all cores the process may use. Under torchrun, which sets
+            that variable to 1 by itself, the cores are shared among the processes of this machine.
 
     Raises:
         InputError: bfloat16 was asked of a device without it, or cuDNN is too old for bfloat16 conv3d.
@@ -78,7 +79,9 @@ def pick_device(precision: Precision = "auto", threads: int | None = None) -> De
     if torch.cuda.is_available():
         return _cuda(precision)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    asked = int(os.environ.get("OMP_NUM_THREADS", "0")) if processes == 1 else 0
+    torch.set_num_threads(threads or asked or max(1, cores // processes))
     keep_freed_memory()
     if precision == "bfloat16" and not cpu_has_bfloat16():
         raise InputError(

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from cohort.scans import GRIDS
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # a test process per core: pytest --numprocesses
 
 
 def blob(seed: int, label: int) -> np.ndarray:
