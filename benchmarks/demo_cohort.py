@@ -25,6 +25,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from cohort.anatomy.truth import volume_column
 from cohort.atlas import REGIONS
 from cohort.simulation.effects import effect_targets
 from runtime.cli import describe, run_script
@@ -104,8 +105,7 @@ def make(out: Path, config: BenchmarkConfig, count: int, workers: int) -> Path:
 
 def volumes_of(truth: pd.DataFrame) -> np.ndarray:
     """True volumes (subjects, regions) in mm3; logarithms for the ventricles, as their effect is defined."""
-    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
-    volumes = truth[columns].to_numpy()
+    volumes = truth[[volume_column(region) for region in REGIONS]].to_numpy()
     return np.where(["Ventricle" in region for region in REGIONS], np.log(volumes), volumes)
 
 

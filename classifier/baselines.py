@@ -7,8 +7,7 @@ volumes of simulated scans (`truth_features`) are the other end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,55 +19,26 @@ from sklearn.preprocessing import StandardScaler
 
 from classifier.measures import metrics
 from classifier.measures.resampling import interval
-from cohort.anatomy.grey_matter import TISSUES, dilated, soft_grey_matter, tissue_fractions, without_bias
-from cohort.atlas import REGIONS, SIDES, Atlas, atlas, tissue
+from cohort.anatomy.regional_volumes import region_volumes
+from cohort.anatomy.truth import true_volumes
+from cohort.atlas import REGIONS, SIDES
 from cohort.scans import Grid, ScanStack, head_mask
 from runtime import seeding
-from runtime.errors import InputError
-
-
-@cache
-def _template(grid: Grid) -> tuple[Atlas, dict[str, np.ndarray]]:
-    """Labels and tissue probabilities on a grid; reading them takes longer than measuring a few hundred scans."""
-    return atlas(grid), tissue(grid)
-
-
-def hippocampal_masks(grid: Grid) -> dict[str, np.ndarray]:
-    """The atlas's left and right hippocampus, dilated; bool (D, H, W) each."""
-    labels, _ = _template(grid)
-    return {side: dilated(labels.mask(f"{side} Hippocampus"), grid) for side in SIDES}
 
 
 def hippocampal_features(scans: ScanStack) -> np.ndarray:
-    """Soft grey-matter volume (ml) in the left and right hippocampal mask, and their absolute asymmetry; (N, 3)."""
-    masks, tissues = hippocampal_masks(scans.grid), _template(scans.grid)[1]
-    rows = []
-    for volume in scans.volumes:
-        grey = soft_grey_matter(volume, tissues)
-        left, right = (float(grey[masks[side]].sum()) * scans.grid.spacing_mm**3 / 1000 for side in SIDES)
-        rows.append((left, right, abs(left - right) / max(left + right, 1e-6)))
-    return np.array(rows)
+    """Grey matter (ml) in the dilated left and right hippocampus, and their absolute asymmetry; (N, 3)."""
+    sides = tuple(f"{side} Hippocampus" for side in SIDES)
+    return with_asymmetry(region_volumes(scans.volumes, scans.grid, sides, unbias=False))
 
 
-def regional_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
-    """Tissue (ml) in the dilated masks of REGIONS, and the absolute asymmetry of each structure; (N, 24).
-
-    CSF in the ventricles, grey matter in the others, after division by a smooth bias (`cohort.anatomy.grey_matter`).
-    """
-    labels, tissues = _template(grid)
-    masks = np.stack([dilated(labels.mask(region), grid).ravel() for region in REGIONS])
-    fluid = np.array([region.endswith("Ventricle") for region in REGIONS])
-    ml = grid.spacing_mm**3 / 1000
-    rows = []
-    for volume in volumes:
-        shares = tissue_fractions(without_bias(volume, tissues, grid), tissues)
-        csf, grey = (masks @ shares[TISSUES.index(name)].ravel() for name in ("csf", "gm"))
-        rows.append(np.where(fluid, csf, grey) * ml)
-    return with_asymmetry(np.array(rows))
+def regional_features(volumes: Sequence[np.ndarray], grid: Grid) -> np.ndarray:
+    """Tissue (ml) in REGIONS by `region_volumes`, and the absolute asymmetry of each structure; (N, 24)."""
+    return with_asymmetry(region_volumes(volumes, grid, REGIONS))
 
 
 def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
-    """Volumes (N, 16) of REGIONS, and |L - R| / (L + R) of each structure beside them; (N, 24)."""
+    """Volumes (N, 2 S), left before right, and |L - R| / (L + R) of each structure beside them; (N, 3 S)."""
     left, right = volumes[:, 0::2], volumes[:, 1::2]
     return np.hstack([volumes, np.abs(left - right) / np.maximum(left + right, 1e-6)])
 
@@ -79,30 +49,8 @@ def brain_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
 
 
 def truth_features(frame: pd.DataFrame, truth_csv: Path) -> np.ndarray:
-    """True volumes (ml) of REGIONS and their asymmetries for the rows of a table of simulated scans; (N, 24).
-
-    Args:
-        frame: with the column `subject`.
-        truth_csv: truth.csv of `cohort.make_demo`: columns `subject` and ``volume_<region>_mm3``.
-
-    Raises:
-        InputError: no such file, columns or subjects that are missing; names them.
-    """
-    try:
-        truth = pd.read_csv(truth_csv, dtype={"subject": str})
-    except FileNotFoundError:
-        raise InputError(f"{truth_csv}: no such file; cohort.make_demo writes it beside the scans") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{truth_csv}: not a table of true volumes: {error}") from None
-    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
-    missing = [f"no column {name}" for name in ("subject", *columns) if name not in truth.columns]
-    if missing:
-        raise InputError.of(f"{truth_csv}: not a table of true volumes", missing)
-    truth = truth.drop_duplicates("subject").set_index("subject")
-    strangers = sorted(set(frame["subject"]) - set(truth.index))
-    if strangers:
-        raise InputError.of(f"{truth_csv}: subjects that are not in it", strangers[:10])
-    return with_asymmetry(truth.loc[list(frame["subject"]), columns].to_numpy(dtype=np.float64) / 1000)
+    """True volumes (ml) of REGIONS and their asymmetries for the rows of a table of simulated scans; (N, 24)."""
+    return with_asymmetry(true_volumes(truth_csv, frame["subject"]))
 
 
 def age_sex_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:

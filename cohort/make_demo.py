@@ -27,6 +27,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from cohort.anatomy.truth import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.scans import Grid
 from cohort.simulation.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, subjects
@@ -254,7 +255,7 @@ def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
         "templates": "+".join(facts["templates"]),
         "first_template_share": facts["first_template_share"],
     }
-    row |= {f"volume_{_column(name)}_mm3": volume for name, volume in facts["volumes_mm3"].items()}
+    row |= {volume_column(name): volume for name, volume in facts["volumes_mm3"].items()}
     row |= {f"change_{_column(name)}": round(float(c), 5) for name, c in zip(REGIONS, subject.change, strict=True)}
     return row
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from cohort.anatomy.regional_volumes import METHOD, columns_of, region_table, truth_table
+from cohort.anatomy.regional_volumes import METHOD, columns_of, region_table
+from cohort.anatomy.truth import true_volumes
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.scans import Grid, ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import effects as morphometry
 from evaluation.inputs import Synthetic
 from evaluation.morphometry_chart import forest_plot
-from runtime.errors import InputError
 
 Table = tuple[np.ndarray, np.ndarray]
 """Measures (N, M) and class codes (N,)."""
@@ -66,8 +65,8 @@ def measure(
         },
         "label_swap": label_swap(modelled, narrow["synthetic"], synthetic.seeds, seed),
     }
-    true = None if truth is None else true_volumes(truth, scans)
-    if true is not None:
+    if truth is not None:
+        true = {key: true_volumes(truth, stack.frame["subject"]) for key, stack in scans.items()}
         found |= against_truth(modelled, narrow, true, seed)
     effects = {name: found["effects"][key] for name, key in (("training scans", "train"), ("synthetic", "synthetic"))}
     known = {name: one["d"] for name, one in found.get("true_effects", {}).get("measures", {}).items()}
@@ -87,21 +86,6 @@ def label_swap(names: tuple[str, ...], table: Table, seeds: list[int | None], se
         return {"skipped": f"{len(shared)} seeds were generated as both classes; 2 are needed"}
     hc, tle = (values[[by_seed[one] for one in shared]] for by_seed in rows)
     return morphometry.paired_effect(names, hc, tle, seed=seed)
-
-
-def true_volumes(path: Path, scans: dict[str, ScanStack]) -> dict[str, np.ndarray]:
-    """True volumes of the subjects of each set, in the order of `REGIONS`, ml.
-
-    Raises:
-        InputError: no such table, or subjects that it does not have.
-    """
-    if not path.is_file():
-        raise InputError(f"--truth {path}: no such file")
-    frame = pd.read_csv(path, dtype={"subject": str}).set_index("subject")
-    missing = [name for stack in scans.values() for name in stack.frame["subject"] if name not in frame.index]
-    if missing:
-        raise InputError(f"--truth {path}: {len(missing)} subjects are not in it, {missing[0]} for example")
-    return {key: truth_table(frame.loc[list(stack.frame["subject"])])[1] for key, stack in scans.items()}
 
 
 def against_truth(names: tuple[str, ...], measured: dict[str, Table], true: dict[str, np.ndarray], seed: int) -> dict:

@@ -7,8 +7,6 @@ from scipy import ndimage
 
 from cohort.scans import Grid
 
-DILATE_MM = 3.0
-"""Residual misalignment that a region's mask makes room for, in mm: at least one voxel on coarse grids."""
 SMOOTH_MM = 12.0
 """Standard deviation of the window over which `without_bias` compares a scan with its tissues. Of 6 to 45 mm on the
 4 mm demo scans, 6 to 15 gave regional volumes about equally close to the true ones, and 20 or more less close ones."""
@@ -16,34 +14,14 @@ DARKEST = 0.05
 """Share of the white-matter level below which a voxel is background to `without_bias`."""
 
 TISSUES = ("csf", "gm", "wm")
-"""From dark to bright, as in a T1-weighted scan."""
-
-
-def dilated(mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """A mask, bool (D, H, W), grown by DILATE_MM."""
-    return ndimage.binary_dilation(mask, iterations=max(1, round(DILATE_MM / grid.spacing_mm)))
+"""From dark to bright, as in a T1-weighted scan; names of the template's maps, each (D, H, W) of probabilities."""
 
 
 def tissue_levels(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
-    """The scan's intensity of each of TISSUES, (3,), strictly rising: the median where the template is half it or more.
-
-    Args:
-        volume: (D, H, W) in [0, 1].
-        tissues: ``gm``, ``wm``, ``csf`` probabilities (D, H, W).
-    """
+    """The scan's intensity of each of TISSUES, (3,), strictly rising: the median where the template is half it."""
     sure = {name: probability >= min(0.5, probability.max()) for name, probability in tissues.items()}
     levels = [float(np.median(volume[sure[name]])) for name in TISSUES]
     return np.maximum.accumulate(levels) + np.array([0.0, 1e-6, 2e-6])  # np.interp wants them to rise
-
-
-def soft_grey_matter(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
-    """How much each voxel looks like grey matter, in [0, 1]: a tent between the scan's own CSF, grey and white levels.
-
-    Args:
-        volume: (D, H, W) in [0, 1].
-        tissues: ``gm``, ``wm``, ``csf`` probabilities (D, H, W).
-    """
-    return np.interp(volume, tissue_levels(volume, tissues), [0.0, 1.0, 0.0])
 
 
 def tissue_fractions(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
@@ -59,14 +37,7 @@ def tissue_fractions(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.n
 def without_bias(volume: np.ndarray, tissues: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
     """A scan divided by how much brighter it is, smoothly, than its tissues' levels laid out as in the template.
 
-    That takes out the coil's bias field, and with it anything else that changes over SMOOTH_MM or more.
-
-    Args:
-        volume: (D, H, W), 0 outside the brain.
-        tissues: ``gm``, ``wm``, ``csf`` probabilities (D, H, W).
-
-    Returns:
-        (D, H, W), 0 where the volume is.
+    That takes out the coil's bias field, and with it anything else that changes over SMOOTH_MM or more; 0 stays 0.
     """
     levels = tissue_levels(volume, tissues)
     floor = DARKEST * levels[-1]

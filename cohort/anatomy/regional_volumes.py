@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import pandas as pd
-from scipy import sparse
+from scipy import ndimage, sparse
 
-from cohort.anatomy.grey_matter import TISSUES, dilated, tissue_fractions, without_bias
-from cohort.atlas import REGIONS, SIDES, atlas, tissue
+from cohort.anatomy.grey_matter import TISSUES, tissue_fractions, without_bias
+from cohort.atlas import SIDES, Atlas, atlas, tissue
 from cohort.scans import Grid
-from runtime.errors import InputError
 
+DILATE_MM = 3.0
+"""Residual misalignment that a region's mask makes room for, in mm: at least one voxel on coarse grids."""
 MIN_VOXELS = 8
 """Regions with fewer voxels on the grid are left out, on both sides; at 4 mm the accumbens (8 and 9) stays."""
 ASYMMETRY = "asymmetry of "
@@ -45,20 +44,7 @@ beside white matter has the intensity of grey matter at 4 mm.
 """
 
 
-@dataclass(frozen=True)
-class RegionMasks:
-    """The measured regions of one grid."""
-
-    names: tuple[str, ...]
-    weights: dict[str, sparse.csr_array]
-    """For each of TISSUES, (regions, voxels): ml of a voxel in the regions that measure this tissue, 0 elsewhere."""
-    pairs: tuple[tuple[str, int, int], ...]
-    """Structure and the places of its left and right in `names`."""
-    tissues: dict[str, np.ndarray]
-    """Tissue probabilities of the template."""
-
-
-def tissue_of(region: str) -> tuple[str, ...]:
+def tissues_in(region: str) -> tuple[str, ...]:
     """The tissues that are summed in a region of the atlas: fluid, white matter, both tissues, or grey matter."""
     structure = region.removeprefix("Left ").removeprefix("Right ")
     if structure in _FLUID:
@@ -69,22 +55,63 @@ def tissue_of(region: str) -> tuple[str, ...]:
 
 
 @cache
-def region_masks(grid: Grid) -> RegionMasks:
-    """Dilated regions that have MIN_VOXELS; of a structure with two sides, both or none."""
-    labels = atlas(grid)
+def _template(grid: Grid) -> tuple[Atlas, dict[str, np.ndarray]]:
+    """Labels and tissue probabilities on a grid; reading them takes longer than measuring a few hundred scans."""
+    return atlas(grid), tissue(grid)
+
+
+def dilated_mask(region: str, grid: Grid) -> np.ndarray:
+    """A region of the atlas, grown by DILATE_MM: bool (D, H, W)."""
+    return ndimage.binary_dilation(
+        _template(grid)[0].mask(region), iterations=max(1, round(DILATE_MM / grid.spacing_mm))
+    )
+
+
+@cache
+def _summation(grid: Grid, regions: tuple[str, ...]) -> sparse.csr_array:
+    """(regions, 3 x voxels): takes the shares of TISSUES in every voxel, one tissue after another, to ml per region."""
+    voxels = int(np.prod(grid.shape))
+    columns = []
+    for region in regions:
+        mask = np.flatnonzero(dilated_mask(region, grid))
+        columns.append(np.concatenate([mask + voxels * TISSUES.index(kind) for kind in tissues_in(region)]))
+    ends = np.cumsum([0, *map(len, columns)])
+    ml = np.full(ends[-1], grid.spacing_mm**3 / 1000)
+    return sparse.csr_array((ml, np.concatenate(columns), ends), shape=(len(regions), len(TISSUES) * voxels))
+
+
+def region_volumes(
+    volumes: Sequence[np.ndarray], grid: Grid, regions: tuple[str, ...], *, unbias: bool = True
+) -> np.ndarray:
+    """Tissue (ml) in dilated regions of the atlas (METHOD), as many volumes at a time as there are cores.
+
+    Args:
+        volumes: N of (D, H, W), on the grid, in [0, 1], 0 outside the brain; an array, or a stack that is read as it is
+            indexed.
+        regions: names in the atlas.
+        unbias: divide each volume by its smooth bias first.
+
+    Returns:
+        float64 (N, regions).
+    """
+    summation, tissues = _summation(grid, regions), _template(grid)[1]
+
+    def measure(index: int) -> np.ndarray:
+        volume = np.asarray(volumes[index])
+        flat = without_bias(volume, tissues, grid) if unbias else volume
+        return summation @ tissue_fractions(flat, tissues).ravel()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filters run without the interpreter's lock
+        return np.array(list(pool.map(measure, range(len(volumes))))).reshape(-1, len(regions))
+
+
+@cache
+def regions_on(grid: Grid) -> tuple[str, ...]:
+    """Regions that have MIN_VOXELS on a grid; of a structure with two sides, both or none."""
+    labels = _template(grid)[0]
     counts = np.bincount(labels.labels.ravel(), minlength=max(labels.names) + 1)
     large = {name for name, code in labels.codes.items() if counts[code] >= MIN_VOXELS}
-    names = tuple(name for name in labels.codes if name in large and _other_side(name) in large)
-    masks = [np.flatnonzero(dilated(labels.mask(name), grid)) for name in names]
-    weights = {}
-    for kind in TISSUES:
-        columns = [mask if kind in tissue_of(name) else mask[:0] for name, mask in zip(names, masks, strict=True)]
-        ends = np.concatenate([[0], np.cumsum([len(one) for one in columns])])
-        ml = np.full(ends[-1], grid.spacing_mm**3 / 1000)
-        weights[kind] = sparse.csr_array((ml, np.concatenate(columns), ends), shape=(len(names), labels.labels.size))
-    left = [name.removeprefix("Left ") for name in names if name.startswith("Left ")]
-    pairs = tuple((one, names.index(f"Left {one}"), names.index(f"Right {one}")) for one in left)
-    return RegionMasks(names, weights, pairs, tissue(grid))
+    return tuple(name for name in labels.codes if name in large and _other_side(name) in large)
 
 
 def _other_side(name: str) -> str:
@@ -93,48 +120,21 @@ def _other_side(name: str) -> str:
 
 
 def region_table(volumes: Sequence[np.ndarray], grid: Grid) -> tuple[tuple[str, ...], np.ndarray]:
-    """Measures every volume, as many at a time as there are cores.
-
-    Args:
-        volumes: N of (D, H, W), on the grid, in [0, 1], 0 outside the brain; an array, or a stack that is read as it is
-            indexed.
+    """Measures every volume in all regions that the grid can hold.
 
     Returns:
-        names and float64 (N, measures): ml of tissue per region (METHOD), then ``asymmetry of ...`` for each structure
-        with two sides, (L - R) / (L + R) in [-1, 1], 0 where neither side holds any.
+        names and float64 (N, measures): ml of tissue per region, then ``asymmetry of ...`` for each structure with two
+        sides, (L - R) / (L + R) in [-1, 1], 0 where neither side holds any.
     """
-    masks = region_masks(grid)
-
-    def measure(index: int) -> np.ndarray:
-        volume = np.asarray(volumes[index])
-        fractions = tissue_fractions(without_bias(volume, masks.tissues, grid), masks.tissues)
-        return sum(masks.weights[kind] @ share.ravel() for kind, share in zip(TISSUES, fractions, strict=True))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filters run without the interpreter's lock
-        ml = np.array(list(pool.map(measure, range(len(volumes))))).reshape(-1, len(masks.names))
-    names = masks.names + tuple(ASYMMETRY + structure for structure, _, _ in masks.pairs)
-    left, right = (ml[:, [pair[side] for pair in masks.pairs]] for side in (1, 2))
+    regions = regions_on(grid)
+    ml = region_volumes(volumes, grid, regions)
+    structures = [name.removeprefix("Left ") for name in regions if name.startswith("Left ")]
+    left, right = (ml[:, [regions.index(f"{side} {structure}") for structure in structures]] for side in SIDES)
     total = left + right
-    return names, np.hstack([ml, np.divide(left - right, total, out=np.zeros_like(total), where=total > 0)])
-
-
-def truth_table(frame: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
-    """The true volumes of simulated scans, from the columns ``volume_<region>_mm3`` of the demo's truth.csv.
-
-    Returns:
-        the names of `cohort.atlas.REGIONS`, and float64 (N, 16) in ml.
-
-    Raises:
-        InputError: columns are missing; all are named.
-    """
-    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
-    missing = [f"no column {column}" for column in columns if column not in frame]
-    if missing:
-        raise InputError.of("not a table of true volumes", missing)
-    return REGIONS, frame[columns].to_numpy(dtype=np.float64) / 1000
+    asymmetry = np.divide(left - right, total, out=np.zeros_like(total), where=total > 0)
+    return (*regions, *(ASYMMETRY + structure for structure in structures)), np.hstack([ml, asymmetry])
 
 
 def columns_of(names: tuple[str, ...], wanted: Iterable[str]) -> list[int]:
     """The places of the wanted measures in `names`, in the order wanted; those that are not measured are left out."""
-    places = {name: place for place, name in enumerate(names)}
-    return [places[name] for name in wanted if name in places]
+    return [names.index(name) for name in wanted if name in names]
