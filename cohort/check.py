@@ -30,7 +30,7 @@ from cohort.checking.checked import CACHE_DIR, Examined, Match, Matches, examine
 from cohort.checking.confounds import confound_findings, confounds
 from cohort.checking.duplicates import join
 from cohort.checking.findings import SEVERITIES, Finding, in_order, write_findings
-from cohort.splitting.partition import refuse_shared
+from cohort.splitting.folds import refuse_shared
 from cohort.tables import CLASS_NAMES, read_table
 from runtime.cli import describe, run_script
 from runtime.errors import InputError

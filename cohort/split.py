@@ -23,15 +23,14 @@ from tqdm import tqdm
 from cohort.checking.checked import CACHE_DIR
 from cohort.checking.copies import find_copies
 from cohort.pictures import save
-from cohort.splitting.balance_chart import balance_figure
-from cohort.splitting.folds import folds, hold_out, site_faults, site_names
-from cohort.splitting.partition import balance, partition
-from cohort.splitting.record import RECORD, split_record, write_record
+from cohort.splitting.balance import balance, balance_figure
+from cohort.splitting.folds import folds, hold_out, partition, site_names
+from cohort.splitting.record import RECORD, write_record
 from cohort.splitting.ties import join_groups, read_copies
-from cohort.tables import read_table, table_text
+from cohort.tables import read_table, table_text, write_table
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write
+from runtime.files import ROOT
 
 ALL_SITES = "all"
 
@@ -91,9 +90,9 @@ class Division:
     left_out: pd.DataFrame
     """Rows of the index that are in none of them."""
 
-    def texts(self) -> dict[str, str]:
-        """Content of each split's table."""
-        return {name: table_text(frame, self.folder) for name, frame in self.splits.items()}
+    def tables(self) -> dict[Path, pd.DataFrame]:
+        """Each split's file and its rows."""
+        return {self.folder / f"{name}.csv": rows for name, rows in self.splits.items()}
 
 
 def main(config: Config) -> None:
@@ -103,12 +102,11 @@ def main(config: Config) -> None:
     )
     copies = copies_of(index, config)
     divisions = divide(join_groups(index, copies), config)
-    texts = [division.texts() for division in divisions]
     refuse_other_folders(config.out, divisions)
     if not config.overwrite:
-        refuse_other_splits(divisions, texts)
-    for division, text in zip(tqdm(divisions, unit="split", disable=len(divisions) == 1), texts, strict=True):
-        write(division, text, config)
+        refuse_other_splits(divisions)
+    for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
+        write(division, config)
     report(divisions, sum(name != "" for name in copies))
 
 
@@ -125,41 +123,37 @@ def divide(index: pd.DataFrame, config: Config) -> list[Division]:
         raise InputError("--folds and --holdout-site: give one of the two")
     if config.holdout_site:
         return divide_by_site(index, config)
-    if config.folds:
-        return divide_in_folds(index, config)
-    splits = partition(index, val_percent=config.val_percent, test_percent=config.test_percent, seed=config.seed)
-    settings = {"val_percent": config.val_percent, "test_percent": config.test_percent, "seed": config.seed}
-    return [Division(config.out, splits, settings, index[:0])]
-
-
-def divide_in_folds(index: pd.DataFrame, config: Config) -> list[Division]:
-    """One division per fold."""
-    val_percent = config.val_percent if config.fold_validation == "share" else None
-    found = folds(index, count=config.folds, val_percent=val_percent, seed=config.seed)
-    shared = {"folds": config.folds, "fold_validation": config.fold_validation, "seed": config.seed}
-    if val_percent is not None:
-        shared["val_percent"] = val_percent
+    share, seed = {"val_percent": config.val_percent}, {"seed": config.seed}
+    if not config.folds:
+        settings = {**share, "test_percent": config.test_percent, **seed}
+        return [Division(config.out, partition(index, **settings), settings, index[:0])]
+    shared = {"folds": config.folds, "fold_validation": config.fold_validation, **seed}
+    if config.fold_validation == "next":
+        share = {"val_percent": None}
+    else:
+        shared |= share
     return [
         Division(config.out / f"fold_{fold}", splits, {"fold": fold, **shared}, index[:0])
-        for fold, splits in enumerate(found)
+        for fold, splits in enumerate(folds(index, count=config.folds, **share, **seed))
     ]
 
 
 def divide_by_site(index: pd.DataFrame, config: Config) -> list[Division]:
-    """One division for the named sites, or one for each site of the table."""
+    """One division for the sites of --holdout-site together, or one for each site of the table."""
     each = config.holdout_site == (ALL_SITES,)
     wanted = [(site,) for site in site_names(index)] if each else [config.holdout_site]
-    consent = {"allow_one_class": config.allow_one_class, "leave_out_shared": config.leave_out_shared}
-    faults = [fault for sites in wanted for fault in site_faults(index, sites, **consent)]
-    if faults:
-        raise InputError.of("these sites cannot be held out", faults)
+    settings = {
+        "val_percent": config.val_percent,
+        "seed": config.seed,
+        "allow_one_class": config.allow_one_class,
+        "leave_out_shared": config.leave_out_shared,
+    }
+    found = hold_out(index, wanted, **settings)
     names = site_folders([sites[0] for sites in wanted]) if each else [""]
-    divisions = []
-    for sites, name in zip(wanted, names, strict=True):
-        splits, left_out = hold_out(index, sites, val_percent=config.val_percent, seed=config.seed, **consent)
-        settings = {"holdout_site": list(sites), "val_percent": config.val_percent, "seed": config.seed, **consent}
-        divisions.append(Division(config.out / name, splits, settings, left_out))
-    return divisions
+    return [
+        Division(config.out / name, splits, {"holdout_site": list(sites), **settings}, left_out)
+        for sites, name, (splits, left_out) in zip(wanted, names, found, strict=True)
+    ]
 
 
 def site_folders(sites: list[str]) -> list[str]:
@@ -177,38 +171,32 @@ def refuse_other_folders(out: Path, divisions: list[Division]) -> None:
     if made == {out}:
         return
     others = [folder.parent for kind in ("fold_*", "site_*") for folder in sorted(out.glob(f"{kind}/{RECORD}"))]
-    problems = [f"{folder}" for folder in others if folder not in made]
+    problems = [str(folder) for folder in others if folder not in made]
     if problems:
         raise InputError.of(f"{out} holds folders of another division; remove them or choose another --out", problems)
 
 
-def refuse_other_splits(divisions: list[Division], texts: list[dict[str, str]]) -> None:
+def refuse_other_splits(divisions: list[Division]) -> None:
     """Raises InputError if a table exists and has another content than it would get."""
-    paths = {
-        division.folder / f"{name}.csv": text
-        for division, one in zip(divisions, texts, strict=True)
-        for name, text in one.items()
-    }
     problems = [
         f"{path} exists and would change"
-        for path, text in paths.items()
-        if path.exists() and path.read_bytes() != text.encode()
+        for division in divisions
+        for path, rows in division.tables().items()
+        if path.exists() and path.read_bytes() != table_text(rows, division.folder).encode()
     ]
     if problems:
         raise InputError.of("nothing was written; give --overwrite or another --out", problems)
 
 
-def write(division: Division, texts: dict[str, str], config: Config) -> None:
+def write(division: Division, config: Config) -> None:
     """Writes the tables, then how they were made, then their picture."""
-    for name, text in texts.items():
-        with atomic_write(division.folder / f"{name}.csv") as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+    for path, rows in division.tables().items():
+        write_table(path, rows)
     looked_for = "given" if config.groups else "looked for" if config.check else "not looked for"
-    settings = {**division.settings, "copies": looked_for}
-    record = split_record(
-        division.splits, texts, settings=settings, index=config.index, groups=config.groups, left_out=division.left_out
-    )
-    write_record(division.folder, record)
+    write_record(
+        division.folder, division.splits, settings={**division.settings, "copies": looked_for}, index=config.index,
+        groups=config.groups, left_out=division.left_out,
+    )  # fmt: skip
     if config.figure:
         save(balance_figure(division.splits), division.folder / "balance.png")
 

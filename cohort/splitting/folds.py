@@ -1,35 +1,58 @@
-"""Splits beyond the single one: k folds in which everyone is tested once, and sites that are held out for test."""
+"""A cohort divided by subject and group: once, into k folds in which everyone is tested once, or by held-out sites."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from cohort.splitting.balancing import place_rows
-from cohort.splitting.partition import SPLITS, by_place, refuse_missing_class, refuse_shared
+from cohort.splitting.balance import place_rows
 from cohort.splitting.ties import tied
 from cohort.tables import CLASS_NAMES
 from runtime.errors import InputError
 from runtime.seeding import rng
 
+SPLITS = ("train", "val", "test")
 _TRAIN, _VAL, _TEST = range(len(SPLITS))
 _NOWHERE = -1
 
 
-def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: int) -> list[dict[str, pd.DataFrame]]:
-    """Divides a table into k folds by subject and group: every subject is in the test split of exactly one of them.
+def partition(frame: pd.DataFrame, *, val_percent: float, test_percent: float, seed: int) -> dict[str, pd.DataFrame]:
+    """Divides a table into training, validation and test subjects.
 
     Args:
         frame: a table (`cohort.tables.read_table`).
+        val_percent: share of the subjects that go to validation, above 0.
+        test_percent: share of the subjects that go to test, above 0; the sum below 100.
+        seed: the same seed and the same rows, in whatever order, give the same splits.
+
+    Returns:
+        "train", "val" and "test", each with its rows in the order of `frame`.
+
+    Raises:
+        InputError: impossible percentages, or a class that would be missing from a split.
+    """
+    if not (val_percent > 0 and test_percent > 0 and val_percent + test_percent < 100):
+        raise InputError(f"val-percent {val_percent:g} and test-percent {test_percent:g}: each above 0, sum below 100")
+    shares = np.array([100 - val_percent - test_percent, val_percent, test_percent]) / 100
+    splits = _divided(frame, place_rows(frame, shares, rng(seed, "split")))
+    _refuse_missing_class(splits)
+    return splits
+
+
+def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: int) -> list[dict[str, pd.DataFrame]]:
+    """Divides a table into k folds: every subject is in the test split of exactly one of them.
+
+    Args:
+        frame: a table.
         count: number of folds, 2 or more.
         val_percent: share of the subjects outside the test split that validate; None takes the next fold's test
             subjects instead, which needs 3 folds or more.
-        seed: the same seed and the same rows, in whatever order, give the same folds.
+        seed: as of `partition`.
 
     Returns:
-        Per fold "train", "val" and "test", each with its rows in the order of `frame`.
+        Splits per fold, as of `partition`.
 
     Raises:
         InputError: impossible numbers, or a class that would be missing from a split; names fold and split.
@@ -42,15 +65,56 @@ def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: i
     found = []
     for fold in range(count):
         if val_percent is None:
-            following = (fold + 1) % count
-            places = np.select([homes == fold, homes == following], [_TEST, _VAL], default=_TRAIN)
+            places = np.select([homes == fold, homes == (fold + 1) % count], [_TEST, _VAL], default=_TRAIN)
         else:
             draw = rng(seed, "fold-validation", count, fold)
             places = _train_and_val(frame, homes != fold, homes == fold, val_percent, draw)
-        found.append(by_place(frame, places))
-    refuse_missing_class({f"fold {fold} {name}": rows for fold, one in enumerate(found) for name, rows in one.items()})
-    for splits in found:
-        refuse_shared(splits)
+        found.append(_divided(frame, places))
+    _refuse_missing_class({f"fold {k} {name}": rows for k, splits in enumerate(found) for name, rows in splits.items()})
+    return found
+
+
+def hold_out(
+    frame: pd.DataFrame,
+    wanted: Sequence[Sequence[str]],
+    *,
+    val_percent: float,
+    seed: int,
+    allow_one_class: bool = False,
+    leave_out_shared: bool = False,
+) -> list[tuple[dict[str, pd.DataFrame], pd.DataFrame]]:
+    """All scans of some sites for test, the others divided into training and validation; once per set of sites.
+
+    Args:
+        frame: a table in which every scan has a site.
+        wanted: sets of sites that are tested together.
+        val_percent: share of the other sites' subjects that validate, above 0, below 100.
+        seed: as of `partition`.
+        allow_one_class: accept sites with patients only or controls only, on which no AUC can be computed.
+        leave_out_shared: subjects and groups (copies included) at a held-out site that have scans at another one too:
+            leave those other scans out of all splits. Otherwise they are refused, because they would be a leak.
+
+    Returns:
+        For each set the splits, and the scans that were left out.
+
+    Raises:
+        InputError: an unknown site, none left to train on, one class or shared subjects where that was not allowed, or
+            a class missing from training or validation; of all sets at once.
+    """
+    _check_val_percent(val_percent)
+    known = site_names(frame)
+    faults = [
+        fault for sites in wanted for fault in _site_faults(frame, sites, known, allow_one_class, leave_out_shared)
+    ]
+    if faults:
+        raise InputError.of("these sites cannot be held out", faults)
+    found = []
+    for sites in wanted:
+        there, shared = _held_out_rows(frame, sites)
+        draw = rng(seed, "holdout-site " + "\n".join(sorted(set(sites))))
+        splits = _divided(frame, _train_and_val(frame, ~there & ~shared, there, val_percent, draw))
+        _refuse_missing_class({name: splits[name] for name in ("train", "val")})
+        found.append((splits, frame[shared].reset_index(drop=True)))
     return found
 
 
@@ -62,55 +126,46 @@ def site_names(frame: pd.DataFrame) -> list[str]:
     return sorted(set(frame["site"]))
 
 
-def hold_out(
-    frame: pd.DataFrame,
-    sites: Sequence[str],
-    *,
-    val_percent: float,
-    seed: int,
-    allow_one_class: bool = False,
-    leave_out_shared: bool = False,
-) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """All scans of some sites for test, the others divided into training and validation.
+def refuse_shared(splits: Mapping[str, pd.DataFrame]) -> None:
+    """Raises InputError if a subject, a group or a file is in two of the tables; names each."""
+    problems = []
+    for column in ("subject", "group", "file"):
+        homes: dict[str, list[str]] = {}
+        for name, frame in splits.items():
+            for value in sorted(set(frame[column])):
+                homes.setdefault(value, []).append(name)
+        problems += [
+            f"{column} {value} is in {' and '.join(names)}" for value, names in homes.items() if len(names) > 1
+        ]
+    if problems:
+        raise InputError.of("the splits are not apart", problems)
 
-    Args:
-        frame: a table in which every scan has a site.
-        sites: names of the sites that are tested together.
-        val_percent: share of the other sites' subjects that validate, above 0, below 100.
-        seed: the same seed and the same rows, in whatever order, give the same splits.
-        allow_one_class: accept sites with patients only or controls only, on which no AUC can be computed.
-        leave_out_shared: subjects and groups (copies included) at a held-out site that have scans at another one too:
-            leave those other scans out of all splits. Otherwise they are refused, because they would be a leak.
 
-    Returns:
-        The splits, and the scans that were left out.
-
-    Raises:
-        InputError: an unknown site, none left to train on, one class or shared subjects where that was not allowed, or
-            a class missing from training or validation.
-    """
-    _check_val_percent(val_percent)
-    faults = site_faults(frame, sites, allow_one_class=allow_one_class, leave_out_shared=leave_out_shared)
-    if faults:
-        raise InputError.of(f"{', '.join(sites)} cannot be held out", faults)
-    there, shared = _held_out_rows(frame, sites)
-    draw = rng(seed, "holdout-site " + "\n".join(sorted(set(sites))))
-    splits = by_place(frame, _train_and_val(frame, ~there & ~shared, there, val_percent, draw))
-    refuse_missing_class({name: splits[name] for name in ("train", "val")})
+def _divided(frame: pd.DataFrame, places: np.ndarray) -> dict[str, pd.DataFrame]:
+    """The three splits of a table, checked to be apart; `places` (rows,) is an index into SPLITS, or _NOWHERE."""
+    splits = {name: frame[places == number].reset_index(drop=True) for number, name in enumerate(SPLITS)}
     refuse_shared(splits)
-    return splits, frame[shared].reset_index(drop=True)
+    return splits
 
 
-def site_faults(
-    frame: pd.DataFrame, sites: Sequence[str], *, allow_one_class: bool = False, leave_out_shared: bool = False
-) -> list[str]:
-    """Why sites cannot be held out together, one line per reason; empty if they can."""
-    known = site_names(frame)
-    strangers = [
-        f"site {site} is not in the table, which has {', '.join(known)}" for site in sites if site not in known
+def _refuse_missing_class(splits: Mapping[str, pd.DataFrame]) -> None:
+    problems = [
+        f"{name} would have no {label}"
+        for name, frame in splits.items()
+        for code, label in enumerate(CLASS_NAMES)
+        if not (frame["label"] == code).any()
     ]
-    if strangers:
-        return strangers
+    if problems:
+        raise InputError.of("too few subjects (or groups) of a class for so many splits", problems)
+
+
+def _site_faults(
+    frame: pd.DataFrame, sites: Sequence[str], known: list[str], allow_one_class: bool, leave_out_shared: bool
+) -> list[str]:
+    """Why sites cannot be held out together, one line per reason."""
+    unknown = [f"site {site} is not in the table, which has {', '.join(known)}" for site in sites if site not in known]
+    if unknown:
+        return unknown
     name = ", ".join(sites)
     there, shared = _held_out_rows(frame, sites)
     found = []

@@ -7,15 +7,15 @@ of subjects and groups, `cohort.ledger`); `left_out` counts and ledger of scans 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cohort.ledger import ledger_of
-from cohort.splitting.partition import SPLITS
+from cohort.splitting.folds import SPLITS
 from runtime.errors import InputError
 from runtime.files import read_json, sha256, write_json
 
@@ -23,35 +23,33 @@ RECORD = "split.json"
 FORMAT = 1
 
 
-def split_record(
+def write_record(
+    folder: Path,
     splits: Mapping[str, pd.DataFrame],
-    texts: Mapping[str, str],
     *,
     settings: Mapping[str, Any],
     index: Path,
     groups: Path | None,
     left_out: pd.DataFrame,
-) -> dict[str, Any]:
-    """The content of split.json.
+) -> None:
+    """Writes split.json beside the tables, which have been written already.
 
     Args:
-        splits: "train", "val" and "test".
-        texts: the content of each one's file.
+        folder: of train.csv, val.csv and test.csv.
+        splits: their content.
         settings: how the split was made; numbers, texts and lists.
         index: the table that was divided.
         groups: the table of copies that were kept together, if there was one.
         left_out: rows of the index that are in no split.
     """
-    entries = {
-        name: {"sha256": hashlib.sha256(texts[name].encode()).hexdigest(), **_whom(frame)}
-        for name, frame in splits.items()
+    sources = {"index": index, "groups": groups}
+    record = {
+        "format": FORMAT,
+        "settings": settings,
+        **{kind: {"name": path.name, "sha256": sha256(path)} if path else None for kind, path in sources.items()},
+        "splits": {name: {"sha256": sha256(folder / f"{name}.csv"), **_whom(rows)} for name, rows in splits.items()},
+        "left_out": _whom(left_out),
     }
-    sources = {"index": _source(index), "groups": _source(groups) if groups else None}
-    return {"format": FORMAT, "settings": dict(settings), **sources, "splits": entries, "left_out": _whom(left_out)}
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes split.json into a folder, atomically."""
     write_json(folder / RECORD, record)
 
 
@@ -90,10 +88,6 @@ def _whom(frame: pd.DataFrame) -> dict[str, Any]:
     return {"scans": len(frame), "subjects": int(frame["subject"].nunique()), "ledger": ledger_of(frame)}
 
 
-def _source(path: Path) -> dict[str, str]:
-    return {"name": path.name, "sha256": sha256(path)}
-
-
 def _changed_tables(folder: Path, entries: Mapping[str, Any]) -> list[str]:
     problems = []
     for name in SPLITS:
@@ -107,8 +101,7 @@ def _changed_tables(folder: Path, entries: Mapping[str, Any]) -> list[str]:
 
 def _shared_entries(entries: Mapping[str, Any]) -> list[str]:
     return [
-        f"{one} and {other} share subjects or groups"
-        for position, one in enumerate(SPLITS)
-        for other in SPLITS[position + 1 :]
-        if set(entries[one]["ledger"]) & set(entries[other]["ledger"])
+        f"{first} and {second} share subjects or groups"
+        for first, second in combinations(SPLITS, 2)
+        if set(entries[first]["ledger"]) & set(entries[second]["ledger"])
     ]

@@ -16,23 +16,23 @@ from cohort.tables import CLASS_NAMES
 from runtime.errors import InputError
 
 
-def tied(one: Sequence[str], other: Sequence[str]) -> np.ndarray:
+def tied(keys: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Numbers the sets of rows that are connected, in however many steps, by an equal value in one of two columns.
 
     Args:
-        one: a value per row, such as the subject.
-        other: a value per row, such as the group. A value here never equals one of `one`, whatever they say.
+        keys: a value per row, such as the subject.
+        others: a value per row, such as the group. A value here never equals one of `keys`, whatever they say.
 
     Returns:
-        int (rows,), counted in the order of each set's smallest value of `one`, not in that of the rows.
+        int (rows,), counted in the order of each set's smallest value of `keys`, not in that of the rows.
     """
-    names, of_one = np.unique(np.asarray(one, dtype=object), return_inverse=True)
-    others, of_other = np.unique(np.asarray(other, dtype=object), return_inverse=True)
-    nodes = len(names) + len(others)
-    edges = coo_array((np.ones(len(of_one)), (of_one, len(names) + of_other)), shape=(nodes, nodes))
+    names, key = np.unique(np.asarray(keys, dtype=object), return_inverse=True)
+    groups, other = np.unique(np.asarray(others, dtype=object), return_inverse=True)
+    nodes = len(names) + len(groups)
+    edges = coo_array((np.ones(len(key)), (key, len(names) + other)), shape=(nodes, nodes))
     labels = connected_components(edges, directed=False)[1][: len(names)]
     _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[numbers][of_one]
+    return np.argsort(np.argsort(first))[numbers][key]
 
 
 def join_groups(frame: pd.DataFrame, copies: Sequence[str]) -> pd.DataFrame:
@@ -50,25 +50,20 @@ def join_groups(frame: pd.DataFrame, copies: Sequence[str]) -> pd.DataFrame:
     """
     copies = np.asarray(copies, dtype=object)
     known = copies != ""
-    _refuse_two_classes(frame[known], copies[known])
-    # A scan in no set is tied to nothing but its own group.
-    sets = np.where(known, "copies " + copies, "group " + frame["group"].to_numpy(dtype=object))
-    numbers = tied(frame["group"], sets)
-    return frame.assign(group=frame["group"].groupby(numbers).transform("min"))
-
-
-def _refuse_two_classes(frame: pd.DataFrame, copies: np.ndarray) -> None:
-    problems = []
-    for name, rows in frame.groupby(copies, sort=True):
-        if rows["label"].nunique() > 1:
-            people = [f"{row.subject} ({CLASS_NAMES[row.label]})" for row in rows.itertuples()]
-            problems.append(f"{name}: {', '.join(people)}")
+    problems = [
+        f"{name}: {', '.join(f'{row.subject} ({CLASS_NAMES[row.label]})' for row in rows.itertuples())}"
+        for name, rows in frame[known].groupby(copies[known])
+        if rows["label"].nunique() > 1
+    ]
     if problems:
         raise InputError.of(
             "copies of one scan have different classes; correct the diagnosis or remove one; if they are two people, "
             "list the copies by --groups, without these",
             problems,
         )
+    # A scan in no set is tied to nothing but its own group.
+    sets = np.where(known, "copies " + copies, "group " + frame["group"].to_numpy(dtype=object))
+    return frame.assign(group=frame["group"].groupby(tied(frame["group"], sets)).transform("min"))
 
 
 def read_copies(path: Path, files: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from cohort.ledger import ledger_of
-from cohort.splitting.partition import SPLITS, refuse_shared
+from cohort.splitting.folds import SPLITS, refuse_shared
 from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
@@ -65,7 +65,7 @@ def test_script_writes_prints_repeats_and_does_not_overwrite(index, split):
     assert status == 2
     assert "train.csv exists and would change" in error
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert split("--index", index, "--out", out, "--seed", 1, "--overwrite")[0] == 0
+    assert split("--index", index, "--out", out, "--seed", 1, "--overwrite", "--no-figure")[0] == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} != before
 
 
@@ -73,7 +73,7 @@ def test_script_reads_other_tables_by_label_map(index, split):
     text = index.read_text().replace("diagnosis", "kind").replace(",TLE-L,", ",left,").replace(",TLE-R,", ",right,")
     index.write_text(text)
     mapping = ("--label-column", "kind", "--label-map", "HC", "HC", "left", "TLE-L", "right", "TLE-R")
-    assert split("--index", index, "--out", index.parent / "out", *mapping)[0] == 0
+    assert split("--index", index, "--out", index.parent / "out", "--no-figure", *mapping)[0] == 0
     frame = read_table(index.parent / "out" / "train.csv")
     assert set(frame["diagnosis"]) == {"HC", "TLE-L", "TLE-R"}
 
@@ -90,7 +90,7 @@ def test_script_refuses_a_bad_index_with_status_2_and_writes_nothing(index, spli
 def test_record_holds_ledgers_and_notices_changed_tables(index, split):
     out = index.parent / "out"
     assert provenance(index.parent).endswith("not recorded")
-    assert split("--index", index, "--out", out)[0] == 0
+    assert split("--index", index, "--out", out, "--no-figure")[0] == 0
     record = read_record(out)
     assert record["index"] == {"name": "index.csv", "sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
     assert record["settings"] == {

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from cohort.splitting.record import split_record, write_record
-from cohort.tables import read_table, table_text, write_table
+from cohort.splitting.record import write_record
+from cohort.tables import read_table, write_table
 from notebooks import report
 from runtime.errors import InputError
 from runtime.files import ROOT
@@ -86,14 +86,10 @@ def test_data_split_executes(cohort_dir, tmp_path):
 def test_data_split_says_how_recorded_tables_were_made_and_stops_at_changed_ones(cohort_dir, tmp_path):
     tables = {name: read_table(cohort_dir / f"{name}.csv") for name in ("train", "val", "test")}
     write_table(tmp_path / "pickle_prep_tiny.csv", pd.concat(tables.values(), ignore_index=True))
-    texts = {name: table_text(table, tmp_path) for name, table in tables.items()}
     for name, table in tables.items():
         write_table(tmp_path / f"{name}.csv", table)
-    record = split_record(
-        tables, texts, settings={"seed": 7}, index=tmp_path / "pickle_prep_tiny.csv", groups=None,
-        left_out=tables["test"][:0],
-    )  # fmt: skip
-    write_record(tmp_path, record)
+    index = tmp_path / "pickle_prep_tiny.csv"
+    write_record(tmp_path, tables, settings={"seed": 7}, index=index, groups=None, left_out=tables["test"][:0])
     parameters = {"REPORT_PRESET": "tiny", "REPORT_TABLES": str(tmp_path)}
     done = report.execute(ROOT / "notebooks" / "data_split.ipynb", parameters)
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]

@@ -1,0 +1,184 @@
+"""Parts of a cohort that are alike in every trait: the search behind every split, and a table and a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from cohort.pictures import COLOURS
+from cohort.splitting.ties import tied
+from cohort.tables import CLASS_NAMES
+
+AGE_BAND_YEARS = 10
+
+# How much an uneven share of a trait costs. Each step down gives way to the one above: the size of the parts and the
+# class first, then the side, then what confounds the class when it is uneven.
+_WEIGHTS = {"all": 1000.0, "class": 1000.0, "diagnosis": 100.0, "age": 10.0, "sex": 10.0, "site": 10.0}
+_EMPTY_CLASS = 1e9
+_PROPOSALS_PER_UNIT = 20
+
+AGE_BIN_YEARS = 5
+_MOST_VALUES = 6
+_OTHERS = "others"
+# Opacity tells the sides apart, the class keeps its colour.
+_DIAGNOSIS_COLOURS = {
+    "HC": COLOURS["HC"], "TLE": COLOURS["TLE"], "TLE-L": COLOURS["TLE"] + "c0", "TLE-R": COLOURS["TLE"] + "70",
+}  # fmt: skip
+
+
+def place_rows(frame: pd.DataFrame, shares: Sequence[float], draw: np.random.Generator) -> np.ndarray:
+    """Divides a table's rows among parts, by subject and group, balanced as far as it goes.
+
+    Units are what subjects and groups tie together (subjects of one group, groups that share a subject). The largest
+    units are placed first, each where the shares of all its traits (class, side, age band, sex, site) stay nearest to
+    the wanted ones; then random moves and exchanges are tried and kept when they bring the shares nearer.
+
+    Args:
+        frame: a table (`cohort.tables.read_table`).
+        shares: wanted share of the subjects in each part, above 0, sum 1.
+        draw: the only source of chance. The order of the rows has no influence.
+
+    Returns:
+        int (rows,): the part of each row. A class may be missing from a part when it has too few units.
+    """
+    units = tied(frame["subject"], frame["group"])
+    traits, weights, classes = _traits(frame, units)
+    wanted = np.asarray(shares, dtype=float)[:, None] * traits.sum(axis=0)
+
+    def cost(counts: np.ndarray) -> float:
+        off = ((counts - wanted) ** 2 / np.maximum(wanted, 1)).sum(axis=0) @ weights
+        return float(off + _EMPTY_CLASS * np.count_nonzero(counts[:, classes] == 0))
+
+    counts = np.zeros_like(wanted)
+    places = np.zeros(len(traits), dtype=int)
+    parts = np.eye(len(shares))[:, :, None]
+    shuffled = draw.permutation(len(traits))
+    for unit in shuffled[np.argsort(-traits[shuffled].sum(axis=1), kind="stable")]:
+        places[unit] = int(np.argmin([cost(counts + part * traits[unit]) for part in parts]))
+        counts[places[unit]] += traits[unit]
+
+    now = cost(counts)
+    for _ in range(_PROPOSALS_PER_UNIT * len(places)):
+        first, second, place = (int(draw.integers(limit)) for limit in (len(places), len(places), len(parts)))
+        if draw.random() < 0.5:
+            change = (parts[place] - parts[places[first]]) * traits[first]
+            moves = {first: place}
+        else:
+            change = (parts[places[second]] - parts[places[first]]) * (traits[first] - traits[second])
+            moves = {first: places[second], second: places[first]}
+        if (then := cost(counts + change)) < now - 1e-9:
+            counts, now = counts + change, then
+            for unit, home in moves.items():
+                places[unit] = home
+    return places[units]
+
+
+def _traits(frame: pd.DataFrame, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Subjects per unit and trait (units, traits), the weight of each trait, and which traits are the classes."""
+    people = frame.assign(unit=units).sort_values(["subject", "session", "file"]).drop_duplicates("subject")
+    names = people["label"].map(lambda label: CLASS_NAMES[label])
+    bands = people["age"].map(lambda age: "" if np.isnan(age) else str(int(age // AGE_BAND_YEARS)))
+    traits = {
+        "all": names.map(lambda _: ""),
+        "class": names,
+        "diagnosis": people["diagnosis"],
+        # Within the class: splits of equal age say little if the young are controls in one and patients in another.
+        "age": names + " " + bands,
+        "sex": names + " " + people["sex"],
+        "site": names + " " + people["site"],
+    }
+    counts = {kind: pd.crosstab(people["unit"], values).to_numpy(float) for kind, values in traits.items()}
+    kinds = np.repeat(list(counts), [table.shape[1] for table in counts.values()])
+    return np.hstack(list(counts.values())), np.array([_WEIGHTS[kind] for kind in kinds]), kinds == "class"
+
+
+def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """How alike the splits are: one row per split and class, and one per split for all.
+
+    Counts are of subjects (each with its first scan), `scans` excepted. `age` is mean and standard deviation in years,
+    `site` the number of subjects at each site.
+    """
+    rows = []
+    for name, frame in splits.items():
+        for label in (*CLASS_NAMES, "all"):
+            scans = frame if label == "all" else frame[frame["label"] == CLASS_NAMES.index(label)]
+            rows.append({"split": name, "class": label, "scans": len(scans), **_describe(scans)})
+    return pd.DataFrame(rows).set_index(["split", "class"])
+
+
+def _describe(scans: pd.DataFrame) -> dict[str, object]:
+    people = scans.drop_duplicates("subject")
+    ages = people["age"].dropna()
+    return {
+        "subjects": len(people),
+        "left": int((people["side"] == "L").sum()),
+        "right": int((people["side"] == "R").sum()),
+        "female": int((people["sex"] == "F").sum()),
+        "male": int((people["sex"] == "M").sum()),
+        "age": f"{ages.mean():.1f} ({ages.std(ddof=0):.1f})" if len(ages) else "",
+        "site": ", ".join(f"{site or '?'} {count}" for site, count in sorted(people["site"].value_counts().items())),
+    }
+
+
+def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
+    """Ages above (one panel per split), composition below (diagnosis, sex, site); subjects with their first scan.
+
+    Args:
+        splits: tables by name, such as train, val and test; each may lack ages, sexes, sites or a class.
+    """
+    people = {name: frame.drop_duplicates("subject") for name, frame in splits.items()}
+    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    _ages(above, people)
+    axes = below.subplots(1, 3)
+    _stacked(axes[0], "diagnosis", {name: rows["diagnosis"] for name, rows in people.items()}, _DIAGNOSIS_COLOURS)
+    by_class = {
+        f"{name}\n{label}": rows[rows["label"] == code]
+        for name, rows in people.items()
+        for code, label in enumerate(CLASS_NAMES)
+    }
+    for axis, trait in zip(axes[1:], ("sex", "site"), strict=True):
+        _stacked(axis, f"{trait} by class", {name: rows[trait] for name, rows in by_class.items()})
+    return figure
+
+
+def _ages(figure: SubFigure, people: Mapping[str, pd.DataFrame]) -> None:
+    """One histogram per split and class, in percent of the class, so that splits of any size compare."""
+    ages = pd.concat([rows["age"] for rows in people.values()]).dropna()
+    axes = np.atleast_1d(figure.subplots(1, len(people), sharex=True, sharey=True))
+    low, high = (ages.min(), ages.max()) if len(ages) else (0, 0)
+    bins = np.arange(low // AGE_BIN_YEARS, high // AGE_BIN_YEARS + 2) * AGE_BIN_YEARS
+    for axis, (name, rows) in zip(axes, people.items(), strict=True):
+        for code, label in enumerate(CLASS_NAMES):
+            known = rows.loc[rows["label"] == code, "age"].dropna()
+            axis.hist(
+                known, bins, weights=np.full(len(known), 100 / max(len(known), 1)), histtype="stepfilled", alpha=0.45,
+                color=COLOURS[label], label=f"{label}, {len(known)} ages",
+            )  # fmt: skip
+        axis.set(title=f"{name}, {len(rows)} subjects", xlabel="age (years)")
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("% of the class")
+
+
+def _stacked(
+    axis: Axes, title: str, columns: Mapping[str, pd.Series], colours: Mapping[str, str] | None = None
+) -> None:
+    """One bar of 100 % per column, divided by value; few colours, so the rarest values are taken together."""
+    columns = {name: column.replace("", "not known") for name, column in columns.items()}
+    everything = pd.concat(columns.values()).value_counts()
+    frequent = sorted(everything.index[:_MOST_VALUES])
+    values = [*frequent, _OTHERS] if len(everything) > _MOST_VALUES else frequent
+    grouped = {name: column.where(column.isin(frequent), _OTHERS) for name, column in columns.items()}
+    shares = pd.DataFrame({name: column.value_counts(normalize=True) for name, column in grouped.items()})
+    greys = {value: str(level) for value, level in zip(values, np.linspace(0.3, 0.9, len(values)), strict=True)}
+    bottom = np.zeros(len(columns))
+    for value, height in (100 * shares.reindex(values).fillna(0)).iterrows():
+        axis.bar(list(columns), height, bottom=bottom, color=(colours or greys)[value], edgecolor="white", label=value)
+        bottom += height
+    axis.set(title=title, ylabel="% of subjects")
+    axis.tick_params(axis="x", labelsize=8)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
