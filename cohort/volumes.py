@@ -113,20 +113,25 @@ def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
     return contents["image"], None if affine is None else np.asarray(affine, dtype=np.float64)
 
 
-def write_nifti(path: Path | str, image: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a float32 NIfTI in MNI152 space that overlays the template in any viewer; atomic.
+def write_nifti(
+    path: Path | str, image: np.ndarray, affine: np.ndarray, *, dtype: type = np.float32, description: str = ""
+) -> None:
+    """Writes a NIfTI in MNI152 space that overlays the template in any viewer; atomic.
 
     Args:
         path: ends in ``.nii`` or ``.nii.gz``.
         image: (D, H, W).
         affine: (4, 4) in mm; stored as sform and as qform, both with code 4.
+        dtype: of the voxels in the file.
+        description: of the header, at most 79 bytes.
     """
     if not str(path).endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
-    nifti = nib.Nifti1Image(np.asarray(image, dtype=np.float32), affine)
+    nifti = nib.Nifti1Image(np.asarray(image, dtype=dtype), affine)
     nifti.set_sform(affine, code=_MNI)
     nifti.set_qform(affine, code=_MNI)
     nifti.header.set_xyzt_units("mm")
+    nifti.header["descrip"] = description.encode()
     with atomic_write(path) as temporary:
         nib.save(nifti, temporary)
 

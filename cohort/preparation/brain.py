@@ -15,7 +15,7 @@ from scipy import ndimage
 from cohort.preparation.registration import Target, Working, itk_image, target
 from cohort.resampling import resample
 from cohort.scans import Grid
-from cohort.simulation import deformation
+from cohort.simulation import warps
 
 WARP_LEVELS = ((4.0, 60), (2.0, 30))
 """Levels of the demons: voxel in mm, iterations."""
@@ -59,7 +59,7 @@ def register_warp(scan: Working, matrix: np.ndarray) -> np.ndarray:
 def jacobian_range(displacement: np.ndarray) -> tuple[float, float]:
     """Least and largest Jacobian determinant, inside the template's brain, of a displacement from `register_warp`."""
     goal = target(WARP_LEVELS[-1][0])
-    determinant = deformation.jacobian_determinant(displacement / np.float32(goal.grid.spacing_mm))
+    determinant = warps.jacobian_determinant(displacement / np.float32(goal.grid.spacing_mm))
     inside = determinant[goal.brain[:-1, :-1, :-1]]
     return float(inside.min()), float(inside.max())
 
@@ -103,10 +103,10 @@ def brain_in(grid: Grid, displacement: np.ndarray | None) -> np.ndarray:
     goal = target(WARP_LEVELS[-1][0])
     to_goal = np.linalg.inv(goal.grid.affine) @ grid.affine
     turn, offset = to_goal[:3, :3].astype(np.float32), to_goal[:3, 3].reshape(3, 1, 1, 1).astype(np.float32)
-    at = np.tensordot(turn, deformation.nodes(grid.shape), axes=1) + offset
+    at = np.tensordot(turn, warps.nodes(grid.shape), axes=1) + offset
     if displacement is not None:
-        at = at + deformation.sample(displacement / np.float32(goal.grid.spacing_mm), at)
-    share = deformation.sample(goal.brain[None].astype(np.float32), at)[0]
+        at = at + warps.sample(displacement / np.float32(goal.grid.spacing_mm), at)
+    share = warps.sample(goal.brain[None].astype(np.float32), at)[0]
     return _largest(share > 0.5)
 
 

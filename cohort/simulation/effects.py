@@ -34,7 +34,6 @@ from scipy import optimize, special
 from scipy.stats import qmc
 
 from cohort.atlas import REGIONS, SIDES, STRUCTURES
-from runtime.errors import InputError
 from runtime.seeding import rng
 
 ENIGMA_D: dict[str, dict[str, tuple[float, float]]] = {
@@ -99,6 +98,9 @@ NORMS: dict[str, Norm] = {
 """Orders of magnitude of normative studies of adults (Potvin 2016, Nobis 2019). Spread and symmetry of the hippocampus
 go with an asymmetry whose 90th percentile is near the 8.5 % of the Dallas Heart Study."""
 
+_NORMS = [NORMS[region.partition(" ")[2]] for region in REGIONS]
+_SPREADS = np.array([norm.spread for norm in _NORMS])
+
 MEAN_LOG_OFFSET = {"Left Hippocampus": 0.020, "Right Hippocampus": -0.020}
 """Log of the mean volume over the atlas volume, 0 where not listed: the atlas has the right hippocampus 7 % larger than
 the left, people have it about 3 % larger."""
@@ -148,10 +150,6 @@ class Effect:
     d: float = 1.9
     """For `hippocampus` only, 0 to LARGEST_PLANTED_D; 0 changes nothing."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.d <= LARGEST_PLANTED_D:
-            raise InputError(f"effect size {self.d:g}: expected a Cohen's d of 0 to {LARGEST_PLANTED_D:g}")
-
     @property
     def block(self) -> tuple[tuple[str, str], ...]:
         """Group and side of every twelve consecutive subjects."""
@@ -200,32 +198,37 @@ def subjects(seed: int, count: int, effect: Effect = ENIGMA) -> list[Subject]:
     return cohort
 
 
+def sclerotic_region(group: str, side: str) -> str:
+    """The hippocampus that is sclerotic in a group; empty if there is none."""
+    return f"{'Left' if side == 'L' else 'Right'} Hippocampus" if group == "HS" else ""
+
+
 def effect_targets(group: str, side: str, effect: Effect = ENIGMA) -> np.ndarray:
     """Cohen's d against HC that the model aims at, per region of REGIONS; zeros for HC."""
     if group == "HC":
         return np.zeros(len(REGIONS))
     if effect.name == "hippocampus":
-        return np.array([-effect.d if _is_sclerotic(region, group, side) else 0.0 for region in REGIONS])
+        return np.array([-effect.d if region == sclerotic_region(group, side) else 0.0 for region in REGIONS])
     if group == "HS":
         return np.array([ENIGMA_D[side][structure][i] for structure in STRUCTURES for i in range(2)])
     order = (0, 1) if side == "L" else (1, 0)
     return np.array([MRI_NEGATIVE[structure][i] for structure in STRUCTURES for i in order])
 
 
-def mean_changes(group: str, side: str, effect: Effect = ENIGMA) -> np.ndarray:
+def _mean_changes(group: str, side: str, effect: Effect) -> np.ndarray:
     """Mean relative volume change per region that gives `effect_targets` under the model."""
-    weight = effect.block.count((group, side)) / (effect.block.count((group, side)) + effect.block.count(("HC", "")))
+    patients, controls = (effect.block.count(kind) for kind in ((group, side), ("HC", "")))
     changes = []
-    for region, d in zip(REGIONS, effect_targets(group, side, effect), strict=True):
-        spread = NORMS[_structure(region)].spread
+    for region, spread, d in zip(REGIONS, _SPREADS, effect_targets(group, side, effect), strict=True):
         if d == 0 and effect.name == "hippocampus":
             changes.append(0.0)  # exactly: a root finder's 1e-17 would be another scan
-        elif _structure(region) == "Lateral Ventricle":
+        elif region.endswith("Lateral Ventricle"):
             changes.append(np.expm1(d * spread))
         else:
-            varies = effect.name == "enigma" and _is_sclerotic(region, group, side)
-            variable = _loss_quantiles()[2] if varies else 0.0
-            changes.append(_change_for(d, spread, variable, weight))
+            varies = effect.name == "enigma" and region == sclerotic_region(group, side)
+            changes.append(
+                _change_for(d, spread, _loss_quantiles()[2] if varies else 0.0, patients / (patients + controls))
+            )
     return np.array(changes)
 
 
@@ -236,13 +239,14 @@ def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray,
     age = round(float(np.clip(mean + spread * special.ndtri(u_age), low, high)), 1)
     sex = "F" if u_sex < 0.5 else "M"
     etiv = round(ETIV_CM3[sex][0] + ETIV_CM3[sex][1] * special.ndtri(u_head), 1)
-    change = mean_changes(group, side, effect)
-    for i, region in enumerate(REGIONS):
-        if effect.name == "enigma" and _is_sclerotic(region, group, side):
-            grid, quantiles, _ = _loss_quantiles()
-            change[i] *= np.interp(u_loss, grid, quantiles)
-    limit = LARGEST_DEVIATION * np.array([NORMS[_structure(region)].spread for region in REGIONS])
+    change = _mean_changes(group, side, effect)
+    if effect.name == "enigma" and group == "HS":
+        cumulative, quantiles, _ = _loss_quantiles()
+        change[REGIONS.index(sclerotic_region(group, side))] *= np.interp(u_loss, cumulative, quantiles)
+    # Minus half the variance, so that the mean volume of HC is the atlas's but for MEAN_LOG_OFFSET.
+    offsets = np.array([MEAN_LOG_OFFSET.get(region, 0.0) for region in REGIONS]) - _SPREADS**2 / 2
     deviation = _covariates(age, etiv) + _residual_root() @ special.ndtri(np.array(u_regions))
+    limit = LARGEST_DEVIATION * _SPREADS
     return Subject(
         index=index,
         name=f"sim{seed}-{index:04d}",
@@ -253,7 +257,7 @@ def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray,
         site=list(SITE_SHARES)[int(np.searchsorted(np.cumsum(list(SITE_SHARES.values()))[:-1], u_site, side="right"))],
         etiv_cm3=etiv,
         change=change,
-        relative_volume=np.exp(_offsets() + deviation.clip(-limit, limit)) * (1 + change),
+        relative_volume=np.exp(offsets + deviation.clip(-limit, limit)) * (1 + change),
     )
 
 
@@ -269,28 +273,10 @@ def _uniforms(seed: int, kind: int, size: int) -> np.ndarray:
     return np.clip(points, 1e-3, 1 - 1e-3)  # bounds every normal draw at 3.1 standard deviations
 
 
-def _structure(region: str) -> str:
-    return region.partition(" ")[2]
-
-
-def _is_sclerotic(region: str, group: str, side: str) -> bool:
-    return group == "HS" and region == f"{'Left' if side == 'L' else 'Right'} Hippocampus"
-
-
-@cache
-def _offsets() -> np.ndarray:
-    """Mean log of volume over atlas volume in HC; minus half the variance, so that the mean volume is the atlas's."""
-    half_variance = np.array([NORMS[_structure(region)].spread ** 2 / 2 for region in REGIONS])
-    return np.array([MEAN_LOG_OFFSET.get(region, 0.0) for region in REGIONS]) - half_variance
-
-
 def _covariates(age: float, etiv_cm3: float) -> np.ndarray:
     """Log-volume from age and head size, mean 0 over the population, per region."""
-    norms = [NORMS[_structure(region)] for region in REGIONS]
-    middle = np.mean([mean for mean, _ in ETIV_CM3.values()])
-    return np.array(
-        [norm.per_year * (age - AGE_YEARS[0]) + norm.head_size * np.log(etiv_cm3 / middle) for norm in norms]
-    )
+    years, head = age - AGE_YEARS[0], np.log(etiv_cm3 / np.mean([mean for mean, _ in ETIV_CM3.values()]))
+    return np.array([norm.per_year * years + norm.head_size * head for norm in _NORMS])
 
 
 @cache

@@ -13,16 +13,16 @@ map (`cohort.simulation.warps`) is found given v, so that the volume reached is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cohort.atlas import TEMPLATES, antialias_sigma, load_template, native_atlas, resample
+from cohort.atlas import REGIONS, TEMPLATES, antialias_sigma, load_template, native_atlas, resample
 from cohort.scans import GRIDS, Grid
-from cohort.simulation import deformation
-from cohort.simulation import warps as regional
+from cohort.simulation import warps
+from cohort.simulation.acquisition import SITES, acquire
 from cohort.simulation.effects import Subject
 from runtime.seeding import rng
 
@@ -45,57 +45,29 @@ SHRINK = (1.0, 0.8, 0.6, 0.4)
 LEAST_JACOBIAN = 0.02
 """A map counts as free of folds above this: 0 with some room for what lies between the lattice's cell centres."""
 
-BRAIN_FLOOR = 0.14
-"""Intensity, where white matter is about 0.9, below which a voxel is outside the brain: half of the darkest fluid."""
 
-
-@dataclass(frozen=True)
-class Site:
-    """A scanner. `gain`: units per template intensity; `noise`: standard deviation relative to template intensity 1;
-    `bias`: standard deviation of the log of the field; `contrast`: exponent of the intensity; `blur`: in voxels."""
-
-    gain: float
-    noise: float
-    bias: float
-    contrast: float
-    blur: float
-
-
-SITES = {
-    "site-A": Site(gain=900.0, noise=0.012, bias=0.06, contrast=1.0, blur=0.0),
-    "site-B": Site(gain=520.0, noise=0.018, bias=0.09, contrast=0.92, blur=0.25),
-    "site-C": Site(gain=1300.0, noise=0.024, bias=0.07, contrast=1.10, blur=0.15),
-}
-GAIN_SPREAD, CONTRAST_SPREAD = 0.10, 0.03
-"""Variation between scans of one site: standard deviation of log gain, and of the exponent."""
-
-
-@dataclass(frozen=True)
-class SimulatedScan:
+class SimulatedScan(NamedTuple):
     """A scan and what is true of it."""
 
     image: np.ndarray
     """int16 (D, H, W), scanner units, 0 outside the brain."""
-    volumes_mm3: np.ndarray
-    """True volume of each region of `cohort.atlas.REGIONS` in the space of the scan."""
-    min_jacobian: float
-    """Smallest Jacobian determinant of the map; positive, so nothing folds."""
-    displacement_mm: float
-    """Root mean square length of the displacement inside the brain, rigid motion left out."""
-    templates: tuple[str, str]
-    share: float
-    """Share of the first template in the patchwork, by volume of the field of view."""
-    region: np.ndarray | None = None
+    facts: dict[str, Any]
+    """Plain values: `volumes_mm3`, the true volume of each region of `cohort.atlas.REGIONS` in the space of the scan;
+    `min_jacobian`, the smallest Jacobian determinant of the map, positive, so nothing folds; `displacement_mm`, the
+    root mean square length of the displacement inside the brain, rigid motion left out; `templates`, the two read; and
+    `first_template_share`, the share of the first in the patchwork, by volume of the field of view."""
+    region: np.ndarray | None
     """float32 (D, H, W), share of each voxel that lies in the region asked for, through the subject's own map."""
 
 
-@dataclass(frozen=True)
-class Warp:
-    """A subject's map from the scan to the template, and the volumes it gives."""
+class Warp(NamedTuple):
+    """A subject's map from the scan to the template, as displacements (3, D, H, W), and what it does."""
 
     random: np.ndarray
-    """Displacement (3, D, H, W) of exp(v) in voxels of LATTICE."""
-    regions: regional.RegionMap
+    """Of exp(v), in voxels of LATTICE."""
+    regions: np.ndarray
+    """Of the region map, in voxels of the region model's lattice."""
+    volumes_mm3: np.ndarray
     min_jacobian: float
     displacement_mm: float
 
@@ -105,15 +77,14 @@ class Simulator:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.model = regional.region_model()
+        self.model = warps.region_model()
         self.templates, self.template_origin = _template_stack(grid)
         brain = load_template("icbm2009a")
         inside = (np.asarray(brain.dataobj) > 0).astype(np.float32)
         self.weight = resample(inside, brain.affine, LATTICE)
-        self.affine_basis = deformation.affine_basis(self.weight)
-        at = deformation.nodes(self.model.shape) * np.float32(regional.SPACING_MM)
-        self.region_nodes_mm = at + _column(self.model.origin_mm)
-        self.voxels_mm = _world(grid)
+        self.affine_basis = warps.affine_basis(self.weight)
+        self.region_nodes = warps.to_voxels(warps.world(self.model.grid), LATTICE)
+        self.voxels_mm = warps.world(grid)
 
     def scan(self, seed: int, subject: Subject, region: str = "") -> SimulatedScan:
         """The scan of one subject; a function of the seed and the subject alone.
@@ -126,32 +97,31 @@ class Simulator:
         warp = self.warp(seed, subject)
         draw = rng(seed, "cohort.look", subject.index)
         pair = [int(i) for i in draw.permutation(len(TEMPLATES))[:2]]
-        blend = deformation.random_velocity(LATTICE.shape, LATTICE.spacing_mm, [(BLEND_SMOOTHNESS_MM, 1.0)], draw)[:1]
+        blend = warps.random_velocity(LATTICE.shape, LATTICE.spacing_mm, [(BLEND_SMOOTHNESS_MM, 1.0)], draw)[:1]
         blend = blend / blend.std() + np.float32(draw.uniform(-1.5, 1.5))
 
         position = self._rigid(draw)
-        around = _to_voxels(position, LATTICE)
-        *shift, blend = deformation.sample(np.concatenate([warp.random, blend]), around)
-        position = self._through_regions(position + np.stack(shift) * np.float32(LATTICE.spacing_mm), warp.regions)
-        first, second = (self._read_template(i, position) for i in pair)
+        *shift, blend = warps.sample(np.concatenate([warp.random, blend]), warps.to_voxels(position, LATTICE))
+        position = self.through_regions(position + np.stack(shift) * np.float32(LATTICE.spacing_mm), warp.regions)
+        at = position - warps.column(self.template_origin)
+        first, second = (warps.sample(self.templates[i : i + 1], at)[0] for i in pair)
         share = 1 / (1 + np.exp(-BLEND_STEEPNESS * blend))
-        tissue = share * first + (1 - share) * second
-        return SimulatedScan(
-            image=self._acquire(tissue, SITES[subject.site], draw),
-            volumes_mm3=warp.regions.volumes_mm3,
-            min_jacobian=warp.min_jacobian,
-            displacement_mm=warp.displacement_mm,
-            templates=(TEMPLATES[pair[0]], TEMPLATES[pair[1]]),
-            share=float(share.mean()),
-            region=self._share_of(region, position) if region else None,
-        )
+        facts = {
+            "simulation": True,
+            "volumes_mm3": dict(zip(REGIONS, warp.volumes_mm3.round(2).tolist(), strict=True)),
+            "min_jacobian": round(warp.min_jacobian, 4),
+            "displacement_mm": round(warp.displacement_mm, 3),
+            "templates": [TEMPLATES[i] for i in pair],
+            "first_template_share": round(float(share.mean()), 3),
+        }
+        image = acquire(share * first + (1 - share) * second, SITES[subject.site], draw)
+        return SimulatedScan(image, facts, self._share_of(region, position) if region else None)
 
     def warp(self, seed: int, subject: Subject) -> Warp:
         """The subject's deformation, with the prescribed region volumes and without folds."""
-        velocity = deformation.random_velocity(
-            LATTICE.shape, LATTICE.spacing_mm, SCALES_MM, rng(seed, "cohort.shape", subject.index)
-        )
-        velocity = deformation.without_affine(velocity, self.affine_basis, self.weight)
+        draw = rng(seed, "cohort.shape", subject.index)
+        velocity = warps.random_velocity(LATTICE.shape, LATTICE.spacing_mm, SCALES_MM, draw)
+        velocity = warps.without_affine(velocity, self.affine_basis, self.weight)
         target = self.model.atlas_volumes * subject.relative_volume
         for shrink in SHRINK:
             found = self._fold_free(np.float32(shrink) * velocity, target)
@@ -161,63 +131,44 @@ class Simulator:
 
     def _fold_free(self, velocity: np.ndarray, target_mm3: np.ndarray) -> Warp | None:
         """The map of a random velocity and region volumes; None when it folds or misses the volumes."""
-        pull = deformation.exponential(velocity)
-        push = deformation.exponential(-velocity)
-        scale = np.float32(LATTICE.spacing_mm / regional.SPACING_MM)
-        random_forward = deformation.sample(push, _to_voxels(self.region_nodes_mm, LATTICE)) * scale
-        regions = regional.solve(self.model, random_forward, target_mm3)
-        if regions is None:
+        pull, push = warps.exponential(velocity), warps.exponential(-velocity)
+        scale = np.float32(LATTICE.spacing_mm / warps.SPACING_MM)
+        solved = warps.solve(self.model, warps.sample(push, self.region_nodes) * scale, target_mm3)
+        if solved is None:
             return None
-        at = _world(LATTICE)
-        total = self._through_regions(at + pull * np.float32(LATTICE.spacing_mm), regions) - at
-        smallest = min(
-            deformation.jacobian_determinant(total / np.float32(LATTICE.spacing_mm)).min(),
-            deformation.jacobian_determinant(regions.forward).min(),
-        )
+        regions, forward, volumes = solved
+        at, voxel = warps.world(LATTICE), np.float32(LATTICE.spacing_mm)
+        total = self.through_regions(at + pull * voxel, regions) - at
+        smallest = min(warps.jacobian_determinant(total / voxel).min(), warps.jacobian_determinant(forward).min())
         if smallest < LEAST_JACOBIAN:
             return None
         length = np.average(np.square(total).sum(axis=0), weights=self.weight)
-        return Warp(pull, regions, float(smallest), float(np.sqrt(length)))
+        return Warp(pull, regions, volumes, float(smallest), float(np.sqrt(length)))
 
     def _rigid(self, draw: np.random.Generator) -> np.ndarray:
         """World positions of the grid's voxels after a small rigid motion about the centre, (3, D, H, W)."""
         turn = Rotation.from_euler("xyz", RIGID_DEGREES * draw.standard_normal(3), degrees=True).as_matrix()
         shift = RIGID_MM * draw.standard_normal(3)
-        centre = _column(self.grid.centre_mm)
+        centre = warps.column(self.grid.centre_mm)
         turned = np.tensordot(turn.astype(np.float32), self.voxels_mm - centre, axes=1)
-        return turned + centre + _column(shift)
+        return turned + centre + warps.column(shift)
 
-    def _through_regions(self, position_mm: np.ndarray, regions: regional.RegionMap) -> np.ndarray:
-        shift = deformation.sample(regions.pull, self.model.to_voxels(position_mm))
-        return position_mm + shift * np.float32(regional.SPACING_MM)
-
-    def _read_template(self, number: int, position_mm: np.ndarray) -> np.ndarray:
-        at = position_mm - _column(self.template_origin)
-        return deformation.sample(self.templates[number : number + 1], at)[0]
+    def through_regions(self, position_mm: np.ndarray, regions: np.ndarray) -> np.ndarray:
+        """World positions (3, D, H, W) after the region map."""
+        shift = warps.sample(regions, warps.to_voxels(position_mm, self.model.grid))
+        return position_mm + shift * np.float32(warps.SPACING_MM)
 
     def _share_of(self, region: str, position_mm: np.ndarray) -> np.ndarray:
         """Share of each voxel of the grid in an atlas region, (D, H, W) in [0, 1], read at template positions.
 
         The labels are low-passed to the grid's spacing first, as the templates are.
         """
-        labels, affine, names = native_atlas()
-        code = next(code for code, name in names.items() if name == region)
-        inside = (labels == code).astype(np.float32)
-        inside = ndimage.gaussian_filter(inside, antialias_sigma(self.grid.spacing_mm, np.abs(np.diag(affine)[:3])))
-        at = (position_mm - _column(affine[:3, 3])) / _column(np.diag(affine)[:3])
-        return deformation.sample(inside[None], at)[0].clip(0, 1)
-
-    def _acquire(self, tissue: np.ndarray, site: Site, draw: np.random.Generator) -> np.ndarray:
-        """What the site's scanner makes of template intensities: contrast, blur, bias field, Rician noise, gain."""
-        inside = tissue > BRAIN_FLOOR
-        signal = np.maximum(tissue, 0) ** (site.contrast + CONTRAST_SPREAD * draw.standard_normal())
-        if site.blur:
-            signal = ndimage.gaussian_filter(signal, site.blur)
-        signal = signal * np.exp(site.bias * _smooth_field(signal.shape, draw))
-        real, imaginary = draw.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(site.noise)
-        gain = site.gain * np.exp(GAIN_SPREAD * draw.standard_normal())
-        scan = np.hypot(signal + real, imaginary) * inside
-        return np.rint(scan * gain).clip(0, np.iinfo(np.int16).max).astype(np.int16)
+        atlas, affine = native_atlas()
+        voxel_mm = np.abs(np.diag(affine)[:3])
+        inside = atlas.mask(region).astype(np.float32)
+        inside = ndimage.gaussian_filter(inside, antialias_sigma(self.grid.spacing_mm, voxel_mm))
+        at = (position_mm - warps.column(affine[:3, 3])) / warps.column(np.diag(affine)[:3])
+        return warps.sample(inside[None], at)[0].clip(0, 1)
 
 
 def demo_grid(spacing_mm: float) -> Grid:
@@ -251,25 +202,3 @@ def _template_stack(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         target[tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, offset, strict=True))] = matched[box]
         ndimage.gaussian_filter(target, antialias_sigma(grid.spacing_mm, np.ones(3)), output=target)
     return stack, origin
-
-
-def _smooth_field(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
-    """A random sum of the lowest cosines over the grid, float32, standard deviation about 1 and mean about 0."""
-    coefficients = draw.standard_normal((3, 3, 3))
-    coefficients[0, 0, 0] = 0
-    waves = [np.cos(np.pi * np.outer(np.arange(3), (np.arange(n) + 0.5) / n)) for n in shape]
-    field = np.einsum("ijk,ia,jb,kc->abc", coefficients, *waves, optimize=True)
-    return (field / np.sqrt(np.square(field).mean())).astype(np.float32)
-
-
-def _world(grid: Grid) -> np.ndarray:
-    """World coordinates of a grid's voxels, float32 (3, D, H, W)."""
-    return deformation.nodes(grid.shape) * np.float32(grid.spacing_mm) + _column(grid.affine[:3, 3])
-
-
-def _to_voxels(position_mm: np.ndarray, grid: Grid) -> np.ndarray:
-    return (position_mm - _column(grid.affine[:3, 3])) / np.float32(grid.spacing_mm)
-
-
-def _column(vector: np.ndarray | tuple[float, ...]) -> np.ndarray:
-    return np.asarray(vector, np.float32).reshape(3, 1, 1, 1)

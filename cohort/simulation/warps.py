@@ -1,4 +1,9 @@
-"""Deformations that bring anatomical regions to prescribed volumes.
+"""Smooth invertible maps: random ones, and those that bring anatomical regions to prescribed volumes.
+
+A field is a float32 array (3, D, H, W) over the nodes of a lattice, in units of that lattice's voxels; between nodes it
+is trilinear. A map is written by its displacement u: x -> x + u(x). The exponential of a stationary velocity field v is
+the flow of v for unit time, and exp(-v) is its inverse (Arsigny et al. 2006, MICCAI, "A log-Euclidean framework for
+statistics on diffeomorphisms").
 
 Each region has a velocity field whose divergence is 1 inside it, with the opposite divergence spread over its
 surroundings, so that the rest of the brain stays where it is: the field is the gradient of the solution of a Poisson
@@ -8,13 +13,18 @@ coefficients; the coefficients are iterated until the measured volumes are the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft, ndimage
 
 from cohort.atlas import REGIONS, native_atlas
-from cohort.simulation import deformation
+from cohort.scans import Grid
+
+SQUARINGS = 3
+"""Enough, with the second-order start, for flows up to two voxels: exp(-v) after exp(v) then misses the identity by
+under 1 % of a voxel (root mean square)."""
 
 SPACING_MM = 3.0
 """Two label voxels: each cell of the lattice holds 2 x 2 x 2 of them."""
@@ -30,16 +40,164 @@ HORNS = ("Left Inf Lat Vent", "Right Inf Lat Vent")
 TOLERANCE = 0.004
 """Largest relative deviation of a region's volume from the prescribed one at which the iteration ends."""
 ITERATIONS = 12
-SQUARINGS = 3
+
+
+def nodes(shape: Sequence[int]) -> np.ndarray:
+    """Coordinates of a lattice's nodes, float32 (3, D, H, W), in voxels."""
+    return np.indices(tuple(shape), dtype=np.float32)
+
+
+def world(grid: Grid) -> np.ndarray:
+    """World coordinates of a grid's voxels, float32 (3, D, H, W)."""
+    return nodes(grid.shape) * np.float32(grid.spacing_mm) + column(grid.affine[:3, 3])
+
+
+def to_voxels(position_mm: np.ndarray, grid: Grid) -> np.ndarray:
+    """World points (3, D, H, W) in voxels of a grid."""
+    return (position_mm - column(grid.affine[:3, 3])) / np.float32(grid.spacing_mm)
+
+
+def column(vector: np.ndarray | Sequence[float]) -> np.ndarray:
+    """A vector that adds to every point of a (3, D, H, W)."""
+    return np.asarray(vector, np.float32).reshape(3, 1, 1, 1)
+
+
+def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Trilinear values of a field at points; beyond the lattice, the value at its border.
+
+    Twice as fast as `scipy.ndimage.map_coordinates` called for each component, because the cell and the weights of a
+    point are found once for all components.
+
+    Args:
+        field: float32 (C, D, H, W).
+        points: float32 (3, ...) in voxels of the field's lattice.
+
+    Returns:
+        float32 (C, ...).
+    """
+    _, _, height, width = field.shape
+    last = np.array(field.shape[1:], np.float32).reshape(3, 1) - 1
+    at = np.clip(points.reshape(3, -1), 0, last)
+    cell = np.minimum(at.astype(np.int32), last.astype(np.int32) - 1)
+    x, y, z = at - cell
+    corner = ((cell[0] * height + cell[1]) * width + cell[2]).astype(np.intp)  # else every take converts
+    values = np.ascontiguousarray(field).reshape(len(field), -1)
+
+    def edge(offset: int) -> np.ndarray:
+        low = values.take(corner + offset, axis=1, mode="clip")
+        return low + z * (values.take(corner + (offset + 1), axis=1, mode="clip") - low)
+
+    def face(offset: int) -> np.ndarray:
+        low = edge(offset)
+        return low + y * (edge(offset + width) - low)
+
+    low = face(0)
+    return (low + x * (face(height * width) - low)).reshape(len(field), *points.shape[1:])
+
+
+def random_velocity(
+    shape: Sequence[int], spacing_mm: float, scales: Sequence[tuple[float, float]], rng: np.random.Generator
+) -> np.ndarray:
+    """A Gaussian random velocity field that is the sum of independent fields of several smoothnesses.
+
+    White noise is filtered once by the root of the summed power spectra, which has the distribution of the sum.
+
+    Args:
+        shape: nodes of the lattice.
+        spacing_mm: its spacing.
+        scales: (smoothness, amplitude) pairs in mm: the standard deviation of the Gaussian kernel, and the root mean
+            square length of the three-component vector.
+        rng: source of the noise.
+
+    Returns:
+        float32 (3, D, H, W) in voxels.
+    """
+    frequencies = (*(np.fft.fftfreq(size) for size in shape[:2]), np.fft.rfftfreq(shape[2]))
+    squared = sum(np.square(axis) for axis in np.ix_(*frequencies))
+    weight = np.full(squared.shape[2], 2.0)  # rfftn gives half of the frequencies: these stand for two each,
+    weight[0] = 1  # these for themselves
+    if shape[2] % 2 == 0:
+        weight[-1] = 1
+    power = np.zeros(squared.shape)
+    for sigma_mm, amplitude_mm in scales:
+        kernel = np.exp(-2 * np.square(np.pi * sigma_mm / spacing_mm) * squared) ** 2
+        variance = np.square(amplitude_mm / spacing_mm) / 3
+        power += variance * kernel / float((kernel * weight).sum() / np.prod(shape))
+    noise = fft.rfftn(rng.standard_normal((3, *shape), dtype=np.float32), axes=(1, 2, 3))
+    return fft.irfftn(noise * np.sqrt(power).astype(np.float32), s=tuple(shape), axes=(1, 2, 3))
+
+
+def affine_basis(weight: np.ndarray) -> np.ndarray:
+    """Orthonormal basis, under a voxel weight, of the affine functions 1, x, y, z on a lattice: (4, D, H, W)."""
+    functions = np.concatenate([np.ones((1, *weight.shape)), nodes(weight.shape)]).reshape(4, -1)
+    root = np.sqrt(weight.ravel() / weight.sum())
+    _, triangle = np.linalg.qr((functions * root).T)
+    return np.linalg.solve(triangle.T, functions).reshape(4, *weight.shape).astype(np.float32)
+
+
+def without_affine(field: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """A field less its weighted least-squares affine part: what is left after affine registration.
+
+    Args:
+        field: (3, D, H, W).
+        basis: from `affine_basis(weight)`.
+        weight: (D, H, W), non-negative.
+    """
+    flat = basis.reshape(4, -1)
+    part = (field.reshape(3, -1) * (weight.ravel() / weight.sum())) @ flat.T
+    return field - (part @ flat).reshape(field.shape).astype(np.float32)
+
+
+def exponential(velocity: np.ndarray) -> np.ndarray:
+    """The displacement of exp(v), float32 (3, D, H, W), by scaling and squaring.
+
+    The first small step is of second order, x + w + (Dw) w / 2 with w = v / 2^n, so that few squarings suffice.
+    """
+    step = (velocity / 2**SQUARINGS).astype(np.float32)
+    slopes = np.stack([np.stack(np.gradient(component)) for component in step])
+    displacement = step + 0.5 * np.einsum("cadhw,adhw->cdhw", slopes, step)
+    at = nodes(velocity.shape[1:])
+    for _ in range(SQUARINGS):
+        displacement = displacement + sample(displacement, at + displacement)
+    return displacement
+
+
+def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The displacement of x -> outer(inner(x)), both given as displacements on one lattice in voxels."""
+    return inner + sample(outer, nodes(inner.shape[1:]) + inner)
+
+
+def jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
+    """Determinant of the derivative of x + u(x) at the centre of each cell of the lattice.
+
+    It is that of the trilinear map itself, not a difference over two voxels. Positive everywhere means no folding.
+
+    Returns:
+        float32 (D - 1, H - 1, W - 1).
+    """
+    rows = [[_cell_slope(component, axis) for axis in range(3)] for component in displacement]
+    for axis in range(3):
+        rows[axis][axis] += 1
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def _cell_slope(values: np.ndarray, axis: int) -> np.ndarray:
+    """Difference along one axis, averaged over the four edges of each cell."""
+    slope = np.diff(values, axis=axis)
+    for other in {0, 1, 2} - {axis}:
+        head = [slice(None)] * 3
+        tail = [slice(None)] * 3
+        head[other], tail[other] = slice(None, -1), slice(1, None)
+        slope = 0.5 * (slope[tuple(head)] + slope[tuple(tail)])
+    return slope
 
 
 @dataclass(frozen=True)
 class RegionModel:
     """Lattice over the regions, and one velocity field and one volume weight for each."""
 
-    origin_mm: np.ndarray
-    """World coordinates of node (0, 0, 0)."""
-    shape: tuple[int, int, int]
+    grid: Grid
     fields: np.ndarray
     """float32 (regions, 3, D, H, W) in voxels: flow for unit time with coefficient g changes log-volume by about g."""
     weights: np.ndarray
@@ -54,47 +212,29 @@ class RegionModel:
 
     def volumes(self, forward: np.ndarray) -> np.ndarray:
         """Volumes in mm3 of the regions after a map from the template, given by its displacement on this lattice."""
-        return self.weights @ deformation.jacobian_determinant(forward).ravel()
-
-    def velocity(self, coefficients: np.ndarray) -> np.ndarray:
-        """The combination of the regions' fields, (3, D, H, W) in voxels."""
-        return np.tensordot(coefficients.astype(np.float32), self.fields, axes=1)
-
-    def to_voxels(self, world_mm: np.ndarray) -> np.ndarray:
-        """World points (3, ...) in voxels of this lattice."""
-        return (world_mm - self.origin_mm.reshape(3, *[1] * (world_mm.ndim - 1)).astype(np.float32)) / SPACING_MM
-
-
-@dataclass(frozen=True)
-class RegionMap:
-    """A region deformation that was found. Displacements (3, D, H, W) in voxels of the model's lattice."""
-
-    pull: np.ndarray
-    """From the deformed template to the template: where to read the image."""
-    forward: np.ndarray
-    """From the template to the subject, the random deformation included."""
-    volumes_mm3: np.ndarray
+        return self.weights @ jacobian_determinant(forward).ravel()
 
 
 def region_model() -> RegionModel:
     """Builds the fields and weights of the regions from the labels as distributed."""
-    labels, affine, names = native_atlas()
-    codes = {name: code for code, name in names.items()}
-    lattice_labels, origin = _crop(labels, affine, [codes[region] for region in REGIONS])
-    cells = np.stack([_by_cell(lattice_labels == codes[region]) for region in REGIONS])
-    horns = _by_cell(np.isin(lattice_labels, [codes[name] for name in HORNS]))
-    tissue = _by_cell(lattice_labels > 0)
-    room = np.maximum(tissue - cells.sum(axis=0), 0) + (HORN_WEIGHT - 1) * horns
+    atlas, affine = native_atlas()
+    labels, origin = _crop(atlas.labels, affine, [atlas.codes[region] for region in REGIONS])
+    cells = np.stack([_by_cell(labels == atlas.codes[region]) for region in REGIONS])
+    horns = _by_cell(np.isin(labels, [atlas.codes[name] for name in HORNS]))
+    room = np.maximum(_by_cell(labels > 0) - cells.sum(axis=0), 0) + (HORN_WEIGHT - 1) * horns
     fields = np.stack([_field_of(region, room) for region in cells])
     weights = (cells.reshape(len(cells), -1) * SPACING_MM**3).astype(np.float32)
-    shape = fields.shape[2:]
     small = 0.01
-    changed = [np.log(weights @ deformation.jacobian_determinant(small * field).ravel()) for field in fields]
+    changed = [np.log(weights @ jacobian_determinant(small * field).ravel()) for field in fields]
     response = (np.stack(changed, axis=1) - np.log(weights.sum(axis=1))[:, None]) / small
-    return RegionModel(origin, shape, fields.astype(np.float32), weights, response)
+    shape = fields.shape[2:]
+    grid = Grid("regions", shape, SPACING_MM, tuple(origin + SPACING_MM * (np.array(shape) - 1) / 2))
+    return RegionModel(grid, fields.astype(np.float32), weights, response)
 
 
-def solve(model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray) -> RegionMap | None:
+def solve(
+    model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Finds the region deformation that, with a random deformation on top, gives the prescribed volumes.
 
     Newton's method on the log-volumes, with Broyden's update of the derivative (Broyden 1965, Math. Comp. 19:577).
@@ -106,8 +246,10 @@ def solve(model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray
         target_mm3: prescribed volumes in the subject.
 
     Returns:
-        The maps and the volumes reached, as integrals of the Jacobian determinant over the labels; None when the
-        iteration reaches no such map from this random deformation.
+        Displacements (3, D, H, W) in voxels of the model's lattice, from the deformed template to the template (where
+        to read the image) and from the template to the subject (the random deformation included), and the volumes
+        reached, as integrals of the Jacobian determinant over the labels; None when the iteration reaches no such map
+        from this random deformation.
     """
     response = model.response.copy()
     missing = np.log(target_mm3 / model.volumes(random_forward))
@@ -115,14 +257,14 @@ def solve(model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray
     for _ in range(ITERATIONS):
         step = np.linalg.solve(response, missing)
         coefficients = coefficients + step
-        velocity = model.velocity(coefficients)
-        forward = deformation.compose(random_forward, deformation.exponential(velocity, SQUARINGS))
+        velocity = np.tensordot(coefficients.astype(np.float32), model.fields, axes=1)
+        forward = compose(random_forward, exponential(velocity))
         volumes = model.volumes(forward)
         if (volumes <= 0).any():
             break
         before, missing = missing, np.log(target_mm3 / volumes)
         if np.abs(missing).max() < TOLERANCE:
-            return RegionMap(deformation.exponential(-velocity, SQUARINGS), forward, volumes)
+            return exponential(-velocity), forward, volumes
         gained = before - missing
         response += np.outer(gained - response @ step, step) / (step @ step)
     return None
@@ -130,8 +272,7 @@ def solve(model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray
 
 def _crop(labels: np.ndarray, affine: np.ndarray, codes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """The labels around some regions, an even number of voxels per axis, and the world position of its first corner."""
-    voxel = affine[0, 0]
-    margin = round(MARGIN_MM / voxel)
+    margin = round(MARGIN_MM / affine[0, 0])
     found = np.argwhere(np.isin(labels, codes))
     low, high = found.min(axis=0) - margin, found.max(axis=0) + 1 + margin
     high += (high - low) % 2

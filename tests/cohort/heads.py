@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from cohort.atlas import antialias_sigma, load_template, native_atlas, resample
 from cohort.scans import Grid
-from cohort.simulation import deformation
+from cohort.simulation import warps
 from cohort.simulation.simulator import SCALES_MM
 from runtime.seeding import rng
 
@@ -115,15 +115,15 @@ def _deformed(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both volumes after a random smooth map with no affine part inside the brain."""
     coarse = Grid("deformation", tuple(int(extent / 6) + 1 for extent in EXTENT_MM), 6.0, CENTRE_MM)
-    velocity = deformation.random_velocity(coarse.shape, 6.0, SCALES_MM, draw)
+    velocity = warps.random_velocity(coarse.shape, 6.0, SCALES_MM, draw)
     weight = resample(brain, grid.affine, coarse)
-    velocity = deformation.without_affine(velocity, deformation.affine_basis(weight), weight)
-    pull = deformation.exponential(np.float32(amount) * velocity)
+    velocity = warps.without_affine(velocity, warps.affine_basis(weight), weight)
+    pull = warps.exponential(np.float32(amount) * velocity)
     ratio = np.float32(grid.spacing_mm / 6.0)
     offset = (grid.affine[:3, 3] - coarse.affine[:3, 3]).reshape(3, 1, 1, 1).astype(np.float32) / 6.0
-    at = deformation.nodes(grid.shape)
-    moved = at + deformation.sample(pull, at * ratio + offset) / ratio
-    tissue, brain = deformation.sample(np.stack([tissue, brain]), moved)
+    at = warps.nodes(grid.shape)
+    moved = at + warps.sample(pull, at * ratio + offset) / ratio
+    tissue, brain = warps.sample(np.stack([tissue, brain]), moved)
     return tissue, brain
 
 
@@ -240,9 +240,9 @@ def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def landmarks_mm() -> np.ndarray:
     """Centroids of the atlas's regions in template millimetres, (regions, 3)."""
-    labels, affine, names = native_atlas()
-    codes = [code for code in names if (labels == code).any()]
-    return _apply(affine, np.array(ndimage.center_of_mass(labels > 0, labels, codes)).T).T
+    atlas, affine = native_atlas()
+    codes = [code for code in atlas.names if (atlas.labels == code).any()]
+    return _apply(affine, np.array(ndimage.center_of_mass(atlas.labels > 0, atlas.labels, codes)).T).T
 
 
 def landmark_error_mm(found: np.ndarray, true: np.ndarray) -> float:

@@ -3,7 +3,6 @@ import pytest
 
 from cohort.atlas import REGIONS
 from cohort.simulation import effects
-from runtime.errors import InputError
 
 COUNT = 400
 
@@ -102,8 +101,3 @@ def test_doses_change_the_same_people_and_nothing_at_zero():
         changed = np.flatnonzero(before.relative_volume != after.relative_volume)
         assert changed.tolist() == (["LR".index(after.side)] if after.side else [])
     assert {s.group for s in some} == {"HC", "HS"}
-
-
-def test_a_loss_beyond_what_a_smooth_map_can_do_is_refused():
-    with pytest.raises(InputError, match="effect size 7: expected"):
-        effects.Effect("hippocampus", 7.0)
