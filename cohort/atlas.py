@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from cohort.scans import Grid
 from runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from cohort.scans import Grid
 
 LICENCE_NOTE = (
     "Anatomical labels: Neuromorphometrics maximum-probability labels, 'provided by Neuromorphometrics, Inc. under "
@@ -100,11 +97,7 @@ def load_template(name: str) -> nib.Nifti1Image:
 
 
 def atlas(grid: Grid) -> Atlas:
-    """Neuromorphometrics labels on a grid, nearest neighbour in world millimetres.
-
-    Args:
-        grid: anything with `shape` and a (4, 4) RAS `affine`, such as `cohort.scans.Grid`.
-    """
+    """Neuromorphometrics labels on a grid, nearest neighbour in world millimetres."""
     native, affine = native_atlas()
     to_source = np.linalg.inv(affine) @ grid.affine
     labels = ndimage.affine_transform(

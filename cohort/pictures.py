@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,16 +36,9 @@ def strip(volume: np.ndarray, at: tuple[float, float, float] = (0.33, 0.5, 0.45)
     return np.concatenate([np.pad(image, ((0, height - image.shape[0]), (0, 1))) for image in images], axis=1)
 
 
-def gallery(
-    path: Path,
-    rows: list[tuple[str, list[np.ndarray]]],
-    *,
-    title: str = "",
-    captions: Sequence[str] = (),
-    error_rows: tuple[int, ...] = (),
-) -> None:
-    """Writes `sheet` as a PNG."""
-    save(sheet(rows, title=title, captions=captions, error_rows=error_rows), path)
+def gallery(path: Path, rows: list[tuple[str, list[np.ndarray]]], **options: Any) -> None:
+    """Writes a `sheet` as a PNG."""
+    save(sheet(rows, **options), path)
 
 
 def sheet(

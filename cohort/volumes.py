@@ -48,8 +48,8 @@ class Volume:
     """Scale of classifier-free guidance; 1 is none."""
 
 
-_TEXTS = ("vae", "diffusion", "sampler")
-_WHOLE = ("seed", "steps")
+_KINDS = {"vae": str, "diffusion": str, "sampler": str, "seed": int, "steps": int, "guidance": int | float}
+"""What a file may say about a volume's origin."""
 
 
 def volume_name(label: int, seed: int) -> str:
@@ -82,7 +82,9 @@ def write_volume(path: Path | str, volume: Volume) -> None:
         "affine": None if volume.affine is None else np.asarray(volume.affine, dtype=np.float64),
         "steps": None if volume.steps is None else int(volume.steps),
         "guidance": None if volume.guidance is None else float(volume.guidance),
-        **{name: getattr(volume, name) for name in _TEXTS},
+        "vae": volume.vae,
+        "diffusion": volume.diffusion,
+        "sampler": volume.sampler,
     }
     _as_volume(contents, path)
     save_pickle(path, contents)
@@ -106,11 +108,8 @@ def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
         InputError: not a pickle of plain data, not a dict, no array under `image`, or an `affine` that is none.
     """
     contents = load_pickle(path)
-    problems = _problems_of_frame(contents)
-    if problems:
-        raise InputError.of(f"{path}: not a volume pickle", problems)
-    affine = contents.get("affine")
-    return contents["image"], None if affine is None else np.asarray(affine, dtype=np.float64)
+    _refuse(path, _problems_of_frame(contents))
+    return contents["image"], _affine_of(contents)
 
 
 def write_nifti(
@@ -137,18 +136,20 @@ def write_nifti(
 
 
 def _as_volume(contents: Any, path: Path | str) -> Volume:
-    problems = _problems_of_frame(contents)
-    if not problems:
-        problems = _problems_of_voxels(contents["image"]) + _problems_of_label(contents) + _problems_of_origin(contents)
+    _refuse(path, _problems_of_frame(contents) or _problems_of_content(contents))
+    image = np.asarray(contents["image"], dtype=np.float32)
+    origin = {name: contents.get(name) for name in _KINDS}
+    return Volume(image=image, label=int(contents["label"]), affine=_affine_of(contents), **origin)
+
+
+def _affine_of(contents: dict) -> np.ndarray | None:
+    affine = contents.get("affine")
+    return None if affine is None else np.asarray(affine, dtype=np.float64)
+
+
+def _refuse(path: Path | str, problems: list[str]) -> None:
     if problems:
         raise InputError.of(f"{path}: not a volume pickle", problems)
-    affine = contents.get("affine")
-    return Volume(
-        image=np.asarray(contents["image"], dtype=np.float32),
-        label=int(contents["label"]),
-        affine=None if affine is None else np.asarray(affine, dtype=np.float64),
-        **{name: contents.get(name) for name in (*_TEXTS, *_WHOLE, "guidance")},
-    )
 
 
 def _problems_of_frame(contents: Any) -> list[str]:
@@ -171,24 +172,19 @@ def _is_affine(value: Any) -> bool:
     return numeric and bool(np.isfinite(value).all()) and value[3].tolist() == [0, 0, 0, 1]
 
 
-def _problems_of_voxels(image: np.ndarray) -> list[str]:
+def _problems_of_content(contents: dict) -> list[str]:
+    """What is wrong with the voxels, the label and what is said about their origin."""
+    image, label = contents["image"], contents.get("label")
+    problems = []
     if image.dtype.kind not in "fiu":
-        return [f"image: expected real numbers, got {image.dtype}"]
-    problems = [] if image.ndim == 3 and image.size else [f"image: expected the shape (D, H, W), got {image.shape}"]
-    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
-    return problems + ([f"image: {bad} voxels are not finite"] if bad else [])
-
-
-def _problems_of_label(contents: dict) -> list[str]:
-    label = contents.get("label")
-    known = isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label < len(CLASS_NAMES)
-    return [] if known else [f"label: expected 0 (HC) or 1 (TLE), got {label!r}"]
-
-
-def _problems_of_origin(contents: dict) -> list[str]:
-    kinds = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_WHOLE, int), "guidance": (int, float)}
-    return [
-        f"{name}: got {contents[name]!r}"
-        for name, kind in kinds.items()
-        if contents.get(name) is not None and not isinstance(contents[name], kind)
-    ]
+        problems.append(f"image: expected real numbers, got {image.dtype}")
+    elif bad := image.size - int(np.count_nonzero(np.isfinite(image))):
+        problems.append(f"image: {bad} voxels are not finite")
+    if image.ndim != 3 or not image.size:
+        problems.append(f"image: expected the shape (D, H, W), got {image.shape}")
+    if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= label < len(CLASS_NAMES):
+        problems.append(f"label: expected 0 (HC) or 1 (TLE), got {label!r}")
+    for name, kind in _KINDS.items():
+        if not isinstance(contents.get(name), kind | None):
+            problems.append(f"{name}: got {contents[name]!r}")
+    return problems

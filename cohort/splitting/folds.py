@@ -128,15 +128,12 @@ def site_names(frame: pd.DataFrame) -> list[str]:
 
 def refuse_shared(splits: Mapping[str, pd.DataFrame]) -> None:
     """Raises InputError if a subject, a group or a file is in two of the tables; names each."""
+    everything = pd.concat([frame.assign(split=name) for name, frame in splits.items()])
     problems = []
     for column in ("subject", "group", "file"):
-        homes: dict[str, list[str]] = {}
-        for name, frame in splits.items():
-            for value in sorted(set(frame[column])):
-                homes.setdefault(value, []).append(name)
-        problems += [
-            f"{column} {value} is in {' and '.join(names)}" for value, names in homes.items() if len(names) > 1
-        ]
+        homes = everything.drop_duplicates([column, "split"])
+        twice = homes[homes.duplicated(column, keep=False)].groupby(column)["split"]
+        problems += [f"{column} {value} is in {' and '.join(names)}" for value, names in twice]
     if problems:
         raise InputError.of("the splits are not apart", problems)
 
