@@ -24,7 +24,7 @@ from cohort.tables import CLASS_NAMES, read_table
 from diffusion.checkpoint import LoadedDiffusion, load_diffusion
 from diffusion.sampler import SAMPLERS, evaluations, guided, samplers_for, schedule
 from evaluation import fid
-from evaluation.features import FeatureNetwork, SliceProtocol, extract, extract_cached, pool
+from evaluation.features import AXES, SliceProtocol, efficientnet, features_of
 from runtime import seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
@@ -70,10 +70,10 @@ def main(config: StepsConfig) -> None:
     device = pick_device("auto", config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion)
     device.module(vae.model), device.module(diffusion.model)
-    judge = Judge(config, vae, device)
+    realism = Realism(config, vae, device)
     identity = {
         "vae": vae.hash, "diffusion": diffusion.hash, "schedule": diffusion.process_config.schedule,
-        "target": diffusion.process_config.target, "per_class": config.per_class, "floor": judge.floor,
+        "target": diffusion.process_config.target, "per_class": config.per_class, "floor": realism.floor,
     }  # fmt: skip
     result = {**identity, "environment": environment(device), "rows": []}
     if config.out.exists():
@@ -90,25 +90,25 @@ def main(config: StepsConfig) -> None:
                 "sampler": name, "steps": steps, "evaluations": evaluations(name, steps),
                 "seconds_per_volume": seconds / len(volumes),
                 "rms_to_most_steps": None if name in STOCHASTIC else gap(config, name, steps, volumes),
-                **judge(volumes, labels),
+                **realism(volumes, labels),
             }  # fmt: skip
             result["rows"].append(row)
             write_json(config.out, result)
     print(table(result))
 
 
-class Judge:
+class Realism:
     """FID and KID of synthetic volumes to the held-out scans, in the protocol of evaluation.evaluate_synth."""
 
     def __init__(self, config: StepsConfig, vae: LoadedVAE, device: Device) -> None:
         # float32, so that figures of different machines can be compared.
         self._device = Device(device.kind, torch.float32)
-        self._network, self._protocol = FeatureNetwork(), SliceProtocol.for_grid(vae.grid.shape)
+        self._network = efficientnet(SliceProtocol.for_grid(vae.grid.shape))
         self._repeats, self._sets = config.repeats, {}
         for name, path in (("train", config.real_train), ("test", config.real_test)):
             scans = load_scans(read_table(path).drop_duplicates("subject"), vae.grid)
-            features = extract_cached(scans.resident(), self._network, self._protocol, self._device)
-            self._sets[name] = fid.FeatureSet(pool(features), scans.labels)
+            features = features_of(scans.volumes, self._network, self._device)
+            self._sets[name] = fid.FeatureSet.of(features, scans.labels, AXES)
         labels = np.repeat(np.arange(len(CLASS_NAMES)), config.per_class)
         self._n = fid.per_draw(self._sets["train"].labels, self._sets["test"].labels, labels)
         self.floor = self._measure(self._sets["test"])["floor"]
@@ -121,8 +121,8 @@ class Judge:
     def __call__(self, volumes: np.ndarray, labels: np.ndarray) -> dict:
         """``fid`` and ``kid``, each with mean, low and high."""
         scaled = np.stack([normalise(volume) for volume in volumes])
-        features = extract(scaled, self._network, self._protocol, self._device)
-        return self._measure(fid.FeatureSet(pool(features), labels))["synthetic"]
+        features = self._network.features(scaled, self._device)
+        return self._measure(fid.FeatureSet.of(features, labels, AXES))["synthetic"]
 
 
 @torch.no_grad()

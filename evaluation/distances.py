@@ -1,4 +1,8 @@
-"""Distances between two sets of feature vectors, and permutation tests of them. Pure functions of arrays."""
+"""Distances between two sets of feature vectors, permutation tests of them, and the support of one in the other.
+
+Pure functions of arrays. Precision asks whether synthetic volumes lie where real ones do, recall and coverage whether
+they lie everywhere that real ones do.
+"""
 
 from __future__ import annotations
 
@@ -114,3 +118,51 @@ def _permuted(first: np.ndarray, strata: np.ndarray, permutations: int, draw: np
         columns = np.flatnonzero(strata == stratum)
         memberships[1:, columns] = draw.permuted(memberships[1:, columns], axis=1)
     return memberships
+
+
+def radii(within: np.ndarray, k: int) -> np.ndarray:
+    """Distance of each point from its k-th nearest other point, (N,) of distances within a set (N, N), N above k."""
+    if len(within) <= k:
+        raise ValueError(f"{len(within)} points have no {k}-th neighbour")
+    others = within + np.diag(np.full(len(within), np.inf))
+    return np.partition(others, k - 1, axis=1)[:, k - 1]
+
+
+def support(real: np.ndarray, across: np.ndarray, synthetic: np.ndarray, k: int) -> dict[str, float]:
+    """Precision, recall, density and coverage, from distances.
+
+    A set's support is the union of balls about its points, each as large as the distance to the point's k-th neighbour.
+    Precision: share of synthetic points inside the real support; recall: share of real points inside the synthetic one
+    (Kynkaanniemi et al. 2019, arXiv 1904.06991, equations 1 and 2). Density: mean number of real balls that a synthetic
+    point lies in, over k, which an outlier's large ball raises less; coverage: share of real balls with a synthetic
+    point in them (Naeem et al. 2020, arXiv 2002.09797, equations 2 and 3). Density can exceed 1.
+
+    Args:
+        real: distances within the real set (N, N).
+        across: of real (rows) from synthetic points, (N, M).
+        synthetic: within the synthetic set (M, M).
+        k: below N and M.
+    """
+    inside_real = across <= radii(real, k)[:, None]
+    inside_synthetic = across <= radii(synthetic, k)[None]
+    return {
+        "precision": float(inside_real.any(axis=0).mean()),
+        "recall": float(inside_synthetic.any(axis=1).mean()),
+        "density": float(inside_real.sum(axis=0).mean() / k),
+        "coverage": float(inside_real.any(axis=1).mean()),
+    }
+
+
+def hubness(across: np.ndarray) -> dict[str, float]:
+    """How a sample spreads over its nearest training subjects.
+
+    Args:
+        across: distances of the sample (N rows) from all training subjects.
+
+    Returns:
+        ``distinct``: different training subjects among the N nearest ones; ``share``: over N; ``largest``: how many of
+        the sample share one nearest training subject.
+    """
+    counts = np.bincount(across.argmin(axis=1))
+    distinct = np.count_nonzero(counts)
+    return {"distinct": float(distinct), "share": distinct / len(across), "largest": float(counts.max())}

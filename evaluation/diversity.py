@@ -1,8 +1,7 @@
 """Whether synthetic volumes are as various as real ones. Functions of feature vectors, and of volumes for MS-SSIM.
 
-Precision asks whether synthetic volumes lie where real ones do, recall and coverage whether they lie everywhere that
-real ones do. Their values for finite samples depend on the sample size and the features, so every figure stands beside
-the floor: real against other real subjects, at the same size, over the same draws (see `evaluation.fid`).
+Values for finite samples depend on the sample size and the features, so every figure stands beside the floor: real
+against other real subjects, at the same size, over the same draws (see `evaluation.fid`).
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from monai.metrics.regression import compute_ms_ssim
+from sklearn.metrics.pairwise import euclidean_distances
 
-from evaluation import fid
-from evaluation.fid import GROUPS, FeatureSet
+from evaluation.distances import hubness, support
+from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, Rows, draw_all, over_draws, pairs, spread
 from runtime import seeding
 
 NEIGHBOURS = 5
@@ -26,71 +26,6 @@ SSIM_KERNEL = 7
 SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponent of each scale, finest first: Wang et al. 2003, section 3.2. With fewer scales, the first, summing to 1."""
 _BATCH_VOXELS = 1_000_000
-
-
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances of all rows of a (N, F) from those of b (M, F): float64 (N, M).
-
-    By the scalar products of centred vectors, many times faster than pair by pair. Equal rows come out at about 1e-8 of
-    their length instead of 0, which no figure here depends on.
-    """
-    centre = a.mean(axis=0, dtype=np.float64)
-    a, b = a - centre, b - centre
-    squares = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0.0))
-
-
-def radii(within: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Distance of each point from its k-th nearest other point, (N,) of distances within a set (N, N), N above k."""
-    if len(within) <= k:
-        raise ValueError(f"{len(within)} points have no {k}-th neighbour")
-    others = within + np.diag(np.full(len(within), np.inf))
-    return np.partition(others, k - 1, axis=1)[:, k - 1]
-
-
-def support(real: np.ndarray, across: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
-    """Precision, recall, density and coverage, from distances.
-
-    A set's support is the union of balls about its points, each as large as the distance to the point's k-th neighbour.
-    Precision: share of synthetic points inside the real support; recall: share of real points inside the synthetic one
-    (Kynkaanniemi et al. 2019, arXiv 1904.06991, equations 1 and 2). Density: mean number of real balls that a synthetic
-    point lies in, over k, which an outlier's large ball raises less; coverage: share of real balls with a synthetic
-    point in them (Naeem et al. 2020, arXiv 2002.09797, equations 2 and 3). Density can exceed 1.
-
-    Args:
-        real: distances within the real set (N, N).
-        across: of real (rows) from synthetic points, (N, M).
-        synthetic: within the synthetic set (M, M).
-        k: below N and M.
-    """
-    inside_real = across <= radii(real, k)[:, None]
-    inside_synthetic = across <= radii(synthetic, k)[None]
-    return {
-        "precision": float(inside_real.any(axis=0).mean()),
-        "recall": float(inside_synthetic.any(axis=1).mean()),
-        "density": float(inside_real.sum(axis=0).mean() / k),
-        "coverage": float(inside_real.any(axis=1).mean()),
-    }
-
-
-def support_of(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
-    """`support` of feature vectors (N, F) and (M, F)."""
-    return support(distances(real, real), distances(real, synthetic), distances(synthetic, synthetic), k)
-
-
-def hubness(across: np.ndarray) -> dict[str, float]:
-    """How a sample spreads over its nearest training subjects.
-
-    Args:
-        across: distances of the sample (N rows) from all training subjects.
-
-    Returns:
-        ``distinct``: different training subjects among the N nearest ones; ``share``: over N; ``largest``: how many of
-        the sample share one nearest training subject.
-    """
-    counts = np.bincount(across.argmin(axis=1))
-    distinct = np.count_nonzero(counts)
-    return {"distinct": float(distinct), "share": distinct / len(across), "largest": float(counts.max())}
 
 
 def compare(sets: Mapping[str, FeatureSet], *, n: int, repeats: int, seed: int, k: int = NEIGHBOURS) -> dict:
@@ -112,106 +47,96 @@ def compare(sets: Mapping[str, FeatureSet], *, n: int, repeats: int, seed: int, 
         group, with the same three. A group whose samples hold k volumes or fewer has ``skipped`` with the reason in the
         place of its support.
     """
-    rows, table = _numbered(sets)
-    measured: dict[tuple[str, ...], list[float]] = {}
-    sizes = {group: n * len(classes) for group, classes in GROUPS.items()}
-    for repeat in range(repeats):
-        drawn = fid.draw_once(sets, n, seeding.rng(seed, "fid draw", repeat))
-        for group, classes in GROUPS.items():
-            figures = _nearest(rows, table, drawn, classes)
-            if sizes[group] > k:
-                figures |= _supports(fid.pairs(rows, drawn, classes), table, k)
-            for place, value in figures.items():
-                measured.setdefault((place[0], group, *place[1:]), []).append(value)
-    results: dict = {"k": k, "n": sizes, "support": {}, "nearest": {}}
-    for group, size in sizes.items():
-        if size <= k:
-            results["support"][group] = {"skipped": f"{size} volumes in a sample, more than k = {k} are needed"}
-    for (*places, metric), values in measured.items():
-        at = results
-        for place in places:
-            at = at.setdefault(place, {})
-        at[metric] = _range(values)
+    table = Distances(sets)
+    draws = draw_all(sets, n, repeats, seed)
+    results: dict = {"k": k, "n": {group: n * len(classes) for group, classes in GROUPS.items()}}
+    results["nearest"] = {group: _nearest(table, sets["train"], draws, classes) for group, classes in GROUPS.items()}
+    results["support"] = {}
+    for group, classes in GROUPS.items():
+        if results["n"][group] > k:
+            results["support"][group] = _supports(table, sets, draws, classes, k)
+        else:
+            reason = f"{results['n'][group]} volumes in a sample, more than k = {k} are needed"
+            results["support"][group] = {"skipped": reason}
     return results
 
 
-def _numbered(sets: Mapping[str, FeatureSet]) -> tuple[dict[str, FeatureSet], np.ndarray]:
-    """The sets with each volume's number in the place of its features, and the distances (all, all) of those numbers.
+class Distances:
+    """Euclidean distances of all volumes of all sets from one another, computed once for all draws."""
 
-    So `fid.pairs` arranges numbers as it arranges features, and distances are computed once for all draws.
-    """
-    joined, numbers, start = [], {}, 0
-    for name, one in sets.items():
-        stop = start + len(one.labels)
-        numbers[name] = FeatureSet(np.arange(start, stop)[None, :, None], one.labels)
-        joined.append(np.concatenate(list(one.pooled), axis=1))
-        start = stop
-    features = np.concatenate(joined)
-    return numbers, distances(features, features)
+    def __init__(self, sets: Mapping[str, FeatureSet]) -> None:
+        vectors = np.concatenate([np.concatenate(list(one.pooled), axis=1) for one in sets.values()])
+        self._table = euclidean_distances(vectors)
+        self._first = dict(zip(sets, np.cumsum([0, *(len(one.labels) for one in sets.values())]), strict=False))
+
+    def __call__(self, a: Rows, b: Rows) -> np.ndarray:
+        """(len(a), len(b))."""
+        return self._table[np.ix_(*(self._first[name] + rows for name, rows in (a, b)))]
 
 
-def _supports(compared: Mapping[str, Mapping[str, tuple]], table: np.ndarray, k: int) -> dict[tuple[str, ...], float]:
-    """Figures of one draw and group: (``support``, reference, sample, metric) to value."""
-    figures: dict[tuple[str, ...], float] = {}
-    for reference, samples in compared.items():
-        for name, (a, b) in samples.items():
-            real, made = a.ravel(), b.ravel()
-            found = support(table[np.ix_(real, real)], table[np.ix_(real, made)], table[np.ix_(made, made)], k)
-            figures |= {("support", reference, name, metric): value for metric, value in found.items()}
-        for metric in METRICS:
-            difference = (figures["support", reference, name, metric] for name in ("synthetic", "floor"))
-            figures["support", reference, "synthetic_minus_floor", metric] = float(np.subtract(*difference))
-    return figures
+def _supports(
+    table: Distances, sets: Mapping[str, FeatureSet], draws: list[Draw], classes: tuple[int, ...], k: int
+) -> dict:
+    """Support of one group: reference -> sample -> metric -> range over draws."""
+    controls = [name for name in sets if name not in ROLES]
+    found = over_draws(
+        draws, classes, controls, lambda real, made: support(table(real, real), table(real, made), table(made, made), k)
+    )
+    for samples in found.values():
+        samples["synthetic_minus_floor"] = [
+            {metric: made[metric] - floor[metric] for metric in METRICS}
+            for made, floor in zip(samples["synthetic"], samples["floor"], strict=True)
+        ]
+    return {
+        reference: {name: _ranges(values) for name, values in samples.items()} for reference, samples in found.items()
+    }
 
 
-def _nearest(
-    rows: Mapping[str, FeatureSet], table: np.ndarray, drawn: fid.Draw, classes: tuple[int, ...]
-) -> dict[tuple[str, ...], float]:
-    """Figures of one draw and group: (``nearest``, sample, figure) to value."""
-    train = rows["train"].pooled.ravel()[np.isin(rows["train"].labels, classes)]
-    figures = {}
-    for name, source, role in (("held_out", "test", "reference"), ("synthetic", "synthetic", "synthetic")):
-        sample = rows[source].rows(np.concatenate([drawn[role][code] for code in classes])).ravel()
-        figures |= {("nearest", name, key): value for key, value in hubness(table[np.ix_(sample, train)]).items()}
-    return figures
+def _nearest(table: Distances, train: FeatureSet, draws: list[Draw], classes: tuple[int, ...]) -> dict:
+    """Nearest training subjects of one group: sample -> figure -> range over draws."""
+    everybody = "train", np.flatnonzero(np.isin(train.labels, classes))
+    found: dict[str, list[dict[str, float]]] = {"held_out": [], "synthetic": []}
+    for drawn in draws:
+        reference, samples = pairs(drawn, classes)["held_out"]
+        found["held_out"].append(hubness(table(reference, everybody)))
+        found["synthetic"].append(hubness(table(samples["synthetic"], everybody)))
+    return {name: _ranges(values) for name, values in found.items()}
 
 
-def _range(values: list[float]) -> dict[str, float]:
-    low, high = np.percentile(values, (2.5, 97.5))
-    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
+def _ranges(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Figures of every draw to the range of each figure."""
+    return {name: spread([one[name] for one in values]) for name in values[0]}
 
 
-def ms_ssim_scales(shape: tuple[int, ...]) -> int:
-    """Scales of MS-SSIM that MONAI allows for volumes of this shape, 0 to 5: at 112 voxels 5, at 40 3, at 20 2.
+def ssim_weights(shape: tuple[int, ...]) -> list[float]:
+    """Exponents of the scales of MS-SSIM that MONAI allows for volumes of this shape; none where they are too small.
 
-    It asks for a shortest axis, divided by (scales - 1)^2, of at least the kernel's size.
+    It asks for a shortest axis, divided by (scales - 1)^2, of at least the kernel's size: at 112 voxels 5 scales, at 40
+    3, at 20 2.
     """
     fitting = [s for s in range(1, len(SSIM_WEIGHTS) + 1) if min(shape) // max(1, s - 1) ** 2 >= SSIM_KERNEL]
-    return max(fitting, default=0)
+    weights = SSIM_WEIGHTS[: max(fitting, default=0)]
+    return [weight / sum(weights) for weight in weights]
 
 
 @torch.inference_mode()
-def ms_ssim(volumes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def ms_ssim(volumes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Multi-scale structural similarity of pairs of volumes; 1 for equal ones. Source: Wang et al. 2003.
 
     Args:
-        volumes: (N, D, H, W) in [0, 1], `ms_ssim_scales` above 0; an array, or a stack that is read as it is indexed.
-        pairs: int (P, 2), rows of `volumes`.
+        volumes: (N, D, H, W) in [0, 1], large enough for one scale; an array, or a stack that is read as it is indexed.
+        chosen: int (P, 2), rows of `volumes`.
 
     Returns:
         float64 (P,) in [0, 1].
     """
     shape = tuple(volumes.shape[1:])
-    scales = ms_ssim_scales(shape)
-    if scales == 0:
-        raise ValueError(f"volumes of {shape} are smaller than the kernel of {SSIM_KERNEL} voxels")
-    weights = np.array(SSIM_WEIGHTS[:scales]) / sum(SSIM_WEIGHTS[:scales])
     step = max(1, _BATCH_VOXELS // int(np.prod(shape)))
     values = []
-    for start in range(0, len(pairs), step):
-        sides = [np.asarray(volumes[side.tolist()], dtype=np.float32) for side in pairs[start : start + step].T]
+    for start in range(0, len(chosen), step):
+        sides = [np.asarray(volumes[side.tolist()], dtype=np.float32) for side in chosen[start : start + step].T]
         a, b = (torch.from_numpy(side).unsqueeze(1) for side in sides)
-        found = compute_ms_ssim(a, b, spatial_dims=3, kernel_size=SSIM_KERNEL, weights=weights.tolist())
+        found = compute_ms_ssim(a, b, spatial_dims=3, kernel_size=SSIM_KERNEL, weights=ssim_weights(shape))
         values.append(found.flatten().double().numpy())
     return np.concatenate(values)
 
@@ -227,7 +152,7 @@ def compare_ms_ssim(
     real: tuple[np.ndarray, np.ndarray],
     synthetic: tuple[np.ndarray, np.ndarray],
     *,
-    pairs: int = 100,
+    count: int = 100,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict:
@@ -237,7 +162,7 @@ def compare_ms_ssim(
 
     Args:
         real, synthetic: volumes (N, D, H, W) in [0, 1], one per subject, and class codes (N,).
-        pairs: random pairs of subjects on each side and in each group.
+        count: random pairs of subjects on each side and in each group.
         resamples: of subjects, for the intervals. A pair counts as often as both its subjects are drawn together.
 
     Returns:
@@ -246,8 +171,8 @@ def compare_ms_ssim(
         ``low``, ``high``; or ``skipped`` with the reason, for all or for a group.
     """
     shape = tuple(real[0].shape[1:])
-    scales = ms_ssim_scales(shape)
-    if scales == 0:
+    weights = ssim_weights(shape)
+    if not weights:
         return {"skipped": f"volumes of {shape} are smaller than the kernel of {SSIM_KERNEL} voxels"}
     results = {}
     for group, classes in GROUPS.items():
@@ -259,20 +184,18 @@ def compare_ms_ssim(
         for place, (volumes, labels) in enumerate((real, synthetic)):
             draw = seeding.rng(seed, "ms-ssim", place, *classes)
             rows = np.concatenate([draw.permutation(np.flatnonzero(labels == code))[:n] for code in classes])
-            chosen = random_pairs(rows, pairs, draw)
+            chosen = random_pairs(rows, count, draw)
             sides.append(_pair_means(ms_ssim(volumes, chosen), chosen, resamples, draw))
         figures = {"real": sides[0], "synthetic": sides[1], "difference": sides[1] - sides[0]}
-        results[group] = {"n": n * len(classes), "pairs": len(chosen)} | {
-            name: _estimate(values) for name, values in figures.items()
-        }
-    weights = [weight / sum(SSIM_WEIGHTS[:scales]) for weight in SSIM_WEIGHTS[:scales]]
-    return {"protocol": {"scales": scales, "kernel": SSIM_KERNEL, "weights": weights}, "results": results}
+        results[group] = {"n": n * len(classes), "pairs": len(chosen)}
+        results[group] |= {name: _estimate(values) for name, values in figures.items()}
+    return {"protocol": {"scales": len(weights), "kernel": SSIM_KERNEL, "weights": weights}, "results": results}
 
 
-def _pair_means(values: np.ndarray, pairs: np.ndarray, resamples: int, draw: np.random.Generator) -> np.ndarray:
+def _pair_means(values: np.ndarray, chosen: np.ndarray, resamples: int, draw: np.random.Generator) -> np.ndarray:
     """Mean over pairs, then the means over resamples of the subjects in them: (1 + resamples,)."""
-    subjects, member = np.unique(pairs, return_inverse=True)
-    member = member.reshape(pairs.shape)
+    subjects, member = np.unique(chosen, return_inverse=True)
+    member = member.reshape(chosen.shape)
     counts = draw.multinomial(len(subjects), np.full(len(subjects), 1 / len(subjects)), size=resamples)
     weights = counts[:, member[:, 0]] * counts[:, member[:, 1]]
     total = weights.sum(axis=1)

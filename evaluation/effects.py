@@ -1,8 +1,8 @@
 """Anatomy by region: whether real and synthetic subjects have the same volumes, and a diagnosis changes both alike.
 
-A table of measures is (subjects, measures), one row per subject (`regional_volumes.region_table`). Every question about
-it is one function that returns plain values by measure.
-Effects are TLE minus HC, differences synthetic minus real; intervals are 95 %.
+A table of measures is (subjects, measures), one row per subject (`regional_volumes.region_table`), and every question
+about it a function that returns plain values by measure. Effects are TLE minus HC, differences synthetic minus real;
+intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -49,11 +49,15 @@ def _moments(table: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def resample(labels: np.ndarray, resamples: int, draw: np.random.Generator) -> np.ndarray:
-    """How often each subject is drawn when each class is resampled with replacement: float64 (resamples, N)."""
-    weights = np.zeros((resamples, len(labels)))
+    """How often each subject counts: once, then as often as it is drawn when each class is resampled with replacement.
+
+    Returns:
+        float64 (1 + resamples, N).
+    """
+    weights = np.ones((1 + resamples, len(labels)))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        weights[:, rows] = draw.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
+        weights[1:, rows] = draw.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
     return weights
 
 
@@ -84,8 +88,7 @@ def compare_distributions(
     """
     joined = np.concatenate([real, synthetic])
     origin = np.repeat([0, 1], [len(real), len(synthetic)])
-    drawn = resample(origin, resamples, seeding.rng(seed, "morphometry distributions"))
-    weights = np.concatenate([np.ones((1, len(joined))), drawn])
+    weights = resample(origin, resamples, seeding.rng(seed, "morphometry distributions"))
     difference = _weighted_d(joined, origin, weights)
     deviations = [np.sqrt(_moments(joined, weights * (origin == code))[1]) for code in (0, 1)]
     spread = np.divide(deviations[1], deviations[0], out=np.full_like(difference, np.nan), where=deviations[0] > 0)
@@ -104,7 +107,7 @@ def compare_distributions(
         "n_real": len(real),
         "n_synthetic": len(synthetic),
         "significant": int(np.sum(adjusted < 0.05)),
-        "measures": by_name(names, columns),
+        "measures": by_measure(names, columns),
     }
 
 
@@ -116,9 +119,8 @@ def class_effects(
     Returns:
         ``n`` (per class) and ``measures``: name -> ``d``, ``d_low``, ``d_high``.
     """
-    drawn = resample(labels, resamples, seeding.rng(seed, "morphometry effects"))
-    effects = _weighted_d(table, labels, np.concatenate([np.ones((1, len(table))), drawn]))
-    return {"n": class_counts(labels), "measures": by_name(names, _with_interval("d", effects))}
+    effects = _weighted_d(table, labels, resample(labels, resamples, seeding.rng(seed, "morphometry effects")))
+    return {"n": class_counts(labels), "measures": by_measure(names, _with_interval("d", effects))}
 
 
 def effect_agreement(
@@ -155,8 +157,8 @@ def effect_agreement(
     first, second = cohens_d(*reference), cohens_d(*sample)
     correlation = float(_row_correlation(first[None], second[None])[0])
     drawn = [
-        _weighted_d(*one, resample(one[1], resamples, seeding.rng(seed, "morphometry agreement", place)))
-        for place, one in enumerate((reference, sample))
+        _weighted_d(*side, resample(side[1], resamples, seeding.rng(seed, "morphometry agreement", place))[1:])
+        for place, side in enumerate((reference, sample))
     ]
     spread = np.nanstd(_fisher(_row_correlation(*drawn)))
     low, high = np.tanh(_fisher(np.array(correlation)) + 1.959964 * spread * np.array([-1, 1]))
@@ -198,14 +200,14 @@ def recovery(
     Returns:
         ``n`` and ``measures``: name -> ``correlation``, with low and high by bootstrap over subjects.
     """
-    drawn = resample(np.zeros(len(true)), resamples, seeding.rng(seed, "morphometry recovery"))
-    weights = np.concatenate([np.ones((1, len(true))), drawn])
-    together = _moments(measured + true, weights)[1]
-    variances = [_moments(one, weights)[1] for one in (measured, true)]
-    scale = np.sqrt(variances[0] * variances[1])
-    covariance = (together - variances[0] - variances[1]) / 2
+    weights = resample(np.zeros(len(true)), resamples, seeding.rng(seed, "morphometry recovery"))
+    size = weights.sum(axis=1)[:, None]
+    a, b = measured - measured.mean(axis=0), true - true.mean(axis=0)  # against cancellation in the products
+    product = weights @ (a * b) / size - (weights @ a / size) * (weights @ b / size)
+    covariance = product * size / (size - 1)
+    scale = np.sqrt(_moments(a, weights)[1] * _moments(b, weights)[1])
     correlation = np.divide(covariance, scale, out=np.full_like(scale, np.nan), where=scale > 0)
-    return {"n": len(true), "measures": by_name(names, _with_interval("correlation", correlation))}
+    return {"n": len(true), "measures": by_measure(names, _with_interval("correlation", correlation))}
 
 
 def paired_effect(
@@ -226,8 +228,9 @@ def paired_effect(
     if hc.shape != tle.shape or len(hc) < 2:
         raise ValueError(f"tables of shapes {hc.shape} and {tle.shape}: need the same 2 seeds or more")
     change = tle - hc
-    drawn = resample(np.zeros(len(change)), resamples, seeding.rng(seed, "morphometry pairs"))
-    difference = np.concatenate([np.ones((1, len(change))), drawn]) @ change / len(change)
+    difference = (
+        resample(np.zeros(len(change)), resamples, seeding.rng(seed, "morphometry pairs")) @ change / len(change)
+    )
     spread = hc.std(axis=0, ddof=1)
     moved = np.any(change != 0, axis=0)
     p = np.ones(change.shape[1])
@@ -242,7 +245,7 @@ def paired_effect(
         "p": p,
         "p_adjusted": adjusted,
     }
-    return {"n": len(change), "significant": int(np.sum(adjusted < 0.05)), "measures": by_name(names, columns)}
+    return {"n": len(change), "significant": int(np.sum(adjusted < 0.05)), "measures": by_measure(names, columns)}
 
 
 def class_counts(labels: np.ndarray) -> dict[str, int]:
@@ -255,7 +258,7 @@ def finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def by_name(names: tuple[str, ...], columns: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+def by_measure(names: tuple[str, ...], columns: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
     """Columns (M,) as one dict per name."""
     return {name: {key: finite(values[place]) for key, values in columns.items()} for place, name in enumerate(names)}
 

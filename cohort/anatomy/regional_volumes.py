@@ -68,16 +68,16 @@ def dilated_mask(region: str, grid: Grid) -> np.ndarray:
 
 
 @cache
-def _summation(grid: Grid, regions: tuple[str, ...]) -> sparse.csr_array:
-    """(regions, 3 x voxels): takes the shares of TISSUES in every voxel, one tissue after another, to ml per region."""
-    voxels = int(np.prod(grid.shape))
-    columns = []
-    for region in regions:
-        mask = np.flatnonzero(dilated_mask(region, grid))
-        columns.append(np.concatenate([mask + voxels * TISSUES.index(kind) for kind in tissues_in(region)]))
-    ends = np.cumsum([0, *map(len, columns)])
-    ml = np.full(ends[-1], grid.spacing_mm**3 / 1000)
-    return sparse.csr_array((ml, np.concatenate(columns), ends), shape=(len(regions), len(TISSUES) * voxels))
+def _summations(grid: Grid, regions: tuple[str, ...]) -> list[sparse.csr_array]:
+    """For each of TISSUES, (regions, voxels): ml of a voxel in the regions that measure this tissue, 0 elsewhere."""
+    masks = [np.flatnonzero(dilated_mask(region, grid)) for region in regions]
+    matrices = []
+    for kind in TISSUES:
+        columns = [mask if kind in tissues_in(name) else mask[:0] for name, mask in zip(regions, masks, strict=True)]
+        ends = np.cumsum([0, *map(len, columns)])
+        ml = np.full(ends[-1], grid.spacing_mm**3 / 1000)
+        matrices.append(sparse.csr_array((ml, np.concatenate(columns), ends), (len(regions), np.prod(grid.shape))))
+    return matrices
 
 
 def region_volumes(
@@ -94,12 +94,13 @@ def region_volumes(
     Returns:
         float64 (N, regions).
     """
-    summation, tissues = _summation(grid, regions), _template(grid)[1]
+    matrices, tissues = _summations(grid, regions), _template(grid)[1]
 
     def measure(index: int) -> np.ndarray:
         volume = np.asarray(volumes[index])
         flat = without_bias(volume, tissues, grid) if unbias else volume
-        return summation @ tissue_fractions(flat, tissues).ravel()
+        shares = tissue_fractions(flat, tissues)
+        return sum(matrix @ share.ravel() for matrix, share in zip(matrices, shares, strict=True))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filters run without the interpreter's lock
         return np.array(list(pool.map(measure, range(len(volumes))))).reshape(-1, len(regions))

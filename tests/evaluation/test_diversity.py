@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from evaluation import diversity, fid
+from evaluation import distances, diversity, fid
 from evaluation.fid import FeatureSet
 
 
@@ -16,16 +16,14 @@ def gaussian(seed, n, features=6, scale=1.0):
     return np.random.default_rng(seed).normal(0, scale, (n, features))
 
 
-def test_distances_equal_the_pairwise_ones():
-    a, b = gaussian(0, 12) + 5, gaussian(1, 9) + 5
-    np.testing.assert_allclose(diversity.distances(a, b), cdist(a, b), rtol=1e-9)
-    assert np.diag(diversity.distances(a, a)).max() < 1e-6
+def support_of(real, synthetic, k=diversity.NEIGHBOURS):
+    return distances.support(cdist(real, real), cdist(real, synthetic), cdist(synthetic, synthetic), k)
 
 
 def test_points_on_a_line_by_hand():
     """k = 1, real 0 1 10, synthetic 0.5 5 30: real radii 1 1 9, synthetic radii 4.5 4.5 25."""
     real, synthetic = np.array([[0.0], [1.0], [10.0]]), np.array([[0.5], [5.0], [30.0]])
-    found = diversity.support_of(real, synthetic, k=1)
+    found = support_of(real, synthetic, k=1)
     assert found["precision"] == pytest.approx(2 / 3)  # 0.5 and 5, not 30
     assert found["recall"] == pytest.approx(3 / 3)  # 0 and 1 in the ball of 0.5, 10 in that of 30
     assert found["density"] == pytest.approx((2 + 1) / 3)  # 0.5 in the balls of 0 and 1, 5 in that of 10
@@ -55,21 +53,21 @@ def brute_force(real, synthetic, k):
 @pytest.mark.parametrize(("n", "m", "k"), [(30, 30, 5), (40, 25, 3), (12, 50, 1)])
 def test_support_equals_brute_force(n, m, k):
     real, synthetic = gaussian(n, n), gaussian(m + 1, m, scale=0.8) + 0.3
-    assert diversity.support_of(real, synthetic, k) == pytest.approx(brute_force(real, synthetic, k))
+    assert support_of(real, synthetic, k) == pytest.approx(brute_force(real, synthetic, k))
 
 
 def test_equal_distributions_have_the_expected_coverage():
     """Naeem et al. 2020, proposition for equal distributions: E[coverage] = 1 - (N-1)...(N-k) / (2N-1)...(2N-k)."""
     n, k = 40, 5
     expected = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])
-    found = [diversity.support_of(gaussian(2 * i, n, 3), gaussian(2 * i + 1, n, 3), k)["coverage"] for i in range(60)]
+    found = [support_of(gaussian(2 * i, n, 3), gaussian(2 * i + 1, n, 3), k)["coverage"] for i in range(60)]
     assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / np.sqrt(60))
 
 
 def test_half_the_variance_loses_recall_and_not_precision():
     real = gaussian(0, 300, 8)
-    same = diversity.support_of(real, gaussian(1, 300, 8))
-    narrow = diversity.support_of(real, gaussian(1, 300, 8, scale=np.sqrt(0.5)))
+    same = support_of(real, gaussian(1, 300, 8))
+    narrow = support_of(real, gaussian(1, 300, 8, scale=np.sqrt(0.5)))
     assert narrow["recall"] < same["recall"] - 0.2
     assert narrow["precision"] >= same["precision"]
     assert narrow["density"] > same["density"]
@@ -77,12 +75,12 @@ def test_half_the_variance_loses_recall_and_not_precision():
 
 def test_too_few_points_are_refused():
     with pytest.raises(ValueError, match="5-th neighbour"):
-        diversity.support_of(gaussian(0, 5), gaussian(1, 9))
+        support_of(gaussian(0, 5), gaussian(1, 9))
 
 
 def test_hubness_counts_nearest_training_subjects():
     train = np.array([[0.0], [10.0], [20.0]])
-    found = diversity.hubness(cdist(np.array([[1.0], [2.0], [9.0], [0.5]]), train))
+    found = distances.hubness(cdist(np.array([[1.0], [2.0], [9.0], [0.5]]), train))
     assert found == {"distinct": 2.0, "share": 0.5, "largest": 3.0}
 
 
@@ -121,12 +119,12 @@ def test_floor_and_a_perfect_generator_differ_by_chance_only():
             assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
-def test_numbers_in_place_of_features_give_the_same_figures():
+def test_figures_of_a_draw_are_those_of_its_vectors():
     sets = feature_sets()
     found = diversity.compare(sets, n=10, repeats=1, seed=4)["support"]["HC"]["held_out"]["synthetic"]
-    drawn = fid.draw_once(sets, 10, diversity.seeding.rng(4, "fid draw", 0))
-    a, b = (np.concatenate(list(one), axis=1) for one in fid.pairs(sets, drawn, (0,))["held_out"]["synthetic"])
-    assert {name: one["mean"] for name, one in found.items()} == pytest.approx(diversity.support_of(a, b))
+    real, samples = fid.pairs(fid.draw_all(sets, 10, 1, 4)[0], (0,))["held_out"]
+    a, b = (np.concatenate(list(sets[name].pooled[:, rows]), axis=1) for name, rows in (real, samples["synthetic"]))
+    assert {name: one["mean"] for name, one in found.items()} == pytest.approx(support_of(a, b))
 
 
 def test_a_sample_of_k_volumes_is_skipped_with_the_reason():
@@ -146,7 +144,7 @@ def textures(seed, n, shape=(20, 24, 20), smooth=2.0):
     ("shape", "scales"), [((112, 136, 112), 5), ((40, 48, 40), 3), ((20, 24, 20), 2), ((5, 9, 9), 0)]
 )
 def test_scales_are_the_most_that_monai_takes(shape, scales):
-    assert diversity.ms_ssim_scales(shape) == scales
+    assert len(diversity.ssim_weights(shape)) == scales
     if 0 < scales < 5:
         volume = torch.zeros(1, 1, *shape)
         with pytest.raises(ValueError, match="weights"):
@@ -177,7 +175,7 @@ def test_random_pairs_are_distinct_and_never_of_one_subject():
 def test_ms_ssim_of_one_volume_repeated_is_1_and_the_difference_is_seen():
     real, labels = textures(0, 12), np.arange(12) % 2
     copies = np.repeat(textures(1, 1), 12, axis=0)
-    found = diversity.compare_ms_ssim((real, labels), (copies, labels), pairs=20, resamples=200)
+    found = diversity.compare_ms_ssim((real, labels), (copies, labels), count=20, resamples=200)
     assert found["protocol"]["scales"] == 2
     for group, n in (("overall", 12), ("HC", 6), ("TLE", 6)):
         one = found["results"][group]

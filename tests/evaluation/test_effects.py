@@ -33,6 +33,7 @@ def test_d_equals_the_direct_formula():
 def test_weights_of_a_resample_give_the_d_of_the_drawn_subjects():
     table, labels = cohort(1, 40, (0.5, 0.0, 0.0, 0.0))
     weights = morphometry.resample(labels, 5, np.random.default_rng(0))
+    assert (weights[0] == 1).all()
     assert (weights[:, labels == 1].sum(axis=1) == 20).all()
     found = morphometry._weighted_d(table, labels, weights)
     for row, weight in zip(found, weights.astype(int), strict=True):

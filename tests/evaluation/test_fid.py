@@ -27,10 +27,12 @@ def feature_sets(n_train=40, n_test=24, n_synth=20, shift=0.0, features=30):
 
 def test_projection_keeps_the_directions_of_most_variance():
     data = gaussian(0, 100, 5.0, np.array([1.0, 10.0, 0.1]))
-    projection = fid.Projection.fit(data, 1)
-    assert abs(projection.components[0, 1]) > 0.99
-    assert projection(data).mean() == pytest.approx(0, abs=1e-9)
-    assert projection(data).shape == (100, 1)
+    sets = {name: FeatureSet(data[None] + shift, np.zeros(100), ("all",)) for name, shift in (("train", 0), ("x", 1))}
+    projected = fid.project(sets, 1)
+    assert projected["train"].pooled.shape == (1, 100, 1)
+    assert projected["train"].pooled.std() == pytest.approx(data[:, 1].std(), rel=0.01)
+    assert projected["train"].pooled.mean() == pytest.approx(0, abs=1e-9)
+    assert abs(projected["x"].pooled.mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_draws_share_no_volume_and_hold_n_of_each_class():
@@ -49,11 +51,13 @@ def test_every_pair_has_the_same_number_of_volumes_and_controls_share_none_with_
     sets = feature_sets()
     drawn = fid.draw_once(sets, 6, np.random.default_rng(0))
     for classes, n in (((0, 1), 12), ((1,), 6)):
-        compared = fid.pairs(sets, drawn, classes)
-        shapes = {array.shape for samples in compared.values() for pair in samples.values() for array in pair}
-        assert shapes == {(3, n, 30)}
-        reference, blurred = compared["held_out"]["blurred"]
-        assert not np.isin(blurred - 3.0, reference).any()
+        compared = fid.pairs(drawn, classes, ["blurred"])
+        assert {len(rows) for real, samples in compared.values() for _, rows in (real, *samples.values())} == {n}
+        (real, reference), samples = compared["held_out"]
+        assert (real, samples["blurred"][0]) == ("test", "blurred")
+        assert not np.isin(samples["blurred"][1], reference).any()
+        assert len(set(samples["repeated"][1])) == 1
+        assert ("other_class" in samples) == (n == 6)
 
 
 def test_compare_orders_floor_and_control_and_sees_a_shift():
@@ -119,16 +123,6 @@ def test_permuted_labels_are_seen_by_class_and_not_overall():
             assert results[group]["held_out"]["relabelled"][f"{metric}_minus_floor"]["low"] > 0
 
 
-def test_views_of_one_name_are_averaged_and_every_view_counts_once():
-    """As a per-position distance is: positions of an axis make the axis, all positions make the mean."""
-    sets = {name: FeatureSet(one.pooled, one.labels, ("a", "a", "b")) for name, one in feature_sets().items()}
-    by_axis = fid.compare(feature_sets(), dimensions=4, n=6, repeats=3, seed=0)["HC"]["held_out"]["floor"]["fid"]
-    by_position = fid.compare(sets, dimensions=4, n=6, repeats=3, seed=0)["HC"]["held_out"]["floor"]["fid"]
-    assert by_position["a"] == pytest.approx((by_axis["sagittal"] + by_axis["coronal"]) / 2)
-    assert by_position["b"] == pytest.approx(by_axis["axial"])
-    assert by_position["mean"] == pytest.approx(by_axis["mean"])
-
-
 def test_sets_of_different_views_are_refused():
     sets = feature_sets()
     sets["blurred"] = FeatureSet(sets["blurred"].pooled[:2], sets["blurred"].labels, ("sagittal", "coronal"))
@@ -136,13 +130,11 @@ def test_sets_of_different_views_are_refused():
         fid.compare(sets, dimensions=4, n=6, repeats=2, seed=0)
 
 
-def test_features_of_a_network_are_taken_without_copying():
+def test_features_of_a_network_are_kept_by_view_in_double_precision():
     features = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
-    one = FeatureSet.of(features, np.zeros(4, dtype=int), ("x", "y", "z"))
-    assert np.shares_memory(one.pooled, features)
-    np.testing.assert_array_equal(one.view(1).pooled[0], features[:, 1])
-    assert one.view(1).pooled.dtype == np.float64
-    assert one.view(2).views == ("z",)
+    found = FeatureSet.of(features, np.zeros(4, dtype=int), ("x", "y", "z"))
+    np.testing.assert_array_equal(found.pooled[1], features[:, 1])
+    assert found.pooled.dtype == np.float64
 
 
 def test_figures_of_all_volumes_are_the_distances_of_all_volumes():
@@ -154,11 +146,11 @@ def test_figures_of_all_volumes_are_the_distances_of_all_volumes():
         for metric, space, distance in (("fid", projected, fid.frechet), ("kid", sets, fid.kid)):
             expected = [
                 distance(a, b)
-                for a, b in zip(space["test"].rows(test), space["synthetic"].rows(synthetic), strict=True)
+                for a, b in zip(space["test"].pooled[:, test], space["synthetic"].pooled[:, synthetic], strict=True)
             ]
             assert results[group]["to_held_out"][metric] == pytest.approx(np.mean(expected))
         assert results[group]["to_held_out"]["fid_by_view"]["axial"] == pytest.approx(
-            fid.frechet(projected["test"].rows(test)[2], projected["synthetic"].rows(synthetic)[2])
+            fid.frechet(projected["test"].pooled[2, test], projected["synthetic"].pooled[2, synthetic])
         )
         assert results[group]["to_training"]["n_real"] == 20
 
