@@ -21,9 +21,9 @@ import numpy as np
 
 from cohort.resampling import resample, to_ras
 from cohort.scans import GRIDS
+from cohort.simulation.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 from runtime.cli import describe, run_script
 from runtime.files import ROOT, read_json, write_json
-from tests.cohort.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 
 GRID = GRIDS["paper"]
 LOOK = Look(warp=1.0, fat=1.2, skull_mm=7)

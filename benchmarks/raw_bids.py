@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cohort.simulation.heads import Look, Pose, canvas, scan
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, write_json
 from runtime.seeding import rng
-from tests.cohort.heads import Look, Pose, canvas, scan
 
 ORIENTATIONS = ("RAS", "LAS", "LPS", "PIR", "ASR")
 

@@ -1,31 +1,19 @@
-"""A small cohort on the smoke grid: blobs with a class effect, as NIfTI files and split tables."""
+"""What all tests may use: a small cohort on the smoke grid, and checkpoints that nothing was trained for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import ndimage
 
 from cohort.scans import GRIDS
+from tests.support.scans import blob
 
+pytest_plugins = ("tests.support.checkpoints",)
 torch.set_num_threads(1)  # a test process per core: pytest --numprocesses
-
-
-def blob(seed: int, label: int) -> np.ndarray:
-    """A head-like ellipsoid with soft random structure; class 1 is darker in one corner of it."""
-    shape = GRIDS["smoke"].shape
-    random = np.random.default_rng(seed)
-    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    head = (place**2).sum(0) < 0.7
-    image = 100 + 30 * ndimage.gaussian_filter(random.standard_normal(shape), 2.0) * 8
-    if label:
-        image[4:9, 8:14, 6:10] -= 40
-    return np.where(head, np.clip(image, 5, 250), 0).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,13 @@ def test_nothing_imports_a_script() -> None:
         assert not found, f"{path} imports {found}"
 
 
+def test_tests_and_benchmarks_import_nothing_of_each_other() -> None:
+    for folder, other in (("benchmarks", "tests"), ("tests", "benchmarks")):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+            assert not [name for name in names if name and name.split(".")[0] == other], path
+
+
 def test_no_drawer_has_a_name_for_everything() -> None:
     assert not [path for path in modules() if path.stem in FORBIDDEN_NAMES]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cohort.scans import GRIDS, load_scan
-from tests.processes import script
+from tests.support.processes import script
 from VAE.checkpoint import save_vae
 from VAE.config import PRESETS
 from VAE.model import Autoencoder

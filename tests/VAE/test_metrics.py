@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import blob
+from tests.support.scans import blob
 from VAE.metrics import nmse, psnr, reconstruction_metrics, ssim_map
 
 

@@ -16,7 +16,7 @@ import torch
 from cohort.scans import GRIDS
 from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
-from tests.processes import fill, kill_at_step, script, small_disk
+from tests.support.processes import fill, kill_at_step, script, small_disk
 from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
 from VAE.latents import read_latent, read_split, read_statistics

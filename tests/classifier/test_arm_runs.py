@@ -6,7 +6,7 @@ import pytest
 
 from classifier.arm_runs import arms_of
 from runtime.errors import InputError
-from tests.classifier.arm_folders import write_arms, write_run
+from tests.support.arm_folders import write_arms, write_run
 
 ARMS = {"a": (1.0, {}), "real": (1.0, {}), "z": (1.0, {})}
 

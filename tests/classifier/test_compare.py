@@ -7,7 +7,7 @@ from classifier.measures import metrics
 from classifier.measures.paired_tests import holm
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
-from tests.classifier.arm_folders import write_arms, write_run
+from tests.support.arm_folders import write_arms, write_run
 
 
 def made_run(folder, scores, labels, drop=0):

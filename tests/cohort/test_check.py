@@ -22,8 +22,8 @@ from cohort.scans import GRIDS, load_scan
 from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError
-from tests.cohort.test_scans import brain, edit, save
-from tests.processes import fill, small_disk
+from tests.support.processes import fill, small_disk
+from tests.support.scans import brain, edit, save
 
 GRID = GRIDS["smoke"]
 

@@ -16,18 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.raw_bids import RawConfig
-from benchmarks.raw_bids import main as export
 from cohort import make_demo
 from cohort.atlas import load_template
 from cohort.preparation.participants import list_scans
 from cohort.prepare import Config, Job, finished, main, steps_of
 from cohort.resampling import resample
 from cohort.scans import GRIDS, load_scan, load_scans
+from cohort.simulation.heads import dice
 from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, sha256
-from tests.cohort.heads import dice
+from tests.support.processes import script
 
 GRID = GRIDS["smoke"]
 
@@ -322,7 +321,7 @@ def test_a_raw_head_of_the_demo_cohort_comes_back(tmp_path):
         out=tmp_path / "demo", index=tmp_path / "demo.csv", subjects=1, spacing_mm=2.0, workers=1, seed=5
     )
     make_demo.main(demo)
-    export(RawConfig(cohort=demo.out, out=tmp_path / "raw", subjects=1, spacing_mm=2.0))
+    script("benchmarks.raw_bids", "--cohort", demo.out, "--out", tmp_path / "raw", "--subjects", 1, "--spacing-mm", 2)
     chosen = config(tmp_path / "raw", assume_mni=False, grid="demo", index=tmp_path / "index.csv")
     assert status(chosen) == 0
     found, true = read_table(chosen.index), read_table(demo.index)

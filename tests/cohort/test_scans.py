@@ -18,20 +18,9 @@ from cohort.scans import GRIDS, Grid, head_mask, load_scan, load_scans, normalis
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError
 from runtime.files import ROOT
+from tests.support.scans import brain, edit, save
 
 GRID = GRIDS["smoke"]
-
-
-def brain(shape=GRID.shape, seed=0):
-    """A smooth random blob inside, exact zeros outside."""
-    axes = np.meshgrid(*[np.linspace(-1, 1, size) for size in shape], indexing="ij")
-    noise = np.random.default_rng(seed).random(shape)
-    return np.where(sum(axis**2 for axis in axes) < 0.8, 100 + 50 * noise + 30 * axes[0], 0).astype(np.float32)
-
-
-def save(path, image, affine=None, kind=nib.Nifti1Image):
-    nib.save(kind(image, GRID.affine if affine is None else affine), path)
-    return path
 
 
 def refusal(path, grid=GRID):
@@ -362,14 +351,6 @@ def test_no_overlap_and_wrong_units(tmp_path):
     assert "it reaches from [920, -113, -72] to [1080, 79, 88] mm" in refusal(save(tmp_path / "a.nii", brain(), away))
     metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ GRID.affine
     assert "covers 0.0%" in refusal(save(tmp_path / "b.nii", brain(), metres))
-
-
-def edit(path, change):
-    """Rewrites the header of a plain NIfTI in place, whatever it then says."""
-    data = path.read_bytes()
-    header = nib.Nifti1Header(data[:348], check=False)
-    change(header)
-    path.write_bytes(header.binaryblock + data[348:])
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -17,7 +17,7 @@ from cohort.splitting.folds import SPLITS, refuse_shared
 from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
-from tests.cohort.people import cohort, homes
+from tests.support.people import cohort, homes
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from diffusion.model import DiT
 from diffusion.process import build_process
 from diffusion.space import LatentSpace
 from runtime.errors import InputError
-from tests.diffusion.test_dit import awake
+from tests.support.checkpoints import awake
 from VAE.latents import Statistics
 
 MODEL = ModelConfig(dim=16, depth=1, heads=1, patch=(2, 2, 2), covariates=("age",))

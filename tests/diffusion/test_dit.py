@@ -15,18 +15,11 @@ from diffusion.model import DiT
 from diffusion.model.dit import patchify, position_embedding, unpatchify
 from diffusion.process import build_process
 from runtime.errors import InputError
+from tests.support.checkpoints import awake
 
 SMALL = ModelConfig(dim=32, depth=2, heads=2, patch=(2, 2, 2), latent_channels=3)
 PAPER_LATENT = (4, 28, 34, 28)
 NAN = math.nan
-
-
-def awake(model: DiT) -> DiT:
-    """Random weights everywhere: a new DiT's output is zero by design."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 def inputs(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

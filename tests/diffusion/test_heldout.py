@@ -13,7 +13,7 @@ from diffusion.model import DiT
 from diffusion.process import build_process
 from runtime import seeding
 from runtime.device import Device
-from tests.diffusion.test_dit import awake
+from tests.support.checkpoints import awake
 
 SHAPE = (2, 4, 4, 4)
 

@@ -27,7 +27,7 @@ from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import read_json, sha256
-from tests.processes import kill_when, script
+from tests.support.processes import kill_when, script
 from VAE.checkpoint import load_vae
 
 SCALES = {"age": (40.0, 12.0), "sex": (0.5, 0.5)}

@@ -11,7 +11,7 @@ import torch
 
 from diffusion.checkpoint import load_diffusion
 from runtime.checkpoints import load_checkpoint
-from tests.processes import kill_at_step, script
+from tests.support.processes import kill_at_step, script
 from VAE.latents import read_latent
 
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)

@@ -13,8 +13,8 @@ from evaluation.privacy.canary_plan import FOUND, plan_canaries, read_canaries, 
 from runtime.checkpoints import checkpoint_hash
 from runtime.errors import InputError
 from runtime.files import read_json
-from tests.diffusion.conftest import LATENT
-from tests.processes import script
+from tests.support.checkpoints import LATENT
+from tests.support.processes import script
 from VAE.latents import Latent, compute_statistics, list_latents, read_split, write_latent, write_statistics
 
 SUBJECTS = [f"s{index:02d}" for index in range(16)]

@@ -13,7 +13,7 @@ import pytest
 
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, sha256, write_json
-from tests.processes import small_disk
+from tests.support.processes import small_disk
 
 
 def test_json_comes_back_and_leaves_no_temporary(tmp_path: Path) -> None:

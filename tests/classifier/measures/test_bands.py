@@ -5,7 +5,7 @@ from sklearn import metrics as reference
 from classifier.arm_runs import arms_of
 from classifier.measures.bands import GRID, all_bands, precision_rows, reliabilities, roc_rows
 from classifier.measures.nested_bootstrap import draws_of
-from tests.classifier.arm_folders import write_arms
+from tests.support.arm_folders import write_arms
 
 
 def sample(seed=0, decimals=2):

@@ -10,7 +10,7 @@ from classifier.measures.nested_bootstrap import draws_of
 from classifier.measures.paired_tests import holm
 from cohort.atlas import REGIONS
 from runtime.errors import InputError
-from tests.classifier.arm_folders import write_arms, write_run
+from tests.support.arm_folders import write_arms, write_run
 
 
 def compared(runs, pairs="reference"):

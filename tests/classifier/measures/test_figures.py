@@ -7,7 +7,7 @@ from classifier.arm_runs import arms_of
 from classifier.measures import bands, figures
 from classifier.measures.comparison import compare_arms
 from classifier.measures.nested_bootstrap import draws_of
-from tests.classifier.arm_folders import write_arms
+from tests.support.arm_folders import write_arms
 
 ARMS = {
     "real": (1.0, {}), "both": (1.5, {"synth_percent": 100.0}), "synthetic": (0.5, {"real": 0, "synth_count": 40}),

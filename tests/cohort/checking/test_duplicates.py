@@ -18,7 +18,7 @@ from cohort.resampling import resample
 from cohort.scans import GRIDS, load_scans, normalise
 from runtime.errors import InputError
 from runtime.files import ROOT
-from tests.cohort.test_scans import brain, save
+from tests.support.scans import brain, save
 
 GRID = GRIDS["smoke"]
 AFFINE = GRIDS["demo"].affine

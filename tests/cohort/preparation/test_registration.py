@@ -15,8 +15,8 @@ from cohort.preparation.registration import Working, target
 from cohort.preparation.steps import Steps, prepare
 from cohort.resampling import resample, to_ras
 from cohort.scans import GRIDS, normalise
+from cohort.simulation.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 from runtime.errors import InputError
-from tests.cohort.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 
 GRID = GRIDS["demo"]
 CASES = {

@@ -13,7 +13,7 @@ from cohort.splitting.folds import SPLITS, folds, hold_out, partition, refuse_sh
 from cohort.splitting.ties import join_groups, tied
 from cohort.tables import DIAGNOSES
 from runtime.errors import InputError
-from tests.cohort.people import cohort, homes
+from tests.support.people import cohort, homes
 
 PERCENT = {"val_percent": 15, "test_percent": 25}
 # Results measured on the demo's split hold for this division of its 300 subjects and no other.

@@ -1,8 +1,8 @@
-"""A simulated head for tests of preparation: a template's brain in fluid, skull, scalp, face and neck, as scanned raw.
+"""A simulated raw head, to try preparation on: a template's brain in fluid, skull, scalp, face and neck.
 
-Nothing here is meant to look right to a radiologist. It has what makes whole heads hard to register to a brain: bright
-fat and marrow around a dark ring, a neck longer than the brain, eyes, air in the face, a position far from the
-template's. Everything about it varies, so that a method that works on all of them is not fitted to one.
+It would not convince a radiologist. It has what makes whole heads hard to register to a brain: bright fat and marrow
+around a dark ring, a neck longer than the brain, eyes, air in the face, a position far from the template's. All of it
+varies, so that a method that works on many heads is not fitted to one.
 """
 
 from __future__ import annotations

@@ -24,6 +24,14 @@ LATENT = (4, 10, 12, 10)
 """Shape of the smoke VAE's latents."""
 
 
+def awake(model: DiT, seed: int = 0) -> DiT:
+    """Random weights everywhere: a new DiT's output is zero by design."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
 @pytest.fixture(scope="session")
 def random_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAE's checkpoint on the smoke grid. Its linear path decodes sensibly without training."""
@@ -48,9 +56,7 @@ def random_diffusion(random_vae: Path, tmp_path_factory: pytest.TempPathFactory)
         process, scales = process or ProcessConfig(target="velocity"), covariates or {}
         config = ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=tuple(scales))
         model = DiT(config, LATENT, build_process(process))
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.parameters():
-            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        awake(model, seed=1)
         statistics = Statistics(
             mean=(0.0,) * 4, std=(1.0,) * 4, count=2, split="train", ledger=["b" * 16, "c" * 16],
             vae=checkpoint_hash(random_vae) if vae is None else vae, grid=GRIDS["smoke"].to_dict(),

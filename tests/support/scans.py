@@ -1,0 +1,43 @@
+"""Made-up scans on the smoke grid, and damage to their files."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from cohort.scans import GRIDS
+
+GRID = GRIDS["smoke"]
+
+
+def blob(seed: int, label: int) -> np.ndarray:
+    """A head-like ellipsoid with soft random structure; class 1 is darker in one corner of it."""
+    shape = GRID.shape
+    random = np.random.default_rng(seed)
+    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    head = (place**2).sum(0) < 0.7
+    image = 100 + 30 * ndimage.gaussian_filter(random.standard_normal(shape), 2.0) * 8
+    if label:
+        image[4:9, 8:14, 6:10] -= 40
+    return np.where(head, np.clip(image, 5, 250), 0).astype(np.float32)
+
+
+def brain(shape=GRID.shape, seed=0):
+    """A smooth random blob inside, exact zeros outside."""
+    axes = np.meshgrid(*[np.linspace(-1, 1, size) for size in shape], indexing="ij")
+    noise = np.random.default_rng(seed).random(shape)
+    return np.where(sum(axis**2 for axis in axes) < 0.8, 100 + 50 * noise + 30 * axes[0], 0).astype(np.float32)
+
+
+def save(path, image, affine=None, kind=nib.Nifti1Image):
+    nib.save(kind(image, GRID.affine if affine is None else affine), path)
+    return path
+
+
+def edit(path, change):
+    """Rewrites the header of a plain NIfTI in place, whatever it then says."""
+    data = path.read_bytes()
+    header = nib.Nifti1Header(data[:348], check=False)
+    change(header)
+    path.write_bytes(header.binaryblock + data[348:])
