@@ -27,7 +27,7 @@ from torch import nn
 from benchmarks.timing import count_flops, matrix_rate, short, time_turns, vol2col_kernels
 from classifier.config import PRESETS, ModelConfig
 from classifier.model import build_model
-from classifier.saliency.attribution import Context, attribute_batch
+from classifier.saliency.attribution import Context, attribute
 from cohort.scans import GRIDS
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, cpu_has_bfloat16, keep_freed_memory, pick_device
@@ -198,7 +198,7 @@ def explain(config: BenchmarkConfig, device: Device) -> None:
     networks |= {f"MONAI {name}": nn.Sequential(seeded(MONAIS[name]), nn.Flatten(0)) for name in REFERENCES}
     frozen = [device.module(network).eval().requires_grad_(False) for network in networks.values()]
     jobs = [
-        lambda network=network: attribute_batch(network, x, "integrated_gradients", context, range(config.subjects))
+        lambda network=network: attribute(network, x, "integrated_gradients", context, range(config.subjects))
         for network in frozen
     ]
     seconds, peaks = time_turns(jobs, config.repeats, device, warm_ups=1)

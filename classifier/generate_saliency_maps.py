@@ -24,11 +24,8 @@ from tqdm import tqdm
 
 from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
-from classifier.saliency import attribution
-from classifier.saliency import figures as anatomy_figures
-from classifier.saliency import files as map_files
-from classifier.saliency import tables as saliency_tables
-from classifier.saliency.cases import groups_of, judge, read_cases
+from classifier.saliency import attribution, figures, files, tables
+from classifier.saliency.cases import groups_of, read_cases, with_outcomes
 from classifier.saliency.regions import Relevance, choose_regions, region_means
 from classifier.saliency.tables import Found, Maps
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
@@ -38,7 +35,7 @@ from cohort.tables import CLASS_NAMES
 from cohort.volumes import write_nifti
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
-from runtime.device import Device, pick_device
+from runtime.device import pick_device
 from runtime.files import ROOT, atomic_write, locked, write_json
 
 CASE_COLUMNS = ("origin", "stem", "subject", "session", "group", "label", "side", "diagnosis", "logit", "probability",
@@ -55,7 +52,7 @@ class SaliencyConfig:
     csv: Path | None = None
     """Table of real scans to explain."""
     volumes: tuple[Path, ...] = ()
-    """Folders of synthetic volumes to explain; they are judged against the class they were made for."""
+    """Folders of synthetic volumes to explain; their outcome is against the class they were made for."""
     reconstructions: tuple[Path, ...] = ()
     """Folders of reconstructions to explain: of VAE.infer with --nifti, or of volume pickles. Class and side are those
     of their scans in --csv; without it the class is what VAE.infer's metrics.csv beside them says."""
@@ -71,11 +68,9 @@ class SaliencyConfig:
     """Pictures for the first so many volumes of each origin and method (maps are written for all); 0: not even of means
     and rankings."""
     ig_steps: int = 32
-    """Points along the path of integrated gradients."""
+    """Points on the path of integrated gradients."""
     noise_samples: int = 16
     """Noisy copies in SmoothGrad."""
-    shap_samples: int = 25
-    """Random points in gradient SHAP."""
     batch: int | None = None
     """Volumes evaluated at once (points of a path count each); by default 8 on a CPU and 32 on a GPU."""
     resamples: int = 2000
@@ -94,144 +89,114 @@ class SaliencyConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same from map to map."""
+    """A classifier, the volumes to explain, and how."""
 
     config: SaliencyConfig
     loaded: LoadedClassifier
-    scans: ScanStack
-    volumes: Volumes
     cases: pd.DataFrame
     """One row per volume: classifier.saliency.cases."""
+    scans: ScanStack
+    volumes: Volumes
     regions: Atlas
     context: attribution.Context
 
-    @property
-    def origins(self) -> list[str]:
-        """Those that have cases, in the order of the cases."""
-        return list(dict.fromkeys(self.cases["origin"]))
+    def folder(self, method: str, origin: str) -> Path:
+        """Where the maps of one method and origin are."""
+        return self.config.out / method / origin
 
     def stem(self, method: str, row: int) -> Path:
         """Path of a case's map, without an ending."""
-        return self.config.out / method / self.cases["origin"][row] / self.cases["stem"][row]
+        return self.folder(method, self.cases["origin"][row]) / self.cases["stem"][row]
 
 
 def main(config: SaliencyConfig) -> None:
     """Loads, attributes, averages, ranks, compares."""
     attribution.check_methods(config.methods)
-    device = pick_device("float32", config.threads)  # bfloat16 would round small attributions away
     loaded = load_classifier(config.checkpoint)
     regions = choose_regions(atlas(loaded.grid), config.regions)
     cases = read_cases(config.csv, config.volumes, config.reconstructions, loaded.grid, config.limit)
     leak = refuse_overlap(cases, loaded.ledger, what=f"classifier {config.checkpoint}", allow_leak=config.allow_leak)
     config.out.mkdir(parents=True, exist_ok=True)
     with locked(config.out):
-        job = prepare(config, loaded, regions, cases, device)
+        job = open_job(config, loaded, regions, cases)
         made = {method: make_maps(job, method) for method in config.methods}
-        found = {(method, origin): gather(job, method, origin) for method in config.methods for origin in job.origins}
-        write_results(job, found, leak, made)
+        found = {
+            (method, origin): gather(job, method, origin)
+            for method in config.methods
+            for origin in job.cases["origin"].unique()
+        }
+        for (method, origin), maps in tqdm(found.items(), desc="group means", unit="method", delay=1):
+            write_means(job, method, origin, maps)
+        write_tables(job, found)
+        write_json(config.out / "maps.json", summary(job, found, leak, made))
 
 
-def prepare(
-    config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, cases: pd.DataFrame, device: Device
-) -> Job:
-    """Loads the volumes, and judges them with the checkpoint's temperature and threshold."""
+def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, cases: pd.DataFrame) -> Job:
+    """Loads the volumes, and compares their logits with the checkpoint's threshold."""
+    device = pick_device("float32", config.threads)  # bfloat16 would round small attributions away
+    device.module(loaded.model)
     scans = load_scans(cases, loaded.grid, cache_dir=config.cache_dir)
     volumes = Volumes(scans, device)
-    device.module(loaded.model)
     context = attribution.Context(
         mean_hc=device.tensor(loaded.mean_hc[None, None]),
         regions=torch.from_numpy(regions.labels.astype(np.int64))[None, None].to(device.kind),
         ig_steps=config.ig_steps,
         noise_samples=config.noise_samples,
-        shap_samples=config.shap_samples,
         batch=config.batch or (8 if device.kind.type == "cpu" else 32),
         seed=config.seed,
     )
     with torch.no_grad():
         rows = torch.arange(len(volumes)).split(context.batch)
         logits = torch.cat([loaded.model(volumes.batch(part)).float().cpu() for part in rows]).double().numpy()
-    judged = judge(cases, logits, loaded.temperature, loaded.threshold)
-    return Job(config, loaded, scans, volumes, judged, regions, context)
+    cases = with_outcomes(cases, logits, loaded.temperature, loaded.threshold)
+    return Job(config, loaded, cases, scans, volumes, regions, context)
 
 
 def make_maps(job: Job, method: str) -> int:
     """Makes the maps of a method that are not there yet; returns how many."""
     settings = attribution.settings_of(method, job.context)
-    recipes = [map_files.recipe(job.loaded.hash, volume, method, settings) for volume in job.scans.hashes]
-    missing = [row for row, wanted in enumerate(recipes) if not map_files.is_made(job.stem(method, row), wanted)]
+    recipes = [files.recipe(job.loaded.hash, volume, method, settings) for volume in job.scans.hashes]
+    missing = [row for row, wanted in enumerate(recipes) if not files.is_made(job.stem(method, row), wanted)]
     with tqdm(total=len(recipes), initial=len(recipes) - len(missing), desc=method, unit="map") as bar:
         for start in range(0, len(missing), job.context.batch):
             rows = missing[start : start + job.context.batch]
             x = job.volumes.batch(torch.tensor(rows))
-            indices = [map_files.volume_index(job.scans.hashes[row]) for row in rows]
-            maps = attribution.attribute_batch(job.loaded.model, x, method, job.context, indices)
-            for place, row in enumerate(rows):
-                error = None
-                if method in attribution.COMPLETE:
-                    one = x[place : place + 1]
-                    error = attribution.completeness_error(job.loaded.model, one, method, job.context, maps[place])
-                map_files.write_map(job.stem(method, row), maps[place], job.scans.grid.affine, recipes[row], error)
+            indices = [files.volume_index(job.scans.hashes[row]) for row in rows]
+            maps = attribution.attribute(job.loaded.model, x, method, job.context, indices)
+            errors = attribution.completeness_errors(job.loaded.model, x, method, job.context, maps)
+            for row, map_, error in zip(rows, maps, errors, strict=True):
+                files.write_map(job.stem(method, row), map_, job.scans.grid.affine, recipes[row], error)
             bar.update(len(rows))
     return len(missing)
 
 
 def gather(job: Job, method: str, origin: str) -> Maps:
     """Reads the maps of one method and origin once: sums by group, strength by region; draws the first ones."""
-    rows = np.flatnonzero(job.cases["origin"] == origin)
-    part = job.cases.iloc[rows]
-    magnitudes = np.empty((len(rows), len(job.regions.names)))
-    labels, clusters = part["label"].to_numpy(dtype=np.int64), part["group"].to_numpy(dtype=str)
-    found = Maps(Relevance(magnitudes, labels, clusters), part["diagnosis"].to_numpy(dtype=str))
-    for place, row in enumerate(rows):
-        map_, error = map_files.read_map(job.stem(method, row))
+    cases = job.cases[job.cases["origin"] == origin]
+    magnitudes = np.empty((len(cases), len(job.regions.names)))
+    columns = cases["label"].to_numpy(np.int64), cases["diagnosis"].to_numpy(str), cases["group"].to_numpy(str)
+    found = Maps(Relevance(magnitudes, *columns))
+    for place, (row, case) in enumerate(cases.iterrows()):
+        map_, error = files.read_map(job.stem(method, row))
         magnitudes[place] = region_means(np.abs(map_), job.regions)
-        found.add(map_, groups_of(job.cases.iloc[row]), error)
+        found.add(map_, groups_of(case), error)
         if place < job.config.pictures:
-            draw_case(job, method, row, map_)
+            outcome = f"p(TLE) = {case['probability']:.2f}" + (f", {case['outcome']}" if case["outcome"] else "")
+            title = f"{method}, {origin} {case['subject']} ({case['diagnosis']}), {outcome}"
+            draw(job, method, job.stem(method, row), job.scans.volumes[row], map_, title)
     return found
-
-
-def draw_case(job: Job, method: str, row: int, map_: np.ndarray) -> None:
-    """The picture of one map over its own volume."""
-    case = job.cases.iloc[row]
-    judged = f"p(TLE) = {case['probability']:.2f}" + (f", {case['outcome']}" if case["outcome"] else "")
-    draw(
-        job, method, job.stem(method, row), job.scans.volumes[row], map_,
-        f"{method}, {case['origin']} {case['subject']} ({case['diagnosis']}), {judged}",
-    )  # fmt: skip
 
 
 def draw(
     job: Job, method: str, stem: Path, anatomy: np.ndarray, map_: np.ndarray, title: str, *, difference: bool = False
 ) -> None:
     """One picture of a map, or of the difference TLE minus HC of two, over anatomy."""
-    row = attribution.METHODS[method]
-    ends = ("speaks for HC", "speaks for TLE") if row.signed else None
-    anatomy_figures.over_anatomy(
-        stem.with_name(f"{stem.name}.png"), anatomy, map_, job.scans.grid.affine, title=title, unit=row.unit,
+    kind = attribution.METHODS[method]
+    ends = ("speaks for HC", "speaks for TLE") if kind.signed else None
+    figures.over_anatomy(
+        stem.with_name(f"{stem.name}.png"), anatomy, map_, job.scans.grid.affine, title=title, unit=kind.unit,
         ends=("more in HC", "more in TLE") if difference else ends,
     )  # fmt: skip
-
-
-def write_results(job: Job, found: Found, leak: bool, made: dict[str, int]) -> None:
-    """Mean maps, tables, figures, maps.json, and the printed lines."""
-    for (method, origin), maps in tqdm(found.items(), desc="group means", unit="method", delay=1):
-        write_means(job, method, origin, maps)
-    resamples, seed = job.config.resamples, job.config.seed
-    tables = {
-        "region_ranking": saliency_tables.ranking(found, job.regions, resamples, seed),
-        "lateralisation": saliency_tables.sides(found, job.regions, resamples, seed),
-        "agreement": saliency_tables.agreements(found, resamples, seed),
-        "groups": saliency_tables.group_counts(found),
-        "cases": job.cases[list(CASE_COLUMNS)],
-    }
-    for name, table in tables.items():
-        with atomic_write(job.config.out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
-    if job.config.pictures:
-        draw_tables(job, tables["region_ranking"], tables["lateralisation"])
-    write_json(job.config.out / "maps.json", summary(job, found, leak, made))
-    report(job, tables["region_ranking"], tables["agreement"])
 
 
 def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
@@ -242,53 +207,31 @@ def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
         means["TLE_minus_HC"] = means["TLE"] - means["HC"]
         titles["TLE_minus_HC"] = f"mean TLE minus mean HC (n = {maps.counts['TLE']} and {maps.counts['HC']})"
     for group, mean in means.items():
-        stem = job.config.out / method / origin / f"mean_{group}"
+        stem = job.folder(method, origin) / f"mean_{group}"
         write_nifti(stem.with_name(f"{stem.name}.nii.gz"), mean, job.scans.grid.affine)
-        title, difference = f"{method}, {origin}, {titles[group]}", group == "TLE_minus_HC"
         if job.config.pictures:
+            title, difference = f"{method}, {origin}, {titles[group]}", group == "TLE_minus_HC"
             draw(job, method, stem, job.loaded.mean_hc.numpy(), mean, title, difference=difference)
 
 
-def draw_tables(job: Job, ranking: pd.DataFrame, lateral: pd.DataFrame) -> None:
-    """A figure of the ranking of each method, and one of the sides of each method and origin."""
-    for method in job.config.methods:
-        folder, unit = job.config.out / method, attribution.METHODS[method].unit
-        table = ranking[ranking["method"] == method]
-        anatomy_figures.ranking(folder / "ranking.png", table, title=f"{method}: the strongest regions", unit=unit)
-        for origin in job.origins:
-            table = lateral[(lateral["method"] == method) & (lateral["origin"] == origin)]
-            if len(table):
-                anatomy_figures.lateralisation(
-                    folder / origin / "lateralisation.png", table, title=f"{method}, {origin}: side of the relevance"
-                )
-
-
-def summary(job: Job, found: Found, leak: bool, made: dict[str, int]) -> dict[str, Any]:
-    """What maps.json says."""
-    config, cases = job.config, job.cases
-    return {
-        "checkpoint": job.loaded.hash, "commit": git_commit(), "grid": job.loaded.grid.to_dict(), "leak": leak,
-        "temperature": job.loaded.temperature, "threshold": job.loaded.threshold, "seed": config.seed,
-        "volumes": {
-            origin: {name: int(((cases["origin"] == origin) & (cases["label"] == code)).sum())
-                     for code, name in enumerate(CLASS_NAMES)}
-            for origin in job.origins
-        },
-        "methods": list(config.methods), "maps_made_now": made, "resamples": config.resamples,
-        "settings": {name: attribution.settings_of(name, job.context) for name in config.methods},
-        "units": {name: attribution.METHODS[name].unit for name in config.methods},
-        "not_signed": [name for name in config.methods if not attribution.METHODS[name].signed],
-        "completeness_error_logits": {
-            name: {"mean_abs": float(np.mean(np.abs(errors))), "max_abs": float(np.max(np.abs(errors)))}
-            for name in config.methods
-            if (errors := [error for origin in job.origins for error in found[name, origin].errors])
-        },
-        "licence": LICENCE_NOTE,
-    }  # fmt: skip
-
-
-def report(job: Job, ranking: pd.DataFrame, agreements: pd.DataFrame) -> None:
-    """The first regions of each method and origin, those that differ by class, and how far origins agree."""
+def write_tables(job: Job, found: Found) -> None:
+    """The tables beside the methods, their figures, and what they say in a few printed lines."""
+    config, resamples, seed = job.config, job.config.resamples, job.config.seed
+    ranking = tables.ranking(found, job.regions, resamples, seed)
+    lateral = tables.sides(found, job.regions, resamples, seed)
+    agreements = tables.agreements(found, resamples, seed)
+    written = {"region_ranking": ranking, "lateralisation": lateral, "agreement": agreements}
+    written |= {"groups": tables.group_counts(found), "cases": job.cases[list(CASE_COLUMNS)]}
+    for name, table in written.items():
+        with atomic_write(config.out / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+    if config.pictures:
+        for method, table in ranking.groupby("method", sort=False):
+            title, unit = f"{method}: the strongest regions", attribution.METHODS[method].unit
+            figures.ranking(config.out / method / "ranking.png", table, title=title, unit=unit)
+        for (method, origin), table in lateral.groupby(["method", "origin"], sort=False):
+            title = f"{method}, {origin}: side of the relevance"
+            figures.lateralisation(job.folder(method, origin) / "lateralisation.png", table, title=title)
     for (method, origin), table in ranking.groupby(["method", "origin"], sort=False):
         top = ", ".join(f"{row.region} ({row.voxels} voxels)" for row in table.head(5).itertuples())
         differ = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
@@ -298,6 +241,31 @@ def report(job: Job, ranking: pd.DataFrame, agreements: pd.DataFrame) -> None:
               f"{row.spearman:.2f} [{row.low:.2f}, {row.high:.2f}]")  # fmt: skip
     if job.loaded.threshold is None:
         print("no means of true and false positives and negatives: the run has not finished and has no threshold")
+
+
+def summary(job: Job, found: Found, leak: bool, made: dict[str, int]) -> dict[str, Any]:
+    """What maps.json says."""
+    methods = {name: attribution.METHODS[name] for name in job.config.methods}
+    errors = {name: [error for (method, _), maps in found.items() if method == name for error in maps.errors]
+              for name in methods}  # fmt: skip
+    volumes = job.cases.groupby("origin", sort=False)["label"]
+    return {
+        "checkpoint": job.loaded.hash, "commit": git_commit(), "grid": job.loaded.grid.to_dict(), "leak": leak,
+        "temperature": job.loaded.temperature, "threshold": job.loaded.threshold, "seed": job.config.seed,
+        "volumes": {
+            origin: {name: int((labels == code).sum()) for code, name in enumerate(CLASS_NAMES)}
+            for origin, labels in volumes
+        },
+        "methods": list(methods), "maps_made_now": made, "resamples": job.config.resamples,
+        "settings": {name: attribution.settings_of(name, job.context) for name in methods},
+        "units": {name: method.unit for name, method in methods.items()},
+        "not_signed": [name for name, method in methods.items() if not method.signed],
+        "completeness_error_logits": {
+            name: {"mean_abs": float(np.mean(np.abs(values))), "max_abs": float(np.max(np.abs(values)))}
+            for name, values in errors.items() if values
+        },
+        "licence": LICENCE_NOTE,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Makes simulated cohorts in which patients differ from controls by nothing but on
 several strengths down to none; trains a network on each, one on permuted labels, and one on a cohort whose patients
 carry a mark in a corner of the picture and are otherwise controls. Then each attribution method is measured: see
 SALIENCY_README.md for what and why. Running it again continues. Writes validation.json and validation.csv (one row per
-method, best first), scores.png, differences.png, and below the folder the cohorts, networks and maps.
+method), scores.png, differences.png, and below the folder the cohorts, networks and maps.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from classifier.validation import figures as validation_figures
-from classifier.validation import verdicts as map_verdicts
-from classifier.validation.planted import Condition, conditions
-from classifier.validation.planted_runs import Plan, prepare
+from classifier.validation import checks, figures
+from classifier.validation.planted import Condition, Plan, conditions, prepare
 from classifier.validation.study import Effort, Findings, gather, open_study
 from cohort.atlas import LICENCE_NOTE
+from cohort.scans import GRIDS
 from cohort.simulation.effects import LARGEST_PLANTED_D
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
@@ -58,7 +57,7 @@ class ValidationConfig:
     """Augmentation of the networks' training volumes."""
     effort: Effort = field(
         default_factory=lambda: Effort(
-            patients=48, controls=48, nulls=200, cascade_patients=12, cascade_points=12, faithful_patients=24,
+            patients=48, controls=48, nulls=200, cascade_patients=12, faithful_patients=24,
             faithful_draws=50, ig_steps=32, noise_samples=25, resamples=2000,
         )
     )  # fmt: skip
@@ -78,7 +77,7 @@ class ValidationConfig:
 
 
 EFFORT_ON_A_CPU = Effort(
-    patients=16, controls=16, nulls=200, cascade_patients=4, cascade_points=3, faithful_patients=8,
+    patients=16, controls=16, nulls=200, cascade_patients=4, faithful_patients=8,
     faithful_draws=20, ig_steps=16, noise_samples=12, resamples=1000,
 )  # fmt: skip
 
@@ -87,7 +86,7 @@ PRESETS = {
     "smoke": ValidationConfig(
         grid="smoke", out=ROOT / "runs/smoke/validate_saliency", subjects=48, signals=(0.6,), doses=(0.0,),
         effort=Effort(
-            patients=4, controls=4, nulls=20, cascade_patients=2, cascade_points=2, faithful_patients=2,
+            patients=4, controls=4, nulls=20, cascade_patients=2, faithful_patients=2,
             faithful_draws=3, ig_steps=4, noise_samples=4, resamples=200,
         ),
         measure_unlearned=True,
@@ -126,7 +125,7 @@ def main(config: ValidationConfig) -> None:
                 return
         study = open_study(plan, config.effort, pick_device("float32", config.threads), planted, learned)
         found = gather(study)
-        table = map_verdicts.table(found.evidence, judged=judged)
+        table = checks.table(found.evidence, judged=judged)
         write(config, head, found, table)
         report(table, judged=judged)
 
@@ -170,7 +169,7 @@ def plan_of(config: ValidationConfig) -> Plan:
     train += ["--lr", str(config.lr)] if config.lr else []
     train += ["--model.widths", *map(str, config.widths)] if config.widths else []
     threads = config.threads or (1 if config.jobs > 1 else None)
-    return Plan(config.out, config.grid, config.subjects, config.seed, tuple(train), config.jobs, threads)
+    return Plan(config.out, GRIDS[config.grid], config.subjects, config.seed, tuple(train), config.jobs, threads)
 
 
 def auc_of(results: dict[str, Any]) -> dict[str, float]:
@@ -196,25 +195,23 @@ def head_of(config: ValidationConfig, planted: list[Condition], results: dict[st
         "region": "hippocampus of the changed side, where it lies in each patient's scan by the simulator's own map",
         "nulls": f"{config.effort.nulls} places of that region elsewhere in the brain, the same for all patients",
         "patients": config.effort.patients, "controls": config.effort.controls,
-        "checks": {name: one.question for name, one in map_verdicts.CHECKS.items()},
-        "rule": map_verdicts.RULE, "licence": LICENCE_NOTE,
+        "checks": {name: check.question for name, check in checks.CHECKS.items()},
+        "rule": checks.RULE, "licence": LICENCE_NOTE,
     }  # fmt: skip
 
 
 def write(config: ValidationConfig, head: dict[str, Any], found: Findings, table: pd.DataFrame) -> None:
     """validation.json, validation.csv and the pictures."""
-    order = map_verdicts.ranking(found.evidence)
-    methods = {name: found.evidence[name] for name in order}
+    methods = found.evidence
     if head["judged"]:
-        methods = {name: {**one, "passes": map_verdicts.verdicts(one)} for name, one in methods.items()}
+        methods = {name: {**evidence, "passes": checks.answers(evidence)} for name, evidence in methods.items()}
     write_json(config.out / "validation.json", {**head, "methods": methods, "skipped": found.skipped})
     with atomic_write(config.out / "validation.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     title = f"Attribution methods on a planted change, {config.grid} grid, {config.subjects} subjects per cohort"
-    validation_figures.scores(config.out / "scores.png", found.evidence, title=title, judged=head["judged"])
-    shown = {name: found.differences[name] for name in order}
-    validation_figures.differences(
-        config.out / "differences.png", found.anatomy, shown, found.truth.reference,
+    figures.scores(config.out / "scores.png", found.evidence, title=title, judged=head["judged"])
+    figures.differences(
+        config.out / "differences.png", found.anatomy, found.differences, found.truth.reference,
         title="Mean map of patients minus that of controls; outlined: the changed region",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Maps from a network's own activations: coarse, upsampled linearly to the grid. Shapes: maps (B, 1, D, H, W)."""
+"""Maps by place instead of by voxel: a network's own activations, and atlas regions replaced. Maps (B, 1, D, H, W)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerGradCam
+from captum.attr import FeatureAblation, LayerGradCam
 from torch import nn
 
-from classifier.saliency.explanation import Context
+from classifier.saliency.gradients import Context
 from runtime.errors import InputError
 
 
@@ -40,6 +40,20 @@ def attention(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequ
         )
     fine = _onto_grid(weights[:, None].float(), x)
     return fine / fine.sum((2, 3, 4), keepdim=True)
+
+
+def occlusion(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """How much the logit falls when one atlas region becomes the mean control's, spread over the region's voxels.
+
+    Voxels outside every region get 0: they are no region. Replacing by the mean control stays nearer to real volumes
+    than a hole would; its borders are sharp all the same.
+    """
+    codes, features = torch.unique(context.regions, return_inverse=True)
+    fall = FeatureAblation(model).attribute(
+        x, baselines=context.mean_hc, feature_mask=features, perturbations_per_eval=max(1, context.batch // len(x))
+    )
+    voxels = torch.bincount(features.flatten(), minlength=len(codes))[features]
+    return torch.where(context.regions > 0, fall / voxels, 0.0)
 
 
 def _onto_grid(coarse: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which voxels speak for TLE: the table of attribution methods, and maps of one volume or of many.
+"""Which voxels speak for TLE: the table of attribution methods, and maps of volumes.
 
 Every map is float32 (D, H, W), per voxel; positive speaks for TLE in all methods that are signed. What its numbers are
 stands in the table: in a complete method they are logits and sum to the difference of the volume's logit from that of
@@ -17,23 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from classifier.saliency.activation import attention, grad_cam
-from classifier.saliency.deeplift import deeplift
-from classifier.saliency.explanation import Context, check_input
+from classifier.saliency.activation import attention, grad_cam, occlusion
 from classifier.saliency.gradients import (
-    gradient_shap,
+    Context,
     input_x_gradient,
     integrated_gradients,
     integrated_gradients_hc,
     saliency,
-    shap_baselines,
     smoothgrad,
 )
-from classifier.saliency.occlusion import occlusion
 from runtime.errors import InputError
-
-__all__ = ["COMPLETE", "METHODS", "Context", "Method", "attribute", "attribute_batch", "check_methods",
-           "completeness_error", "settings_of"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Method:
     """(network, volumes (B, 1, D, H, W), context, indices of the volumes) to maps of the volumes' shape."""
     unit: str
     """What the numbers of its maps are."""
-    baseline: Literal["none", "empty", "mean_hc", "shap"] = "none"
+    baseline: Literal["none", "empty", "mean_hc"] = "none"
     """What a complete map is relative to; none where maps sum to nothing in particular."""
     signed: bool = True
     """Whether a positive value speaks for TLE and a negative one for HC."""
@@ -57,17 +50,14 @@ METHODS: dict[str, Method] = {
     "saliency": Method(saliency, "logits per unit of intensity"),
     "integrated_gradients": Method(integrated_gradients, "logits", "empty", settings=("ig_steps",)),
     "integrated_gradients_hc": Method(integrated_gradients_hc, "logits", "mean_hc", settings=("ig_steps",)),
-    "gradient_shap": Method(gradient_shap, "logits", "shap", settings=("shap_samples", "noise", "seed")),
     "input_x_gradient": Method(input_x_gradient, "logits, to first order"),
-    "deeplift": Method(deeplift, "logits", "mean_hc"),
     "occlusion": Method(occlusion, "logits, spread over a region's voxels", settings=("regions",)),
     "grad_cam": Method(grad_cam, "activation times mean gradient"),
     "attention": Method(attention, "share of the pooled features", signed=False),
 }
 
 COMPLETE = tuple(name for name, method in METHODS.items() if method.baseline != "none")
-"""Methods whose maps sum to the logit minus the baseline's: deeplift exactly, integrated gradients up to the error of
-the integration rule, gradient SHAP up to sampling."""
+"""Methods whose maps sum to the logit minus the baseline's, up to the error of the integration rule."""
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -90,8 +80,8 @@ def settings_of(method: str, context: Context) -> dict[str, float | str]:
     }
 
 
-def attribute_batch(
-    model: nn.Module, x: torch.Tensor, method: str, context: Context, indices: Sequence[int]
+def attribute(
+    model: nn.Module, x: torch.Tensor, method: str, context: Context, indices: Sequence[int] = (0,)
 ) -> np.ndarray:
     """Maps of several volumes; each is what it would be alone, up to rounding.
 
@@ -106,25 +96,23 @@ def attribute_batch(
         float32 (B, D, H, W).
 
     Raises:
-        InputError: an unknown method, volumes that are not the network's, or a method that this network does not allow.
+        InputError: volumes that are not the network's, or a method that this network does not allow.
     """
-    check_methods((method,))
-    check_input(x, context)
+    if x.dim() != 5 or x.shape[1:] != context.mean_hc.shape[1:]:
+        raise InputError(
+            f"volumes of shape {tuple(x.shape)} cannot be explained: this classifier was trained on (B, "
+            f"{', '.join(map(str, context.mean_hc.shape[1:]))}); bring them onto its grid (cohort.scans.load_scan)"
+        )
     return METHODS[method].function(model, x.detach(), context, indices).detach()[:, 0].float().cpu().numpy()
 
 
-def attribute(model: nn.Module, x: torch.Tensor, method: str, context: Context, index: int = 0) -> np.ndarray:
-    """The map (D, H, W) of one volume (1, 1, D, H, W); see `attribute_batch`."""
-    return attribute_batch(model, x, method, context, (index,))[0]
-
-
 @torch.no_grad()
-def completeness_error(model: nn.Module, x: torch.Tensor, method: str, context: Context, map_: np.ndarray) -> float:
-    """How far the map of one volume, by one of the COMPLETE methods, is from its sum, in logits."""
-    baselines = {
-        "empty": lambda: torch.zeros_like(x),
-        "mean_hc": lambda: context.mean_hc,
-        "shap": lambda: shap_baselines(context),
-    }[METHODS[method].baseline]()
-    logits = model(torch.cat([x, baselines])).double()
-    return float(map_.sum(dtype=np.float64) - float(logits[0] - logits[1:].mean()))
+def completeness_errors(
+    model: nn.Module, x: torch.Tensor, method: str, context: Context, maps: np.ndarray
+) -> list[float | None]:
+    """How far each map (B, D, H, W) is from its sum, in logits; None for methods that do not promise one."""
+    if method not in COMPLETE:
+        return [None] * len(x)
+    baseline = context.mean_hc if METHODS[method].baseline == "mean_hc" else torch.zeros_like(context.mean_hc)
+    logits = model(torch.cat([x, baseline])).double().cpu().numpy()
+    return (maps.sum((1, 2, 3), dtype=np.float64) - (logits[:-1] - logits[-1])).tolist()

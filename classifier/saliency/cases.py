@@ -16,7 +16,6 @@ from cohort.tables import CLASS_NAMES, COLUMNS, read_table
 from cohort.volumes import list_volumes, read_volume
 from runtime.errors import InputError
 
-ORIGINS = ("real", "synthetic", "reconstruction")
 _RECONSTRUCTION = "_reconstruction"
 """How VAE.infer ends the names of its reconstructions."""
 
@@ -36,8 +35,8 @@ def read_cases(
         limit: at most so many of each origin, HC and TLE in turn.
 
     Returns:
-        the columns of `cohort.tables.read_table`, `origin` (one of ORIGINS) and `stem`, the name of the case's files,
-        unique within its origin.
+        the columns of `cohort.tables.read_table`, `origin` (real, synthetic or reconstruction) and `stem`, the name of
+        the case's files, unique within its origin.
 
     Raises:
         InputError: nothing given or found, two cases of one name, reconstructions without a label, another grid.
@@ -50,27 +49,22 @@ def read_cases(
         "synthetic": _table([row for folder in volumes for row in _synthetic(folder)]),
         "reconstruction": _table([row for folder in reconstructions for row in _reconstructed(folder, real)]),
     }
-    parts = {origin: _named(part, origin) for origin, part in parts.items() if len(part)}
-    frame = pd.concat([_in_turn(part, limit) for part in parts.values()], ignore_index=True)
-    _refuse_other_grid(frame[frame["origin"] != "real"], grid)
+    parts = [_first_cases(part, origin, limit) for origin, part in parts.items() if len(part)]
+    frame = pd.concat(parts, ignore_index=True)
+    _refuse_other_grid(frame.loc[frame["origin"] != "real", "file"], grid)
     return frame
 
 
-def file_stem(subject: str, session: str) -> str:
-    """A file name for a scan; what file systems dislike becomes an underscore."""
-    return re.sub(r"[^\w.-]", "_", f"{subject}_{session}" if session else subject)
-
-
-def judge(frame: pd.DataFrame, logits: np.ndarray, temperature: float, threshold: float | None) -> pd.DataFrame:
+def with_outcomes(frame: pd.DataFrame, logits: np.ndarray, temperature: float, threshold: float | None) -> pd.DataFrame:
     """The cases with `logit`, `probability` and `outcome`: TP, FP, TN or FN against their label (TLE is positive).
 
     The outcome is empty where the checkpoint has no threshold yet.
     """
     frame = frame.assign(logit=logits, probability=sigmoid(logits / temperature), outcome="")
     if threshold is not None:
-        called = frame["probability"] >= threshold
-        right = called == (frame["label"] == 1)
-        frame["outcome"] = np.where(right, "T", "F") + np.where(called, "P", "N").astype(object)
+        positive = frame["probability"] >= threshold
+        right = positive == (frame["label"] == 1)
+        frame["outcome"] = np.where(right, "T", "F") + np.where(positive, "P", "N").astype(object)
     return frame
 
 
@@ -80,27 +74,27 @@ def groups_of(row: pd.Series) -> list[str]:
     return [CLASS_NAMES[int(row["label"])], *side, *([row["outcome"]] if row["outcome"] else [])]
 
 
-def _named(frame: pd.DataFrame, origin: str) -> pd.DataFrame:
-    """With `origin` and `stem`; raises InputError where two stems are equal."""
-    stems = [file_stem(row.subject, row.session) for row in frame.itertuples()]
+def _first_cases(frame: pd.DataFrame, origin: str, limit: int | None) -> pd.DataFrame:
+    """The cases that count, with `origin` and `stem`; InputError where two stems of the whole table are equal."""
+    stems = [re.sub(r"[^\w.-]", "_", _scan_name(row.subject, row.session)) for row in frame.itertuples()]
     frame = frame.assign(origin=origin, stem=stems)
     twice = frame[frame.duplicated("stem", keep=False)]
     if len(twice):
         raise InputError.of(f"{origin}: cases of one name would overwrite each other's maps", twice["file"].tolist())
-    return frame
-
-
-def _in_turn(frame: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     turn = frame.groupby("label").cumcount()
     return frame.iloc[np.lexsort((frame["label"], turn))[:limit]]
+
+
+def _scan_name(subject: str, session: str) -> str:
+    return f"{subject}_{session}" if session else str(subject)
 
 
 def _table(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label": "int64", "age": "float64"})
 
 
-def _row(path: Path, subject: str, label: int) -> dict:
-    texts = {"side": "", "session": "", "sex": "", "site": "", "diagnosis": CLASS_NAMES[label]}
+def _row(path: Path, subject: str, label: int, session: str = "") -> dict:
+    texts = {"side": "", "session": session, "sex": "", "site": "", "diagnosis": CLASS_NAMES[label]}
     return {"subject": subject, "group": subject, "file": str(path.resolve()), "label": label, **texts}
 
 
@@ -119,7 +113,7 @@ def _reconstructed(folder: Path, real: pd.DataFrame) -> list[dict]:
     if not pickles and not niftis:
         raise InputError(f"{folder}: no reconstructions (*{_RECONSTRUCTION}.nii.gz of VAE.infer --nifti, or *.pkl)")
     known = {_scan_name(row["subject"], row["session"]): row.to_dict() for _, row in real.iterrows()}
-    measured = _measured_labels(folder / "metrics.csv") if niftis else {}
+    measured = _measured(folder / "metrics.csv") if niftis else {}
     rows, unlabelled = [], []
     for path in [*niftis, *pickles]:
         name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".pkl").removesuffix(_RECONSTRUCTION)
@@ -128,8 +122,7 @@ def _reconstructed(folder: Path, real: pd.DataFrame) -> list[dict]:
         elif path.suffix == ".pkl":
             rows.append(_row(path, name, read_volume(path).label))
         elif name in measured:
-            subject, session, label = measured[name]
-            rows.append({**_row(path, subject, label), "session": session})
+            rows.append(_row(path, *measured[name]))
         else:
             unlabelled.append(str(path))
     if unlabelled:
@@ -139,36 +132,30 @@ def _reconstructed(folder: Path, real: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _scan_name(subject: str, session: str) -> str:
-    return f"{subject}_{session}" if session else str(subject)
-
-
-def _measured_labels(path: Path) -> dict[str, tuple[str, str, int]]:
-    """Subject, session and label by scan from VAE.infer's metrics.csv; nothing when it is not there."""
+def _measured(path: Path) -> dict[str, tuple[str, int, str]]:
+    """Subject, label and session by scan from VAE.infer's metrics.csv; nothing when it is not there."""
     if not path.is_file():
         return {}
     frame = pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=False)
     missing = [name for name in ("subject", "session", "label") if name not in frame.columns]
     if missing or not frame["label"].isin([0, 1]).all():
         raise InputError(f"{path}: not VAE.infer's measurements: no column {', '.join(missing) or 'label of 0 and 1'}")
-    return {
-        _scan_name(row.subject, row.session): (row.subject, row.session, int(row.label)) for row in frame.itertuples()
-    }
+    return {_scan_name(row.subject, row.session): (row.subject, int(row.label), row.session)
+            for row in frame.itertuples()}  # fmt: skip
 
 
-def _refuse_other_grid(frame: pd.DataFrame, grid: Grid) -> None:
+def _refuse_other_grid(files: Sequence[str], grid: Grid) -> None:
     """What a network made is on its own grid; resampling it unasked would explain another volume than the user's."""
     problems = []
-    for file in frame["file"]:
+    for file in files:
         try:
             image, affine = read_voxels(Path(file))
         except RefusedError as refusal:
             problems.append(f"{file}: {refusal}")
             continue
-        placed = affine is None or np.allclose(affine, grid.affine, rtol=0, atol=1e-3)
         if image.shape != grid.shape:
             problems.append(f"{file}: shape {image.shape}")
-        elif not placed:
+        elif affine is not None and not np.allclose(affine, grid.affine, rtol=0, atol=1e-3):
             problems.append(f"{file}: its affine places the voxels elsewhere")
     if problems:
         raise InputError.of(

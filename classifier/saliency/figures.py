@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from cohort.pictures import COLOURS, PLANES, planes, save
 from cohort.scans import head_mask
@@ -22,20 +24,15 @@ _SIDE_LOOK = {
     "TLE-R": {"color": COLOURS["TLE"], "marker": ">"},
     "TLE": {"color": COLOURS["TLE"], "marker": "o"},
 }
+_LETTER_BOX = {"facecolor": "black", "edgecolor": "none", "pad": 1.5, "alpha": 0.6}
 _SHOWN = 12
 """Regions or structures in a figure."""
 
 
 def over_anatomy(
-    path: Path,
-    anatomy: np.ndarray,
-    attribution: np.ndarray,
-    affine: np.ndarray,
-    *,
-    title: str,
-    unit: str,
+    path: Path, anatomy: np.ndarray, attribution: np.ndarray, affine: np.ndarray, *, title: str, unit: str,
     ends: tuple[str, str] | None,
-) -> None:
+) -> None:  # fmt: skip
     """A map over a scan, three planes through the map's strongest place inside the head (air shows nothing).
 
     Args:
@@ -50,30 +47,25 @@ def over_anatomy(
     inside = np.abs(attribution) * head_mask(anatomy)
     peak = np.array(np.unravel_index(np.argmax(inside), attribution.shape))
     at = tuple((index + 0.5) / size for index, size in zip(peak, attribution.shape, strict=True))
-    limit = float(np.percentile(np.abs(attribution), 99.5)) or float(np.abs(attribution).max()) or 1.0
+    limit = colour_limit(attribution)
     look = {"cmap": "RdBu_r", "vmin": -limit} if ends else {"cmap": "autumn", "vmin": 0.0}
     slices = [planes(volume, at) for volume in (anatomy, attribution)]
     widths, height = [plane.shape[1] for plane in slices[0]], max(plane.shape[0] for plane in slices[0])
     # A fixed layout: looking for one takes longer than all else, and there are many of these pictures.
     figure = Figure(figsize=(9.6, 8.0 * height / sum(widths) + 0.75))
     top = 1 - 0.65 / figure.get_figheight()
-    axes = figure.subplots(
-        1,
-        3,
-        gridspec_kw={"width_ratios": widths, "left": 0.01, "right": 0.86, "bottom": 0.02, "top": top, "wspace": 0.03},
-    )
-    for axis, below, above in zip(axes, *slices, strict=True):
-        axis.imshow(below, cmap="gray", vmin=0, vmax=1)
-        image = axis.imshow(above, vmax=limit, alpha=0.85 * np.clip(np.abs(above) / limit, 0, 1), **look)
-        axis.set_axis_off()
+    place = {"left": 0.01, "right": 0.86, "bottom": 0.02, "top": top, "wspace": 0.03}
+    axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw=place)
+    x, y, z = affine[:3, :3] @ peak + affine[:3, 3]
+    side = "" if abs(x) < 0.5 else " (left side)" if x < 0 else " (right side)"  # a sagittal plane does not show it
+    where = (f"x = {x:.0f} mm{side}", f"y = {y:.0f} mm", f"z = {z:.0f} mm")
+    for axis, below, above, name, at_mm, letters in zip(axes, *slices, PLANES, where, ("PA", "LR", "LR"), strict=True):
+        image = overlay(axis, below, above, limit, **look)
         axis.set_anchor("N")
-    corners = (("P", "A"), ("L", "R"), ("L", "R"))
-    for axis, name, letters, millimetres in zip(
-        axes, PLANES, corners, affine[:3, :3] @ peak + affine[:3, 3], strict=True
-    ):
-        _mark(axis, letters)
-        where = f"{'xyz'[PLANES.index(name)]} = {millimetres:.0f} mm{_side(name, millimetres)}"
-        axis.set_title(f"{name}, {where}", fontsize=9)
+        axis.set_title(f"{name}, {at_mm}", fontsize=9)
+        for across, align, letter in ((0.02, "left", letters[0]), (0.98, "right", letters[1])):
+            axis.text(across, 0.98, letter, transform=axis.transAxes, ha=align, va="top", color="white", fontsize=11,
+                      fontweight="bold", bbox=_LETTER_BOX)  # fmt: skip
     bar = figure.colorbar(image, cax=figure.add_axes((0.88, 0.08, 0.015, top - 0.16)))
     bar.solids.set_alpha(1)
     marks = [-limit, 0, limit] if ends else [0, limit]
@@ -83,19 +75,16 @@ def over_anatomy(
     save(figure, path)
 
 
-def _mark(axis, letters: tuple[str, str]) -> None:
-    """Letters in the upper corners."""
-    box = {"facecolor": "black", "edgecolor": "none", "pad": 1.5, "alpha": 0.6}
-    for place, align, letter in ((0.02, "left", letters[0]), (0.98, "right", letters[1])):
-        axis.text(place, 0.98, letter, transform=axis.transAxes, ha=align, va="top", color="white", fontsize=11,
-                  fontweight="bold", bbox=box)  # fmt: skip
+def colour_limit(map_: np.ndarray) -> float:
+    """Where colours end: the 99.5 percentile of the absolute value, or the largest, or 1 for an empty map."""
+    return float(np.percentile(np.abs(map_), 99.5)) or float(np.abs(map_).max()) or 1.0
 
 
-def _side(plane: str, millimetres: float) -> str:
-    """A sagittal plane shows neither left nor right: its title says which side it is on."""
-    if plane != "sagittal" or abs(millimetres) < 0.5:
-        return ""
-    return " (left side)" if millimetres < 0 else " (right side)"
+def overlay(axis: Axes, below: np.ndarray, above: np.ndarray, limit: float, cmap: str, vmin: float) -> AxesImage:
+    """One plane of a map over that of a scan, fading out towards 0; returns the map's image."""
+    axis.imshow(below, cmap="gray", vmin=0, vmax=1)
+    axis.set_axis_off()
+    return axis.imshow(above, cmap=cmap, vmin=vmin, vmax=limit, alpha=0.85 * np.clip(np.abs(above) / limit, 0, 1))
 
 
 def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
@@ -172,8 +161,9 @@ def _offset(number: int, count: int) -> float:
 
 
 def _points(
-    axis, rows: pd.DataFrame, columns: tuple[str, str, str], places: np.ndarray, label: str, look: dict
+    axis: Axes, rows: pd.DataFrame, columns: tuple[str, ...], places: np.ndarray, label: str, look: dict
 ) -> None:
+    """A mark with its interval in each line."""
     value, low, high = (rows[name].to_numpy(dtype=float) for name in columns)
     axis.hlines(places, low, high, color=look["color"], linewidth=1)
     axis.plot(value, places, linestyle="none", markersize=5, label=label, **look)

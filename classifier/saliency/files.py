@@ -1,7 +1,7 @@
 """Attribution maps on disk: a NIfTI file and, beside it, a JSON file of what it was made from.
 
 The JSON is written last and names everything that the voxels depend on, so that a map is made again if and only if the
-checkpoint, the volume, the method or one of its settings has changed.
+checkpoint, the volume, the method or one of its settings has changed. `stem` is a map's path without an ending.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ def volume_index(volume: str) -> int:
 
 
 def is_made(stem: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the map with this recipe is there; `stem` is its path without an ending."""
-    note = _with_ending(stem, ".json")
-    if not note.is_file() or not _with_ending(stem, ".nii.gz").is_file():
+    """Whether the map with this recipe is there."""
+    if not _note(stem).is_file() or not _nifti(stem).is_file():
         return False
-    return read_json(note)["recipe"] == json.loads(json.dumps(wanted))
+    return read_json(_note(stem))["recipe"] == json.loads(json.dumps(wanted))
 
 
 def write_map(stem: Path, map_: np.ndarray, affine: np.ndarray, made_from: dict[str, Any], error: float | None) -> None:
     """Writes a map (D, H, W) and its note; `error` is how far from complete it is in logits, None if it need not be."""
-    write_nifti(_with_ending(stem, ".nii.gz"), map_, affine)
-    write_json(_with_ending(stem, ".json"), {"recipe": made_from, "completeness_error_logits": error})
+    write_nifti(_nifti(stem), map_, affine)
+    write_json(_note(stem), {"recipe": made_from, "completeness_error_logits": error})
 
 
 def read_map(stem: Path) -> tuple[np.ndarray, float | None]:
@@ -52,13 +51,16 @@ def read_map(stem: Path) -> tuple[np.ndarray, float | None]:
     Raises:
         InputError: a file that cannot be read; names it.
     """
-    path = _with_ending(stem, ".nii.gz")
     try:
-        map_ = np.asarray(nib.load(path).dataobj, dtype=np.float32)
+        map_ = np.asarray(nib.load(_nifti(stem)).dataobj, dtype=np.float32)
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise InputError(f"{path}: not a whole map: {error}; delete it, and it is made again") from None
-    return map_, read_json(_with_ending(stem, ".json"))["completeness_error_logits"]
+        raise InputError(f"{_nifti(stem)}: not a whole map: {error}; delete it, and it is made again") from None
+    return map_, read_json(_note(stem))["completeness_error_logits"]
 
 
-def _with_ending(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)
+def _nifti(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}.nii.gz")
+
+
+def _note(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}.json")

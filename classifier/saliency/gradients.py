@@ -1,24 +1,40 @@
-"""Attribution by gradients of the logit: at the volume, around it, and along paths that lead to it.
+"""Attribution by gradients of the logit: at the volume, around it, and on the way to it from a baseline.
 
-Shapes: volumes and maps (B, 1, D, H, W). The map of a volume does not depend on what else is in its batch: noise and
-random points have the address (seed, purpose, index of the volume, number of the draw).
+Shapes: volumes and maps (B, 1, D, H, W). The map of a volume does not depend on what else is in its batch: SmoothGrad's
+noise has the address (seed, purpose, index of the volume, number of the draw), which captum's NoiseTunnel cannot give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, Saliency
-from scipy import ndimage
 from torch import nn
 
-from classifier.saliency.explanation import Context
 from runtime import seeding
 
-BLURS_VOXELS = (1.0, 2.0)
-"""Standard deviations of the blurred mean controls among gradient SHAP's baselines."""
-NOISY_BASELINES = 2
+
+@dataclass(frozen=True)
+class Context:
+    """What every method is given besides network and volumes."""
+
+    mean_hc: torch.Tensor
+    """(1, 1, D, H, W), the mean control of the training data."""
+    regions: torch.Tensor
+    """int64 (1, 1, D, H, W), atlas labels, 0 outside every region."""
+    ig_steps: int = 32
+    """Points of the Gauss-Legendre rule on the path of integrated gradients."""
+    noise_samples: int = 16
+    """Noisy copies in SmoothGrad."""
+    noise: float = 0.1
+    """Standard deviation of their noise, in intensity units (volumes span 0 to 1)."""
+    batch: int = 8
+    """Volumes evaluated at once: points of paths, noisy copies and occluded copies count each."""
+    seed: int = 0
+    """Seed of all noise."""
 
 
 def saliency(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
@@ -28,10 +44,18 @@ def saliency(model: nn.Module, x: torch.Tensor, context: Context, indices: Seque
 
 def smoothgrad(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
     """The gradient, averaged over noisy copies of the volume. Source: Smilkov et al. 2017, arXiv 1706.03825."""
+
+    def noise(row: int, draw: int) -> torch.Tensor:
+        source = seeding.generator(context.seed, "smoothgrad", indices[row], draw, device=x.device)
+        return torch.randn(x.shape[1:], generator=source, device=x.device)
+
+    copies = list(itertools.product(range(len(x)), range(context.noise_samples)))
     total = torch.zeros_like(x)
-    for rows, draws in _chunks(len(x), context.noise_samples, context.batch):
-        noise = [_normal(context, "smoothgrad", x, indices[row], draw) for row, draw in zip(rows, draws, strict=True)]
-        total.index_add_(0, _index(rows, x), _gradient(model, x[rows] + context.noise * torch.stack(noise)))
+    for start in range(0, len(copies), context.batch):
+        chosen = copies[start : start + context.batch]
+        rows = torch.tensor([row for row, _ in chosen], device=x.device)
+        noisy = x[rows] + context.noise * torch.stack([noise(row, draw) for row, draw in chosen])
+        total.index_add_(0, rows, saliency(model, noisy, context, ()))
     return total / context.noise_samples
 
 
@@ -52,70 +76,9 @@ def integrated_gradients_hc(
     return _integrate(model, x, context.mean_hc, context)
 
 
-def gradient_shap(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
-    """Integrated gradients averaged over several baselines, by random points (expected gradients).
-
-    The baselines (`shap_baselines`) take turns, and the points are stratified along the path, one in each of
-    `shap_samples` equal parts: less variance than independent draws, the same expectation. Sources: Lundberg & Lee
-    2017, arXiv 1705.07874; Erion et al. 2021, arXiv 1906.10670, equation 2.
-    """
-    baselines = shap_baselines(context)
-    total = torch.zeros_like(x)
-    for rows, draws in _chunks(len(x), context.shap_samples, context.batch):
-        from_ = baselines[[draw % len(baselines) for draw in draws]]
-        steps = [_share(context, indices[row], draw) for row, draw in zip(rows, draws, strict=True)]
-        alpha = torch.tensor(steps, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1, 1)
-        away = x[rows] - from_
-        total.index_add_(0, _index(rows, x), away * _gradient(model, from_ + alpha * away))
-    return total / context.shap_samples
-
-
-def shap_baselines(context: Context) -> torch.Tensor:
-    """Gradient SHAP's baselines (5, 1, D, H, W): the mean control, two blurred and two noisy copies of it.
-
-    Single controls of the training data are no part of a checkpoint (they are people's scans); its variants stand in
-    for them.
-    """
-    mean = context.mean_hc
-    image = mean[0, 0].cpu().numpy()
-    blurred = [torch.from_numpy(ndimage.gaussian_filter(image, sigma))[None, None].to(mean) for sigma in BLURS_VOXELS]
-    noise = [_normal(context, "gradient_shap_baseline", mean, 0, draw)[None] for draw in range(NOISY_BASELINES)]
-    return torch.cat([mean, *blurred, *(mean + context.noise * one for one in noise)])
-
-
 def _integrate(model: nn.Module, x: torch.Tensor, baseline: torch.Tensor, context: Context) -> torch.Tensor:
     # captum divides the batch among the volumes; each needs one point of its path at least
     size = max(context.batch, len(x))
     return IntegratedGradients(model).attribute(
         x, baselines=baseline, n_steps=context.ig_steps, internal_batch_size=size
     )
-
-
-def _gradient(model: nn.Module, points: torch.Tensor) -> torch.Tensor:
-    """Gradient of each volume's logit at each point (B, 1, D, H, W)."""
-    points = points.detach().requires_grad_(True)
-    with torch.enable_grad():
-        return torch.autograd.grad(model(points).sum(), points)[0]
-
-
-def _chunks(volumes: int, draws: int, batch: int) -> Iterator[tuple[list[int], list[int]]]:
-    """All pairs of volume and draw, `batch` at a time, as rows and numbers of draws."""
-    pairs = [(row, draw) for row in range(volumes) for draw in range(draws)]
-    for start in range(0, len(pairs), batch):
-        rows, numbers = zip(*pairs[start : start + batch], strict=True)
-        yield list(rows), list(numbers)
-
-
-def _index(rows: list[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(rows, device=like.device)
-
-
-def _normal(context: Context, purpose: str, like: torch.Tensor, index: int, draw: int) -> torch.Tensor:
-    source = seeding.generator(context.seed, purpose, index, draw, device=like.device)
-    return torch.randn(like.shape[1:], generator=source, device=like.device)
-
-
-def _share(context: Context, index: int, draw: int) -> float:
-    """A random place in the draw's own part of the path, in (0, 1)."""
-    drawn = torch.rand((), generator=seeding.generator(context.seed, "gradient_shap", index, draw))
-    return (draw + float(drawn)) / context.shap_samples

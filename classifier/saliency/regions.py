@@ -1,4 +1,8 @@
-"""From maps to anatomy: how strongly each atlas region is attributed, and how that differs by class, origin, side."""
+"""From maps to anatomy: how strongly each atlas region is attributed, and how that differs by class, origin, side.
+
+All intervals are 95 % percentiles of a bootstrap over subjects. Arrays of resampled estimates have one row per resample
+below a first row that is the estimate itself.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,20 @@ from runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Relevance:
-    """What a set of maps says about regions."""
+    """What N maps say about regions."""
 
     magnitudes: np.ndarray
-    """(N, regions), `region_means` of each map's absolute value, regions in the order of the atlas's names."""
+    """(N, regions), `region_means` of each map's absolute value."""
     labels: np.ndarray
     """(N,) 0 HC or 1 TLE."""
+    diagnoses: np.ndarray
+    """(N,) such as HC, TLE-L, TLE-R or TLE (of unknown side)."""
     clusters: np.ndarray
-    """(N,) names of what is resampled as one."""
+    """(N,) names of what is resampled as a whole."""
 
 
 def choose_regions(atlas: Atlas, names: Sequence[str]) -> Atlas:
-    """The atlas with only the named regions; all when none is named.
+    """The atlas with only the regions of these names; all for no names.
 
     Raises:
         InputError: unknown regions; guesses what was meant and says how many there are.
@@ -58,46 +64,25 @@ def region_means(map_: np.ndarray, atlas: Atlas) -> np.ndarray:
     return np.divide(sums, voxels, out=np.full(len(codes), np.nan), where=voxels > 0)
 
 
-def rank_regions(
-    magnitudes: np.ndarray,
-    labels: np.ndarray,
-    clusters: np.ndarray,
-    atlas: Atlas,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-) -> pd.DataFrame:
-    """Ranks regions by their mean |attribution| over subjects, with 95 % bootstrap intervals over subjects.
-
-    Args:
-        magnitudes: (N, regions), `region_means` of each subject's |map|.
-        labels: (N,) 0 or 1.
-        clusters: (N,) names of what is resampled as one.
-        atlas: names the regions.
-        rng: numpy generator.
-        resamples: number of bootstrap resamples.
+def rank_regions(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
+    """Ranks regions by their mean |attribution| over subjects.
 
     Returns:
         One row per region that has voxels, strongest first: rank, region, voxels, mean_abs with low and high,
         mean_abs_HC, mean_abs_TLE, and TLE_minus_HC with difference_low and difference_high (NaN with one class only).
     """
-    kept = np.flatnonzero(np.isfinite(magnitudes).all(0))
-    values = magnitudes[:, kept]
-    weights = bootstrap_weights(labels, clusters, resamples, rng)
-    weights = np.concatenate([np.ones((1, len(labels))), weights])  # the first row is the estimate itself
-    overall = _mean(weights, values)
-    by_class = [_mean(weights * (labels == label), values) for label in (0, 1)]
-    difference = by_class[1] - by_class[0]
+    kept = np.flatnonzero(np.isfinite(maps.magnitudes).all(0))
+    weights = _weights(maps.labels, maps.clusters, resamples, rng)
+    overall, controls, patients = _means_by_class(weights, maps.labels, maps.magnitudes[:, kept])
     codes = np.array(list(atlas.names))[kept]
     table = pd.DataFrame(
         {
             "region": [atlas.names[code] for code in codes],
             "voxels": np.bincount(atlas.labels.ravel(), minlength=codes.max() + 1)[codes],
-            "mean_abs": overall[0],
-            **_interval(overall, "low", "high"),
-            "mean_abs_HC": by_class[0][0],
-            "mean_abs_TLE": by_class[1][0],
-            "TLE_minus_HC": difference[0],
-            **_interval(difference, "difference_low", "difference_high"),
+            **_interval(overall, "mean_abs"),
+            "mean_abs_HC": controls[0],
+            "mean_abs_TLE": patients[0],
+            **_interval(patients - controls, "TLE_minus_HC", "difference_low", "difference_high"),
         }
     )
     table = table.sort_values("mean_abs", ascending=False, kind="stable").reset_index(drop=True)
@@ -105,10 +90,8 @@ def rank_regions(
     return table
 
 
-def agreement(
-    a: Relevance, b: Relevance, rng: np.random.Generator, resamples: int = 2000
-) -> dict[str, dict[str, float]]:
-    """Spearman's correlation of two rankings of the same regions, with 95 % bootstrap intervals over subjects.
+def agreement(a: Relevance, b: Relevance, rng: np.random.Generator, resamples: int) -> dict[str, dict[str, float]]:
+    """Spearman's correlation of two rankings of the same regions.
 
     Subjects that are in both sets are drawn together. Resampling adds its own noise to both rankings, so that with few
     subjects the interval lies low.
@@ -118,97 +101,77 @@ def agreement(
         Strength follows the image's edges in any set of heads: agreement of the differences says more.
     """
     kept = np.isfinite(a.magnitudes).all(0) & np.isfinite(b.magnitudes).all(0)
-    drawn = _joint_weights(a, b, resamples, rng)
-    quantities: dict[str, list[np.ndarray]] = {"mean_abs": [], "TLE_minus_HC": []}
-    for part, weights in zip((a, b), drawn, strict=True):
-        weights = np.concatenate([np.ones((1, len(part.labels))), weights])
-        values = part.magnitudes[:, kept]
-        quantities["mean_abs"].append(_mean(weights, values))
-        by_class = [_mean(weights * (part.labels == label), values) for label in (0, 1)]
-        quantities["TLE_minus_HC"].append(by_class[1] - by_class[0])
-    found = {}
-    for name, (first, second) in quantities.items():
-        if np.isfinite(first).all() and np.isfinite(second).all():
-            rho = _spearman(first, second)
-            ends = np.quantile(rho[1:], [0.025, 0.975])
-            found[name] = {"value": float(rho[0]), "low": float(ends[0]), "high": float(ends[1])}
-    return found
+    pairs: dict[str, list[np.ndarray]] = {"mean_abs": [], "TLE_minus_HC": []}
+    for part, weights in zip((a, b), _joint_weights(a, b, resamples, rng), strict=True):
+        overall, controls, patients = _means_by_class(weights, part.labels, part.magnitudes[:, kept])
+        pairs["mean_abs"].append(overall)
+        pairs["TLE_minus_HC"].append(patients - controls)
+    return {
+        name: {end: float(value) for end, value in _interval(rank_correlations(*pair), "value").items()}
+        for name, pair in pairs.items()
+        if np.isfinite(pair).all()
+    }
 
 
-def lateralisation(
-    magnitudes: np.ndarray,
-    diagnoses: np.ndarray,
-    clusters: np.ndarray,
-    atlas: Atlas,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-) -> pd.DataFrame:
-    """On which side each structure's relevance lies, by diagnosis, with 95 % bootstrap intervals over subjects.
+def lateralisation(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
+    """On which side each structure's relevance lies, by diagnosis.
 
     The index of a map is (left - right) / (left + right) of the two regions' mean |attribution|, from -1 (all right) to
     1 (all left), 0 where there is none at all. Brains, atlas and network have sides of their own: the last
     group, left cases minus right cases, is free of what all share.
-
-    Args:
-        magnitudes: (N, regions), `region_means` of each |map|.
-        diagnoses: (N,) such as HC, TLE-L, TLE-R or TLE (of unknown side).
-        clusters: (N,) names of what is resampled as one.
-        atlas: names the regions.
-        rng: numpy generator.
-        resamples: number of bootstrap resamples.
 
     Returns:
         group, structure, volumes, index, low, high; a row per diagnosis and structure, and ``TLE-L minus TLE-R``.
     """
     codes = list(atlas.names)
     pairs = [(name, codes.index(left), codes.index(right)) for name, left, right in bilateral_pairs(atlas.names)]
-    pairs = [pair for pair in pairs if np.isfinite(magnitudes[:, pair[1:]]).all()]
+    pairs = [pair for pair in pairs if np.isfinite(maps.magnitudes[:, pair[1:]]).all()]
     if not pairs:
         return pd.DataFrame(columns=["group", "structure", "volumes", "index", "low", "high"])
-    left, right = (magnitudes[:, [pair[side] for pair in pairs]] for side in (1, 2))
+    structures, left, right = zip(*pairs, strict=True)
+    left, right = maps.magnitudes[:, left], maps.magnitudes[:, right]
     index = np.divide(left - right, left + right, out=np.zeros_like(left), where=left + right > 0)
-    weights = bootstrap_weights(diagnoses, clusters, resamples, rng)
-    weights = np.concatenate([np.ones((1, len(diagnoses))), weights])
-    present = sorted(set(diagnoses))
-    counts = {group: int((diagnoses == group).sum()) for group in present}
-    means = {group: _mean(weights * (diagnoses == group), index) for group in present}
-    if {"TLE-L", "TLE-R"} <= set(present):
-        counts["TLE-L minus TLE-R"] = counts["TLE-L"] + counts["TLE-R"]
+    weights = _weights(maps.diagnoses, maps.clusters, resamples, rng)
+    members = {group: maps.diagnoses == group for group in sorted(set(maps.diagnoses))}
+    means = {group: _mean(weights * rows, index) for group, rows in members.items()}
+    if {"TLE-L", "TLE-R"} <= set(means):
+        members["TLE-L minus TLE-R"] = members["TLE-L"] | members["TLE-R"]
         means["TLE-L minus TLE-R"] = means["TLE-L"] - means["TLE-R"]
-    structures = [name for name, *_ in pairs]
     parts = [
-        pd.DataFrame(
-            {"group": group, "structure": structures, "volumes": counts[group], "index": mean[0]}
-            | _interval(mean, "low", "high")
-        )
+        pd.DataFrame({"group": group, "structure": structures, "volumes": int(members[group].sum())}
+                     | _interval(mean, "index"))
         for group, mean in means.items()
-    ]
+    ]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
+
+
+def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row of (R, K) with the other's, (R,); of one row with each; NaN for a constant."""
+    a, b = (stats.rankdata(part, axis=1) for part in (a, b))
+    a, b = (part - part.mean(1, keepdims=True) for part in (a, b))
+    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return np.divide((a * b).sum(1), scale, out=np.full(len(scale), np.nan), where=scale > 0)
+
+
+def _weights(strata: np.ndarray, clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate([np.ones((1, len(strata))), bootstrap_weights(strata, clusters, resamples, rng)])
 
 
 def _joint_weights(
     a: Relevance, b: Relevance, resamples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap weights (R, N) of two sets; the sizes of what only one has and of what both have stay as they are."""
-    names = [
-        np.array([f"{label}:{cluster}" for label, cluster in zip(part.labels, part.clusters, strict=True)])
-        for part in (a, b)
-    ]
-    every = np.unique(np.concatenate(names))
-    strata = np.array(
-        [f"{name.split(':')[0]} {a_has} {b_has}"
-         for name, a_has, b_has in zip(every, np.isin(every, names[0]), np.isin(every, names[1]), strict=True)]
-    )  # fmt: skip
-    weights = bootstrap_weights(strata, every, resamples, rng)
-    return weights[:, np.searchsorted(every, names[0])], weights[:, np.searchsorted(every, names[1])]
+    """Weights of two sets; the sizes of what only one has and of what both have stay as they are."""
+    names = [[f"{label}:{name}" for label, name in zip(part.labels, part.clusters, strict=True)] for part in (a, b)]
+    every = np.unique(names[0] + names[1])
+    both = [np.isin(every, part) for part in names]
+    strata = np.array([f"{name[0]} {in_a} {in_b}" for name, in_a, in_b in zip(every, *both, strict=True)])
+    weights = _weights(strata, every, resamples, rng)
+    return tuple(weights[:, np.searchsorted(every, part)] for part in names)
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Row by row rank correlations (R,) of (R, regions)."""
-    ranks = [stats.rankdata(part, axis=1) for part in (a, b)]
-    centred = [part - part.mean(1, keepdims=True) for part in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
-    return np.divide((centred[0] * centred[1]).sum(1), scale, out=np.full(len(a), np.nan), where=scale > 0)
+def _means_by_class(weights: np.ndarray, labels: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+    """Weighted means of all rows, of the controls and of the patients."""
+    return [_mean(weights * rows, values) for rows in (np.ones(len(labels)), labels == 0, labels == 1)]
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -217,6 +180,6 @@ def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.divide(weights @ values, total, out=np.full((len(weights), values.shape[1]), np.nan), where=total > 0)
 
 
-def _interval(estimates: np.ndarray, low: str, high: str) -> dict[str, np.ndarray]:
+def _interval(estimates: np.ndarray, value: str, low: str = "low", high: str = "high") -> dict[str, np.ndarray]:
     ends = np.quantile(estimates[1:], [0.025, 0.975], axis=0)
-    return {low: ends[0], high: ends[1]}
+    return {value: estimates[0], low: ends[0], high: ends[1]}

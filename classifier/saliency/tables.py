@@ -19,8 +19,6 @@ class Maps:
     """What is kept of the maps of one method and origin; the maps themselves stay on disk."""
 
     relevance: Relevance
-    diagnoses: np.ndarray
-    """(N,) such as HC, TLE-L, TLE-R, TLE."""
     sums: dict[str, np.ndarray] = field(default_factory=dict)
     """float64 (D, H, W), summed maps by group."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -42,33 +40,24 @@ Found = dict[tuple[str, str], Maps]
 
 def ranking(found: Found, regions: Atlas, resamples: int, seed: int) -> pd.DataFrame:
     """`regions.rank_regions` of every method and origin."""
-
-    def table(maps: Maps) -> pd.DataFrame:
-        part, rng = maps.relevance, seeding.rng(seed, "regions")
-        return rank_regions(part.magnitudes, part.labels, part.clusters, regions, rng, resamples)
-
-    return _join(found, table)
+    return _join(found, lambda part: rank_regions(part, regions, seeding.rng(seed, "regions"), resamples))
 
 
 def sides(found: Found, regions: Atlas, resamples: int, seed: int) -> pd.DataFrame:
     """`regions.lateralisation` of every method and origin."""
-
-    def table(maps: Maps) -> pd.DataFrame:
-        part, rng = maps.relevance, seeding.rng(seed, "sides")
-        return lateralisation(part.magnitudes, maps.diagnoses, part.clusters, regions, rng, resamples)
-
-    return _join(found, table)
+    return _join(found, lambda part: lateralisation(part, regions, seeding.rng(seed, "sides"), resamples))
 
 
 def agreements(found: Found, resamples: int, seed: int) -> pd.DataFrame:
     """Rank correlations between origins (of one method) and between methods (of one origin), one row each."""
     rows = []
-    for (one, a), (two, b) in combinations(found.items(), 2):
-        if (one[0] == two[0]) == (one[1] == two[1]):
+    for (name_a, a), (name_b, b) in combinations(found.items(), 2):
+        same_method, same_origin = name_a[0] == name_b[0], name_a[1] == name_b[1]
+        if same_method == same_origin:
             continue
-        between = "origins" if one[0] == two[0] else "methods"
+        between = "origins" if same_method else "methods"
         for quantity, cell in agreement(a.relevance, b.relevance, seeding.rng(seed, "agreement"), resamples).items():
-            rows.append((between, *one, *two, quantity, cell["value"], cell["low"], cell["high"]))
+            rows.append((between, *name_a, *name_b, quantity, cell["value"], cell["low"], cell["high"]))
     columns = ("between", "method_a", "origin_a", "method_b", "origin_b", "quantity", "spearman", "low", "high")
     return pd.DataFrame(rows, columns=list(columns))
 
@@ -80,12 +69,10 @@ def group_counts(found: Found) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["origin", "group", "volumes"])
 
 
-def _join(found: Found, table_of: Callable[[Maps], pd.DataFrame]) -> pd.DataFrame:
+def _join(found: Found, table_of: Callable[[Relevance], pd.DataFrame]) -> pd.DataFrame:
     """One table below the other, with the columns method and origin in front."""
-    tables = []
-    for (method, origin), maps in found.items():
-        table = table_of(maps)
+    tables = {names: table_of(maps.relevance) for names, maps in found.items()}
+    for (method, origin), table in tables.items():
         table.insert(0, "method", method)
         table.insert(1, "origin", origin)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables.values(), ignore_index=True)

@@ -1,8 +1,8 @@
 """What maps of a network say about a change whose place is known, in numbers with intervals and null distributions.
 
 Patients with the change on the right are mirrored, so that in one frame the changed side is always the left; grids are
-symmetric about the midline. Two readings of a patient's map are measured: the map itself (`raw`), and its difference
-from the mean map of the controls (`difference`), since maps follow an image's edges in every class.
+symmetric about the midline. Maps follow an image's edges in every class: besides patients' maps their difference from
+the mean map of the controls is measured.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, rankdata
+from scipy.stats import binomtest
 
 from classifier.measures.resampling import bootstrap_weights, cell
-from classifier.validation.localisation import MEASURES, Localisation, lateral_index, localise, widen
+from classifier.saliency.regions import rank_correlations, region_means
+from classifier.validation.localisation import lateral_index, localise, widen
 from classifier.validation.spatial_nulls import Moves, moves, p_value
 from cohort.atlas import REGIONS, Atlas
 
@@ -80,20 +81,15 @@ class Maps:
     controls: np.ndarray
     """float32 (C, D, H, W)."""
 
-    def raw(self) -> list[np.ndarray]:
-        """Patients' maps, mirrored to the left."""
+    def ipsilateral(self) -> list[np.ndarray]:
+        """Patients' maps in the frame where the changed side is the left."""
         return [ipsilateral(map_, side) for map_, side in zip(self.patients, self.sides, strict=True)]
 
-    def difference(self) -> list[np.ndarray]:
-        """The same minus the mean of the controls' maps."""
-        mean = self.controls.mean(axis=0)
-        return [ipsilateral(map_ - mean, side) for map_, side in zip(self.patients, self.sides, strict=True)]
 
-
-def localisation(maps: Sequence[np.ndarray], truth: Truth) -> dict[str, np.ndarray]:
-    """Each of MEASURES, (P, 1 + null places), of patients' maps in the left frame; NaN (an empty map) counts as 0."""
-    found = [localise(map_, truth.brain, *truth.places(patient)) for patient, map_ in enumerate(maps)]
-    return {name: np.nan_to_num(np.stack([getattr(one, name) for one in found])) for name in MEASURES}
+def localisation(maps: Maps, truth: Truth) -> dict[str, np.ndarray]:
+    """Each measure of `localise`, (P, 1 + null places), of patients' maps; NaN (an empty map) counts as 0."""
+    found = [localise(map_, truth.brain, *truth.places(patient)) for patient, map_ in enumerate(maps.ipsilateral())]
+    return {name: np.nan_to_num(np.stack([values[name] for values in found])) for name in found[0]}
 
 
 def weights_of(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -114,11 +110,10 @@ def group_difference(maps: Maps, truth: Truth) -> tuple[np.ndarray, dict[str, An
     Controls have no changed side: their mean map is averaged with its mirror image.
     """
     controls = maps.controls.mean(axis=0)
-    difference = np.mean(maps.raw(), axis=0) - (controls + np.flip(controls, 0)) / 2
-    found: Localisation = localise(difference, truth.brain, *truth.places(None))
+    difference = np.mean(maps.ipsilateral(), axis=0) - (controls + np.flip(controls, 0)) / 2
     numbers = {}
-    for name in MEASURES:
-        values = np.nan_to_num(getattr(found, name))
+    for name, values in localise(difference, truth.brain, *truth.places(None)).items():
+        values = np.nan_to_num(values)
         numbers[name] = {"value": float(values[0]), "p": p_value(values), "null": float(values[1:].mean())}
     return difference, numbers
 
@@ -134,18 +129,8 @@ def side_accuracy(maps: Sequence[np.ndarray], sides: Sequence[str], atlas: Atlas
     left, right = (atlas.mask(f"{side} Hippocampus") for side in ("Left", "Right"))
     indices = [lateral_index(map_, left, right) for map_ in maps]
     hits = sum(index > 0 if side == "L" else index < 0 for index, side in zip(indices, sides, strict=True))
-    test = binomtest(int(hits), len(sides))
-    low, high = test.proportion_ci(method="exact")
-    return {
-        "value": hits / len(sides), "low": float(low), "high": float(high), "hits": int(hits), "count": len(sides),
-        "left": _share(indices, sides, "L"), "right": _share(indices, sides, "R"),
-    }  # fmt: skip
-
-
-def _share(indices: Sequence[float], sides: Sequence[str], side: str) -> float | None:
-    """Share of the cases of one side whose index has its sign."""
-    own = [index if side == "L" else -index for index, other in zip(indices, sides, strict=True) if other == side]
-    return float(np.mean(np.array(own) > 0)) if own else None
+    low, high = binomtest(int(hits), len(sides)).proportion_ci(method="exact")
+    return {"value": hits / len(sides), "low": float(low), "high": float(high), "hits": int(hits), "count": len(sides)}
 
 
 def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
@@ -159,18 +144,10 @@ def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generat
         rng: numpy generator.
         resamples: of patients.
     """
-    if len(strengths) < 2:
-        return cell(np.nan, np.full(resamples, np.nan))
-    picks = np.concatenate(
-        [np.arange(values.shape[1])[None], rng.integers(0, values.shape[1], (resamples, values.shape[1]))]
-    )
+    count = values.shape[1]
+    picks = np.concatenate([np.arange(count)[None], rng.integers(0, count, (resamples, count))])
     drawn = values[:, picks].transpose(1, 0, 2).reshape(len(picks), -1)
-    ranks = rankdata(drawn, axis=1)
-    order = rankdata(np.repeat(strengths, values.shape[1]))
-    ranks = ranks - ranks.mean(axis=1, keepdims=True)
-    order = order - order.mean()
-    spread = np.sqrt(np.square(ranks).sum(axis=1) * np.square(order).sum())
-    rho = np.divide(ranks @ order, spread, out=np.zeros(len(ranks)), where=spread > 0)
+    rho = np.nan_to_num(rank_correlations(drawn, np.repeat(strengths, count)[None]))
     return cell(rho[0], rho[1:])
 
 
@@ -184,23 +161,19 @@ def mark_exposure(maps: np.ndarray, mark: np.ndarray, atlas: Atlas, weights: np.
         weights: from `weights_of`.
 
     Returns:
-        `share` of the magnitude in the mark (cell), `enrichment` (that over the mark's share of the grid, cell), `rank`
-        of the mark among mark and regions by mean magnitude per voxel (1: first; ties count against it), `regions`.
+        `share` of the magnitude in the mark (cell), `rank` of the mark among mark and regions by mean magnitude per
+        voxel (1: first; ties count against it), and `regions`, how many are ranked.
     """
     strength = np.abs(maps).reshape(len(maps), -1)
     totals = np.maximum(strength.sum(axis=1), np.finfo(float).tiny)
     shares = strength[:, mark.ravel()].sum(axis=1) / totals
     mean = strength.mean(axis=0)
-    sizes = np.bincount(atlas.labels.ravel())
-    sums = np.bincount(atlas.labels.ravel(), weights=mean)
-    codes = np.flatnonzero(sizes)[1:] if sizes[0] else np.flatnonzero(sizes)
-    others = sums[codes] / sizes[codes]
-    volume = float(mark.mean())
+    others = region_means(mean.reshape(mark.shape), atlas)
+    others = others[np.isfinite(others)]
     return {
         "share": cell(shares.mean(), weights @ shares),
-        "enrichment": cell(shares.mean() / volume, weights @ shares / volume),
         "rank": int(1 + np.sum(others >= mean[mark.ravel()].mean())),
-        "regions": len(codes) + 1,
+        "regions": len(others) + 1,
     }
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from classifier.validation.verdicts import CHECKS, Evidence, ranking, verdicts
+from classifier.saliency.figures import colour_limit, overlay
+from classifier.validation.checks import CHECKS, Evidence
 from cohort.pictures import PLANES, planes, save
 
 _COLOURS = {True: "#2f6aa8", False: "#d97a1d", None: "#e6e6e6"}
@@ -28,32 +29,27 @@ def scores(path: Path, methods: dict[str, Evidence], *, title: str, judged: bool
         title: above the picture.
         judged: colour the answers; otherwise only the numbers are shown.
     """
-    names, checks = ranking(methods), list(CHECKS)
-    figure = Figure(figsize=(1.15 * len(checks) + 2.4, 0.42 * len(names) + 1.5), layout="constrained")
+    figure = Figure(figsize=(1.15 * len(CHECKS) + 2.4, 0.42 * len(methods) + 1.5), layout="constrained")
     axis = figure.subplots()
-    for row, name in enumerate(names):
-        answers = verdicts(methods[name])
-        for column, check in enumerate(checks):
-            value = CHECKS[check].value(methods[name])
-            answer = answers[check] if judged else None
-            axis.add_patch(_cell(column, row, _COLOURS[answer]))
-            text = "" if value is None else f"{value:.2f}" if not float(value).is_integer() else f"{value:.0f}"
-            colour = "black" if answer is None else "white"
-            axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-    axis.set(xlim=(-0.5, len(checks) - 0.5), ylim=(len(names) - 0.5, -0.5))
-    axis.set_xticks(range(len(checks)), checks, fontsize=9)
+    for row, evidence in enumerate(methods.values()):
+        for column, check in enumerate(CHECKS.values()):
+            number, answer = check.number(evidence), check.answer(evidence) if judged else None
+            box = {"facecolor": _COLOURS[answer], "edgecolor": "none"}
+            axis.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, **box))
+            if number is not None:
+                text = f"{number['value']:.0f}" if float(number["value"]).is_integer() else f"{number['value']:.2f}"
+                colour = "black" if answer is None else "white"
+                axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    axis.set(xlim=(-0.5, len(CHECKS) - 0.5), ylim=(len(methods) - 0.5, -0.5))
+    axis.set_xticks(range(len(CHECKS)), list(CHECKS), fontsize=9)
     axis.xaxis.tick_top()
-    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.set_yticks(range(len(methods)), list(methods), fontsize=9)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     key = "blue: passed, orange: failed, grey: not judged" if judged else "not judged: the network has learned nothing"
     axis.set_xlabel(f"{key}\n{_UNITS}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)
-
-
-def _cell(column: int, row: int, colour: str) -> Rectangle:
-    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none")
 
 
 def differences(
@@ -74,13 +70,10 @@ def differences(
     figure = Figure(figsize=(7.4, 1.95 * len(maps) + 0.5), layout="constrained")
     axes = figure.subplots(len(maps), 3, width_ratios=widths, squeeze=False)
     for row, (name, map_) in zip(axes, maps.items(), strict=True):
-        limit = float(np.percentile(np.abs(map_), 99.5)) or float(np.abs(map_).max()) or 1.0
+        limit = colour_limit(map_)
         for axis, under, over, edge in zip(row, below, planes(map_, at), outline, strict=True):
-            axis.imshow(under, cmap="gray", vmin=0, vmax=1)
-            strength = 0.85 * np.clip(np.abs(over) / limit, 0, 1)
-            axis.imshow(over, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=strength)
+            overlay(axis, under, over, limit, cmap="RdBu_r", vmin=-limit)
             axis.contour(edge, levels=[0.5], colors="#f2e205", linewidths=1.0)
-            axis.set_axis_off()
         row[0].text(-0.04, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=8)
     for axis, plane in zip(axes[0], PLANES, strict=True):
         axis.set_title(plane, fontsize=9)

@@ -1,12 +1,17 @@
-"""Does a map point at a region that is known to have changed? Pointing game, enrichment, precision and recall.
+"""Does a map point at a region that is known to have changed? Pointing game, enrichment, average precision.
 
-Maps are judged by their magnitude. All measures are computed for many places of the region at once (`places`, from
+It is a map's magnitude that counts. All measures are computed for many places of the region at once (`places`, from
 `Moves.places` of `spatial_nulls`), the first of which is the true one: the others make the null distribution.
+
+- pointing: share of the strongest voxels (one, unless several tie) in the widened region: 0 or 1 without ties. Source:
+  the pointing game of Zhang et al. 2018, IJCV 126:1084.
+- enrichment: share of the magnitude that lies in the region over the region's share of the brain: 1 for a map without
+  preference.
+- average_precision: area under the precision-recall curve of the magnitude as a detector of the region's voxels,
+  step-wise as in scikit-learn; the region's share of the brain for a map without preference.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy import ndimage
@@ -15,32 +20,14 @@ REACH_MM = 3.0
 """How far from the region the pointing game still counts a hit; half a voxel is added, since a voxel has an extent."""
 
 
-@dataclass(frozen=True)
-class Localisation:
-    """Measures of one map for K places of the region; each (K,)."""
-
-    pointing: np.ndarray
-    """Share of the strongest voxels (one, unless several tie) in the widened region: 0 or 1 without ties. Source: the
-    pointing game of Zhang et al. 2018, IJCV 126:1084."""
-    enrichment: np.ndarray
-    """Share of the magnitude that lies in the region over the region's share of the brain: 1 for a map without
-    preference."""
-    average_precision: np.ndarray
-    """Area under the precision-recall curve of the magnitude as a detector of the region's voxels, step-wise as in
-    scikit-learn; the region's share of the brain for a map without preference."""
-
-
-MEASURES = tuple(field.name for field in fields(Localisation))
-
-
 def widen(region: np.ndarray, spacing_mm: float, reach_mm: float = REACH_MM) -> np.ndarray:
     """The voxels whose centre is within `reach_mm` plus half a voxel of a region's voxel centre, bool (D, H, W)."""
     distance = ndimage.distance_transform_edt(~region, sampling=spacing_mm)
     return distance <= reach_mm + spacing_mm / 2 + 1e-6
 
 
-def localise(map_: np.ndarray, brain: np.ndarray, places: np.ndarray, wide_places: np.ndarray) -> Localisation:
-    """All measures of one map.
+def localise(map_: np.ndarray, brain: np.ndarray, places: np.ndarray, wide_places: np.ndarray) -> dict[str, np.ndarray]:
+    """All measures of one map, (K,) each.
 
     Args:
         map_: (D, H, W); only voxels of the brain count.
@@ -57,9 +44,11 @@ def localise(map_: np.ndarray, brain: np.ndarray, places: np.ndarray, wide_place
     values = strength[brain.ravel()]
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(inside, strength[places], 0.0).sum(axis=1) / values.sum()
-        enrichment = share / (inside.sum(axis=1) / len(values))
-        pointing = _hits(strength, values, wide_places, wide)
-        return Localisation(pointing, enrichment, _average_precision(strength, values, places, inside))
+        return {
+            "pointing": _hits(strength, values, wide_places, wide),
+            "enrichment": share / (inside.sum(axis=1) / len(values)),
+            "average_precision": _average_precision(strength, values, places, inside),
+        }
 
 
 def _within(places: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -79,9 +68,8 @@ def _average_precision(strength: np.ndarray, values: np.ndarray, places: np.ndar
     """
     ascending = np.sort(values)
     called = len(values) - np.searchsorted(ascending, strength[places], side="left")
-    called = np.sort(
-        np.where(inside, called, len(values) + 1), axis=1
-    )  # (K, n), strongest voxel first, absent ones last
+    # (K, n), strongest voxel first, absent ones last
+    called = np.sort(np.where(inside, called, len(values) + 1), axis=1)
     # Voxels that tie share the count of the last of them.
     last = np.where(np.diff(called, axis=1, append=len(values) + 2) > 0, np.arange(1, called.shape[1] + 1), np.inf)
     found = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]

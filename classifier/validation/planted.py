@@ -1,4 +1,4 @@
-"""What is planted before maps are judged: a change of one hippocampus, in strengths down to none, or a mark beside it.
+"""What is planted before maps are tried: a change of one hippocampus, in strengths down to none, or a mark beside it.
 
 Every condition is data and a way of training on them. There are two kinds of change, of the hippocampus of one side:
 
@@ -7,28 +7,37 @@ Every condition is data and a way of training on them. There are two kinds of ch
   to learn on a coarse grid.
 
 All cohorts have one seed, and with it the same people; a patient differs from condition to condition in nothing else.
+Cohorts, splits and networks are made by the project's own scripts, and what is finished is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
 from cohort.scans import Grid
 from cohort.tables import read_table, write_table
-from runtime.files import atomic_write
+from runtime.errors import InputError
+from runtime.files import ROOT, atomic_write, read_json
 
 MARK_MM = 12.0
 """Edge of the mark, a cube."""
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One network whose maps are judged, and what there was for it to learn."""
+    """One network whose maps are measured, and what there was for it to learn."""
 
     name: str
     dose: float = 0.0
@@ -65,12 +74,12 @@ def conditions(signals: Sequence[float], doses: Sequence[float]) -> list[Conditi
 
 def levels(chosen: Sequence[Condition]) -> dict[str, dict[str, float]]:
     """The series of plain conditions that differ in strength only, weakest included: {kind: {condition: strength}}."""
-    plain = [one for one in chosen if not one.mark and not one.shuffle]
-    none = [one for one in plain if one.dose == one.signal == 0]
+    plain = [condition for condition in chosen if not condition.mark and not condition.shuffle]
+    none = [condition for condition in plain if condition.dose == condition.signal == 0]
     return {
-        kind: {one.name: getattr(one, kind) for one in [*members, *none]}
+        kind: {condition.name: getattr(condition, kind) for condition in [*members, *none]}
         for kind in ("signal", "dose")
-        if (members := [one for one in plain if getattr(one, kind) > 0]) and none
+        if (members := [condition for condition in plain if getattr(condition, kind) > 0])
     }
 
 
@@ -82,35 +91,15 @@ def mark_of(grid: Grid) -> np.ndarray:
     return mask
 
 
-def mark(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of a scan (D, H, W) with the marked voxels at the median of its non-zero ones.
+def planted_scan(image: np.ndarray, condition: Condition, grid: Grid, share: np.ndarray | None) -> np.ndarray:
+    """A patient's scan (D, H, W) with what the simulator does not make, of the same type.
 
-    At the median the mark is as bright as brain, and the percentiles that intensities are scaled by hardly move.
-    """
-    marked = image.copy()
-    marked[mask] = np.median(image[image > 0])
-    return marked
-
-
-def darken(image: np.ndarray, share: np.ndarray, loss: float) -> np.ndarray:
-    """A scan (D, H, W) whose voxels lose `loss` of their intensity times their `share` in the region; same type."""
-    return np.rint(image * (1 - loss * share)).astype(image.dtype)
-
-
-def editor(condition: Condition, grid: Grid, regions: Path) -> Callable[[str, np.ndarray], np.ndarray] | None:
-    """How a patient's scan (name, voxels) is changed beyond what the simulator does; None for not at all.
-
-    Args:
-        condition: what is planted.
-        grid: the scans'.
-        regions: folder in which the cohort's patients have their changed region.
+    That is the mark, as bright as the median of the non-zero voxels (so that the percentiles that intensities are
+    scaled by hardly move), or a darker region, given by the `share` (D, H, W) of each voxel in it.
     """
     if condition.mark:
-        mask = mark_of(grid)
-        return lambda name, image: mark(image, mask)
-    if condition.signal:
-        return lambda name, image: darken(image, region_share(regions, name), condition.signal)
-    return None
+        return np.where(mark_of(grid), np.median(image[image > 0]), image).astype(image.dtype)
+    return np.rint(image * (1 - condition.signal * share)).astype(image.dtype)
 
 
 def region_share(regions: Path, name: str) -> np.ndarray:
@@ -118,22 +107,116 @@ def region_share(regions: Path, name: str) -> np.ndarray:
     return nib.load(regions / f"{name}.nii.gz").get_fdata(dtype=np.float32)
 
 
-def write_edited(index: Path, edit: Callable[[str, np.ndarray], np.ndarray], out: Path, edited: Path) -> None:
-    """Writes edited copies of all patients' scans of a table, and a table with them in place of the originals.
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies, and how cohorts and networks are made."""
 
-    Args:
-        index: table of NIfTI scans.
-        edit: from `editor`.
-        out: folder for the copies; those that are there stay.
-        edited: the table to write.
+    out: Path
+    grid: Grid
+    subjects: int
+    seed: int
+    train: tuple[str, ...]
+    """Words after ``classifier.train``: the preset and flags."""
+    jobs: int
+    """Networks trained at once."""
+    threads: int | None
+    """CPU threads of each; None leaves them to the script."""
+
+    def cohort(self, condition: Condition) -> Path:
+        """Folder of the condition's cohort."""
+        return self.out / "cohorts" / condition.cohort
+
+    def tables(self, condition: Condition) -> Path:
+        """Folder of its split tables."""
+        return self.out / "tables" / condition.data
+
+    def regions(self, condition: Condition) -> Path:
+        """Folder in which each patient's changed region lies."""
+        return self.cohort(condition) / "regions"
+
+    def run(self, condition: Condition) -> Path:
+        """Its network's run folder."""
+        return self.out / "networks" / condition.name
+
+
+def prepare(plan: Plan, chosen: Sequence[Condition]) -> dict[str, dict[str, Any]]:
+    """Cohorts, splits and networks of all conditions; returns each network's results.json by the condition's name.
+
+    Raises:
+        InputError: a script failed; its last lines are shown.
+    """
+    for condition in tqdm(chosen, desc="planted cohorts", unit="cohort"):
+        make_cohort(plan, condition, chosen[0])
+    with ThreadPoolExecutor(plan.jobs) as pool:
+        jobs = pool.map(lambda condition: train(plan, condition), chosen)
+        list(tqdm(jobs, total=len(chosen), desc="networks", unit="network"))
+    return {condition.name: read_json(plan.run(condition) / "results.json") for condition in chosen}
+
+
+def make_cohort(plan: Plan, condition: Condition, first: Condition) -> None:
+    """The condition's scans and tables.
+
+    Controls are copied from the first condition's cohort, and so is its split: everybody is on the same side of it in
+    all conditions.
+    """
+    tables, folder = plan.tables(condition), plan.cohort(condition)
+    if all((tables / f"{split}.csv").exists() for split in SPLITS):
+        return
+    index = plan.out / "tables" / f"{condition.cohort}.csv"
+    words = ["--out", folder, "--index", index, "--subjects", plan.subjects, "--seed", plan.seed]
+    words += ["--spacing-mm", plan.grid.spacing_mm, "--effect", "hippocampus", "--effect-size", condition.dose]
+    others = ["--controls-from", plan.cohort(first)] if condition.cohort != first.cohort else []
+    run_script("cohort.make_demo", *words, *others)
+    if condition.mark or condition.signal:
+        index = plant(plan, condition, index)
+    if condition == first:
+        run_script("cohort.split", "--index", index, "--out", tables)
+        return
+    frame = read_table(index).set_index("subject", drop=False)
+    for split in SPLITS:
+        members = read_table(plan.tables(first) / f"{split}.csv")["subject"]
+        write_table(tables / f"{split}.csv", frame.loc[members].reset_index(drop=True))
+
+
+def plant(plan: Plan, condition: Condition, index: Path) -> Path:
+    """Writes changed copies of all patients' scans of a table of NIfTI scans, and a table with them in their place.
+
+    Copies that are there stay. Returns the table's path.
     """
     frame = read_table(index)
     for row in frame.index[frame["label"] == 1]:
-        path = out / Path(frame.loc[row, "file"]).name
+        path = plan.out / "cohorts" / condition.data / Path(frame.loc[row, "file"]).name
         if not path.exists():
             image = nib.load(frame.loc[row, "file"])
-            copy = nib.Nifti1Image(edit(frame.loc[row, "subject"], np.asarray(image.dataobj)), None, image.header)
+            share = None if condition.mark else region_share(plan.regions(condition), frame.loc[row, "subject"])
+            changed = planted_scan(np.asarray(image.dataobj), condition, plan.grid, share)
             with atomic_write(path) as temporary:
-                nib.save(copy, temporary)
+                nib.save(nib.Nifti1Image(changed, None, image.header), temporary)
         frame.loc[row, "file"] = str(path.resolve())
-    write_table(edited, frame)
+    planted = plan.out / "tables" / f"{condition.data}.csv"
+    write_table(planted, frame)
+    return planted
+
+
+def train(plan: Plan, condition: Condition) -> None:
+    """The condition's network; a finished one stays."""
+    run = plan.run(condition)
+    if (run / "results.json").exists():
+        return
+    tables = [word for split in SPLITS for word in (f"--{split}-csv", plan.tables(condition) / f"{split}.csv")]
+    words = [*plan.train, *tables, "--run-dir", run, "--seed", plan.seed, "--cache-dir", plan.out / "cache"]
+    words += ["--threads", plan.threads] if plan.threads else []
+    run_script("classifier.train", *words, *(["--shuffle", "all"] if condition.shuffle else []))
+
+
+def run_script(module: str, *words: object) -> None:
+    """Runs ``python -m module words`` in the repository; its output is shown only when it fails.
+
+    Raises:
+        InputError: it ended with another status than 0.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TQDM_DISABLE": "1"}, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise InputError(f"{' '.join(command[1:])} ended with status {done.returncode}:\n{last}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,10 +15,10 @@ from classifier.measures.resampling import cell
 from classifier.saliency import attribution
 from classifier.validation import evidence as measure
 from classifier.validation import faithfulness
+from classifier.validation.checks import Evidence
 from classifier.validation.evidence import Maps, Truth
-from classifier.validation.planted import Condition, levels, mark_of, region_share
-from classifier.validation.planted_runs import Plan
-from classifier.validation.weight_randomisation import cascade, rank_correlation
+from classifier.validation.planted import Condition, Plan, levels, mark_of, region_share
+from classifier.validation.weight_randomisation import forgotten, rank_correlation
 from cohort.atlas import Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.scans import head_mask, load_scans
@@ -29,8 +27,6 @@ from runtime import seeding
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import atomic_write
-
-Evidence = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,16 +41,14 @@ class Effort:
     """Places elsewhere that the changed region is moved to."""
     cascade_patients: int
     """Patients for the randomisation of weights."""
-    cascade_points: int
-    """Stages of it that are looked at."""
     faithful_patients: int
     """Patients for deletion and insertion."""
     faithful_draws: int
     """Random orders of regions."""
     ig_steps: int
-    """Points along the path of integrated gradients."""
+    """Points on the path of integrated gradients."""
     noise_samples: int
-    """Noisy copies in SmoothGrad, random points in gradient SHAP."""
+    """Noisy copies in SmoothGrad."""
     resamples: int
     """Bootstrap resamples of patients."""
 
@@ -118,18 +112,13 @@ def open_network(study: Study, condition: Condition, *, controls: bool) -> Netwo
     study.device.module(loaded.model)
     context = attribution.Context(
         mean_hc=study.device.tensor(loaded.mean_hc[None, None]),
-        regions=_labels(study.regions, study.device),
+        regions=torch.from_numpy(study.regions.labels.astype(np.int64))[None, None].to(study.device.kind),
         ig_steps=study.effort.ig_steps,
         noise_samples=study.effort.noise_samples,
-        shap_samples=study.effort.noise_samples,
         batch=8 if study.device.kind.type == "cpu" else 32,
         seed=study.plan.seed,
     )
     return Network(condition, loaded, volumes, len(study.subjects[0]), context)
-
-
-def _labels(regions: Atlas, device: Device) -> torch.Tensor:
-    return torch.from_numpy(regions.labels.astype(np.int64))[None, None].to(device.kind)
 
 
 def truth_for(study: Study, network: Network) -> Truth:
@@ -150,7 +139,10 @@ def maps_of(study: Study, network: Network, method: str) -> Maps:
     path = study.plan.out / "maps" / network.condition.name / f"{method}.npz"
     names = network.volumes.frame["subject"].tolist()
     recipe = repr((network.loaded.hash, names, attribution.settings_of(method, network.context)))
-    maps = _stored(path, recipe)
+    maps = None
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            maps = file["maps"] if str(file["recipe"]) == recipe else None
     if maps is None:
         maps = _explain(network.loaded.model, network, method, range(len(names)))
         with atomic_write(path) as temporary:
@@ -158,40 +150,32 @@ def maps_of(study: Study, network: Network, method: str) -> Maps:
     return Maps(maps[: network.patients], network.sides, maps[network.patients :])
 
 
-def _stored(path: Path, recipe: str) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        return file["maps"] if str(file["recipe"]) == recipe else None
-
-
 def _explain(model: torch.nn.Module, network: Network, method: str, rows: Sequence[int]) -> np.ndarray:
     """Maps float32 (rows, D, H, W)."""
     parts = torch.tensor(list(rows)).split(network.context.batch)
-    return np.concatenate(
-        [
-            attribution.attribute_batch(model, network.volumes.batch(part), method, network.context, part.tolist())
-            for part in parts
-        ]
-    )
+    maps = [
+        attribution.attribute(model, network.volumes.batch(part), method, network.context, part.tolist())
+        for part in parts
+    ]
+    return np.concatenate(maps)
 
 
 @dataclass
 class Findings:
     """What has been found out so far."""
 
-    evidence: dict[str, Evidence]
-    """By method."""
-    skipped: dict[str, str]
-    """Methods that the network does not allow, with the reason."""
-    differences: dict[str, np.ndarray]
-    """By method, the mean map of patients minus that of controls (D, H, W), in the left frame."""
-    enrichment: dict[str, dict[str, np.ndarray]]
-    """By method and condition, enrichment (P,) of each patient's map."""
     truth: Truth
     """Of the network that methods are judged on."""
     anatomy: np.ndarray
-    """float32 (D, H, W), the mean control."""
+    """float32 (D, H, W), its mean control."""
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    """By method."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Methods that the network does not allow, with the reason."""
+    differences: dict[str, np.ndarray] = field(default_factory=dict)
+    """By method, the mean map of patients minus that of controls (D, H, W), in the frame of the changed side."""
+    enrichment: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """By method and condition, enrichment (P,) of each patient's map."""
 
 
 def gather(study: Study) -> Findings:
@@ -207,42 +191,31 @@ def gather(study: Study) -> Findings:
     return found
 
 
-def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
-    """How enrichment (P,), by condition, follows the strength of what was planted, for each kind of change."""
-    found = {}
-    for kind, strengths in levels(study.conditions).items():
-        stack = np.stack([values[name] for name in strengths])
-        trend = measure.trend(list(strengths.values()), stack, study.rng("response"), study.effort.resamples)
-        found[kind] = {**trend, **{f"at_{strengths[name]:g}": float(values[name].mean()) for name in strengths}}
-    return found
-
-
 def from_strongest(study: Study) -> Findings:
-    """Where maps of the best-taught network lie, on which side, whether they forget and whether they are faithful."""
+    """Where maps of the network that learned most lie, on which side, whether they forget and are faithful."""
     network = open_network(study, study.conditions[0], controls=True)
-    found = Findings({}, {}, {}, {}, truth_for(study, network), network.loaded.mean_hc.numpy())
-    references = random_orders(study, network)
+    found = Findings(truth_for(study, network), network.loaded.mean_hc.numpy())
+    regions = faithfulness.fading(measure.merged(study.regions).labels)
+    random_areas = random_orders(study, network, regions)
     for method in tqdm(attribution.METHODS, desc=f"maps of {network.condition.name}", unit="method"):
         try:
             maps = maps_of(study, network, method)
         except InputError as reason:
             found.skipped[method] = str(reason)
             continue
-        raw = measure.localisation(maps.raw(), found.truth)
-        difference = measure.localisation(maps.difference(), found.truth)
+        values = measure.localisation(maps, found.truth)
+        found.enrichment[method] = {network.condition.name: values["enrichment"][:, 0]}
         found.differences[method], group = measure.group_difference(maps, found.truth)
         contrast = maps.patients - maps.controls.mean(axis=0)
-        found.enrichment[method] = {network.condition.name: raw["enrichment"][:, 0]}
         found.evidence[method] = {
-            "raw": summaries(study, raw),
-            "difference": summaries(study, difference),
+            "raw": summaries(study, values),
             "group": group,
             "side": {
                 "raw": measure.side_accuracy(maps.patients, maps.sides, study.regions),
                 "difference": measure.side_accuracy(contrast, maps.sides, study.regions),
             },
-            **forgetting(study, network, method, maps, found.truth),
-            **faithful(study, network, maps, references),
+            "cascade_end": forgetting(study, network, method, maps, found.truth.brain),
+            **faithful(study, network, maps, regions, random_areas),
         }
     return found
 
@@ -255,13 +228,23 @@ def compare(study: Study, network: Network, method: str, truth: Truth | None, fo
         exposure = measure.mark_exposure(maps.patients, mark_of(study.plan.grid), study.regions, weights)
         evidence["shortcut"] = {**exposure, "learned": condition.name in study.learned}
         return
-    values = measure.localisation(maps.raw(), truth)
+    values = measure.localisation(maps, truth)
     if condition.shuffle:
         evidence["permuted"] = summaries(study, values)
         return
     found.enrichment[method][condition.name] = values["enrichment"][:, 0]
     if condition.dose == condition.signal == 0:
         evidence["nothing"] = summaries(study, values)
+
+
+def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
+    """How enrichment (P,), by condition, follows the strength of what was planted, for each kind of change."""
+    found = {}
+    for kind, strengths in levels(study.conditions).items():
+        stack = np.stack([values[name] for name in strengths])
+        trend = measure.trend(list(strengths.values()), stack, study.rng("response"), study.effort.resamples)
+        found[kind] = {**trend, **{f"at_{strengths[name]:g}": float(values[name].mean()) for name in strengths}}
+    return found
 
 
 def summaries(study: Study, values: dict[str, np.ndarray]) -> Evidence:
@@ -271,45 +254,39 @@ def summaries(study: Study, values: dict[str, np.ndarray]) -> Evidence:
     return {name: measure.summary(part, weights) for name, part in values.items()}
 
 
-def forgetting(study: Study, network: Network, method: str, maps: Maps, truth: Truth) -> Evidence:
-    """Rank correlation with the original map as weights become random from the head downwards; mean over patients."""
+def forgetting(study: Study, network: Network, method: str, maps: Maps, brain: np.ndarray) -> float:
+    """Rank correlation of maps with those of the network with random weights; mean over patients."""
     rows = range(min(study.effort.cascade_patients, network.patients))
-    curve = {}
-    for stage, model in cascade(network.loaded.model, study.plan.seed, study.effort.cascade_points):
-        changed = _explain(model, network, method, rows)
-        pairs = zip(maps.patients[: len(rows)], changed, strict=True)
-        curve[stage] = float(np.mean([rank_correlation(a, b, truth.brain) for a, b in pairs]))
-    return {"cascade": curve, "cascade_end": list(curve.values())[-1]}
+    changed = _explain(forgotten(network.loaded.model, study.plan.seed), network, method, rows)
+    return float(np.mean([rank_correlation(maps.patients[row], changed[row], brain) for row in rows]))
 
 
-def random_orders(study: Study, network: Network) -> list[faithfulness.RandomOrders]:
-    """The reference of deletion and insertion, for the patients that they are measured on."""
-    effort, context = study.effort, coarse(study, network)
+def random_orders(study: Study, network: Network, regions: faithfulness.Regions) -> list[np.ndarray]:
+    """Areas of random orders, for the patients that deletion and insertion are measured on: the same for all methods.
+
+    The regions are those of a coarse atlas: each that is replaced is large enough to move the logit.
+    """
+    effort, context = study.effort, network.context
     rows = range(min(effort.faithful_patients, network.patients))
     return [
-        faithfulness.random_orders(
-            network.loaded.model, network.volumes.batch(torch.tensor([row])), context, effort.faithful_draws,
-            study.plan.seed,
+        faithfulness.random_areas(
+            network.loaded.model, network.volumes.batch(torch.tensor([row])), context.mean_hc, regions, context.batch,
+            effort.faithful_draws, study.plan.seed,
         )
         for row in tqdm(rows, desc="random orders of regions", unit="patient")
     ]  # fmt: skip
 
 
-def coarse(study: Study, network: Network) -> attribution.Context:
-    """The network's context with the coarse atlas: each region replaced is large enough to move the logit."""
-    return replace(network.context, regions=_labels(measure.merged(study.regions), study.device))
-
-
-def faithful(study: Study, network: Network, maps: Maps, references: Sequence[faithfulness.RandomOrders]) -> Evidence:
+def faithful(
+    study: Study, network: Network, maps: Maps, regions: faithfulness.Regions, random_areas: Sequence[np.ndarray]
+) -> Evidence:
     """Deletion and insertion in the maps' order, as gain in logits over random orders, mean over patients."""
-    context, effort = coarse(study, network), study.effort
-    found = [
-        faithfulness.faithfulness(
-            network.loaded.model, network.volumes.batch(torch.tensor([row])), maps.patients[row], context,
-            effort.faithful_draws, study.plan.seed, reference,
-        )
-        for row, reference in enumerate(references)
-    ]  # fmt: skip
-    weights = measure.weights_of(len(found), effort.resamples, study.rng("faithful"))
-    gains = {name: np.array([one[name] for one in found]) for name in ("deletion_gain", "insertion_gain")}
-    return {name: cell(gain.mean(), weights @ gain) for name, gain in gains.items()}
+    context, gains = network.context, []
+    for row, random in enumerate(random_areas):
+        x, order = network.volumes.batch(torch.tensor([row])), faithfulness.relevance_order(maps.patients[row], regions)
+        found = faithfulness.areas(network.loaded.model, x, context.mean_hc, regions, order, context.batch)
+        gains.append((random.mean(axis=0) - found) * (1, -1))  # a good order deletes early and inserts early
+    gains = np.array(gains)
+    weights = measure.weights_of(len(gains), study.effort.resamples, study.rng("faithful"))
+    names = ("deletion_gain", "insertion_gain")
+    return {name: cell(gain.mean(), weights @ gain) for name, gain in zip(names, gains.T, strict=True)}

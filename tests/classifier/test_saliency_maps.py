@@ -62,7 +62,7 @@ def reconstructions(cohort, tmp_path_factory) -> Path:
 def config(cohort, checkpoint, tmp_path) -> SaliencyConfig:
     return SaliencyConfig(
         checkpoint=checkpoint, csv=cohort / "test.csv", methods=("saliency", "integrated_gradients_hc"),
-        out=tmp_path / "maps", limit=4, pictures=0, ig_steps=4, noise_samples=2, shap_samples=5, resamples=20,
+        out=tmp_path / "maps", limit=4, pictures=0, ig_steps=4, noise_samples=2, resamples=20,
         threads=1, cache_dir=cohort / "cache",
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_all_methods_write_maps_and_tables(config):
     assert written["leak"] is False
     assert written["not_signed"] == ["attention"]
     assert set(written["completeness_error_logits"]) == set(attribution.COMPLETE)
-    assert written["completeness_error_logits"]["deeplift"]["max_abs"] < 1e-3
+    assert written["completeness_error_logits"]["integrated_gradients_hc"]["max_abs"] < 0.1
 
 
 def test_pictures_are_drawn_as_many_as_asked_for(config):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -27,7 +29,11 @@ def relevance(count: int, regions: int, seed: int, *, clusters=None, noise=1.0) 
     labels = np.arange(count) % 2
     values = np.arange(regions) * (1 + 0.3 * labels[:, None]) + noise * rng.normal(size=(count, regions)) + 5
     names = np.arange(count).astype(str) if clusters is None else clusters
-    return Relevance(values, labels, np.asarray(names))
+    return Relevance(values, labels, np.array(["HC", "TLE"])[labels], np.asarray(names))
+
+
+def of_diagnoses(magnitudes: np.ndarray, diagnoses: np.ndarray) -> Relevance:
+    return Relevance(magnitudes, (diagnoses != "HC").astype(int), diagnoses, np.arange(len(diagnoses)))
 
 
 def test_ranking_has_intervals_and_the_difference_of_the_classes():
@@ -36,7 +42,7 @@ def test_ranking_has_intervals_and_the_difference_of_the_classes():
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     magnitudes = np.stack([np.full(40, 1.0), 2 + labels + rng.normal(size=40) * 0.1, np.full(40, np.nan)], axis=1)
-    table = rank_regions(magnitudes, labels, np.arange(40), small, rng, resamples=300)
+    table = rank_regions(Relevance(magnitudes, labels, labels, np.arange(40)), small, rng, resamples=300)
     assert table["region"].tolist() == ["small", "big"]
     assert table["voxels"].tolist() == [4, 16]
     first = table.iloc[0]
@@ -77,7 +83,7 @@ def test_agreement_is_spearmans_with_an_interval():
     assert found["TLE_minus_HC"]["value"] == pytest.approx(stats.spearmanr(*difference).statistic, abs=1e-12)
     for cell in found.values():
         assert cell["low"] < cell["high"] <= 1
-    reverse = Relevance(-b.magnitudes, b.labels, b.clusters)
+    reverse = dataclasses.replace(b, magnitudes=-b.magnitudes)
     assert agreement(a, reverse, np.random.default_rng(0), 10)["mean_abs"]["value"] == pytest.approx(-expected)
 
 
@@ -86,13 +92,14 @@ def test_subjects_of_both_sets_are_drawn_together():
     a = relevance(12, 10, 0, noise=20.0)
     itself = agreement(a, a, np.random.default_rng(0), resamples=200)["mean_abs"]
     assert itself == pytest.approx({"value": 1, "low": 1, "high": 1})
-    stranger = Relevance(a.magnitudes, a.labels, np.char.add("copy ", a.clusters))
-    assert agreement(a, stranger, np.random.default_rng(0), resamples=200)["mean_abs"]["low"] < 0.9
+    other = dataclasses.replace(a, clusters=np.char.add("copy ", a.clusters))
+    assert agreement(a, other, np.random.default_rng(0), resamples=200)["mean_abs"]["low"] < 0.9
 
 
 def test_agreement_of_one_class_has_no_difference_and_absent_regions_are_left_out():
     a = relevance(10, 6, 0)
-    b = Relevance(np.where(np.arange(6) == 2, np.nan, a.magnitudes), np.ones(10, int), a.clusters)
+    absent = np.where(np.arange(6) == 2, np.nan, a.magnitudes)
+    b = dataclasses.replace(a, magnitudes=absent, labels=np.ones(10, int))
     found = agreement(a, b, np.random.default_rng(0), resamples=50)
     assert set(found) == {"mean_abs"}
     kept = [0, 1, 3, 4, 5]
@@ -108,7 +115,7 @@ def test_sides_are_found_where_they_were_planted():
     magnitudes[diagnoses == "TLE-L", 0] = 3
     magnitudes[diagnoses == "TLE-R", 1] = 3
     magnitudes *= np.exp(0.1 * rng.normal(size=magnitudes.shape))
-    table = lateralisation(magnitudes, diagnoses, np.arange(60), paired_atlas(), rng, 300)
+    table = lateralisation(of_diagnoses(magnitudes, diagnoses), paired_atlas(), rng, 300)
     cells = table.set_index(["group", "structure"])
     for group, index in (("HC", 0.0), ("TLE-L", 0.5), ("TLE-R", -0.5), ("TLE-L minus TLE-R", 1.0)):
         row = cells.loc[(group, "Hippocampus")]
@@ -123,11 +130,11 @@ def test_sides_are_found_where_they_were_planted():
 
 def test_sides_without_any_relevance_and_without_pairs():
     rng = np.random.default_rng(0)
-    table = lateralisation(np.zeros((4, 4)), np.array(["TLE"] * 4), np.arange(4), paired_atlas(), rng, 20)
+    table = lateralisation(of_diagnoses(np.zeros((4, 4)), np.array(["TLE"] * 4)), paired_atlas(), rng, 20)
     assert table["group"].tolist() == ["TLE", "TLE"]
     assert (table[["index", "low", "high"]] == 0).all(axis=None)
     one_sided = Atlas(np.ones((2, 2, 2), np.int16), {1: "Left Hippocampus"})
-    assert lateralisation(np.ones((4, 1)), np.array(["TLE"] * 4), np.arange(4), one_sided, rng, 20).empty
+    assert lateralisation(of_diagnoses(np.ones((4, 1)), np.array(["TLE"] * 4)), one_sided, rng, 20).empty
 
 
 def test_a_hundred_null_sides_have_intervals_that_hold_zero():
@@ -137,7 +144,7 @@ def test_a_hundred_null_sides_have_intervals_that_hold_zero():
     hits = 0
     for _ in range(100):
         magnitudes = np.exp(0.3 * rng.normal(size=(60, 4)))
-        table = lateralisation(magnitudes, diagnoses, np.arange(60), paired_atlas(), rng, 200)
+        table = lateralisation(of_diagnoses(magnitudes, diagnoses), paired_atlas(), rng, 200)
         row = table[table["group"] == "TLE-L minus TLE-R"].iloc[0]
         hits += row["low"] <= 0 <= row["high"]
     assert 86 <= hits <= 100  # binomial(100, 0.95) is outside with p < 0.001

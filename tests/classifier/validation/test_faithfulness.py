@@ -6,15 +6,7 @@ import torch
 from torch import nn
 
 from classifier.saliency.attribution import Context, attribute
-from classifier.validation.faithfulness import (
-    area,
-    deletion_curve,
-    faithfulness,
-    insertion_curve,
-    random_orders,
-    region_codes,
-)
-from runtime.errors import InputError
+from classifier.validation.faithfulness import areas, curve, fading, random_areas, relevance_order
 
 SHAPE = (20, 20, 12)
 EFFECTS = {2: 3.0, 5: -1.0, 6: 0.5, 9: 0.1}
@@ -56,47 +48,48 @@ def expected(x: torch.Tensor, mean: torch.Tensor, order) -> np.ndarray:
     return np.array([sum(part[int(code in order[:k])] for code, part in parts.items()) for k in range(len(order) + 1)])
 
 
+def area(logits: np.ndarray) -> float:
+    return float((logits[1:] + logits[:-1]).mean() / 2)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 50])
 def test_curves_of_a_linear_model_are_known(batch):
     model, x, context = setting()
-    order = (6, 2, 9, 5)
-    deletion = deletion_curve(model, x, context.mean_hc, context.regions, order, batch)
-    insertion = insertion_curve(model, x, context.mean_hc, context.regions, order, batch)
+    faded = fading(regions())
+    order, codes = (2, 0, 3, 1), (6, 2, 9, 5)
+    assert faded.codes[list(order)].tolist() == list(codes)
+    deletion = curve(model, x, context.mean_hc, faded, order, batch)
+    insertion = curve(model, context.mean_hc, x, faded, order, batch)
     assert deletion.shape == (5,)
-    np.testing.assert_allclose(deletion, expected(x, context.mean_hc, order), atol=1e-5)
-    np.testing.assert_allclose(insertion, expected(context.mean_hc, x, order), atol=1e-5)
+    np.testing.assert_allclose(deletion, expected(x, context.mean_hc, codes), atol=1e-5)
+    np.testing.assert_allclose(insertion, expected(context.mean_hc, x, codes), atol=1e-5)
     assert deletion[0] == pytest.approx(float(model(x)), abs=1e-5)
-    assert insertion[0] == pytest.approx(float(model(context.mean_hc)), abs=1e-5)
+    found = areas(model, x, context.mean_hc, faded, order, batch)
+    np.testing.assert_allclose(found, [area(deletion), area(insertion)])
 
 
 def test_the_order_of_complete_relevance_is_the_best_of_all_orders():
     model, x, context = setting()
-    found = faithfulness(model, x, attribute(model, x, "integrated_gradients_hc", context), context, 30, seed=0)
-    every = [area(expected(x, context.mean_hc, order)) for order in itertools.permutations(EFFECTS)]
-    assert found["deletion"] == pytest.approx(min(every), abs=1e-5)
-    assert found["insertion"] == pytest.approx(
-        max(area(expected(context.mean_hc, x, order)) for order in itertools.permutations(EFFECTS)), abs=1e-5
-    )
-    assert found["deletion_gain"] > 0.2
-    assert found["insertion_gain"] > 0.2
-    assert 1 / 31 <= found["deletion_p"] < 0.25  # one order in 24 is as good
-    assert len(found["deletion_random"]) == len(found["insertion_random"]) == 30
-    assert min(found["deletion_random"]) >= found["deletion"] - 1e-6
+    faded, mean = fading(regions()), context.mean_hc
+    map_ = attribute(model, x, "integrated_gradients_hc", context)[0]
+    deletion, insertion = areas(model, x, mean, faded, relevance_order(map_, faded), 3)
+    orders = list(itertools.permutations(EFFECTS))
+    assert deletion == pytest.approx(min(area(expected(x, mean, order)) for order in orders), abs=1e-5)
+    assert insertion == pytest.approx(max(area(expected(mean, x, order)) for order in orders), abs=1e-5)
+    random = random_areas(model, x, mean, faded, 3, draws=30, seed=0)
+    assert random.shape == (30, 2)
+    assert random[:, 0].min() >= deletion - 1e-6
+    assert random[:, 0].mean() - deletion > 0.2
+    assert insertion - random[:, 1].mean() > 0.2
+    backwards = areas(model, x, mean, faded, relevance_order(-map_, faded), 3)
+    assert backwards[0] >= random[:, 0].max() - 1e-6
 
 
-def test_a_map_turned_round_is_the_worst():
+def test_random_orders_are_those_of_the_seed():
     model, x, context = setting()
-    found = faithfulness(model, x, -attribute(model, x, "integrated_gradients_hc", context), context, 30, seed=0)
-    assert found["deletion_p"] > 0.9
-    assert found["insertion_gain"] < -0.2
-
-
-def test_random_orders_are_made_once_for_all_maps_of_a_volume():
-    model, x, context = setting()
-    map_ = attribute(model, x, "saliency", context)
-    reference = random_orders(model, x, context, 6, seed=3)
-    assert faithfulness(model, x, map_, context, 6, 3, reference) == faithfulness(model, x, map_, context, 6, seed=3)
-    assert faithfulness(model, x, map_, context, 6, seed=4) != faithfulness(model, x, map_, context, 6, seed=3)
+    first, again, other = (random_areas(model, x, context.mean_hc, fading(regions()), 3, 6, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_edges_fade_outside_the_region():
@@ -104,16 +97,6 @@ def test_edges_fade_outside_the_region():
         def forward(self, x):
             return x[:, 0, 6, 3, 5]  # one voxel beyond the cube of region 2, which ends at 5
 
-    _, x, context = setting()
-    one, zero = torch.ones_like(x), torch.zeros_like(x)
-    curve = deletion_curve(Voxel(), one, zero, context.regions, (2,), 8)
-    np.testing.assert_allclose(curve, [1, 1 - np.exp(-0.5)], atol=1e-6)
-
-
-def test_regions_that_are_not_there_are_named():
-    model, x, context = setting()
-    assert region_codes(context.regions).tolist() == list(EFFECTS)
-    with pytest.raises(InputError, match="no voxel has the label 7, 40"):
-        deletion_curve(model, x, context.mean_hc, context.regions, (2, 7, 40), 8)
-    with pytest.raises(InputError, match="twice"):
-        insertion_curve(model, x, context.mean_hc, context.regions, (2, 2), 8)
+    _, x, _ = setting()
+    found = curve(Voxel(), torch.ones_like(x), torch.zeros_like(x), fading(regions()), (0,), 8)
+    np.testing.assert_allclose(found, [1, 1 - np.exp(-0.5)], atol=1e-6)

@@ -70,17 +70,17 @@ def test_noise_gives_uniform_p_and_a_planted_signal_small_p(found):
     for trial in range(300):
         places = moves(region(), ball(), 50, np.random.default_rng(1000 + trial)).places(region())
         smooth = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.0, mode="wrap")
-        ps.append(p_value(measured(smooth, places).enrichment))
+        ps.append(p_value(measured(smooth, places)["enrichment"]))
     assert kstest(ps, "uniform").pvalue > 0.01
     planted = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.0)
     planted = planted / planted.std() + 3 * region()
     strong = measured(planted, found.places(region()))
-    assert p_value(strong.enrichment) == p_value(strong.average_precision) == pytest.approx(1 / 201)
+    assert p_value(strong["enrichment"]) == p_value(strong["average_precision"]) == pytest.approx(1 / 201)
 
 
 def test_a_map_that_is_strong_elsewhere_is_not_called_true(found):
     elsewhere = np.roll(region(), 8, axis=0)
-    assert p_value(measured(1.0 * elsewhere + 0.01, found.places(region())).enrichment) > 0.2
+    assert p_value(measured(1.0 * elsewhere + 0.01, found.places(region()))["enrichment"]) > 0.2
 
 
 def test_p_counts_the_true_place_and_ties():

@@ -1,0 +1,130 @@
+"""From evidence to answers about each method: the checks, fixed before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+ALPHA = 0.05
+FORGOTTEN = 0.3
+"""Rank correlation with the original below which a map counts as changed (Adebayo et al. 2018 give no number)."""
+FIRST_RANKS = 3
+"""The mark is exposed when it is among so many first regions."""
+RULE = "A check looks at one number with its interval or p-value (5 %)."
+
+Evidence = dict[str, Any]
+"""Numbers about one method, in nested dicts; a measured one is {"value", ...} with "low" and "high", "p", or all."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to a method."""
+
+    question: str
+    number: Callable[[Evidence], Evidence | None]
+    """What is looked at, with its "value"; None where the question cannot be asked."""
+    passed: Callable[[Evidence], bool]
+    """Whether the answer is yes, for that number."""
+
+    def answer(self, evidence: Evidence) -> bool | None:
+        """Whether a method passes; None where the question cannot be asked."""
+        number = self.number(evidence)
+        return None if number is None else bool(self.passed(number))
+
+
+def _significant(number: Evidence) -> bool:
+    return number["p"] < ALPHA
+
+
+def _not_significant(number: Evidence) -> bool:
+    return number["p"] >= ALPHA
+
+
+def _positive(number: Evidence) -> bool:
+    return number["low"] > 0
+
+
+CHECKS: dict[str, Check] = {
+    "pointing": Check(
+        "is the strongest voxel in or within 3 mm of the changed region, more often than in random places?",
+        lambda found: found["raw"]["pointing"], _significant,
+    ),
+    "enrichment": Check(
+        "is relevance concentrated in the changed region, more than in random places?",
+        lambda found: found["raw"]["enrichment"], _significant,
+    ),
+    "precision": Check(
+        "are the strongest voxels those of the changed region, more than of random places (average precision)?",
+        lambda found: found["raw"]["average_precision"], _significant,
+    ),
+    "difference": Check(
+        "does the mean map of patients minus that of controls lie in the changed region (enrichment)?",
+        lambda found: found["group"]["enrichment"], _significant,
+    ),
+    "silence": Check(
+        "is there no such concentration when nothing was planted?",
+        lambda found: found["nothing"]["enrichment"], _not_significant,
+    ),
+    "response": Check(
+        "does enrichment grow with the strength of the planted change (Spearman, interval above 0)?",
+        lambda found: found["response"].get("signal") or found["response"]["dose"], _positive,
+    ),
+    "side": Check(
+        "is the stronger hippocampus of the difference map the changed one (exact interval above one half)?",
+        lambda found: found["side"]["difference"], lambda number: number["low"] > 0.5,
+    ),
+    "forgetting": Check(
+        f"does the map change when all weights are random (|rank correlation| below {FORGOTTEN})?",
+        lambda found: {"value": found["cascade_end"]}, lambda number: abs(number["value"]) < FORGOTTEN,
+    ),
+    "permuted": Check(
+        "is there no concentration when the network was trained on permuted labels?",
+        lambda found: found["permuted"]["enrichment"], _not_significant,
+    ),
+    "deletion": Check(
+        "does the logit fall faster when regions are replaced in the map's order than in random order?",
+        lambda found: found["deletion_gain"], _positive,
+    ),
+    "insertion": Check(
+        "does the logit rise faster when regions are put back in the map's order?",
+        lambda found: found["insertion_gain"], _positive,
+    ),
+    "shortcut": Check(
+        f"is a planted mark among the {FIRST_RANKS} first regions of a network that has learned it?",
+        lambda found: {"value": found["shortcut"]["rank"]} if found["shortcut"]["learned"] else None,
+        lambda number: number["value"] <= FIRST_RANKS,
+    ),
+}  # fmt: skip
+
+
+def answers(evidence: Evidence) -> dict[str, bool | None]:
+    """The answer to each check."""
+    return {name: check.answer(evidence) for name, check in CHECKS.items()}
+
+
+def table(methods: dict[str, Evidence], *, judged: bool) -> pd.DataFrame:
+    """One row per method: every number with its interval and p-value, and, where judged, every answer."""
+    rows = []
+    for name, evidence in methods.items():
+        row = {"method": name}
+        if judged:
+            found = answers(evidence)
+            asked = [answer for answer in found.values() if answer is not None]
+            row |= {"passed": sum(asked), "asked": len(asked)}
+            row |= {f"passes_{check}": answer for check, answer in found.items()}
+        rows.append(row | _flat(evidence))
+    return pd.DataFrame(rows)
+
+
+def _flat(evidence: Evidence, prefix: str = "") -> dict[str, Any]:
+    """Nested numbers as columns: {"raw": {"pointing": {"value": 1, "p": ...}}} to raw_pointing, raw_pointing_p."""
+    columns = {}
+    for name, value in evidence.items():
+        if isinstance(value, dict):
+            columns |= _flat(value, f"{prefix}{name}_")
+        else:
+            columns[prefix.removesuffix("_") if name == "value" else prefix + name] = value
+    return columns
