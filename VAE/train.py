@@ -21,12 +21,20 @@ from cohort.pictures import gallery
 from cohort.scans import GRIDS, Grid, load_scans
 from cohort.tables import CLASS_NAMES, read_table
 from runtime import distributed, seeding
-from runtime.checkpoints import average
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
-from runtime.finite import LossGuard
 from runtime.runs import Run, due, open_run
+from runtime.training import (
+    LossGuard,
+    Weights,
+    average,
+    copy_weights,
+    descend,
+    learning_rate,
+    rate_of_decay,
+    swapped_weights,
+)
 from VAE.augment import augment
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
@@ -40,7 +48,7 @@ from VAE.objective import Judges, adversarial_counts, build_judges, discriminato
 class State:
     """What changes from step to step besides the weights."""
 
-    ema: dict[str, torch.Tensor]
+    ema: Weights
     step: int = 0
     best: float = -math.inf
     stale: int = 0
@@ -61,7 +69,7 @@ def main(config: TrainConfig) -> None:
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
-        state = State(ema={name: value.clone() for name, value in model.state_dict().items()}, ledger=ledger)
+        state = State(ema=copy_weights(model), ledger=ledger)
         resume(run, grid, model, judges, optimiser, state)
         network = distributed.wrap(model)
         guard = LossGuard(device.kind)
@@ -70,7 +78,7 @@ def main(config: TrainConfig) -> None:
         for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "VAE"):
             terms = train_step(network, judges, optimiser, train, step, config)
             guard.watch(step, terms["loss/train"])
-            average(state.ema, model, config.ema_decay, step)
+            average(state.ema, model, rate_of_decay(config.ema_decay, step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
@@ -152,43 +160,29 @@ def train_step(
         device=device.kind,
     )
     seeding.seed_layers(config.seed, step, distributed.rank())
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config)
 
     with device.autocast():
         x_hat, mu, logvar = network(x, distributed.local(eps))
         loss, terms = objective(x_hat, x, mu, logvar, judges, config.loss, step, config.seed)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    optimiser.step()
+    lr = learning_rate(step, config.lr, config.steps, config.warmup_steps)
+    norm = descend(loss, network, optimiser, lr, config.clip_norm)
     if adversarial_counts(config.loss, step):
         terms["loss/discriminator"] = discriminator_step(judges, x_hat.detach(), x, config.loss, device)
     return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up to `lr`, then half a cosine down to a hundredth of it at the last step."""
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))
-
-
 @torch.no_grad()
 def validate(run: Run, state: State, val: Volumes, model: Autoencoder, config: TrainConfig) -> bool:
     """Reconstructs the held-out scans from `mu` with the averaged weights, logs, draws; True when PSNR improved."""
-    averaged = val.device.module(Autoencoder(model.config)).eval()
-    averaged.load_state_dict(state.ema)
     rows, pictures = [], []
-    for row in distributed.shard(range(len(val))):
-        x = val.batch(torch.tensor([row]))
-        with val.device.autocast():
-            x_hat = averaged.decode(averaged.encode(x)[0])
-        pair = [volume[0, 0].float().cpu().numpy() for volume in (x_hat, x)]
-        rows.append(reconstruction_metrics(*pair))
-        if len(pictures) < 3:
-            pictures.append(pair)
+    with swapped_weights(model, state.ema):
+        for row in distributed.shard(range(len(val))):
+            x = val.batch(torch.tensor([row]))
+            with val.device.autocast():
+                x_hat = model.decode(model.encode(x)[0])
+            pair = [volume[0, 0].float().cpu().numpy() for volume in (x_hat, x)]
+            rows.append(reconstruction_metrics(*pair))
+            pictures = [*pictures, pair][:3]
     rows = [row for part in distributed.gather(rows) for row in part]
     means = {f"val/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     run.log(state.step, means)

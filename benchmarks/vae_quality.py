@@ -23,11 +23,11 @@ from cohort.ledger import ledger_of, refuse_overlap
 from cohort.scans import GRIDS, load_scans
 from cohort.tables import read_table
 from runtime import seeding
-from runtime.checkpoints import average
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.files import ROOT
 from runtime.runs import environment
+from runtime.training import average, copy_weights, rate_of_decay
 from VAE.config import PRESETS, ModelConfig, TrainConfig
 from VAE.dataset import Volumes, batch_rows
 from VAE.metrics import reconstruction_metrics
@@ -143,7 +143,7 @@ def fit(
 ) -> tuple[dict[str, torch.Tensor], int, float]:
     """Trains until the time or the steps are over; returns averaged weights, steps done and seconds taken."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.lr, betas=(0.9, 0.95), fused=True)
-    ema = {name: value.clone() for name, value in network.state_dict().items()}
+    ema = copy_weights(network)
     shape = None
     started, step, passed = time.perf_counter(), 0, 0.0
     while step < steps and passed < seconds:
@@ -167,7 +167,7 @@ def fit(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         optimiser.step()
-        average(ema, network, recipe.ema_decay, step)
+        average(ema, network, rate_of_decay(recipe.ema_decay, step))
         passed = time.perf_counter() - started
     return ema, step, passed
 

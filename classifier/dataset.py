@@ -17,6 +17,8 @@ from runtime.device import Device
 
 RESIDENT_SHARE = 0.4
 """Largest share of a GPU's free memory that scans may take; activations need the rest."""
+EPOCHS = "epoch:"
+"""Purpose of the draws of `runtime.training.balanced_rows`."""
 
 
 class Volumes:
@@ -100,31 +102,8 @@ def counts_text(stack: ScanStack) -> str:
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts(stack).items() if count)
 
 
-def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:
-    """Which rows make this process's share of the global batch of a step: HC and TLE in turn.
-
-    Each class runs through epochs of fresh permutations of its own, end to end, however many scans it has.
-
-    Args:
-        labels: (N,).
-        batch_size: global batch size, even.
-        step: from 1.
-        seed: the run's.
-    """
-    half = batch_size // 2
-    rows = torch.empty(batch_size, dtype=torch.int64)
-    for label in (0, 1):
-        members = torch.nonzero(labels == label)[:, 0]
-        places = torch.arange((step - 1) * half, step * half)
-        for epoch in torch.unique(places // len(members)).tolist():
-            order = torch.randperm(len(members), generator=seeding.generator(seed, "epoch", label, epoch))
-            here = torch.nonzero(places // len(members) == epoch)[:, 0]
-            rows[label::2][here] = members[order[places[here] % len(members)]]
-    return distributed.local(rows)
-
-
 def draws_per_row(labels: np.ndarray, batch_size: int, steps: int, seed: int) -> np.ndarray:
-    """How often each row was in a global batch after so many steps of `balanced_rows`, int64 (N,).
+    """How often each row was in a global batch after so many steps of `runtime.training.balanced_rows`, int64 (N,).
 
     Whole epochs use every row of a class once; only the last, begun one depends on its permutation.
     """
@@ -132,7 +111,7 @@ def draws_per_row(labels: np.ndarray, batch_size: int, steps: int, seed: int) ->
     for label in (0, 1):
         members = np.flatnonzero(labels == label)
         epochs, rest = divmod(steps * (batch_size // 2), len(members))
-        order = torch.randperm(len(members), generator=seeding.generator(seed, "epoch", label, epochs)).numpy()
+        order = torch.randperm(len(members), generator=seeding.generator(seed, f"{EPOCHS}{label}", epochs)).numpy()
         drawn[members] += epochs
         drawn[members[order[:rest]]] += 1
     return drawn

@@ -24,7 +24,7 @@ from torch import nn
 
 from classifier.checkpoint import resume_classifier, save_classifier
 from classifier.config import PRESETS, STRENGTH, ModelConfig, TrainConfig
-from classifier.dataset import Volumes, augment, balanced_rows, counts_text
+from classifier.dataset import EPOCHS, Volumes, augment, counts_text
 from classifier.evaluation import evaluate, predict
 from classifier.measures import metrics
 from classifier.model import MODELS, AllLogits, Classifier, build_model
@@ -32,12 +32,11 @@ from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
 from cohort.scans import GRIDS, Grid, ScanStack, load_scans
 from runtime import distributed, seeding
-from runtime.checkpoints import average
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
-from runtime.finite import LossGuard
 from runtime.runs import Run, due, open_run
+from runtime.training import LossGuard, average, balanced_rows, copy_weights, learning_rate, rate_of_decay
 
 
 @dataclass
@@ -68,7 +67,7 @@ def main(config: TrainConfig) -> None:
 
         model = build(config, grid, device, train.constants())
         optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        ema = {name: value.clone() for name, value in model.state_dict().items()}
+        ema = copy_weights(model)
         state = State(ema, selection.ledger, train.mean_volume(label=0), selection.fingerprint)
         resume(run, grid, model, optimiser, state)
         network = distributed.wrap(AllLogits(model))
@@ -79,7 +78,7 @@ def main(config: TrainConfig) -> None:
         for step in run.progress(state.step, config.steps, "classifier"):
             terms = train_step(network, optimiser, train, step, config)
             guard.watch(step, terms["loss/train"])
-            average(state.ema, model, config.ema_decay, step)
+            average(state.ema, model, rate_of_decay(config.ema_decay, step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
@@ -125,12 +124,12 @@ def train_step(
     network: nn.Module, optimiser: torch.optim.Optimizer, train: Volumes, step: int, config: TrainConfig
 ) -> dict[str, torch.Tensor]:
     """One update on a balanced batch; returns named numbers."""
-    rows = balanced_rows(train.labels, config.batch_size, step, config.seed)
+    rows = balanced_rows(train.labels, config.batch_size, step, config.seed, EPOCHS)
     strength = config.augment.scaled(STRENGTH[config.augmentation])
     x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
     keep = dropout_mask(config, train.grid, step).to(train.device.kind)
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config)
+        group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup_steps)
     with train.device.autocast():
         logits = network(train.device.tensor(x), keep)
     terms = losses(logits.float(), train.labels[rows].to(logits.device), train.sides[rows].to(logits.device))
@@ -167,14 +166,6 @@ def dropout_mask(config: TrainConfig, grid: Grid, step: int) -> torch.Tensor:
     width = MODELS[config.model.name].feature_width(config.model, grid.shape)
     drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
     return distributed.local((drawn < keep).float() / keep)
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up to `lr`, then half a cosine down to a hundredth of it at the last step."""
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))
 
 
 def validate(run: Run, state: State, val: Volumes, model: Classifier) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -152,26 +150,3 @@ def _identity(model: DiT, process: ProcessConfig) -> dict[str, Any]:
         "process_config": asdict(process),
         "latent_shape": list(model.latent_shape),
     }
-
-
-def average(ema: Tracks, model: DiT, step: int) -> None:
-    """One step of every weight average, in place, each over a window that grows with the run.
-
-    The decay 1 - 1 / (share * step) remembers about the last `share` of the steps so far, whatever the run's length: a
-    fixed 0.9999 would still hold the random start of a run of a few thousand steps.
-    """
-    state = model.state_dict()
-    for name, track in ema.items():
-        rate = min(1.0, 1.0 / max(1.0, float(name) * step))
-        torch._foreach_lerp_(list(track.values()), [state[key] for key in track], rate)
-
-
-@contextmanager
-def wearing(model: DiT, weights: dict[str, torch.Tensor]) -> Iterator[DiT]:
-    """The model with other weights until the block ends: what is compiled for it serves them too."""
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(weights)
-    try:
-        yield model
-    finally:
-        model.load_state_dict(own)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from runtime import distributed, seeding
 from runtime.device import Device
 from runtime.errors import InputError
 from VAE.latents import read_split
@@ -62,26 +61,3 @@ class Latents:
         index = rows.to(self.device.kind)
         z = self.mu[index] + torch.exp(0.5 * self.logvar[index]) * eps
         return Batch(z, self.labels[rows].to(self.device.kind), self.covariates[index])
-
-
-def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:
-    """Rows of this process's share of a global batch, equally many of each class whatever the table's balance.
-
-    Each class runs through epochs of its own permutations; slot k of the endless sequence of slots belongs to class
-    k mod classes.
-
-    Args:
-        labels: (N,), every class at least once.
-        batch_size: global batch size.
-        step: from 1.
-        seed: the run's.
-    """
-    classes = int(labels.max()) + 1
-    slots = torch.arange((step - 1) * batch_size, step * batch_size)
-    rows = torch.empty_like(slots)
-    for label in range(classes):
-        members = torch.nonzero(labels == label)[:, 0]
-        mine = slots % classes == label
-        order = seeding.epoch_rows(len(members), slots[mine] // classes, seed, f"epoch of class {label}")
-        rows[mine] = members[order]
-    return distributed.local(rows)

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 
 from cohort.pictures import gallery
-from diffusion.checkpoint import Tracks, average, resume_diffusion, save_diffusion, start_from, wearing
+from diffusion.checkpoint import Tracks, resume_diffusion, save_diffusion, start_from
 from diffusion.config import PRESETS, TrainConfig
 from diffusion.covariates import Scales, check_names, covariates_of, fit_scales, standardise
-from diffusion.dataset import Latents, balanced_rows
+from diffusion.dataset import Latents
 from diffusion.heldout import held_out_losses, named
-from diffusion.learning_rate import learning_rate
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
 from diffusion.sampler import DEFAULT, SAMPLERS, guided, schedule
@@ -31,8 +30,17 @@ from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
-from runtime.finite import LossGuard
 from runtime.runs import Run, due, open_run
+from runtime.training import (
+    LossGuard,
+    average,
+    balanced_rows,
+    copy_weights,
+    descend,
+    learning_rate,
+    rate_of_share,
+    swapped_weights,
+)
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_statistics
 
@@ -81,12 +89,13 @@ def main(config: TrainConfig) -> None:
         for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "diffusion"):
             terms = train_step(network, process, data, optimiser, step, config)
             guard.watch(step, terms["loss/train"])
-            average(state.ema, model, step)
+            for share, track in state.ema.items():
+                average(track, model, rate_of_share(float(share), step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
                 seconds = (time.perf_counter() - started) / config.log_every_steps
-                run.log(step, {**terms, "lr": learning_rate(step, config), "time/step_s": seconds})
+                run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
                 started = time.perf_counter()
             better = due(step, config.val_every_steps, config.steps) and validate(
                 run, state, data, model, process, config
@@ -108,7 +117,7 @@ def fresh_state(model: DiT, config: TrainConfig) -> State:
     """The state before the first step: every average starts at the weights."""
     if not config.ema_shares:
         raise InputError("--ema-shares: at least one length; loaders return averaged weights")
-    ema = {str(share): {n: v.clone() for n, v in model.state_dict().items()} for share in config.ema_shares}
+    ema = {str(share): copy_weights(model) for share in config.ema_shares}
     return State(ema=ema, track=str(config.ema_shares[0]))
 
 
@@ -208,19 +217,16 @@ def train_step(
     untold = torch.rand((size, len(data.scales)), generator=draw, device=device.kind) < config.covariate_dropout
     posterior, eps, t, dropped, untold = map(distributed.local, (posterior, eps, t, dropped, untold))
 
-    batch = train.batch(balanced_rows(train.labels, size, step, config.seed), posterior)
+    batch = train.batch(balanced_rows(train.labels, size, step, config.seed, "epoch of class "), posterior)
     z = data.space.enter(batch.z)
     y = torch.where(dropped, config.model.classes, batch.y)
     covariates = batch.covariates.masked_fill(untold, math.nan)
     with device.autocast():
         prediction = network(process.noised(z, eps, t), t, y, covariates)
     loss = process.loss(prediction, z, eps, t).mean()
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    optimiser.step()
+    decay_from = round(config.steps * (1.0 - config.decay_share))
+    lr = learning_rate(step, config.lr, config.steps, config.warmup_steps, decay_from)
+    norm = descend(loss, network, optimiser, lr, config.clip_norm)
     return {"loss/train": loss.detach(), "grad/norm": norm}
 
 
@@ -229,7 +235,7 @@ def validate(run: Run, state: State, data: Data, model: DiT, process: Process, c
     means: dict[str, float] = {}
     by_bin: dict[str, torch.Tensor] = {}
     for name, track in state.ema.items():
-        with wearing(model, track):
+        with swapped_weights(model, track):
             by_bin[name] = held_out_losses(model, data.val, process, data.space, config.seed)
         means[name] = float(by_bin[name].mean())
     chosen = min(means, key=means.__getitem__)
@@ -251,7 +257,7 @@ def draw_samples(
     draw = seeding.generator(config.seed, "samples", device=device.kind)
     noise = torch.randn((2, *model.latent_shape), generator=draw, device=device.kind)
     y = torch.tensor([0, 0, 1, 1], device=device.kind)
-    with wearing(model, state.ema[state.track]), device.autocast():
+    with swapped_weights(model, state.ema[state.track]), device.autocast():
         steps = min(25, process.timesteps)
         denoise = guided(model, process, y, times=schedule(DEFAULT, process, steps))
         z = SAMPLERS[DEFAULT](denoise, noise.repeat(2, 1, 1, 1, 1), process, steps, lambda: noise)

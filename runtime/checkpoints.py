@@ -140,16 +140,6 @@ def refuse_other(path: Path | str, record: dict[str, Any], wanted: dict[str, dic
         raise InputError.of(f"{path}: {what}", problems)
 
 
-def average(ema: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int) -> None:
-    """One step of the exponential moving average of the weights, in place.
-
-    The decay grows as (1 + step) / (10 + step) towards `decay`, so that the first random weights are soon forgotten.
-    """
-    rate = 1.0 - min(decay, (1 + step) / (10 + step))
-    state = model.state_dict()
-    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)
-
-
 @cache
 def git_commit() -> str:
     """The repository's commit, with ``-dirty`` when tracked files differ from it; ``unknown`` outside a checkout."""

@@ -22,7 +22,7 @@ from VAE.config import PRESETS, LossConfig
 from VAE.latents import read_latent, read_split, read_statistics
 from VAE.objective import Judges
 from VAE.objective import weights as loss_weights
-from VAE.train import build, learning_rate, train_step
+from VAE.train import build, train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
@@ -274,14 +274,6 @@ def test_a_table_of_one_class_is_refused_unless_told(cohort_dir: Path, tmp_path:
     assert refused.returncode == 2
     assert "no scan of class TLE" in refused.stderr
     script(*words, "--allow-one-class")
-
-
-def test_learning_rate_warms_up_and_decays() -> None:
-    config = replace(PRESETS["paper"], steps=1000, warmup_steps=100, lr=1.0)
-    assert learning_rate(50, config) == pytest.approx(0.5)
-    assert learning_rate(100, config) == pytest.approx(1.0)
-    assert learning_rate(550, config) == pytest.approx(0.505)
-    assert learning_rate(1000, config) == pytest.approx(0.01)
 
 
 def test_a_full_disk_is_one_clear_error_and_the_run_continues(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:

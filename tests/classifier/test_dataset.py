@@ -8,9 +8,9 @@ import torch
 
 from classifier.config import AugmentConfig
 from classifier.dataset import (
+    EPOCHS,
     Volumes,
     augment,
-    balanced_rows,
     counts,
     counts_text,
     draws_per_row,
@@ -22,25 +22,10 @@ from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume
 from runtime.device import Device
 from runtime.errors import InputError
+from runtime.training import balanced_rows
 
 CPU = Device(torch.device("cpu"), torch.float32)
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gamma=0, noise=0)
-
-
-def test_batches_are_balanced_and_use_every_scan_equally():
-    labels = torch.tensor([0] * 12 + [1] * 4)
-    drawn = torch.stack([balanced_rows(labels, 8, step, seed=0) for step in range(1, 7)])
-    assert (labels[drawn] == torch.tensor([0, 1] * 4)).all()
-    counts = torch.bincount(drawn.flatten(), minlength=16)
-    assert counts.tolist() == [2] * 12 + [6] * 4
-    assert torch.equal(balanced_rows(labels, 8, 3, seed=0), drawn[2])
-    assert not torch.equal(balanced_rows(labels, 8, 3, seed=1), drawn[2])
-
-
-def test_batches_of_a_class_smaller_than_half_a_batch():
-    labels = torch.tensor([0] * 20 + [1] * 3)
-    drawn = balanced_rows(labels, 16, 1, seed=0)
-    assert torch.bincount(drawn[1::2], minlength=23)[20:].min() >= 2
 
 
 def test_no_augmentation_changes_nothing():
@@ -94,7 +79,7 @@ def test_constants_and_mean_volume(scans):
 
 def test_draws_are_counted_as_they_are_made():
     labels = torch.tensor([0] * 11 + [1] * 4)
-    drawn = torch.cat([balanced_rows(labels, 6, step, seed=3) for step in range(1, 8)])
+    drawn = torch.cat([balanced_rows(labels, 6, step, 3, EPOCHS) for step in range(1, 8)])
     np.testing.assert_array_equal(
         draws_per_row(labels.numpy(), 6, 7, seed=3), torch.bincount(drawn, minlength=15).numpy()
     )

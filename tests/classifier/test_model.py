@@ -12,8 +12,8 @@ from classifier.config import PRESETS, ModelConfig
 from classifier.model import MODELS, AllLogits, Classifier, ResNet3D, build_model
 from classifier.model.classifier import FeatureNorm
 from cohort.scans import GRIDS
-from runtime.checkpoints import average
 from runtime.errors import InputError
+from runtime.training import average
 
 SMALL = ModelConfig(widths=(8, 16, 24), blocks=2, stem_stride=1)
 SHAPES = {"resnet": (10, 12, 11), "densenet121": (32, 33, 32), "efficientnet": (34, 7, 33)}
@@ -95,7 +95,7 @@ def test_running_statistics_become_those_of_the_features():
 
 
 def test_every_parameter_learns_and_can_be_averaged(network):
-    """What DistributedDataParallel and `runtime.checkpoints.average` ask of a network."""
+    """What DistributedDataParallel and `runtime.training.average` ask of a network."""
     model, x = network
     model.zero_grad()
     model.both(x).square().sum().backward()
@@ -105,7 +105,7 @@ def test_every_parameter_learns_and_can_be_averaged(network):
         assert parameter.grad.any(), name
     state = model.state_dict()
     ema = {name: torch.zeros_like(value) for name, value in state.items()}
-    average(ema, model, decay=0.75, step=10**6)
+    average(ema, model, rate=0.25)
     for name, value in state.items():
         torch.testing.assert_close(ema[name], 0.25 * value, msg=name)
 

@@ -16,11 +16,12 @@ from sklearn.metrics import roc_auc_score
 
 from classifier import train
 from classifier.checkpoint import load_classifier
-from classifier.dataset import Volumes, balanced_rows
+from classifier.dataset import EPOCHS, Volumes
 from classifier.measures.predictions import COLUMNS, OPTIONAL, read_predictions
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json
+from runtime.training import balanced_rows
 
 
 def command(config, *extra: str, module: bool = True) -> list[str]:
@@ -264,7 +265,7 @@ def test_without_augmentation_batches_are_the_scans_themselves(config, scans):
         network = Recorder(1, 1)
         plain = dataclasses.replace(config, augmentation=name)
         train.train_step(network, torch.optim.SGD(network.parameters()), volumes, 1, plain)
-    still = volumes.batch(balanced_rows(volumes.labels, config.batch_size, 1, config.seed))
+    still = volumes.batch(balanced_rows(volumes.labels, config.batch_size, 1, config.seed, EPOCHS))
     torch.testing.assert_close(seen[0], still, atol=1e-5, rtol=0)
     moved = [(x - still).abs().mean() for x in seen]
     assert moved[0] < moved[1] < moved[2]

@@ -1,4 +1,4 @@
-"""Diffusion checkpoints: which weights a loader returns, what may go on from them, and the averages themselves."""
+"""Diffusion checkpoints: which weights a loader returns, and what may go on from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.checkpoint import average, load_diffusion, resume_diffusion, save_diffusion, start_from, wearing
+from diffusion.checkpoint import load_diffusion, resume_diffusion, save_diffusion, start_from
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.model import DiT
 from diffusion.process import build_process
@@ -70,25 +70,3 @@ def test_a_run_is_not_continued_on_other_latents(saved: tuple[Path, DiT]) -> Non
     other = DiT(replace(MODEL, depth=2), LATENT, build_process(PROCESS))
     with pytest.raises(InputError, match=r"model_config\.depth: the checkpoint has 1, this run 2"):
         resume_diffusion(path, other, PROCESS, space())
-
-
-def test_averages_remember_a_share_of_the_run() -> None:
-    """With weights equal to the step, an average over the last share of the run lags behind by about that share."""
-    model = DiT(MODEL, LATENT, build_process(PROCESS))
-    tracks = {name: {k: v.clone() for k, v in model.state_dict().items()} for name in ("0.05", "0.15")}
-    for step in range(1, 2001):
-        with torch.no_grad():
-            model.out.bias.fill_(float(step))
-        average(tracks, model, step)
-    lags = {name: 2000 - float(track["out.bias"][0]) for name, track in tracks.items()}
-    # The continuous limit of the average with rate 1 / (share t): lag = share / (1 + share) of the run.
-    assert lags["0.05"] == pytest.approx(2000 * 0.05 / 1.05, rel=0.05)
-    assert lags["0.15"] == pytest.approx(2000 * 0.15 / 1.15, rel=0.05)
-
-
-def test_weights_are_worn_and_taken_off() -> None:
-    model = awake(DiT(MODEL, LATENT, build_process(PROCESS)))
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    with wearing(model, {name: value + 1 for name, value in own.items()}):
-        assert torch.equal(model.out.bias, own["out.bias"] + 1)
-    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.dataset import Latents, balanced_rows
+from diffusion.dataset import Latents
 from diffusion.space import fit_space, space_from_dict
 from runtime.device import Device
 from runtime.errors import InputError
@@ -45,15 +45,6 @@ def test_a_missing_or_unknown_class_is_refused(tmp_path: Path, labels: list[int]
     write_split(tmp_path, labels)
     with pytest.raises(InputError, match="expected each of 0 to 1"):
         Latents(tmp_path, "train", 2, CPU)
-
-
-def test_classes_are_balanced_and_epochs_complete() -> None:
-    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
-    rows = torch.cat([balanced_rows(labels, 4, step, seed=0) for step in range(1, 7)])
-    assert (labels[rows].view(6, 4).sum(1) == 2).all()
-    counts = torch.bincount(rows, minlength=9)
-    assert counts[:6].tolist() == [2] * 6
-    assert counts[6:].tolist() == [4] * 3
 
 
 @pytest.mark.parametrize("centred", [False, True])

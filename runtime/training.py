@@ -1,0 +1,127 @@
+"""What the three training loops share: balanced rows, learning rate, a step of the optimiser, averages, loss guard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from runtime import distributed, seeding
+from runtime.errors import InputError
+from runtime.runs import Run
+
+Weights = dict[str, torch.Tensor]
+"""A network's parameters and buffers by name, as its `state_dict` gives them."""
+
+
+def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int, purpose: str) -> torch.Tensor:
+    """Rows of this process's share of a global batch, equally many of each class whatever the table's balance.
+
+    Each class runs through epochs of its own permutations; slot k of the endless sequence of slots belongs to class
+    k mod classes.
+
+    Args:
+        labels: (N,), every class at least once.
+        batch_size: global batch size.
+        step: from 1.
+        seed: the run's.
+        purpose: of the draws; a class's own is `purpose` followed by its label.
+    """
+    classes = int(labels.max()) + 1
+    slots = torch.arange((step - 1) * batch_size, step * batch_size)
+    rows = torch.empty_like(slots)
+    for label in range(classes):
+        members = torch.nonzero(labels == label)[:, 0]
+        mine = slots % classes == label
+        order = seeding.epoch_rows(len(members), slots[mine] // classes, seed, f"{purpose}{label}")
+        rows[mine] = members[order]
+    return distributed.local(rows)
+
+
+def learning_rate(step: int, peak: float, steps: int, warmup_steps: int, decay_from: int | None = None) -> float:
+    """Linear warm-up to `peak`, constant, then half a cosine down to a hundredth of it at the last step.
+
+    Args:
+        step: from 1.
+        peak: the highest rate.
+        steps: of the whole run.
+        warmup_steps: of the warm-up.
+        decay_from: last step at the peak; by default that of the warm-up.
+    """
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    decay_from = warmup_steps if decay_from is None else decay_from
+    share = max(0, step - decay_from) / max(1, steps - decay_from)
+    return peak * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * share)))
+
+
+def descend(
+    loss: torch.Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, lr: float, clip_norm: float
+) -> torch.Tensor:
+    """One step of the optimiser down the gradient of `loss`; returns the gradient's norm before clipping."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+    optimiser.step()
+    return norm
+
+
+def copy_weights(network: nn.Module) -> Weights:
+    """A copy of a network's weights, from which an average starts."""
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def average(ema: Weights, network: nn.Module, rate: float) -> None:
+    """One step of an exponential moving average of the weights, in place: `rate` of the way to the network's."""
+    state = network.state_dict()
+    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)
+
+
+def rate_of_decay(decay: float, step: int) -> float:
+    """Rate of `average` for a decay that grows as (1 + step) / (10 + step): the random start is soon forgotten."""
+    return 1.0 - min(decay, (1 + step) / (10 + step))
+
+
+def rate_of_share(share: float, step: int) -> float:
+    """Rate of `average` that remembers about the last `share` of the steps so far, whatever the run's length.
+
+    A fixed decay of 0.9999 would still hold the random start of a run of a few thousand steps.
+    """
+    return min(1.0, 1.0 / max(1.0, share * step))
+
+
+@contextmanager
+def swapped_weights(network: nn.Module, weights: Weights) -> Iterator[None]:
+    """Gives a network other weights until the block ends: what is compiled for it serves them too."""
+    own = copy_weights(network)
+    network.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        network.load_state_dict(own)
+
+
+class LossGuard:
+    """Remembers on the device when the loss first stopped being finite; read rarely, because reading waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+
+    def watch(self, step: int, loss: torch.Tensor) -> None:
+        """Notes one step's loss (a scalar tensor)."""
+        new = (self._first == 0) & ~torch.isfinite(loss.detach())
+        self._first = torch.where(new, torch.full_like(self._first, step), self._first)
+
+    def check(self, run: Run) -> None:
+        """Raises InputError that names the step; call it before anything is saved."""
+        step = int(self._first)
+        if step:
+            raise InputError(
+                f"{run.path}: the loss of step {step} is not finite. checkpoints/last.pt still holds the last good "
+                "state. A lower --lr or --precision float32 usually helps."
+            )

@@ -1,0 +1,76 @@
+"""What the training loops share: balanced epochs, the learning rate's course, averaged weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from runtime.training import (
+    average,
+    balanced_rows,
+    copy_weights,
+    descend,
+    learning_rate,
+    rate_of_decay,
+    rate_of_share,
+    swapped_weights,
+)
+
+
+def test_batches_are_balanced_and_epochs_complete() -> None:
+    labels = torch.tensor([0] * 12 + [1] * 4)
+    drawn = torch.stack([balanced_rows(labels, 8, step, 0, "epoch:") for step in range(1, 7)])
+    assert (labels[drawn] == torch.tensor([0, 1] * 4)).all()
+    assert torch.bincount(drawn.flatten(), minlength=16).tolist() == [2] * 12 + [6] * 4
+    assert torch.equal(balanced_rows(labels, 8, 3, 0, "epoch:"), drawn[2])
+    assert not torch.equal(balanced_rows(labels, 8, 3, 1, "epoch:"), drawn[2])
+
+
+def test_a_class_smaller_than_half_a_batch_is_repeated() -> None:
+    drawn = balanced_rows(torch.tensor([0] * 20 + [1] * 3), 16, 1, 0, "epoch:")
+    assert torch.bincount(drawn[1::2], minlength=23)[20:].min() >= 2
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(step, 1.0, 1000, 100) for step in (50, 100, 550, 1000)]
+    assert rates == pytest.approx([0.5, 1.0, 0.505, 0.01])
+
+
+def test_the_learning_rate_may_stay_at_its_peak() -> None:
+    rates = [learning_rate(step, 1.0, 100, 10, decay_from=80) for step in (1, 10, 50, 80, 90, 100)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.01 + 0.99 * 0.5, 0.01])
+    assert learning_rate(99, 1.0, 100, 10, decay_from=100) == 1.0
+
+
+def test_a_step_follows_the_clipped_gradient() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    optimiser = torch.optim.SGD(network.parameters(), lr=7.0)
+    norm = descend((3.0 * network.weight).sum(), network, optimiser, lr=0.5, clip_norm=1.0)
+    assert float(norm) == pytest.approx(3.0)
+    assert network.weight.item() == pytest.approx(-0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.15])
+def test_an_average_remembers_a_share_of_the_run(share: float) -> None:
+    """With a weight equal to the step, an average over the last share of the run lags behind by about that share."""
+    network = nn.Linear(1, 1)
+    ema = copy_weights(network)
+    for step in range(1, 2001):
+        nn.init.constant_(network.bias, float(step))
+        average(ema, network, rate_of_share(share, step))
+    # The continuous limit of the average with rate 1 / (share t): lag = share / (1 + share) of the run.
+    assert 2000 - float(ema["bias"]) == pytest.approx(2000 * share / (1 + share), rel=0.05)
+
+
+def test_the_decay_of_an_average_grows_to_its_limit() -> None:
+    assert [rate_of_decay(0.99, step) for step in (0, 8, 10**6)] == pytest.approx([0.9, 0.5, 0.01])
+
+
+def test_swapped_weights_come_back() -> None:
+    network = nn.Linear(2, 2)
+    own = copy_weights(network)
+    with swapped_weights(network, {name: value + 1 for name, value in own.items()}):
+        assert torch.equal(network.bias, own["bias"] + 1)
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
