@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from cohort.anatomy.truth import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.simulation.effects import ENIGMA, LARGEST_PLANTED_D, Effect, EffectName, Subject, sclerotic_region, subjects
+from cohort.simulation.effects import LARGEST_PLANTED_D, Subject, sclerotic_region, subjects
 from cohort.simulation.simulator import SIMULATION, Simulator, demo_grid
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
@@ -48,7 +48,7 @@ class DemoConfig:
     """Folder of the scans, one JSON file beside each, and truth.csv."""
     subjects: int = 300
     """How many. Half are controls (HC), half have epilepsy (TLE), of these a third without visible lesion."""
-    effect: EffectName = "enigma"
+    effect: Literal["enigma", "hippocampus"] = "enigma"
     """What the disease does: enigma, published changes of 16 volumes and a third of the cases without visible lesion;
     hippocampus, nothing but a smaller hippocampus on the side of the epilepsy, in every case."""
     effect_size: float = 1.9
@@ -73,8 +73,7 @@ def main(config: DemoConfig) -> None:
     """Makes the missing scans, then the index and the truth."""
     check(config)
     claim(config)
-    effect = ENIGMA if config.effect == "enigma" else Effect("hippocampus", config.effect_size)
-    cohort = subjects(config.seed, config.subjects, effect)
+    cohort = subjects(config.seed, config.subjects, planted(config).get("effect_size"))
     if config.controls_from is not None:
         copy_controls(config, cohort)
     missing = [subject for subject in cohort if not path_of(config.out, subject).exists()]

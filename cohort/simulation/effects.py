@@ -8,10 +8,10 @@ The model of volumes (sources beside each constant):
   Whelan et al. 2018, per side of the disease. That is the group for which d is defined, as in the source.
 - MRI-negative epilepsy, a third of the cases: d between 0 and -0.3, as in the source's epilepsies without sclerosis.
 
-That is the effect ENIGMA. For judging methods there is a second one, `Effect("hippocampus", d)`: every patient has
-sclerosis, half left and half right, and nothing but the hippocampus of that side changes, by the same share in all, for
-Cohen's d as asked. One person (seed and index) has the same age, head and healthy volumes at every d, and at d = 0
-patients are controls.
+Those are the published effects. For judging methods one effect can be planted instead, a Cohen's d (0 to
+LARGEST_PLANTED_D): every patient has sclerosis, half left and half right, and nothing but the hippocampus of that side
+is smaller, by the same share in all. One person (seed and index) has the same age, head and healthy volumes at every d,
+and at d = 0 patients are controls.
 
 d is the difference of group means over the pooled standard deviation (weights as in a cohort of `BLOCK`), of volumes in
 the space of the scan, that is after affine registration to the template; of log-volumes for the ventricles.
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
@@ -124,39 +124,14 @@ ETIV_CM3 = {"F": (1440.0, 115.0), "M": (1560.0, 115.0)}
 """Estimated total intracranial volume by sex: mean and standard deviation."""
 SITE_SHARES = {"site-A": 0.40, "site-B": 0.35, "site-C": 0.25}
 
-BLOCK = (
-    *(("HC", ""),) * 6,
-    *(("HS", "L"),) * 2,
-    *(("HS", "R"),) * 2,
-    ("MRI-negative", "L"),
-    ("MRI-negative", "R"),
-)
+BLOCK = [("HC", "")] * 6 + [("HS", "L")] * 2 + [("HS", "R")] * 2 + [("MRI-negative", "L"), ("MRI-negative", "R")]
 """Group and side of every twelve consecutive subjects, in an order drawn for each twelve."""
 
-PLANTED_BLOCK = ((("HC", ""),) * 6) + ((("HS", "L"),) * 3) + ((("HS", "R"),) * 3)
-"""The same for the effect `hippocampus`: without MRI-negative cases."""
+PLANTED_BLOCK = [("HC", "")] * 6 + [("HS", "L")] * 3 + [("HS", "R")] * 3
+"""The same for a planted effect: without MRI-negative cases."""
 
 LARGEST_PLANTED_D = 6.0
 """A loss of half of the hippocampus; much more is nothing that a smooth map brings about."""
-
-EffectName = Literal["enigma", "hippocampus"]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What the disease does to volumes: `enigma`, or `hippocampus` with the magnitude of Cohen's d (a loss)."""
-
-    name: EffectName = "enigma"
-    d: float = 1.9
-    """For `hippocampus` only, 0 to LARGEST_PLANTED_D; 0 changes nothing."""
-
-    @property
-    def block(self) -> tuple[tuple[str, str], ...]:
-        """Group and side of every twelve consecutive subjects."""
-        return BLOCK if self.name == "enigma" else PLANTED_BLOCK
-
-
-ENIGMA = Effect()
 
 
 @dataclass(frozen=True)
@@ -184,18 +159,24 @@ class Subject:
         return f"TLE-{self.side}" if self.side else "HC"
 
 
-def subjects(seed: int, count: int, effect: Effect = ENIGMA) -> list[Subject]:
-    """The first `count` subjects of the cohort with this seed; subject k does not depend on `count`."""
-    blocks = -(-count // len(effect.block))
-    members = [member for number in range(blocks) for member in _shuffled(effect.block, seed, number)][:count]
-    kinds = list(dict.fromkeys(effect.block))
-    points = {kind: _uniforms(seed, number, members.count(kind)) for number, kind in enumerate(kinds)}
-    numbers = dict.fromkeys(kinds, 0)
-    cohort = []
-    for index, kind in enumerate(members):
-        cohort.append(_subject(seed, index, kind, points[kind][numbers[kind]], effect))
-        numbers[kind] += 1
-    return cohort
+def subjects(seed: int, count: int, planted: float | None = None) -> list[Subject]:
+    """The first `count` subjects of the cohort with this seed; subject k does not depend on `count`.
+
+    Args:
+        seed: of the cohort.
+        count: how many.
+        planted: Cohen's d of a planted effect; None for the published ones.
+    """
+    block = _block(planted)
+    orders = [rng(seed, "cohort.order", number).permutation(len(block)) for number in range(-(-count // len(block)))]
+    members = [block[i] for order in orders for i in order][:count]
+    kinds = list(dict.fromkeys(block))
+    points = {kind: iter(_uniforms(seed, number, members.count(kind))) for number, kind in enumerate(kinds)}
+    return [_subject(seed, index, kind, next(points[kind]), planted) for index, kind in enumerate(members)]
+
+
+def _block(planted: float | None) -> list[tuple[str, str]]:
+    return BLOCK if planted is None else PLANTED_BLOCK
 
 
 def sclerotic_region(group: str, side: str) -> str:
@@ -203,44 +184,44 @@ def sclerotic_region(group: str, side: str) -> str:
     return f"{'Left' if side == 'L' else 'Right'} Hippocampus" if group == "HS" else ""
 
 
-def effect_targets(group: str, side: str, effect: Effect = ENIGMA) -> np.ndarray:
+def effect_targets(group: str, side: str, planted: float | None = None) -> np.ndarray:
     """Cohen's d against HC that the model aims at, per region of REGIONS; zeros for HC."""
     if group == "HC":
         return np.zeros(len(REGIONS))
-    if effect.name == "hippocampus":
-        return np.array([-effect.d if region == sclerotic_region(group, side) else 0.0 for region in REGIONS])
+    if planted is not None:
+        return np.array([-planted if region == sclerotic_region(group, side) else 0.0 for region in REGIONS])
     if group == "HS":
         return np.array([ENIGMA_D[side][structure][i] for structure in STRUCTURES for i in range(2)])
     order = (0, 1) if side == "L" else (1, 0)
     return np.array([MRI_NEGATIVE[structure][i] for structure in STRUCTURES for i in order])
 
 
-def _mean_changes(group: str, side: str, effect: Effect) -> np.ndarray:
+def _mean_changes(group: str, side: str, planted: float | None) -> np.ndarray:
     """Mean relative volume change per region that gives `effect_targets` under the model."""
-    patients, controls = (effect.block.count(kind) for kind in ((group, side), ("HC", "")))
+    patients, controls = (_block(planted).count(kind) for kind in ((group, side), ("HC", "")))
     changes = []
-    for region, spread, d in zip(REGIONS, _SPREADS, effect_targets(group, side, effect), strict=True):
-        if d == 0 and effect.name == "hippocampus":
+    for region, spread, d in zip(REGIONS, _SPREADS, effect_targets(group, side, planted), strict=True):
+        if d == 0 and planted is not None:
             changes.append(0.0)  # exactly: a root finder's 1e-17 would be another scan
         elif region.endswith("Lateral Ventricle"):
             changes.append(np.expm1(d * spread))
         else:
-            varies = effect.name == "enigma" and region == sclerotic_region(group, side)
+            varies = planted is None and region == sclerotic_region(group, side)
             changes.append(
                 _change_for(d, spread, _loss_quantiles()[2] if varies else 0.0, patients / (patients + controls))
             )
     return np.array(changes)
 
 
-def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray, effect: Effect) -> Subject:
+def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray, planted: float | None) -> Subject:
     group, side = kind
     u_age, u_sex, u_site, u_head, u_loss, *u_regions = uniforms
     mean, spread, low, high = AGE_YEARS
     age = round(float(np.clip(mean + spread * special.ndtri(u_age), low, high)), 1)
     sex = "F" if u_sex < 0.5 else "M"
     etiv = round(ETIV_CM3[sex][0] + ETIV_CM3[sex][1] * special.ndtri(u_head), 1)
-    change = _mean_changes(group, side, effect)
-    if effect.name == "enigma" and group == "HS":
+    change = _mean_changes(group, side, planted)
+    if planted is None and group == "HS":
         cumulative, quantiles, _ = _loss_quantiles()
         change[REGIONS.index(sclerotic_region(group, side))] *= np.interp(u_loss, cumulative, quantiles)
     # Minus half the variance, so that the mean volume of HC is the atlas's but for MEAN_LOG_OFFSET.
@@ -259,10 +240,6 @@ def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray,
         change=change,
         relative_volume=np.exp(offsets + deviation.clip(-limit, limit)) * (1 + change),
     )
-
-
-def _shuffled(block: tuple[tuple[str, str], ...], seed: int, number: int) -> list[tuple[str, str]]:
-    return [block[i] for i in rng(seed, "cohort.order", number).permutation(len(block))]
 
 
 def _uniforms(seed: int, kind: int, size: int) -> np.ndarray:

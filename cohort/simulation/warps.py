@@ -273,13 +273,11 @@ def solve(
 def _crop(labels: np.ndarray, affine: np.ndarray, codes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """The labels around some regions, an even number of voxels per axis, and the world position of its first corner."""
     margin = round(MARGIN_MM / affine[0, 0])
-    found = np.argwhere(np.isin(labels, codes))
+    padded = np.pad(labels, margin + 1)  # the regions may lie near the edge
+    found = np.argwhere(np.isin(padded, codes))
     low, high = found.min(axis=0) - margin, found.max(axis=0) + 1 + margin
     high += (high - low) % 2
-    inside_low, inside_high = np.maximum(low, 0), np.minimum(high, labels.shape)
-    crop = labels[tuple(slice(a, b) for a, b in zip(inside_low, inside_high, strict=True))]
-    crop = np.pad(crop, list(zip(inside_low - low, high - inside_high, strict=True)))
-    return crop, affine[:3, :3] @ (low - 0.5) + affine[:3, 3]
+    return padded[tuple(map(slice, low, high))], affine[:3, :3] @ (low - margin - 1.5) + affine[:3, 3]
 
 
 def _by_cell(mask: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_seeds_give_other_people_under_other_names(cohort):
 @pytest.mark.parametrize("size", [0.5, 1.9, 6.0])
 @pytest.mark.parametrize("side", ["L", "R"])
 def test_a_planted_loss_has_its_effect_size_and_no_company(size, side):
-    people = effects.subjects(3, COUNT, effects.Effect("hippocampus", size))
+    people = effects.subjects(3, COUNT, size)
     d = cohens_d(volumes(people, "HS", side), volumes(people, "HC"))
     expected = np.array([-size if i == "LR".index(side) else 0.0 for i in range(len(REGIONS))])
     np.testing.assert_allclose(d, expected, atol=0.15 + 0.05 * size)
@@ -89,7 +89,7 @@ def test_a_planted_loss_has_its_effect_size_and_no_company(size, side):
 
 
 def test_doses_change_the_same_people_and_nothing_at_zero():
-    none, some = (effects.subjects(3, 48, effects.Effect("hippocampus", size)) for size in (0.0, 1.0))
+    none, some = (effects.subjects(3, 48, size) for size in (0.0, 1.0))
     for before, after in zip(none, some, strict=True):
         assert (before.name, before.age, before.etiv_cm3, before.side) == (
             after.name,
