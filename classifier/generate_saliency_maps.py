@@ -137,14 +137,10 @@ def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, c
     device.module(loaded.model)
     scans = load_scans(cases, loaded.grid, cache_dir=config.cache_dir)
     volumes = Volumes(scans, device)
-    context = attribution.Context(
-        mean_hc=device.tensor(loaded.mean_hc[None, None]),
-        regions=torch.from_numpy(regions.labels.astype(np.int64))[None, None].to(device.kind),
-        ig_steps=config.ig_steps,
-        noise_samples=config.noise_samples,
-        batch=config.batch or (8 if device.kind.type == "cpu" else 32),
+    context = attribution.context_for(
+        loaded, regions, device, batch=config.batch, ig_steps=config.ig_steps, noise_samples=config.noise_samples,
         seed=config.seed,
-    )
+    )  # fmt: skip
     with torch.no_grad():
         rows = torch.arange(len(volumes)).split(context.batch)
         logits = torch.cat([loaded.model(volumes.batch(part)).float().cpu() for part in rows]).double().numpy()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from classifier.validation import checks, figures
-from classifier.validation.planted import Condition, Plan, conditions, prepare
+from classifier.validation.planted import Plan, conditions, prepare
 from classifier.validation.study import Effort, Findings, gather, open_study
 from cohort.atlas import LICENCE_NOTE
 from cohort.scans import GRIDS
@@ -33,7 +33,7 @@ from runtime.runs import plain_config
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is planted, how networks are taught, and how much is measured."""
+    """What is planted, how networks are trained, and how much is measured."""
 
     grid: Literal["smoke", "demo", "paper"] = "paper"
     """Voxel grid of cohorts and networks, and the preset of classifier.train."""
@@ -107,27 +107,31 @@ PRESETS = {
 }  # fmt: skip
 
 
+PRINTED = ("method", "passed", "asked", "raw_pointing", "raw_enrichment", "raw_enrichment_p", "raw_average_precision",
+           "group_enrichment", "side_difference", "cascade_end", "deletion_gain", "shortcut_rank")  # fmt: skip
+"""Columns of validation.csv."""
+
+
 def main(config: ValidationConfig) -> None:
-    """Plants, teaches, measures, judges."""
+    """Plants, trains, measures."""
     check(config)
     config.out.mkdir(parents=True, exist_ok=True)
     with locked(config.out):
         claim(config)
         plan, planted = plan_of(config), conditions(config.signals, config.doses)
         results = prepare(plan, planted)
-        learned = frozenset(name for name, result in results.items() if auc_of(result)["low"] > 0.5)
+        aucs = {name: result["metrics"]["test"]["auc"] for name, result in results.items()}
+        learned = frozenset(name for name, auc in aucs.items() if auc["low"] > 0.5)
         judged = planted[0].name in learned
-        head = {"judged": judged, **head_of(config, planted, results)}
+        head = head_of(config, planted[0].name, aucs, judged=judged)
+        head["checkpoints"] = {name: result["checkpoint"] for name, result in results.items()}
         if not judged:
-            print(refusal(planted[0], auc_of(results[planted[0].name])))
+            print(refusal(planted[0].name, aucs[planted[0].name]))
             if not config.measure_unlearned:
                 write_json(config.out / "validation.json", head)
                 return
         study = open_study(plan, config.effort, pick_device("float32", config.threads), planted, learned)
-        found = gather(study)
-        table = checks.table(found.evidence, judged=judged)
-        write(config, head, found, table)
-        report(table, judged=judged)
+        write(config, head, gather(study))
 
 
 def check(config: ValidationConfig) -> None:
@@ -172,26 +176,22 @@ def plan_of(config: ValidationConfig) -> Plan:
     return Plan(config.out, GRIDS[config.grid], config.subjects, config.seed, tuple(train), config.jobs, threads)
 
 
-def auc_of(results: dict[str, Any]) -> dict[str, float]:
-    """The area under the ROC curve on test subjects, with its interval, of a network's results.json."""
-    return results["metrics"]["test"]["auc"]
-
-
-def refusal(strongest: Condition, auc: dict[str, float]) -> str:
+def refusal(strongest: str, auc: dict[str, float]) -> str:
     """The sentence for a network that has nothing to show."""
     interval = f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
     return (
-        f"The network of {strongest.name} has a test AUC of {interval}. The interval contains 0.5: it need not have "
+        f"The network of {strongest} has a test AUC of {interval}. The interval contains 0.5: it need not have "
         "learned anything, and maps of it are not judged as true or false."
     )
 
 
-def head_of(config: ValidationConfig, planted: list[Condition], results: dict[str, Any]) -> dict[str, Any]:
-    """What validation.json says besides the evidence."""
+def head_of(
+    config: ValidationConfig, strongest: str, aucs: dict[str, dict[str, float]], *, judged: bool
+) -> dict[str, Any]:
+    """What validation.json says besides checkpoints and evidence."""
     return {
-        "commit": git_commit(), "seed": config.seed, "grid": config.grid, "subjects": config.subjects,
-        "judged_on": planted[0].name, "auc": {condition.name: auc_of(results[condition.name]) for condition in planted},
-        "checkpoints": {condition.name: results[condition.name]["checkpoint"] for condition in planted},
+        "judged": judged, "commit": git_commit(), "seed": config.seed, "grid": config.grid,
+        "subjects": config.subjects, "judged_on": strongest, "auc": aucs,
         "region": "hippocampus of the changed side, where it lies in each patient's scan by the simulator's own map",
         "nulls": f"{config.effort.nulls} places of that region elsewhere in the brain, the same for all patients",
         "patients": config.effort.patients, "controls": config.effort.controls,
@@ -200,30 +200,23 @@ def head_of(config: ValidationConfig, planted: list[Condition], results: dict[st
     }  # fmt: skip
 
 
-def write(config: ValidationConfig, head: dict[str, Any], found: Findings, table: pd.DataFrame) -> None:
-    """validation.json, validation.csv and the pictures."""
-    methods = found.evidence
-    if head["judged"]:
-        methods = {name: {**evidence, "passes": checks.answers(evidence)} for name, evidence in methods.items()}
-    write_json(config.out / "validation.json", {**head, "methods": methods, "skipped": found.skipped})
-    with atomic_write(config.out / "validation.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+def write(config: ValidationConfig, head: dict[str, Any], found: Findings) -> None:
+    """validation.json, validation.csv, the pictures, and the most important columns in print."""
+    methods, judged = found.evidence, head["judged"]
+    table = checks.table(methods, judged=judged)
     title = f"Attribution methods on a planted change, {config.grid} grid, {config.subjects} subjects per cohort"
-    figures.scores(config.out / "scores.png", found.evidence, title=title, judged=head["judged"])
+    figures.scores(config.out / "scores.png", methods, title=title, judged=judged)
     figures.differences(
         config.out / "differences.png", found.anatomy, found.differences, found.truth.reference,
         title="Mean map of patients minus that of controls; outlined: the changed region",
     )  # fmt: skip
-
-
-def report(table: pd.DataFrame, *, judged: bool) -> None:
-    """The printed table."""
-    columns = [
-        "method", *(["passed", "asked"] if judged else []), "raw_pointing", "raw_enrichment", "raw_enrichment_p",
-        "raw_average_precision", "group_enrichment", "side_difference", "cascade_end", "deletion_gain", "shortcut_rank",
-    ]  # fmt: skip
+    if judged:
+        methods = {name: {**evidence, "passes": checks.answers(evidence)} for name, evidence in methods.items()}
+    write_json(config.out / "validation.json", {**head, "methods": methods, "skipped": found.skipped})
+    with atomic_write(config.out / "validation.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
     with pd.option_context("display.width", 220, "display.max_columns", None):
-        print(table[[name for name in columns if name in table]].round(3).to_string(index=False))
+        print(table[[name for name in PRINTED if name in table]].round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

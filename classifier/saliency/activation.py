@@ -16,7 +16,7 @@ from runtime.errors import InputError
 def grad_cam(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
     """Activations of the last convolution, weighted by their mean gradients, signed. For comparison only.
 
-    One value per place of the last level, constant along H where a network has the coronal slices as channels. Source:
+    One value per place of the last level, constant in H where a network has the coronal slices as channels. Source:
     Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2 without the ReLU.
     """
     layer = getattr(model, "last_convolution", None)

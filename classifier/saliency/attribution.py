@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from classifier.checkpoint import LoadedClassifier
 from classifier.saliency.activation import attention, grad_cam, occlusion
 from classifier.saliency.gradients import (
     Context,
@@ -26,6 +27,8 @@ from classifier.saliency.gradients import (
     saliency,
     smoothgrad,
 )
+from cohort.atlas import Atlas
+from runtime.device import Device
 from runtime.errors import InputError
 
 
@@ -69,6 +72,15 @@ def check_methods(names: Sequence[str]) -> None:
         raise InputError(
             f"--methods: unknown: {', '.join(unknown) or 'none given'}{hint}; there are: {', '.join(METHODS)}"
         )
+
+
+def context_for(
+    loaded: LoadedClassifier, regions: Atlas, device: Device, *, batch: int | None = None, **numbers: int
+) -> Context:
+    """The context of a classifier on its device; `batch` is by default 8 on a CPU and 32 on a GPU."""
+    labels = torch.from_numpy(regions.labels.astype(np.int64))[None, None].to(device.kind)
+    batch = batch or (8 if device.kind.type == "cpu" else 32)
+    return Context(device.tensor(loaded.mean_hc[None, None]), labels, batch=batch, **numbers)
 
 
 def settings_of(method: str, context: Context) -> dict[str, float | str]:

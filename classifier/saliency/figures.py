@@ -33,16 +33,9 @@ def over_anatomy(
     path: Path, anatomy: np.ndarray, attribution: np.ndarray, affine: np.ndarray, *, title: str, unit: str,
     ends: tuple[str, str] | None,
 ) -> None:  # fmt: skip
-    """A map over a scan, three planes through the map's strongest place inside the head (air shows nothing).
+    """A map over a scan in [0, 1], three planes through its strongest place inside the head (air shows nothing).
 
-    Args:
-        path: of the PNG.
-        anatomy: (D, H, W) in [0, 1].
-        attribution: (D, H, W); colours end at the 99.5 percentile of its absolute value, and fade out towards 0.
-        affine: (4, 4), voxel indices to millimetres, RAS.
-        title: above the picture.
-        unit: of the map's numbers.
-        ends: what blue (negative) and red (positive) mean; None for a map that has no sign: yellow is then much.
+    `ends` are what blue (negative) and red (positive) mean; None for a map that has no sign: yellow is then much.
     """
     inside = np.abs(attribution) * head_mask(anatomy)
     peak = np.array(np.unravel_index(np.argmax(inside), attribution.shape))
@@ -90,11 +83,7 @@ def overlay(axis: Axes, below: np.ndarray, above: np.ndarray, limit: float, cmap
 def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
     """The strongest regions of one method: mean strength on the left, TLE minus HC on the right, by origin.
 
-    Args:
-        path: of the PNG.
-        table: rows of `regions.rank_regions` of one method, with `origin`; the first origin's order counts.
-        title: above the picture.
-        unit: of the maps' numbers.
+    The table has rows of `regions.rank_regions`, with `origin`; the first origin's order counts.
     """
     origins = list(dict.fromkeys(table["origin"]))
     names = table.loc[table["origin"] == origins[0], "region"].head(_SHOWN).tolist()[::-1]
@@ -124,13 +113,7 @@ def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
 
 
 def lateralisation(path: Path, table: pd.DataFrame, *, title: str) -> None:
-    """On which side the relevance of each structure lies, one mark per diagnosis.
-
-    Args:
-        path: of the PNG.
-        table: rows of `regions.lateralisation` of one method and origin.
-        title: above the picture.
-    """
+    """On which side the relevance of each structure lies, one mark per diagnosis; from `regions.lateralisation`."""
     contrast = "TLE-L minus TLE-R"
     sorting = contrast if contrast in set(table["group"]) else table["group"].iloc[0]
     order = table[table["group"] == sorting].sort_values("index", key=np.abs, ascending=False)

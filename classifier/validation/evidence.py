@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from classifier.measures.resampling import bootstrap_weights, cell
 from classifier.saliency.regions import rank_correlations, region_means
-from classifier.validation.localisation import lateral_index, localise, widen
+from classifier.validation.localisation import localise, widen
 from classifier.validation.spatial_nulls import Moves, moves, p_value
 from cohort.atlas import REGIONS, Atlas
 
@@ -48,15 +48,9 @@ def truth_of(
     shares: Sequence[np.ndarray], sides: Sequence[str], head: np.ndarray, spacing_mm: float, count: int,
     rng: np.random.Generator,
 ) -> Truth:  # fmt: skip
-    """Collects the regions of patients and draws null places.
+    """Collects the regions of patients, from the share (D, H, W) of each voxel in theirs, and draws null places.
 
-    Args:
-        shares: per patient, share (D, H, W) of each voxel in the changed region.
-        sides: per patient, L or R.
-        head: bool (D, H, W), the brain.
-        spacing_mm: of the grid.
-        count: null places.
-        rng: numpy generator.
+    `head` is the brain, bool (D, H, W), `count` the number of null places.
     """
     shares = [ipsilateral(share, side) for share, side in zip(shares, sides, strict=True)]
     reference = np.mean(shares, axis=0) >= HALF / 2  # an average of shifted regions is lower than each of them
@@ -98,10 +92,17 @@ def weights_of(count: int, resamples: int, rng: np.random.Generator) -> np.ndarr
     return drawn / drawn.sum(axis=1, keepdims=True)
 
 
-def summary(values: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """The mean over patients of a measure (P, K) at the true place, with interval, null mean and spatial p-value."""
-    means = values.mean(axis=0)
-    return {**cell(means[0], weights @ values[:, 0]), "p": p_value(means), "null": float(means[1:].mean())}
+def summaries(values: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, Any]:
+    """Means over patients of measures (P, K) at the true place, with interval, null mean and spatial p-value."""
+    found = {}
+    for name, part in values.items():
+        means = part.mean(axis=0)
+        found[name] = {**cell(means[0], weights @ part[:, 0]), **_against_null(means)}
+    return found
+
+
+def _against_null(values: np.ndarray) -> dict[str, float]:
+    return {"p": p_value(values), "null": float(values[1:].mean())}
 
 
 def group_difference(maps: Maps, truth: Truth) -> tuple[np.ndarray, dict[str, Any]]:
@@ -114,21 +115,19 @@ def group_difference(maps: Maps, truth: Truth) -> tuple[np.ndarray, dict[str, An
     numbers = {}
     for name, values in localise(difference, truth.brain, *truth.places(None)).items():
         values = np.nan_to_num(values)
-        numbers[name] = {"value": float(values[0]), "p": p_value(values), "null": float(values[1:].mean())}
+        numbers[name] = {"value": float(values[0]), **_against_null(values)}
     return difference, numbers
 
 
 def side_accuracy(maps: Sequence[np.ndarray], sides: Sequence[str], atlas: Atlas) -> dict[str, Any]:
     """How often the stronger hippocampus of a map is the changed one, with the exact binomial interval.
 
-    Args:
-        maps: of patients, in the scans' own frame.
-        sides: L or R of each.
-        atlas: on their grid. An index of exactly 0 is no answer and counts as wrong.
+    Maps are in the scans' own frame. Equal strength on both sides is no answer and counts as wrong.
     """
-    left, right = (atlas.mask(f"{side} Hippocampus") for side in ("Left", "Right"))
-    indices = [lateral_index(map_, left, right) for map_ in maps]
-    hits = sum(index > 0 if side == "L" else index < 0 for index, side in zip(indices, sides, strict=True))
+    hits = 0
+    for map_, side in zip(maps, sides, strict=True):
+        left, right = (np.abs(map_)[atlas.mask(f"{name} Hippocampus")].mean() for name in ("Left", "Right"))
+        hits += left > right if side == "L" else right > left
     low, high = binomtest(int(hits), len(sides)).proportion_ci(method="exact")
     return {"value": hits / len(sides), "low": float(low), "high": float(high), "hits": int(hits), "count": len(sides)}
 
@@ -136,13 +135,8 @@ def side_accuracy(maps: Sequence[np.ndarray], sides: Sequence[str], atlas: Atlas
 def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
     """Spearman's correlation of what was planted with a measure; patients are resampled with all their conditions.
 
-    The interval covers patients, not training: there is one network per strength.
-
-    Args:
-        strengths: (K,), distinct, of the planted change.
-        values: (K, P), the same patients in the same order at every strength.
-        rng: numpy generator.
-        resamples: of patients.
+    The interval covers patients, not training: there is one network per strength. Values (K, P) are of the same
+    patients in the same order at all K strengths.
     """
     count = values.shape[1]
     picks = np.concatenate([np.arange(count)[None], rng.integers(0, count, (resamples, count))])
@@ -152,13 +146,7 @@ def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generat
 
 
 def mark_exposure(maps: np.ndarray, mark: np.ndarray, atlas: Atlas, weights: np.ndarray) -> dict[str, Any]:
-    """Whether maps of a network that has learned a mark show it.
-
-    Args:
-        maps: (P, D, H, W) of patients who carry it.
-        mark: bool (D, H, W).
-        atlas: the regions that it competes with.
-        weights: from `weights_of`.
+    """Whether maps (P, D, H, W) of a network that has learned a mark, bool (D, H, W), show it.
 
     Returns:
         `share` of the magnitude in the mark (cell), `rank` of the mark among mark and regions by mean magnitude per

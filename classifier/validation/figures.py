@@ -21,14 +21,7 @@ _UNITS = (
 
 
 def scores(path: Path, methods: dict[str, Evidence], *, title: str, judged: bool) -> None:
-    """Methods by checks: each cell shows the number behind the answer, its colour the answer.
-
-    Args:
-        path: of the PNG.
-        methods: evidence by method.
-        title: above the picture.
-        judged: colour the answers; otherwise only the numbers are shown.
-    """
+    """Methods by checks: each cell shows the number behind the answer, its colour the answer (where `judged`)."""
     figure = Figure(figsize=(1.15 * len(CHECKS) + 2.4, 0.42 * len(methods) + 1.5), layout="constrained")
     axis = figure.subplots()
     for row, evidence in enumerate(methods.values()):
@@ -57,12 +50,7 @@ def differences(
 ) -> None:
     """One row per method: the mean map of patients minus that of controls, and the outline of the changed region.
 
-    Args:
-        path: of the PNG.
-        anatomy: (D, H, W) in [0, 1].
-        maps: (D, H, W) by method, in the frame where the changed side is the left.
-        region: bool (D, H, W), in that frame; the planes go through its middle.
-        title: above the picture.
+    Everything is (D, H, W) in the frame where the changed side is the left; planes go through the region's middle.
     """
     at = tuple((np.argwhere(region).mean(axis=0) + 0.5) / region.shape)
     below, outline = planes(anatomy, at), planes(region.astype(float), at)

@@ -75,9 +75,3 @@ def _average_precision(strength: np.ndarray, values: np.ndarray, places: np.ndar
     found = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
     precision = np.where(called <= len(values), found / called, 0.0)
     return precision.sum(axis=1) / inside.sum(axis=1)
-
-
-def lateral_index(map_: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
-    """(L - R) / (L + R) of the mean magnitude in two regions, bool (D, H, W) each; 0 when both are 0."""
-    l_mean, r_mean = (float(np.abs(map_)[mask].mean()) for mask in (left, right))
-    return (l_mean - r_mean) / (l_mean + r_mean) if l_mean + r_mean > 0 else 0.0

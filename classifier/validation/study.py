@@ -61,13 +61,9 @@ class Network:
     loaded: LoadedClassifier
     volumes: Volumes
     """Patients first, then controls."""
-    patients: int
+    sides: list[str]
+    """L or R of each patient."""
     context: attribution.Context
-
-    @property
-    def sides(self) -> list[str]:
-        """L or R of each patient."""
-        return self.volumes.frame["side"].tolist()[: self.patients]
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,10 @@ class Study:
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator for one purpose."""
         return seeding.rng(self.plan.seed, f"validate saliency:{purpose}")
+
+    def weights(self, patients: int, purpose: str = "patients") -> np.ndarray:
+        """`evidence.weights_of` for so many patients."""
+        return measure.weights_of(patients, self.effort.resamples, self.rng(purpose))
 
 
 def open_study(
@@ -110,21 +110,16 @@ def open_network(study: Study, condition: Condition, *, controls: bool) -> Netwo
     refuse_overlap(frame, loaded.ledger, what=f"the network of {condition.name}")
     volumes = Volumes(load_scans(frame, study.plan.grid, cache_dir=study.plan.out / "cache"), study.device)
     study.device.module(loaded.model)
-    context = attribution.Context(
-        mean_hc=study.device.tensor(loaded.mean_hc[None, None]),
-        regions=torch.from_numpy(study.regions.labels.astype(np.int64))[None, None].to(study.device.kind),
-        ig_steps=study.effort.ig_steps,
-        noise_samples=study.effort.noise_samples,
-        batch=8 if study.device.kind.type == "cpu" else 32,
-        seed=study.plan.seed,
+    effort, seed = study.effort, study.plan.seed
+    context = attribution.context_for(
+        loaded, study.regions, study.device, ig_steps=effort.ig_steps, noise_samples=effort.noise_samples, seed=seed
     )
-    return Network(condition, loaded, volumes, len(study.subjects[0]), context)
+    return Network(condition, loaded, volumes, frame["side"].tolist()[: len(study.subjects[0])], context)
 
 
 def truth_for(study: Study, network: Network) -> Truth:
     """The patients' own changed regions, through the simulator's map of each, and null places."""
-    names = network.volumes.frame["subject"][: network.patients]
-    shares = [region_share(study.plan.regions(network.condition), name) for name in names]
+    shares = [region_share(study.plan.regions(network.condition), name) for name in study.subjects[0]]
     head = head_mask(network.loaded.mean_hc.numpy())
     grid = study.plan.grid
     return measure.truth_of(shares, network.sides, head, grid.spacing_mm, study.effort.nulls, study.rng("places"))
@@ -147,7 +142,8 @@ def maps_of(study: Study, network: Network, method: str) -> Maps:
         maps = _explain(network.loaded.model, network, method, range(len(names)))
         with atomic_write(path) as temporary:
             np.savez(temporary, maps=maps, recipe=np.array(recipe))
-    return Maps(maps[: network.patients], network.sides, maps[network.patients :])
+    patients = len(network.sides)
+    return Maps(maps[:patients], network.sides, maps[patients:])
 
 
 def _explain(model: torch.nn.Module, network: Network, method: str, rows: Sequence[int]) -> np.ndarray:
@@ -195,8 +191,9 @@ def from_strongest(study: Study) -> Findings:
     """Where maps of the network that learned most lie, on which side, whether they forget and are faithful."""
     network = open_network(study, study.conditions[0], controls=True)
     found = Findings(truth_for(study, network), network.loaded.mean_hc.numpy())
+    # A coarse atlas: each region that is replaced is large enough to move the logit.
     regions = faithfulness.fading(measure.merged(study.regions).labels)
-    random_areas = random_orders(study, network, regions)
+    orders = {}
     for method in tqdm(attribution.METHODS, desc=f"maps of {network.condition.name}", unit="method"):
         try:
             maps = maps_of(study, network, method)
@@ -208,15 +205,18 @@ def from_strongest(study: Study) -> Findings:
         found.differences[method], group = measure.group_difference(maps, found.truth)
         contrast = maps.patients - maps.controls.mean(axis=0)
         found.evidence[method] = {
-            "raw": summaries(study, values),
+            "raw": measure.summaries(values, study.weights(len(maps.patients))),
             "group": group,
             "side": {
                 "raw": measure.side_accuracy(maps.patients, maps.sides, study.regions),
                 "difference": measure.side_accuracy(contrast, maps.sides, study.regions),
             },
             "cascade_end": forgetting(study, network, method, maps, found.truth.brain),
-            **faithful(study, network, maps, regions, random_areas),
         }
+        chosen = maps.patients[: study.effort.faithful_patients]
+        orders[method] = [faithfulness.relevance_order(map_, regions) for map_ in chosen]
+    for method, gains in faithful(study, network, regions, orders).items():
+        found.evidence[method] |= gains
     return found
 
 
@@ -224,17 +224,17 @@ def compare(study: Study, network: Network, method: str, truth: Truth | None, fo
     """Adds what the network of another condition says about a method."""
     maps, condition, evidence = maps_of(study, network, method), network.condition, found.evidence[method]
     if condition.mark:
-        weights = measure.weights_of(len(maps.patients), study.effort.resamples, study.rng("patients"))
-        exposure = measure.mark_exposure(maps.patients, mark_of(study.plan.grid), study.regions, weights)
+        mark, weights = mark_of(study.plan.grid), study.weights(len(maps.patients))
+        exposure = measure.mark_exposure(maps.patients, mark, study.regions, weights)
         evidence["shortcut"] = {**exposure, "learned": condition.name in study.learned}
         return
     values = measure.localisation(maps, truth)
     if condition.shuffle:
-        evidence["permuted"] = summaries(study, values)
+        evidence["permuted"] = measure.summaries(values, study.weights(len(maps.patients)))
         return
     found.enrichment[method][condition.name] = values["enrichment"][:, 0]
     if condition.dose == condition.signal == 0:
-        evidence["nothing"] = summaries(study, values)
+        evidence["nothing"] = measure.summaries(values, study.weights(len(maps.patients)))
 
 
 def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
@@ -247,46 +247,30 @@ def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
     return found
 
 
-def summaries(study: Study, values: dict[str, np.ndarray]) -> Evidence:
-    """Means with intervals and p-values of measures (P, places)."""
-    count = len(next(iter(values.values())))
-    weights = measure.weights_of(count, study.effort.resamples, study.rng("patients"))
-    return {name: measure.summary(part, weights) for name, part in values.items()}
-
-
 def forgetting(study: Study, network: Network, method: str, maps: Maps, brain: np.ndarray) -> float:
     """Rank correlation of maps with those of the network with random weights; mean over patients."""
-    rows = range(min(study.effort.cascade_patients, network.patients))
+    rows = range(min(study.effort.cascade_patients, len(maps.patients)))
     changed = _explain(forgotten(network.loaded.model, study.plan.seed), network, method, rows)
     return float(np.mean([rank_correlation(maps.patients[row], changed[row], brain) for row in rows]))
 
 
-def random_orders(study: Study, network: Network, regions: faithfulness.Regions) -> list[np.ndarray]:
-    """Areas of random orders, for the patients that deletion and insertion are measured on: the same for all methods.
-
-    The regions are those of a coarse atlas: each that is replaced is large enough to move the logit.
-    """
-    effort, context = study.effort, network.context
-    rows = range(min(effort.faithful_patients, network.patients))
-    return [
-        faithfulness.random_areas(
-            network.loaded.model, network.volumes.batch(torch.tensor([row])), context.mean_hc, regions, context.batch,
-            effort.faithful_draws, study.plan.seed,
-        )
-        for row in tqdm(rows, desc="random orders of regions", unit="patient")
-    ]  # fmt: skip
-
-
 def faithful(
-    study: Study, network: Network, maps: Maps, regions: faithfulness.Regions, random_areas: Sequence[np.ndarray]
-) -> Evidence:
-    """Deletion and insertion in the maps' order, as gain in logits over random orders, mean over patients."""
-    context, gains = network.context, []
-    for row, random in enumerate(random_areas):
-        x, order = network.volumes.batch(torch.tensor([row])), faithfulness.relevance_order(maps.patients[row], regions)
-        found = faithfulness.areas(network.loaded.model, x, context.mean_hc, regions, order, context.batch)
-        gains.append((random.mean(axis=0) - found) * (1, -1))  # a good order deletes early and inserts early
-    gains = np.array(gains)
-    weights = measure.weights_of(len(gains), study.effort.resamples, study.rng("faithful"))
+    study: Study, network: Network, regions: faithfulness.Regions, orders: dict[str, list[np.ndarray]]
+) -> dict[str, Evidence]:
+    """Deletion and insertion in each method's orders of regions, as gain in logits over random orders, patients' mean."""
+    model, context, patients = network.loaded.model, network.context, len(next(iter(orders.values())))
+    gains = {method: [] for method in orders}
+    for row in tqdm(range(patients), desc="deletion and insertion", unit="patient"):
+        setting = (network.volumes.batch(torch.tensor([row])), context.mean_hc, regions)
+        random = faithfulness.random_areas(
+            model, *setting, context.batch, study.effort.faithful_draws, study.plan.seed
+        ).mean(axis=0)
+        for method, order in orders.items():
+            # a good order deletes early and inserts early
+            gains[method].append((random - faithfulness.areas(model, *setting, order[row], context.batch)) * (1, -1))
+    weights = study.weights(patients, "faithful")
     names = ("deletion_gain", "insertion_gain")
-    return {name: cell(gain.mean(), weights @ gain) for name, gain in zip(names, gains.T, strict=True)}
+    return {
+        method: {name: cell(gain.mean(), weights @ gain) for name, gain in zip(names, np.array(found).T, strict=True)}
+        for method, found in gains.items()
+    }

@@ -80,7 +80,7 @@ def study(tmp_path_factory):
         regions = torch.from_numpy(ATLAS.labels.astype(np.int64))[None, None]
         context = attribution.Context(mean[None, None], regions, ig_steps=8, noise_samples=4)
         loaded = SimpleNamespace(model=Reader().eval(), hash=condition.name, mean_hc=mean)
-        return map_study.Network(condition, loaded, SimpleNamespace(frame=frame, batch=x.__getitem__), 8, context)
+        return map_study.Network(condition, loaded, SimpleNamespace(frame=frame, batch=x.__getitem__), SIDES, context)
 
     def truth(study, network):
         shares = [(LEFT if side == "L" else RIGHT).astype(float) for side in network.sides]

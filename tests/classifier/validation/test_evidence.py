@@ -43,6 +43,13 @@ def test_edges_that_all_classes_share_vanish_from_the_difference():
     assert evidence.group_difference(maps, truth())[1]["pointing"]["value"] == 1
 
 
+def test_the_side_is_that_of_the_stronger_hippocampus_and_a_tie_is_wrong():
+    maps = [np.where(LEFT, -2.0, 0.0), np.where(RIGHT, 2.0, 1.0), np.where(RIGHT, 2.0, 0.0), np.ones(GRID.shape)]
+    found = evidence.side_accuracy(maps, ["L", "R", "L", "R"], ATLAS)
+    assert (found["hits"], found["count"], found["value"]) == (2, 4, 0.5)
+    assert evidence.side_accuracy([-maps[0]] * 8, ["L"] * 8, ATLAS)["low"] == pytest.approx(0.025 ** (1 / 8))
+
+
 def test_trend_is_spearman_and_covers_no_trend():
     rng = np.random.default_rng(0)
     values = rng.standard_normal((3, 20)) + np.array([[0.0], [1.0], [2.0]])

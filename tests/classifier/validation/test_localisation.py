@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
-from classifier.validation.localisation import lateral_index, localise, widen
+from classifier.validation.localisation import localise, widen
 
 SHAPE = (10, 12, 9)
 
@@ -78,11 +78,3 @@ def test_voxels_off_the_brain_and_off_the_grid_do_not_count(brain):
     assert np.isnan(found["enrichment"][2])
     assert np.isnan(found["average_precision"][2])
     assert np.isnan(localise(0 * map_, brain, whole, whole)["enrichment"][0])
-
-
-def test_lateral_index_has_its_sign_and_its_limits():
-    left, right = region((1, 3, 2)), region((6, 3, 2))
-    assert lateral_index(np.where(left, -2.0, 0.0), left, right) == 1
-    assert lateral_index(np.where(right, 2.0, 0.0), left, right) == -1
-    assert lateral_index(np.where(left, 3.0, 1.0), left, right) == pytest.approx(0.5)
-    assert lateral_index(np.zeros(SHAPE), left, right) == 0
