@@ -257,7 +257,7 @@ def forgetting(study: Study, network: Network, method: str, maps: Maps, brain: n
 def faithful(
     study: Study, network: Network, regions: faithfulness.Regions, orders: dict[str, list[np.ndarray]]
 ) -> dict[str, Evidence]:
-    """Deletion and insertion in each method's orders of regions, as gain in logits over random orders, patients' mean."""
+    """Deletion and insertion by each method's orders, as gain in logits over random orders, mean of patients."""
     model, context, patients = network.loaded.model, network.context, len(next(iter(orders.values())))
     gains = {method: [] for method in orders}
     for row in tqdm(range(patients), desc="deletion and insertion", unit="patient"):
