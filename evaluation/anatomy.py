@@ -11,9 +11,9 @@ from cohort.anatomy.truth import true_volumes
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.scans import Grid, ScanStack
 from cohort.tables import CLASS_NAMES
-from evaluation import effects as morphometry
+from evaluation import figures
+from evaluation.effects import class_effects, compare_distributions, effect_agreement, paired_effect, recovery
 from evaluation.inputs import Synthetic
-from evaluation.morphometry_chart import forest_plot
 
 Table = tuple[np.ndarray, np.ndarray]
 """Measures (N, M) and class codes (N,)."""
@@ -39,67 +39,75 @@ def measure(
         a truth ``true_effects``, ``recovery`` and the agreement with it.
     """
     tables: dict[str, Table] = {}
-    names: tuple[str, ...] = ()
     for key, stack in (*scans.items(), ("synthetic", synthetic)):
         names, values = region_table(stack.volumes, grid)
-        tables[key] = (values, stack.labels)
-    chosen = columns_of(names, REGIONS)
-    modelled = tuple(names[column] for column in chosen)
-    narrow = {key: (values[:, chosen], labels) for key, (values, labels) in tables.items()}
+        tables[key] = values, stack.labels
+    columns = columns_of(names, REGIONS)
+    modelled = tuple(names[column] for column in columns)
+    narrow = {key: (values[:, columns], labels) for key, (values, labels) in tables.items()}
     found: dict = {
         "method": METHOD,
         "licence": LICENCE_NOTE,
         "distributions": {
             key: {
-                label: morphometry.compare_distributions(
-                    names, *(values[labels == code] for values, labels in (tables["test"], tables[key])), seed=seed
+                label: compare_distributions(
+                    names, _of_class(tables["test"], code), _of_class(tables[key], code), seed=seed
                 )
                 for code, label in enumerate(CLASS_NAMES)
             }
             for key in ("synthetic", "train")
         },
-        "effects": {key: morphometry.class_effects(names, *table, seed=seed) for key, table in tables.items()},
+        "effects": {key: class_effects(names, *table, seed=seed) for key, table in tables.items()},
         "agreement": {
-            f"{key} with train": morphometry.effect_agreement(narrow["train"], narrow[key], seed=seed)
+            f"{key} with train": effect_agreement(narrow["train"], narrow[key], seed=seed)
             for key in ("synthetic", "test")
         },
         "label_swap": label_swap(modelled, narrow["synthetic"], synthetic.seeds, seed),
     }
     if truth is not None:
-        true = {key: true_volumes(truth, stack.frame["subject"]) for key, stack in scans.items()}
-        found |= against_truth(modelled, narrow, true, seed)
-    effects = {name: found["effects"][key] for name, key in (("training scans", "train"), ("synthetic", "synthetic"))}
-    known = {name: one["d"] for name, one in found.get("true_effects", {}).get("measures", {}).items()}
-    forest_plot(figure, effects, names=modelled if known else None, truth=known or None)
+        true = [true_volumes(truth, scans[key].frame["subject"]) for key in ("train", "test")]
+        seen = tuple(np.concatenate(parts) for parts in zip(narrow["train"], narrow["test"], strict=True))
+        found |= against_truth(modelled, np.concatenate(true), seen, narrow["synthetic"], seed)
+    shown = {"training scans": found["effects"]["train"], "synthetic": found["effects"]["synthetic"]}
+    known = {name: effect["d"] for name, effect in found.get("true_effects", {}).get("measures", {}).items()}
+    figures.draw_effects(figure, shown, names=modelled if known else None, truth=known)
     return found
+
+
+def _of_class(table: Table, code: int) -> np.ndarray:
+    return table[0][table[1] == code]
 
 
 def label_swap(names: tuple[str, ...], table: Table, seeds: list[int | None], seed: int) -> dict:
     """What the label alone changes: volumes of both classes from the same noise."""
     values, labels = table
-    rows = [
-        {one: row for row, (one, label) in enumerate(zip(seeds, labels, strict=True)) if label == code}
+    hc, tle = (
+        {made_from: row for row, (made_from, label) in enumerate(zip(seeds, labels, strict=True)) if label == code}
         for code in range(len(CLASS_NAMES))
-    ]
-    shared = sorted(seed for seed in rows[0].keys() & rows[1].keys() if seed is not None)
+    )
+    shared = sorted(hc.keys() & tle.keys() - {None})
     if len(shared) < 2:
         return {"skipped": f"{len(shared)} seeds were generated as both classes; 2 are needed"}
-    hc, tle = (values[[by_seed[one] for one in shared]] for by_seed in rows)
-    return morphometry.paired_effect(names, hc, tle, seed=seed)
+    first, second = (values[[rows[made_from] for made_from in shared]] for rows in (hc, tle))
+    return paired_effect(names, first, second, seed=seed)
 
 
-def against_truth(names: tuple[str, ...], measured: dict[str, Table], true: dict[str, np.ndarray], seed: int) -> dict:
-    """How far measured volumes follow true ones, and measured effects true effects."""
-    columns = columns_of(REGIONS, names)
-    values = np.concatenate([true[key][:, columns] for key in ("train", "test")])
-    labels = np.concatenate([measured[key][1] for key in ("train", "test")])
-    seen = np.concatenate([measured[key][0] for key in ("train", "test")])
-    reference = (values, labels)
+def against_truth(names: tuple[str, ...], true: np.ndarray, seen: Table, synthetic: Table, seed: int) -> dict:
+    """How far measured volumes follow true ones, and measured effects true effects.
+
+    Args:
+        names: of the measures, which are among REGIONS.
+        true: (N, 16) of REGIONS.
+        seen: what is measured on the same scans.
+        synthetic: on synthetic volumes.
+    """
+    values = true[:, columns_of(REGIONS, names)]
+    reference = (values, seen[1])
     return {
-        "true_effects": morphometry.class_effects(names, *reference, seed=seed),
-        "recovery": morphometry.recovery(names, seen, values, seed=seed),
+        "true_effects": class_effects(names, *reference, seed=seed),
+        "recovery": recovery(names, seen[0], values, seed=seed),
         "agreement_with_truth": {
-            "real": morphometry.effect_agreement(reference, (seen, labels), seed=seed),
-            "synthetic": morphometry.effect_agreement(reference, measured["synthetic"], seed=seed),
+            "real": effect_agreement(reference, seen, seed=seed),
+            "synthetic": effect_agreement(reference, synthetic, seed=seed),
         },
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from einops import rearrange
 from scipy import ndimage
 
 from cohort.scans import normalise
@@ -40,13 +41,11 @@ def shuffled(volume: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     What remains beyond whole blocks at the end of an axis stays in place.
     """
     edge = max(2, min(volume.shape) // SHUFFLE_SHARE)
-    counts = [extent // edge for extent in volume.shape]
-    whole = tuple(slice(0, count * edge) for count in counts)
-    split = volume[whole].reshape(counts[0], edge, counts[1], edge, counts[2], edge).transpose(0, 2, 4, 1, 3, 5)
-    blocks = split.reshape(-1, edge, edge, edge)[draw.permutation(int(np.prod(counts)))]
-    joined = blocks.reshape(*counts, edge, edge, edge).transpose(0, 3, 1, 4, 2, 5)
+    counts = dict(zip("abc", (extent // edge for extent in volume.shape), strict=True))
+    whole = tuple(slice(0, count * edge) for count in counts.values())
+    blocks = rearrange(volume[whole], "(a i) (b j) (c k) -> (a b c) i j k", **counts)
     out = volume.copy()
-    out[whole] = joined.reshape(out[whole].shape)
+    out[whole] = rearrange(blocks[draw.permutation(len(blocks))], "(a b c) i j k -> (a i) (b j) (c k)", **counts)
     return out
 
 
@@ -67,8 +66,7 @@ class Spoiled(Sequence):
     def __getitem__(self, index: int | slice | Sequence[int]) -> np.ndarray:
         if isinstance(index, int | np.integer):
             return self._make(int(index))
-        chosen = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
-        return np.stack([self._make(i) for i in chosen])
+        return np.stack([self._make(int(i)) for i in np.arange(len(self))[index]])
 
     def _make(self, index: int) -> np.ndarray:
         volume = np.asarray(self._volumes[index])
@@ -80,12 +78,7 @@ class Spoiled(Sequence):
 
 
 def make_controls(volumes: Sequence[np.ndarray], seed: int) -> dict[str, Spoiled]:
-    """Every control of every volume.
-
-    Args:
-        volumes: N of (D, H, W), in [0, 1]; an array, or a stack that is read as it is indexed.
-        seed: of noise and order.
-    """
+    """Every control of every volume (N of (D, H, W), in [0, 1]); `seed` is that of noise and order."""
     return {name: Spoiled(volumes, name, seed) for name in NAMES}
 
 

@@ -21,7 +21,7 @@ from diffusion.checkpoint import load_diffusion
 from evaluation import anatomy, cards, controls, diversity, fid, figures, realism
 from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
-from evaluation.networks import WeightsFile, open_networks, parse_weights
+from evaluation.networks import Weights, open_networks, read_weights
 from evaluation.privacy import audit as privacy
 from runtime import distributed
 from runtime.checkpoints import checkpoint_hash, git_commit
@@ -37,7 +37,7 @@ PARTS = ("diversity", "anatomy", "privacy")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is compared with what, and where the figures go."""
+    """What is compared with what."""
 
     real_train: Path = ROOT / "data_csvs" / "train.csv"
     """Table of the scans the generator was trained on; they also fix the principal axes."""
@@ -60,8 +60,6 @@ class EvaluateConfig:
     """What to measure besides the distances."""
     out: Path = ROOT / "fid_results" / "demo.json"
     """The result."""
-    figures: Path | None = None
-    """Folder for the figures; by default that of the result."""
     grid: str = "demo"
     """Grid on which all volumes are compared: paper, demo or smoke."""
     slices: int = 4
@@ -88,7 +86,7 @@ def main(config: EvaluateConfig) -> None:
     """Checks, measures part by part, draws, writes."""
     if not distributed.is_main():
         return
-    grid, weights = grid_of(config), parse_weights(config.weights)
+    grid, weights = grid_of(config), read_weights(config.weights)
     folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
     leak, warnings = check_ledgers(tables, folders, allow_leak=config.allow_leak)
@@ -123,7 +121,7 @@ def measure(
     grid: Grid,
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
-    weights: dict[str, WeightsFile],
+    weights: dict[str, Weights],
     device: Device,
 ) -> dict:
     """All parts that were asked for, and warnings."""
@@ -245,8 +243,9 @@ def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
 
 def figure_paths(config: EvaluateConfig) -> dict[str, Path]:
     """Each figure's place: bars of distances, nearest scans, effects of the diagnosis, closest pairs."""
-    folder = config.figures or config.out.parent
-    return {name: folder / f"{config.out.stem}_{name}.png" for name in ("fid", "nearest", "effects", "closest")}
+    return {
+        name: config.out.with_name(f"{config.out.stem}_{name}.png") for name in ("fid", "nearest", "effects", "closest")
+    }
 
 
 def report(result: dict) -> str:

@@ -1,7 +1,8 @@
-"""Figures of an evaluation: distances beside floor and controls, volumes beside their nearest training scans."""
+"""Figures of an evaluation: distances beside floor and controls, nearest training scans, effects of the diagnosis."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from cohort.scans import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import controls, fid
 
+_COLOURS = ("black", "tab:red", "tab:blue", "tab:green")
+
 
 def draw_chart(path: Path, result: dict) -> None:
     """FID to the held-out reals: floor, synthetic and controls, overall and per class, on a logarithmic axis."""
@@ -20,15 +23,21 @@ def draw_chart(path: Path, result: dict) -> None:
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(names):
-        found = [(x, result["results"][group]["held_out"].get(name)) for x, group in enumerate(groups)]
-        shown = [(x, one["fid"]) for x, one in found if one is not None]
+        samples = [(x, result["results"][group]["held_out"].get(name)) for x, group in enumerate(groups)]
+        shown = [(x, sample["fid"]) for x, sample in samples if sample is not None]
         left = [x + (place - len(names) / 2 + 0.5) / (len(names) + 1) for x, _ in shown]
-        mean = np.array([one["mean"] for _, one in shown])
-        errors = np.abs(np.array([[one["low"], one["high"]] for _, one in shown]).T - mean)
+        mean, low, high = (np.array([fids[key] for _, fids in shown]) for key in ("mean", "low", "high"))
         colour = "tab:red" if name == "synthetic" else f"{0.85 - 0.09 * place:.2f}"
-        axes.bar(left, mean, 1 / (len(names) + 1), yerr=errors, color=colour, ecolor="tab:blue", label=name)
-        for x, value, top in zip(left, mean, mean + errors[1], strict=True):
-            axes.annotate(f"{value:.3g}", (x, top), ha="center", va="bottom", fontsize=6)
+        bars = axes.bar(
+            left,
+            mean,
+            1 / (len(names) + 1),
+            yerr=(mean - low, high - mean),
+            color=colour,
+            ecolor="tab:blue",
+            label=name,
+        )
+        axes.bar_label(bars, fmt="{:.3g}", fontsize=6)
     axes.set_yscale("log")
     axes.margins(y=0.1)
     axes.set_ylabel(f"FID to held-out reals ({result['protocol']['fid_dimensions']} dimensions)")
@@ -49,9 +58,47 @@ def draw_nearest(path: Path, train: ScanStack, volumes: np.ndarray, labels: np.n
         labels: their classes (N,).
         per_class: volumes to show of each class.
     """
-    chosen = np.concatenate([np.flatnonzero(labels == code)[:per_class] for code in range(len(CLASS_NAMES))])
-    picked = volumes[chosen]
+    picked = volumes[np.concatenate([np.flatnonzero(labels == code)[:per_class] for code in range(len(CLASS_NAMES))])]
     distances = np.array([[np.mean((volume - scan) ** 2) for scan in train.volumes] for volume in picked])
     nearest = [np.asarray(train.volumes[int(index)]) for index in distances.argmin(axis=1)]
     title = f"Synthetic volumes ({per_class} HC, {per_class} TLE, the first seeds) and their nearest training scans"
     gallery(path, [("synthetic", list(picked)), ("nearest real", nearest)], title=title)
+
+
+def draw_effects(
+    path: Path,
+    effects: Mapping[str, dict],
+    *,
+    names: Sequence[str] | None = None,
+    truth: Mapping[str, float | None] | None = None,
+    shown: int = 24,
+) -> None:
+    """Cohen's d of TLE against HC with 95 % intervals, one row per measure, the first set's largest effects at the top.
+
+    Args:
+        path: of the PNG.
+        effects: name of a set -> result of `effects.class_effects`; the real one first, 4 at most.
+        names: the measures to choose from; by default all of the first set.
+        truth: d of the true volumes, for those measures that have one; a cross.
+        shown: how many measures have room; those of largest d in the first set. What is not finite is left out.
+    """
+    first, truth = next(iter(effects.values()))["measures"], truth or {}
+    known = [name for name in (first if names is None else names) if first[name]["d"] is not None]
+    chosen = sorted(known, key=lambda name: abs(first[name]["d"]))[-shown:]
+    figure = Figure(figsize=(7.0, 1.4 + 0.24 * len(chosen)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (label, result) in enumerate(effects.items()):
+        height = np.arange(len(chosen)) + 0.2 * ((len(effects) - 1) / 2 - place)
+        rows = [[result["measures"][name][key] for key in ("d", "d_low", "d_high")] for name in chosen]
+        d, low, high = np.array(rows, dtype=np.float64).reshape(-1, 3).T  # None: nan, and not drawn
+        sizes = ", ".join(f"{count} {name}" for name, count in result["n"].items())
+        axes.hlines(height, low, high, color=_COLOURS[place], linewidth=1)
+        axes.plot(d, height, "o", color=_COLOURS[place], markersize=3.5, label=f"{label} ({sizes})")
+    true = [(truth[name], height) for height, name in enumerate(chosen) if truth.get(name) is not None]
+    if true:
+        axes.plot(*zip(*true, strict=True), "x", color="tab:gray", label="true volumes")
+    axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(chosen)), chosen, fontsize=7)
+    axes.set_xlabel("Cohen's d, TLE against HC (lines: 95 % of resamples of subjects)", fontsize=8)
+    figure.legend(fontsize=7, ncols=len(effects) + bool(true), loc="outside lower center")
+    save(figure, path)

@@ -17,7 +17,7 @@ from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, list_volumes, read_volume
 from evaluation import controls, fid
 from evaluation.features import WEIGHTS_SHA256
-from evaluation.networks import WeightsFile
+from evaluation.networks import Weights
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, sha256
 
@@ -173,7 +173,7 @@ def fingerprint(
     scans: dict[str, ScanStack],
     folders: dict[str, list[Path]],
     files: dict[str, Path | None],
-    weights: dict[str, WeightsFile],
+    weights: dict[str, Weights],
     settings: list,
 ) -> dict[str, str]:
     """Hash of each input's content: whoever has the same ones gets the same result.
@@ -190,6 +190,6 @@ def fingerprint(
     }
     parts |= {f"synth_{name.lower()}": [sha256(path) for path in paths] for name, paths in folders.items()}
     parts |= {name: sha256(path) if path is not None and path.is_file() else "none" for name, path in files.items()}
-    parts["settings"] = [*settings, sorted((name, file.checked()) for name, file in weights.items())]
+    parts["settings"] = [*settings, sorted((name, file.sha256) for name, file in weights.items())]
     parts["method"] = [WEIGHTS_SHA256, controls.describe()]
     return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}

@@ -22,48 +22,48 @@ from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import sha256
 
+OPTIONAL = {
+    "inception_v3": "pt_inception-2015-12-05",
+    "radimagenet_resnet50": "RadImageNet's ResNet50.pt",
+    "medicalnet_resnet10": "MedicalNet's resnet_10_23dataset",
+    "medicalnet_resnet50": "MedicalNet's resnet_50_23dataset",
+}
+"""Networks that need weights, and what their files are called."""
 SHORTEST_CHECKSUM = 8
 """Digits of a SHA-256 that are enough to state it: as many as PyTorch puts into the names of its weight files."""
 
 
 @dataclass(frozen=True)
-class WeightsFile:
+class Weights:
     """Weights that the user brought."""
 
     path: Path
     sha256: str
-    """As stated by the user: the SHA-256 in hexadecimal, or at least its first 8 digits."""
-
-    def checked(self) -> str:
-        """The full SHA-256 of the file.
-
-        Raises:
-            InputError: no such file, or its checksum is not the stated one.
-        """
-        stated = self.sha256.lower()
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such file of weights")
-        if len(stated) < SHORTEST_CHECKSUM:
-            raise InputError(f"{self.path}: state its SHA-256, {SHORTEST_CHECKSUM} digits or more; got {stated!r}")
-        digest = sha256(self.path)
-        if not digest.startswith(stated):
-            raise InputError(f"{self.path}: SHA-256 {digest}, stated {stated}")
-        return digest
+    """In full, and as the user stated it."""
 
 
-def parse_weights(given: tuple[str, ...]) -> dict[str, WeightsFile]:
-    """``NAME=FILE=SHA256`` of each network.
+def read_weights(given: tuple[str, ...]) -> dict[str, Weights]:
+    """The files of ``NAME=FILE=SHA256``, by name of the network.
 
     Raises:
-        InputError: another form.
+        InputError: another form, an unknown network, no such file, or a checksum that is not the stated one.
     """
-    files = {}
+    found = {}
     for text in given:
-        parts = text.split("=")
-        if len(parts) != 3:
+        if text.count("=") != 2:
             raise InputError(f"--weights {text}: expected NAME=FILE=SHA256")
-        files[parts[0]] = WeightsFile(Path(parts[1]), parts[2])
-    return files
+        name, file, stated = text.split("=")
+        if name not in OPTIONAL:
+            raise InputError(f"weights for {name}: they can be given for {', '.join(OPTIONAL)}")
+        if not Path(file).is_file():
+            raise InputError(f"{file}: no such file of weights")
+        if len(stated) < SHORTEST_CHECKSUM:
+            raise InputError(f"{file}: state its SHA-256, {SHORTEST_CHECKSUM} digits or more; got {stated!r}")
+        digest = sha256(Path(file))
+        if not digest.startswith(stated.lower()):
+            raise InputError(f"{file}: SHA-256 {digest}, stated {stated}")
+        found[name] = Weights(Path(file), digest)
+    return found
 
 
 class Inception(nn.Module):
@@ -106,10 +106,9 @@ class MedicalNet:
 
     views = ("volume",)
 
-    def __init__(self, name: str, checksum: str, path: Path) -> None:
-        self.name, self.checksum = name, checksum
-        self._network = medicalnet(name.removeprefix("medicalnet_"), path)
-        self.settings = {"scaling": "z-score over all voxels"}
+    def __init__(self, name: str, weights: Weights) -> None:
+        self.name, self.checksum, self.settings = name, weights.sha256, {"scaling": "z-score over all voxels"}
+        self._network = medicalnet(name.removeprefix("medicalnet_"), weights.path)
 
     def features(self, volumes: np.ndarray, device: Device) -> np.ndarray:
         """(N, 1, 512) for resnet10, (N, 1, 2048) for resnet50."""
@@ -123,43 +122,19 @@ class MedicalNet:
         return torch.stack(parts).numpy()
 
 
-OPTIONAL = {
-    "inception_v3": "pt_inception-2015-12-05",
-    "radimagenet_resnet50": "RadImageNet's ResNet50.pt",
-    "medicalnet_resnet10": "MedicalNet's resnet_10_23dataset",
-    "medicalnet_resnet50": "MedicalNet's resnet_50_23dataset",
-}
-"""Networks that need weights, and what their files are called."""
-
-
-def _open(name: str, file: WeightsFile, protocol: SliceProtocol) -> FeatureNetwork:
-    checksum = file.checked()
-    if name.startswith("medicalnet"):
-        return MedicalNet(name, checksum, file.path)
-    build = {"inception_v3": Inception, "radimagenet_resnet50": RadImageNet}[name]
-    return SliceNetwork(name, checksum, build(file.path), protocol)
-
-
 def open_networks(
-    grid: Grid, weights: Mapping[str, WeightsFile], *, per_axis: int = 4
+    grid: Grid, weights: Mapping[str, Weights], *, per_axis: int = 4
 ) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """Every network that can be had here, the default first, and why the others cannot.
+    """Every network that can be had here, the default first, and for each other a sentence: ``skipped``, and why.
 
     Args:
         grid: of the volumes.
-        weights: files by name of the network.
+        weights: by name of the network.
         per_axis: slices per axis of 2D networks.
 
-    Returns:
-        networks by name, and for each of the others a sentence that begins with ``skipped``.
-
     Raises:
-        InputError: weights for an unknown network, a missing file, a checksum that is not the stated one, or weights
-            that do not fit.
+        InputError: weights that do not fit.
     """
-    unknown = sorted(weights.keys() - OPTIONAL.keys())
-    if unknown:
-        raise InputError(f"weights for {', '.join(unknown)}: they can be given for {', '.join(OPTIONAL)}")
     protocol = SliceProtocol.for_grid(grid.shape, per_axis)
     own: tuple[FeatureNetwork, ...] = (efficientnet(protocol), RegionIntensities(grid))
     networks, skipped = {network.name: network for network in own}, {}
@@ -172,3 +147,10 @@ def open_networks(
         except ImportError as error:
             skipped[name] = f"skipped: a package is missing: {error}"
     return networks, skipped
+
+
+def _open(name: str, weights: Weights, protocol: SliceProtocol) -> FeatureNetwork:
+    if name.startswith("medicalnet"):
+        return MedicalNet(name, weights)
+    network = {"inception_v3": Inception, "radimagenet_resnet50": RadImageNet}[name](weights.path)
+    return SliceNetwork(name, weights.sha256, network, protocol)

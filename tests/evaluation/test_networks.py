@@ -1,6 +1,5 @@
 """Optional networks: small files of weights in their published layouts, checksums, and what is skipped."""
 
-import dataclasses
 import sys
 from types import ModuleType
 
@@ -14,7 +13,7 @@ from torch import nn
 from cohort.scans import GRIDS
 from evaluation import networks
 from evaluation.features import SliceProtocol, describe
-from evaluation.networks import OPTIONAL, WeightsFile, open_networks, parse_weights
+from evaluation.networks import OPTIONAL, Weights, open_networks, read_weights
 from runtime.backbones import resnet_features
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -54,7 +53,7 @@ def files(tmp_path_factory):
     for depth in ("resnet10", "resnet50"):
         weights = {f"module.{name}": value for name, value in small_resnet(depth, 3, 1).state_dict().items()}
         torch.save({"state_dict": weights}, folder / f"medicalnet_{depth}")
-    return {path.name: WeightsFile(path, sha256(path)[:8]) for path in folder.iterdir()}
+    return {path.name: Weights(path, sha256(path)) for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +120,21 @@ def test_without_weights_or_package_a_network_is_skipped_with_the_reason(files, 
 
 
 def test_weights_are_taken_only_with_their_checksum(files, tmp_path):
-    def refused(name, file, match):
+    path, digest = files["medicalnet_resnet10"].path, files["medicalnet_resnet10"].sha256
+    assert read_weights((f"medicalnet_resnet10={path}={digest[:8].upper()}",)) == {
+        "medicalnet_resnet10": files["medicalnet_resnet10"]
+    }
+    for text, match in (
+        ("inception_v3=nowhere.pt", "expected NAME=FILE=SHA256"),
+        (f"vgg16={path}={digest}", "weights for vgg16"),
+        (f"inception_v3={tmp_path / 'none'}={digest}", "no such file of weights"),
+        (f"inception_v3={path}={digest[:4]}", "8 digits or more"),
+        (f"inception_v3={path}={'0' * 64}", "stated 0000"),
+    ):
         with pytest.raises(InputError, match=match):
-            open_networks(GRID, {name: file})
-
-    given = files["radimagenet_resnet50"]
-    refused("inception_v3", dataclasses.replace(given, sha256="0" * 64), "stated 0000")
-    refused("inception_v3", dataclasses.replace(given, sha256=given.checked()[:4]), "8 digits or more")
-    refused("inception_v3", dataclasses.replace(given, path=tmp_path / "none"), "no such file of weights")
-    refused("vgg16", given, "vgg16")
-    refused("radimagenet_resnet50", files["medicalnet_resnet10"], "radimagenet|medicalnet")
-    with pytest.raises(InputError, match="expected NAME=FILE=SHA256"):
-        parse_weights(("inception_v3=nowhere.pt",))
-    assert parse_weights(("a=b.pt=0123",)) == {"a": WeightsFile(networks.Path("b.pt"), "0123")}
+            read_weights((text,))
+    with pytest.raises(InputError, match="medicalnet_resnet10"):
+        networks.RadImageNet(path)
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def test_radimagenet_sees_bgr_less_its_mean(files):
 
 @torch.no_grad()
 def test_medicalnet_sees_z_scored_volumes_and_no_scale(files, volumes):
-    network = networks.MedicalNet("medicalnet_resnet10", "0" * 64, files["medicalnet_resnet10"].path)
+    network = networks.MedicalNet("medicalnet_resnet10", files["medicalnet_resnet10"])
     x = medicalnet_intensity_normalisation(torch.from_numpy(volumes[1]))[None, None]
     expected = resnet_features(network._network, x).mean(dim=(2, 3, 4))
     found = network.features(volumes, CPU)
