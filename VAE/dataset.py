@@ -1,44 +1,21 @@
-"""Scans as batches: resident on the device where they fit, drawn by step without any state."""
+"""Batches of scans: which rows a step takes, and their random variants (affine maps, intensity curves, bias fields).
+
+Left-right flips are off by default: the side of a sclerosis is what the data are about.
+"""
 
 from __future__ import annotations
 
-import pandas as pd
+import math
+
 import torch
+import torch.nn.functional as F
 
-from cohort.scans import ScanStack
+from cohort.stacks import move
 from runtime import distributed, seeding
-from runtime.device import Device
+from VAE.config import AugmentConfig
 
-RESIDENT_SHARE = 0.4
-"""Largest share of a GPU's free memory that scans may take; activations need the rest."""
-
-
-class Volumes:
-    """The scans of one table on one grid, as (B, 1, D, H, W) float32 batches on the device."""
-
-    def __init__(self, scans: ScanStack, device: Device) -> None:
-        self.frame: pd.DataFrame = scans.frame
-        self.device = device
-        self._scans = scans
-        self._resident = torch.from_numpy(scans.resident()).to(device.kind) if self._fits() else None
-
-    def _fits(self) -> bool:
-        if self.device.kind.type != "cuda":
-            return True  # the cache is memory-mapped: what does not fit is paged
-        free, _ = torch.cuda.mem_get_info(self.device.kind)
-        D, H, W = self._scans.grid.shape
-        return 4 * D * H * W * len(self) < RESIDENT_SHARE * free
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def batch(self, index: torch.Tensor) -> torch.Tensor:
-        """Volumes of the given rows (B,), as (B, 1, D, H, W)."""
-        if self._resident is not None:
-            rows = self._resident[index.to(self._resident.device)]
-        else:
-            rows = torch.stack([torch.from_numpy(self._scans[int(row)].copy()) for row in index])
-        return self.device.tensor(rows[:, None])
+BIAS_POINTS = 3
+"""Control points of the bias field along each axis; the field is as smooth as a coil's sensitivity."""
 
 
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
@@ -52,3 +29,47 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> torch.Tenso
     """
     places = torch.arange((step - 1) * batch_size, step * batch_size)
     return distributed.local(seeding.epoch_rows(count, places, seed, "epoch"))
+
+
+def augment(x: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    """Random variants of volumes.
+
+    Args:
+        x: (B, 1, D, H, W) in [0, 1], background 0.
+        config: strengths; all zero returns `x` itself.
+        generator: on the CPU, so that variants do not depend on the device; a given state gives the same variants.
+
+    Returns:
+        volumes like `x`, in [0, 1], background 0 outside the moved head.
+    """
+    if config.is_off:
+        return x
+    B = len(x)
+    flips = torch.rand(B, generator=generator) < config.flip
+    x = torch.where(flips.to(x.device).view(-1, 1, 1, 1, 1), x.flip(2), x)
+    linear = rotations(B, config.rotate_degrees, generator)
+    linear = linear * torch.exp(math.log1p(config.scale) * uniform((B, 1, 3), generator))
+    shift = config.shift_voxels * uniform((B, 3), generator)
+    if config.rotate_degrees or config.scale or config.shift_voxels:
+        x = move(x, linear, shift)
+    gamma = torch.exp(config.gamma * uniform((B, 1, 1, 1, 1), generator)).to(x)
+    field = config.bias * uniform((B, 1, *(BIAS_POINTS,) * 3), generator)
+    bias = F.interpolate(field.to(x), size=x.shape[2:], mode="trilinear", align_corners=True).exp()
+    return (x.clamp(0.0, 1.0) ** gamma * bias).clamp(0.0, 1.0)
+
+
+def rotations(count: int, degrees: float, generator: torch.Generator) -> torch.Tensor:
+    """Products (count, 3, 3) of rotations about the three axes, each by at most so many degrees."""
+    angles = math.radians(degrees) * uniform((count, 3), generator)
+    matrix = torch.eye(3).repeat(count, 1, 1)
+    for axis, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+        turn = torch.eye(3).repeat(count, 1, 1)
+        cosine, sine = angles[:, axis].cos(), angles[:, axis].sin()
+        turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = cosine, cosine, -sine, sine
+        matrix = matrix @ turn
+    return matrix
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Uniform numbers in [-1, 1)."""
+    return 2.0 * torch.rand(shape, generator=generator) - 1.0

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.pictures import gallery
-from cohort.scans import load_scans
+from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table
 from cohort.volumes import write_nifti
 from runtime import distributed
@@ -32,7 +32,6 @@ from runtime.device import Device, Precision, pick_device
 from runtime.files import ROOT, atomic_write, write_json
 from VAE import regions
 from VAE.checkpoint import LoadedVAE, load_vae
-from VAE.dataset import Volumes
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
 from VAE.posterior import PosteriorHealth

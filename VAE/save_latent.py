@@ -19,17 +19,16 @@ import torch
 from tqdm import tqdm
 
 from cohort.ledger import ledger_of
-from cohort.scans import load_scans
+from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, sha256
-from VAE.augment import augment
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.config import AugmentConfig
-from VAE.dataset import Volumes
+from VAE.dataset import augment
 from VAE.latents import (
     Latent,
     compute_statistics,

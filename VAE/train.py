@@ -18,7 +18,8 @@ from torch import nn
 from cohort.checking.checked import refuse_duplicates
 from cohort.ledger import ledger_of, refuse_overlap
 from cohort.pictures import gallery
-from cohort.scans import GRIDS, Grid, load_scans
+from cohort.scans import GRIDS, Grid
+from cohort.stacks import Volumes, load_scans
 from cohort.tables import CLASS_NAMES, read_table
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
@@ -35,10 +36,9 @@ from runtime.training import (
     rate_of_decay,
     swapped_weights,
 )
-from VAE.augment import augment
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
-from VAE.dataset import Volumes, batch_rows
+from VAE.dataset import augment, batch_rows
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
 from VAE.objective import Judges, adversarial_counts, build_judges, discriminator_step, objective

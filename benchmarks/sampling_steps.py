@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cohort.scans import load_scans, normalise
+from cohort.scans import normalise
+from cohort.stacks import load_scans
 from cohort.tables import CLASS_NAMES, read_table
 from diffusion.checkpoint import LoadedDiffusion, load_diffusion
 from diffusion.sampler import SAMPLERS, evaluations, guided, samplers_for, schedule

@@ -20,7 +20,8 @@ from monai.networks.nets import AutoencoderKL
 from torch import nn
 
 from cohort.ledger import ledger_of, refuse_overlap
-from cohort.scans import GRIDS, load_scans
+from cohort.scans import GRIDS
+from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table
 from runtime import seeding
 from runtime.cli import describe, run_script
@@ -29,7 +30,7 @@ from runtime.files import ROOT
 from runtime.runs import environment
 from runtime.training import average, copy_weights, rate_of_decay
 from VAE.config import PRESETS, ModelConfig, TrainConfig
-from VAE.dataset import Volumes, batch_rows
+from VAE.dataset import batch_rows
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
 from VAE.objective import Judges, objective

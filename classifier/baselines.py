@@ -22,7 +22,8 @@ from classifier.measures.resampling import interval
 from cohort.anatomy.regional_volumes import region_volumes
 from cohort.anatomy.truth import true_volumes
 from cohort.atlas import REGIONS, SIDES
-from cohort.scans import Grid, ScanStack, head_mask
+from cohort.scans import Grid, head_mask
+from cohort.stacks import ScanStack
 from runtime import seeding
 
 

@@ -1,4 +1,4 @@
-"""Scans as class-balanced, augmented batches: resident on the device where they fit, drawn by step without state."""
+"""What the classifier makes of a table's scans: labels, sides, counts by origin, random variants drawn by step."""
 
 from __future__ import annotations
 
@@ -7,53 +7,30 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from classifier.config import AugmentConfig
-from cohort.scans import ScanStack, VolumeStack
+from cohort import stacks
+from cohort.stacks import ScanStack, move
 from cohort.tables import CLASS_NAMES
 from runtime import distributed, seeding
 from runtime.device import Device
 
-RESIDENT_SHARE = 0.4
-"""Largest share of a GPU's free memory that scans may take; activations need the rest."""
 EPOCHS = "epoch:"
 """Purpose of the draws of `runtime.training.balanced_rows`."""
 
 
-class Volumes:
-    """The scans of one table on one grid, as (B, 1, D, H, W) float32 batches on the device."""
+class Volumes(stacks.Volumes):
+    """Batches of one table's scans, with their labels (N,) and `sides` (N,)."""
 
     def __init__(self, scans: ScanStack, device: Device) -> None:
-        self.frame: pd.DataFrame = scans.frame
+        super().__init__(scans, device)
         self.labels = torch.from_numpy(scans.labels.copy())
         self.sides = torch.from_numpy(sides(scans.frame).copy())
-        self.grid = scans.grid
-        self.device = device
-        self._scans = scans
-        self._resident = torch.from_numpy(scans.resident()).to(device.kind) if self._fits() else None
-
-    def _fits(self) -> bool:
-        if self.device.kind.type != "cuda":
-            return True  # a CPU run is a small one
-        free, _ = torch.cuda.mem_get_info(self.device.kind)
-        return 4 * math.prod(self.grid.shape) * len(self) < RESIDENT_SHARE * free
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def batch(self, index: torch.Tensor) -> torch.Tensor:
-        """Volumes of the given rows (B,), as (B, 1, D, H, W)."""
-        if self._resident is not None:
-            rows = self._resident[index.to(self._resident.device)]
-        else:
-            rows = torch.from_numpy(self._scans.volumes[index.tolist()])
-        return self.device.tensor(rows[:, None])
 
     def constants(self) -> tuple[float, float]:
         """Mean and standard deviation of all voxels of all scans: what the network subtracts and divides by."""
         sums = np.zeros(2)
-        for volume in self._scans.volumes:
+        for volume in self.scans.volumes:
             sums += volume.mean(dtype=np.float64), np.square(volume, dtype=np.float64).mean()
         mean, square = sums / len(self)
         return float(mean), float(math.sqrt(square - mean**2))
@@ -63,7 +40,7 @@ class Volumes:
         total = np.zeros(self.grid.shape)
         rows = np.flatnonzero(self.labels.numpy() == label)
         for row in rows:
-            total += self._scans.volumes[int(row)]
+            total += self.scans.volumes[int(row)]
         return torch.from_numpy((total / len(rows)).astype(np.float32))
 
 
@@ -74,13 +51,7 @@ def sides(frame: pd.DataFrame) -> np.ndarray:
 
 def without_repeats(scans: ScanStack) -> ScanStack:
     """The training scans, each once: what is fitted in closed form gains nothing from a repeated row."""
-    rows = np.flatnonzero(~scans.frame["repeated"].to_numpy(dtype=bool))
-    return ScanStack(
-        scans.frame.iloc[rows].reset_index(drop=True),
-        VolumeStack([scans.volumes.files[row] for row in rows], scans.grid.shape),
-        scans.grid,
-        tuple(scans.hashes[row] for row in rows),
-    )
+    return scans.take(np.flatnonzero(~scans.frame["repeated"].to_numpy(dtype=bool)))
 
 
 def origins(frame: pd.DataFrame) -> pd.Series:
@@ -135,38 +106,15 @@ def augment(x: torch.Tensor, config: AugmentConfig, spacing_mm: float, seed: int
     B = x.shape[0] * distributed.world_size()
     draws = torch.randn((B, 8), generator=seeding.generator(seed, "augment", step))
     draws = distributed.local(draws).clamp(-2.5, 2.5)  # no rare extremes: a scan twice as far off is no scan
-    theta = affine(draws[:, :7], config, tuple(x.shape[2:]), spacing_mm).to(x.device)
-    places = F.affine_grid(theta, list(x.shape), align_corners=False)
-    x = F.grid_sample(x, places, mode="bilinear", padding_mode="border", align_corners=False)
+    angles, shift, scale = torch.deg2rad(config.rotate_degrees * draws[:, :3]), draws[:, 3:6], draws[:, 6]
+    turns = torch.zeros(len(draws), 3, 3)
+    for axis, (i, j) in enumerate(((1, 2), (0, 2), (0, 1))):
+        turns[:, i, j], turns[:, j, i] = -angles[:, axis], angles[:, axis]
+    linear = torch.linalg.matrix_exp(turns) * torch.exp(config.scale * scale).view(-1, 1, 1)
+    x = move(x, linear, config.shift_mm * shift, spacing=spacing_mm, padding="border")
     gamma = torch.exp(config.gamma * draws[:, 7]).to(x.device).view(-1, 1, 1, 1, 1)
     x = x.clamp(min=0) ** gamma
     if config.noise > 0:
         source = seeding.generator(seed, "noise", step, device=x.device)
         x = x + config.noise * distributed.local(torch.randn((B, *x.shape[1:]), generator=source, device=x.device))
     return x
-
-
-def affine(draws: torch.Tensor, config: AugmentConfig, shape: tuple[int, int, int], spacing_mm: float) -> torch.Tensor:
-    """Maps for `affine_grid` from standard normal draws.
-
-    `affine_grid` works in coordinates that run from -1 to 1 along each axis, W first; a rotation in them would shear a
-    grid that is no cube, so it is made in millimetres and converted.
-
-    Args:
-        draws: (B, 7): three angles, three shifts, the scale.
-        config: standard deviations.
-        shape: (D, H, W).
-        spacing_mm: edge of a voxel.
-
-    Returns:
-        (B, 3, 4).
-    """
-    angles = torch.deg2rad(config.rotate_degrees * draws[:, :3])
-    generators = torch.zeros(len(draws), 3, 3)
-    for axis, (i, j) in enumerate(((1, 2), (0, 2), (0, 1))):
-        generators[:, i, j], generators[:, j, i] = -angles[:, axis], angles[:, axis]
-    linear = torch.linalg.matrix_exp(generators) * torch.exp(config.scale * draws[:, 6]).view(-1, 1, 1)
-    half_mm = torch.tensor(shape[::-1], dtype=torch.float32) * spacing_mm / 2
-    linear = linear * half_mm[None, None, :] / half_mm[None, :, None]
-    shift = config.shift_mm * draws[:, 3:6] / half_mm
-    return torch.cat([linear, shift[:, :, None]], dim=2)

@@ -19,7 +19,7 @@ from classifier.measures.predictions import by_subject, table_of, write_predicti
 from classifier.measures.resampling import cell_text
 from classifier.model import Classifier
 from classifier.selection import Selection
-from cohort.scans import ScanStack
+from cohort.stacks import ScanStack
 from runtime import seeding
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.device import Device

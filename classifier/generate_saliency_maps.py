@@ -30,7 +30,7 @@ from classifier.saliency.regions import Relevance, choose_regions, region_means
 from classifier.saliency.tables import Found, Maps
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
-from cohort.scans import ScanStack, load_scans
+from cohort.stacks import ScanStack, load_scans
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import write_nifti
 from runtime.checkpoints import git_commit

@@ -30,7 +30,8 @@ from classifier.measures import metrics
 from classifier.model import MODELS, AllLogits, Classifier, build_model
 from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
-from cohort.scans import GRIDS, Grid, ScanStack, load_scans
+from cohort.scans import GRIDS, Grid
+from cohort.stacks import ScanStack, load_scans
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device

@@ -5,31 +5,20 @@ Axes of every array: (D, H, W) = (left-right, back-front, foot-head), the first 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import ndimage
-from tqdm import tqdm
 
-from cohort.decoding import RefusedError, ending_of, read_voxels
+from cohort.decoding import RefusedError, read_voxels
 from cohort.resampling import extent_mm, is_flat, resample, to_ras
-from runtime import distributed
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, sha256
 
 MIN_OVERLAP = 0.01
 """Least share of the grid that a scan must cover. Less is a scan elsewhere, or one whose units are not mm."""
-MAX_SKIPPED = 0.02
-"""Largest share of a table that `skip_bad` leaves out. More means that something is wrong with the data as a whole."""
 PIPELINE = 1
 """Version of what `load_scan` computes. Raise it with any change of its output: cached scans are then made anew."""
 
@@ -198,142 +187,3 @@ def _otsu(volume: np.ndarray, bins: int = 256) -> float:
     low, high = sums[split] / below[split], (sums[-1] - sums[split]) / above[split]
     best = np.argmax(below[split] * above[split] * (high - low) ** 2)
     return float(low[best] + high[best]) / 2
-
-
-class VolumeStack(Sequence):
-    """Scans of one grid, each memory-mapped when it is asked for: any number of them costs no memory.
-
-    ``stack[i]`` is a read-only float32 (D, H, W); ``stack[a:b]`` and ``stack[[3, 1]]`` copy into one array.
-    """
-
-    def __init__(self, files: Sequence[Path], shape: tuple[int, int, int]) -> None:
-        self.files = list(files)
-        self.shape = (len(self.files), *shape)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int | slice | Sequence[int]) -> np.ndarray:
-        if isinstance(index, int | np.integer):
-            return np.load(self.files[index], mmap_mode="r", allow_pickle=False)
-        chosen = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
-        out = np.empty((len(chosen), *self.shape[1:]), dtype=np.float32)
-        for place, i in enumerate(chosen):
-            out[place] = self[i]
-        return out
-
-
-@dataclass(frozen=True)
-class ScanStack:
-    """A table's scans on a grid."""
-
-    frame: pd.DataFrame
-    """The rows that were kept, numbered from 0; row i belongs to volume i."""
-    volumes: VolumeStack
-    """The scans, float32 (D, H, W) in [0, 1] each."""
-    grid: Grid
-    hashes: tuple[str, ...]
-    """SHA-256 of each scan's file: equal ones are the same scan, whatever its name."""
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """int64 (N,), class codes."""
-        return self.frame["label"].to_numpy(dtype=np.int64)
-
-    def resident(self) -> np.ndarray:
-        """All scans in memory, one contiguous, writable float32 (N, D, H, W)."""
-        return self.volumes[:]
-
-
-def load_scans(
-    frame: pd.DataFrame, grid: Grid, *, cache_dir: Path | str | None = None, skip_bad: Path | str | None = None
-) -> ScanStack:
-    """Loads the scans of a table through a cache of decoded arrays that any number of processes may share.
-
-    Each scan is one uncompressed file named by the content of its source, the grid and the version of this pipeline, so
-    that tables which share scans share them here, and a changed source is never mistaken for the old one.
-
-    Args:
-        frame: a table (`cohort.tables.read_table`).
-        grid: where the voxels are wanted.
-        cache_dir: by default ``data/cache/<grid>`` in the repository. It may be deleted at any time.
-        skip_bad: leave out scans that are refused and list them in this CSV (subject, file, reason). Refused all the
-            same when more than 2 % are bad.
-
-    Raises:
-        InputError: lists every bad scan with its reason; or the cache cannot be written.
-    """
-    cache = Path(cache_dir) if cache_dir is not None else ROOT / "data" / "cache" / grid.name
-    results = list(_decode_all([Path(file) for file in frame["file"]], grid, cache))
-    bad = [(row, result) for row, result in enumerate(results) if isinstance(result, InputError)]
-    if bad and (skip_bad is None or len(bad) > MAX_SKIPPED * len(results)):
-        more = "" if skip_bad is None else f", more than the {MAX_SKIPPED:.0%} of {len(results)} that may be skipped"
-        raise InputError.of(f"scans were refused{more}", [str(error) for _, error in bad])
-    if skip_bad is not None:
-        _write_quarantine(Path(skip_bad), frame, bad)
-    kept = [row for row, result in enumerate(results) if not isinstance(result, InputError)]
-    return ScanStack(
-        frame=frame.iloc[kept].reset_index(drop=True),
-        volumes=VolumeStack([results[row][0] for row in kept], grid.shape),
-        grid=grid,
-        hashes=tuple(results[row][1] for row in kept),
-    )
-
-
-def _decode_all(files: list[Path], grid: Grid, cache: Path) -> Iterator[tuple[Path, str] | InputError]:
-    """For each file its place in the cache and its hash, or why it was refused; in the order of `files`.
-
-    Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
-    """
-    # Every process of a distributed run comes here. Each begins at its own place and finds the others' work done.
-    start = len(files) * distributed.rank() // distributed.world_size()
-    order = [*range(start, len(files)), *range(start)]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        futures: dict[int, Future] = {row: pool.submit(_cached, files[row], grid, cache) for row in order}
-        try:
-            bar = {"desc": f"scans ({grid.name})", "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
-            for row in tqdm(order, **bar):
-                futures[row].exception()
-            outcomes = [futures[row].exception() or futures[row].result() for row in range(len(files))]
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for outcome in outcomes:
-        if isinstance(outcome, OSError):  # reading was guarded, so this is the cache
-            raise InputError(f"{cache}: the cache of decoded scans cannot be written: {outcome.strerror}")
-        if isinstance(outcome, BaseException) and not isinstance(outcome, InputError):
-            raise outcome
-        yield outcome
-
-
-def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str]:
-    """The place of a scan in the cache, decoded by now, and the hash of its file."""
-    try:
-        ending, digest = ending_of(path), sha256(path)
-    except (RefusedError, OSError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    # The ending is a part of the key: the same bytes under a false ending are refused, not found in the cache.
-    recipe = json.dumps([PIPELINE, ending, grid.to_dict()], sort_keys=True)
-    place = cache / f"{digest[:32]}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npy"
-    if not _is_whole(place, grid):
-        scan = load_scan(path, grid)
-        with atomic_write(place) as temporary:
-            np.save(temporary, scan, allow_pickle=False)
-    return place, digest
-
-
-def _is_whole(place: Path, grid: Grid) -> bool:
-    """Whether a cached scan is there and complete; a file system that lost its end gets it again."""
-    try:
-        scan = np.load(place, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return scan.shape == grid.shape and scan.dtype == np.float32
-
-
-def _write_quarantine(path: Path, frame: pd.DataFrame, bad: list[tuple[int, InputError]]) -> None:
-    rows = [(frame["subject"].iloc[row], frame["file"].iloc[row], str(error)) for row, error in bad]
-    with atomic_write(path) as temporary:
-        pd.DataFrame(rows, columns=["subject", "file", "reason"]).to_csv(temporary, index=False)

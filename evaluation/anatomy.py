@@ -9,7 +9,8 @@ import numpy as np
 from cohort.anatomy.regional_volumes import METHOD, columns_of, region_table
 from cohort.anatomy.truth import true_volumes
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.scans import Grid, ScanStack
+from cohort.scans import Grid
+from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import figures
 from evaluation.effects import class_effects, compare_distributions, effect_agreement, paired_effect, recovery

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from cohort.scans import GRIDS, Grid, ScanStack, load_scans
+from cohort.scans import GRIDS, Grid
+from cohort.stacks import ScanStack, load_scans
 from cohort.tables import CLASS_NAMES, read_table
 from diffusion.checkpoint import load_diffusion
 from evaluation import anatomy, cards, controls, diversity, fid, figures, realism

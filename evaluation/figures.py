@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cohort.pictures import gallery, save
-from cohort.scans import ScanStack
+from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import controls, fid
 

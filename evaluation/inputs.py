@@ -12,7 +12,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from cohort.ledger import ledger_of, refuse_overlap
-from cohort.scans import Grid, ScanStack, VolumeStack, normalise
+from cohort.scans import Grid, normalise
+from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, list_volumes, read_volume
 from evaluation import controls, fid

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cohort.scans import ScanStack
+from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import controls, diversity, extrapolation, fid
 from evaluation.features import FeatureNetwork, describe, features_of

@@ -21,7 +21,8 @@ from classifier.validation.planted import Condition, Plan, levels, mark_of, regi
 from classifier.validation.weight_randomisation import forgotten, rank_correlation
 from cohort.atlas import Atlas, atlas
 from cohort.ledger import refuse_overlap
-from cohort.scans import head_mask, load_scans
+from cohort.scans import head_mask
+from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime import seeding
 from runtime.device import Device

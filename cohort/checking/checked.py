@@ -24,7 +24,8 @@ from cohort.checking import duplicates, thumbnail
 from cohort.checking import faults as scan_faults
 from cohort.checking.faults import Examination, examine
 from cohort.decoding import RefusedError, ending_of, refuse_absent
-from cohort.scans import PIPELINE, ScanStack
+from cohort.scans import PIPELINE
+from cohort.stacks import ScanStack
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, sha256, write_json
 

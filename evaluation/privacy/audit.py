@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cohort.scans import Grid, ScanStack, normalise
+from cohort.scans import Grid, normalise
+from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
 from evaluation import controls
 from evaluation.privacy import membership

@@ -17,7 +17,8 @@ from classifier.dataset import (
     sides,
     without_repeats,
 )
-from cohort.scans import GRIDS, load_scans
+from cohort.scans import GRIDS
+from cohort.stacks import load_scans
 from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume
 from runtime.device import Device
@@ -69,7 +70,7 @@ def test_shift_is_in_millimetres():
 
 def test_constants_and_mean_volume(scans):
     volumes = Volumes(scans, CPU)
-    everything = scans.resident()
+    everything = scans.volumes[:]
     mean, std = volumes.constants()
     np.testing.assert_allclose([mean, std], [everything.mean(), everything.std()], rtol=1e-4)
     np.testing.assert_allclose(volumes.mean_volume(0).numpy(), everything[scans.labels == 0].mean(0), atol=1e-6)

@@ -40,7 +40,7 @@ def save_network(
 @pytest.fixture(scope="module")
 def checkpoint(cohort, scans, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("network") / "best.pt"
-    mean_hc = torch.from_numpy(scans.resident()[scans.labels == 0].mean(0))
+    mean_hc = torch.from_numpy(scans.volumes[:][scans.labels == 0].mean(0))
     save_network(path, ledger_of(read_table(cohort / "train.csv")), mean_hc)
     return path
 

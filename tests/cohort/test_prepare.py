@@ -21,8 +21,9 @@ from cohort.atlas import load_template
 from cohort.preparation.participants import list_scans
 from cohort.prepare import Config, Job, finished, main, steps_of
 from cohort.resampling import resample
-from cohort.scans import GRIDS, load_scan, load_scans
+from cohort.scans import GRIDS, load_scan
 from cohort.simulation.heads import dice
+from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, sha256

@@ -1,23 +1,19 @@
-"""Scans: geometry against closed forms, real damage in real files, and a cache that changes nothing."""
+"""Scans: geometry against closed forms, and real damage in real files."""
 
 import gzip
 import itertools
 import json
 import pickle
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 
 from cohort import decoding
 from cohort.resampling import resample
-from cohort.scans import GRIDS, Grid, head_mask, load_scan, load_scans, normalise
+from cohort.scans import GRIDS, Grid, head_mask, load_scan, normalise
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError
-from runtime.files import ROOT
 from tests.support.scans import brain, edit, save
 
 GRID = GRIDS["smoke"]
@@ -400,120 +396,6 @@ def test_a_bomb_behind_a_small_header(tmp_path):
     data = save(tmp_path / "a.nii", brain()).read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(data + bytes(2**24)))
     assert "follow the voxels" in refusal(tmp_path / "b.nii.gz")
-
-
-# The cache -----------------------------------------------------------------------------------------------------------
-
-
-def cohort(folder, count=4):
-    rows = []
-    for number in range(count):
-        path = save(folder / f"s{number}.nii.gz", brain(seed=number))
-        rows.append({"subject": f"s{number}", "file": str(path), "label": number % 2})
-    return pd.DataFrame(rows)
-
-
-def test_cache_equals_load_scan_bit_for_bit_cold_and_warm(tmp_path):
-    frame = cohort(tmp_path)
-    expected = [load_scan(file, GRID) for file in frame["file"]]
-    for _ in range(2):
-        stack = load_scans(frame, GRID, cache_dir=tmp_path / "cache")
-        assert all(np.array_equal(a, b) for a, b in zip(stack.volumes, expected, strict=True))
-    assert np.array_equal(stack.resident(), np.stack(expected))
-    assert stack.resident().flags.writeable
-    assert isinstance(stack.volumes[-1], np.memmap)
-    assert not stack.volumes[np.int64(0)].flags.writeable
-    assert np.array_equal(stack.volumes[[3, 1]], stack.resident()[[3, 1]])
-    assert stack.volumes.shape == (4, *GRID.shape)
-    assert stack.labels.tolist() == [0, 1, 0, 1]
-    assert len(set(stack.hashes)) == 4
-
-
-def test_cache_is_not_decoded_twice_and_follows_content_not_names(tmp_path):
-    frame = cohort(tmp_path)
-    cache = tmp_path / "cache"
-    load_scans(frame, GRID, cache_dir=cache)
-    times = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    twin = tmp_path / "twin.nii.gz"
-    twin.write_bytes((tmp_path / "s0.nii.gz").read_bytes())
-    frame.loc[0, "file"] = str(twin)
-    stack = load_scans(frame, GRID, cache_dir=cache)
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == times
-    save(tmp_path / "s1.nii.gz", brain(seed=99))
-    again = load_scans(frame, GRID, cache_dir=cache)
-    assert not np.array_equal(again.volumes[1], stack.volumes[1])
-    other = load_scans(frame, GRIDS["demo"], cache_dir=cache)
-    assert other.volumes[0].shape == GRIDS["demo"].shape
-
-
-def test_damaged_cache_is_made_anew_and_a_false_ending_is_no_hit(tmp_path):
-    frame = cohort(tmp_path, 2)
-    cache = tmp_path / "cache"
-    expected = load_scans(frame, GRID, cache_dir=cache).resident()
-    for path in cache.iterdir():
-        path.write_bytes(path.read_bytes()[:1000])
-    assert np.array_equal(load_scans(frame, GRID, cache_dir=cache).resident(), expected)
-    (tmp_path / "s0.nii.gz").rename(tmp_path / "s0.nii")
-    frame.loc[0, "file"] = str(tmp_path / "s0.nii")
-    with pytest.raises(InputError, match=r"named \.nii but compressed"):
-        load_scans(frame, GRID, cache_dir=cache)
-
-
-LOADER = """
-import sys, pandas as pd, numpy as np
-from cohort.scans import GRIDS, load_scans
-stack = load_scans(pd.read_csv(sys.argv[1]), GRIDS["smoke"], cache_dir=sys.argv[2])
-print(repr(float(stack.resident().sum(dtype=np.float64))))
-"""
-
-
-def test_two_processes_share_a_cache(tmp_path):
-    frame = cohort(tmp_path, 12)
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    command = [sys.executable, "-c", LOADER, str(tmp_path / "t.csv"), str(tmp_path / "cache")]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = [process.communicate(timeout=120)[0] for process in both]
-    expected = load_scans(frame, GRID, cache_dir=tmp_path / "own").resident().sum(dtype=np.float64)
-    assert [float(text) for text in sums] == [expected] * 2
-    assert len(list((tmp_path / "cache").iterdir())) == 12
-
-
-def test_all_bad_scans_in_one_error(tmp_path):
-    frame = cohort(tmp_path, 5)
-    for number in (1, 3):
-        (tmp_path / f"s{number}.nii.gz").write_bytes(b"")
-    (tmp_path / "s4.nii.gz").unlink()
-    with pytest.raises(InputError) as error:
-        load_scans(frame, GRID, cache_dir=tmp_path / "cache")
-    message = str(error.value)
-    assert "scans were refused (3)" in message
-    assert [f"s{number}.nii.gz" in message for number in range(5)] == [False, True, False, True, True]
-
-
-def test_skip_bad_writes_a_quarantine_and_has_a_limit(tmp_path):
-    one = cohort(tmp_path, 1)
-    rows = pd.concat([one] * 50, ignore_index=True)
-    bad = tmp_path / "bad.nii.gz"
-    bad.write_bytes(b"")
-    rows.loc[7, ["subject", "file"]] = ["ill", str(bad)]
-    quarantine = tmp_path / "q.csv"
-    stack = load_scans(rows, GRID, cache_dir=tmp_path / "cache", skip_bad=quarantine)
-    assert len(stack) == len(stack.frame) == 49
-    assert "ill" not in set(stack.frame["subject"])
-    listed = pd.read_csv(quarantine)
-    assert listed["subject"].tolist() == ["ill"]
-    assert "empty (0 bytes)" in listed["reason"][0]
-    quarantine.unlink()
-    rows.loc[8, "file"] = str(bad)
-    with pytest.raises(InputError, match="more than the 2% of 50"):
-        load_scans(rows, GRID, cache_dir=tmp_path / "cache", skip_bad=quarantine)
-    assert not quarantine.exists()
-
-
-def test_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(InputError, match="cache of decoded scans cannot be written"):
-        load_scans(cohort(tmp_path, 1), GRID, cache_dir=tmp_path / "cache")
 
 
 def test_every_reason_is_distinct_from_success(tmp_path):

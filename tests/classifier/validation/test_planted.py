@@ -5,7 +5,8 @@ import pytest
 
 from classifier.validation import planted
 from cohort.atlas import atlas
-from cohort.scans import GRIDS, load_scans
+from cohort.scans import GRIDS
+from cohort.stacks import load_scans
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
 

@@ -15,7 +15,8 @@ from cohort.checking.checked import Copies, Match, likeness, paired_rows, refuse
 from cohort.checking.duplicates import NEIGHBOURS, calibrated, find_pairs, join
 from cohort.checking.thumbnail import SHAPE, SPACING_MM, thumbnail
 from cohort.resampling import resample
-from cohort.scans import GRIDS, load_scans, normalise
+from cohort.scans import GRIDS, normalise
+from cohort.stacks import load_scans
 from runtime.errors import InputError
 from runtime.files import ROOT
 from tests.support.scans import brain, save
@@ -281,7 +282,8 @@ import sys
 from pathlib import Path
 import pandas as pd
 from cohort.checking.checked import refuse_duplicates
-from cohort.scans import GRIDS, load_scans
+from cohort.scans import GRIDS
+from cohort.stacks import load_scans
 stacks = {n: load_scans(pd.read_csv(sys.argv[1] + f"/{n}.csv"), GRIDS["smoke"], cache_dir=sys.argv[1] + "/scans")
           for n in ("train", "test")}
 print(refuse_duplicates(stacks, allow_leak=True, cache_dir=Path(sys.argv[1]) / "cache"))

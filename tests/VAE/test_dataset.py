@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from VAE.augment import affine, augment
 from VAE.config import AugmentConfig
+from VAE.dataset import augment, rotations
 
 
 def head(count: int = 2) -> torch.Tensor:
@@ -47,15 +47,11 @@ def test_shift_moves_the_centre_by_at_most_what_was_asked_and_keeps_the_shape() 
     assert moved.abs().amax(0).min() > 1.0  # along every axis
 
 
-def test_a_rotation_is_rigid_in_voxels_whatever_the_shape() -> None:
-    """The map in voxel units is orthogonal; it would not be if [-1, 1] coordinates were rotated."""
-    shape = torch.Size((16, 20, 24))
-    theta = affine(8, shape, AugmentConfig(rotate_degrees=20), draw())
-    sizes = torch.tensor([24.0, 20.0, 16.0])
-    voxels = theta[:, :, :3] * sizes[None, :, None] / sizes[None, None, :]
-    torch.testing.assert_close(voxels @ voxels.transpose(1, 2), torch.eye(3).expand(8, 3, 3), atol=1e-5, rtol=0)
-    assert (torch.linalg.det(voxels) - 1).abs().max() < 1e-5
-    cosine = (voxels.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+def test_rotations_are_rigid_and_small() -> None:
+    found = rotations(8, 20.0, draw())
+    torch.testing.assert_close(found @ found.transpose(1, 2), torch.eye(3).expand(8, 3, 3), atol=1e-5, rtol=0)
+    assert (torch.linalg.det(found) - 1).abs().max() < 1e-5
+    cosine = (found.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
     assert cosine.min() > torch.cos(torch.deg2rad(torch.tensor(20.0 * 3**0.5))) - 1e-3
     assert cosine.max() < 1.0
 
