@@ -26,7 +26,7 @@ from benchmarks.timing import matrix_rate, now, short, time_turns
 from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
 from diffusion.process import build_process
-from diffusion.sampler import SAMPLERS, guided, schedule
+from diffusion.sampler import SAMPLERS, guided
 from runtime.cli import describe, run_script
 from runtime.device import Device, cpu_has_bfloat16, pick_device
 from runtime.runs import environment
@@ -122,7 +122,7 @@ def sampling(config: BenchmarkConfig, device: Device, rate: float) -> None:
     for variant in config.variants:
         model = network(variant, device).eval().requires_grad_(False)
         if device.kind.type == "cuda":
-            model.apply_condition = torch.compile(model.apply_condition, mode="reduce-overhead", dynamic=False)
+            model.forward = torch.compile(model.forward, mode="reduce-overhead", dynamic=False)
             decoder.decoder.compile()
         measured = {}
         for name, steps, repeats in (("dpmpp", config.steps, config.repeats), ("ddpm", process.timesteps, 1)):
@@ -163,8 +163,7 @@ class Sampling:
         for _ in range(0, count, size):
             started = now(self.device)
             with self.device.autocast():
-                times = schedule(self.name, self.process, self.steps)
-                denoise = guided(self.model, self.process, y, guidance=self.config.guidance, times=times)
+                denoise = guided(self.model, self.process, y, guidance=self.config.guidance)
                 z = SAMPLERS[self.name](denoise, noise(), self.process, self.steps, noise)
                 between = now(self.device)
                 self.decoder.decode(self.device.tensor(z))

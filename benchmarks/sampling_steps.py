@@ -23,7 +23,7 @@ from cohort.scans import normalise
 from cohort.stacks import load_scans
 from cohort.tables import CLASS_NAMES, read_table
 from diffusion.checkpoint import LoadedDiffusion, load_diffusion
-from diffusion.sampler import SAMPLERS, evaluations, guided, samplers_for, schedule
+from diffusion.sampler import SAMPLERS, evaluations, guided, samplers_for
 from evaluation import fid
 from evaluation.features import AXES, SliceProtocol, efficientnet, features_of
 from runtime import seeding
@@ -145,7 +145,7 @@ def generate(
 
         y = torch.tensor([label for label, _ in batch], device=device.kind)
         with device.autocast():
-            denoise = guided(diffusion.model, process, y, times=schedule(name, process, steps))
+            denoise = guided(diffusion.model, process, y)
             z = SAMPLERS[name](denoise, draw(), process, steps, draw)
             x = vae.model.decode(device.tensor(diffusion.space.leave(z)))
         volumes.append(x.clamp(0, 1)[:, 0].float().cpu().numpy())

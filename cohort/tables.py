@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|[+-]?\.\d+")
 
 
 @dataclass
-class _Raw:
+class RawTable:
     """A delimited file as text: column names, rows by name, the line each row begins on, and what was wrong so far."""
 
     path: Path
@@ -79,7 +79,7 @@ def read_table(
     Raises:
         InputError: lists every fault of the table with file, line and column.
     """
-    raw = _read_delimited(Path(path))
+    raw = read_delimited(Path(path))
     known_as_bids = "participant_id" in raw.columns and "subject" not in raw.columns
     root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
     if known_as_bids:
@@ -88,14 +88,14 @@ def read_table(
     grouping = None if known_as_bids or label_column == "group" else "group"
     frame = pd.DataFrame(
         {
-            "subject": _column(raw, "subject", _subject),
+            "subject": read_column(raw, "subject", _subject),
             "file": _files(raw, root, confined=data_root is not None, keep_absent=keep_absent),
-            "diagnosis": _column(raw, label_column, lambda text: _diagnosis(text, label_map)),
-            "session": _column(raw, "session", _optional),
-            "age": _column(raw, "age", parse_age, default=math.nan),
-            "sex": _column(raw, "sex", parse_sex),
-            "site": _column(raw, "site", _optional),
-            "group": _column(raw, grouping, _optional) if grouping else [""] * len(raw.rows),
+            "diagnosis": read_column(raw, label_column, lambda text: _diagnosis(text, label_map)),
+            "session": read_column(raw, "session", _optional),
+            "age": read_column(raw, "age", parse_age, default=math.nan),
+            "sex": read_column(raw, "sex", parse_sex),
+            "site": read_column(raw, "site", _optional),
+            "group": read_column(raw, grouping, _optional) if grouping else [""] * len(raw.rows),
         }
     )
     _check_repeats(raw, frame)
@@ -128,7 +128,7 @@ def write_table(path: Path | str, frame: pd.DataFrame) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _read_delimited(path: Path) -> _Raw:
+def read_delimited(path: Path) -> RawTable:
     """Splits the file into named fields; raises at once where no rows can be told apart."""
     if not path.is_file():
         raise InputError(f"{path}: no such table")
@@ -138,7 +138,7 @@ def _read_delimited(path: Path) -> _Raw:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the table as 'CSV UTF-8'") from None
     tabs = path.suffix == ".tsv"
     lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True)
-    raw: _Raw | None = None
+    raw: RawTable | None = None
     begin = 1
     try:
         for fields in lines:
@@ -157,16 +157,16 @@ def _read_delimited(path: Path) -> _Raw:
     return raw
 
 
-def _header(path: Path, columns: list[str], line: int) -> _Raw:
+def _header(path: Path, columns: list[str], line: int) -> RawTable:
     if len(columns) == 1 and ";" in columns[0]:
         raise InputError(f"{path}: line {line}: fields are separated by semicolons; save the table with commas")
     repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise InputError(f"{path}: line {line}: columns named more than once: {', '.join(repeated)}")
-    return _Raw(path, columns)
+    return RawTable(path, columns)
 
 
-def _add_row(raw: _Raw, fields: list[str], line: int) -> None:
+def _add_row(raw: RawTable, fields: list[str], line: int) -> None:
     if len(fields) != len(raw.columns):
         hint = "; an unquoted comma, perhaps a decimal comma?" if len(fields) > len(raw.columns) else ""
         raw.problems.append(
@@ -177,7 +177,7 @@ def _add_row(raw: _Raw, fields: list[str], line: int) -> None:
     raw.lines.append(line)
 
 
-def _check_columns(raw: _Raw, label_column: str, label_map: Mapping[str, str] | None) -> None:
+def _check_columns(raw: RawTable, label_column: str, label_map: Mapping[str, str] | None) -> None:
     for name in ("subject", "file", label_column):
         if name not in raw.columns:
             raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
@@ -186,7 +186,7 @@ def _check_columns(raw: _Raw, label_column: str, label_map: Mapping[str, str] | 
             raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {_one_of(DIAGNOSES)}")
 
 
-def _column(raw: _Raw, name: str, read: Callable, default: object = "") -> list:
+def read_column(raw: RawTable, name: str, read: Callable, default: object = "") -> list:
     """One column, each field through `read`; a field that `read` refuses is noted and replaced by `default`."""
     if name not in raw.columns:
         return [default] * len(raw.rows)
@@ -249,7 +249,7 @@ def _one_of(values: Mapping[str, object]) -> str:
     return ", ".join(values) if values else "nothing"
 
 
-def _files(raw: _Raw, root: Path, *, confined: bool, keep_absent: bool) -> list[str]:
+def _files(raw: RawTable, root: Path, *, confined: bool, keep_absent: bool) -> list[str]:
     if "file" not in raw.columns:
         return [""] * len(raw.rows)
     base = root if confined else Path(os.path.abspath(raw.path.parent))
@@ -285,7 +285,7 @@ def _relative(file: str, folder: Path | str) -> str:
     return relative if same else absolute
 
 
-def _check_repeats(raw: _Raw, frame: pd.DataFrame) -> None:
+def _check_repeats(raw: RawTable, frame: pd.DataFrame) -> None:
     """A scan counted twice, or a subject with two sexes or two classes, would bias every number downstream."""
     first: dict[tuple[str, ...], int] = {}
 
@@ -304,7 +304,7 @@ def _check_repeats(raw: _Raw, frame: pd.DataFrame) -> None:
             _check_constant(raw, first, index, row)
 
 
-def _check_constant(raw: _Raw, first: dict[tuple[str, ...], int], index: int, row: tuple) -> None:
+def _check_constant(raw: RawTable, first: dict[tuple[str, ...], int], index: int, row: tuple) -> None:
     classes = CLASS_NAMES[DIAGNOSES[row.diagnosis]] if row.diagnosis in DIAGNOSES else ""
     for column, value in (("sex", row.sex), ("diagnosis", classes)):
         if not value:
@@ -316,7 +316,7 @@ def _check_constant(raw: _Raw, first: dict[tuple[str, ...], int], index: int, ro
                 raw.fault(index, column, f"{row.subject} is {value} here and {other} on line {line}")
 
 
-def _finish(raw: _Raw, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
+def _finish(raw: RawTable, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
     frame["label"] = frame["diagnosis"].map(DIAGNOSES).astype("int64")
     frame["side"] = frame["diagnosis"].map(lambda diagnosis: SIDES.get(diagnosis, ""))
     frame["group"] = frame["group"].where(frame["group"] != "", frame["subject"])
@@ -326,7 +326,7 @@ def _finish(raw: _Raw, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
     return pd.concat([frame[list(COLUMNS)], pd.DataFrame(extra, index=frame.index)], axis=1)
 
 
-def _expand_participants(raw: _Raw, root: Path, label_column: str, keep_absent: bool) -> str:
+def _expand_participants(raw: RawTable, root: Path, label_column: str, keep_absent: bool) -> str:
     """Turns the participants of a BIDS folder into scans: one row per T1-weighted image found under their folders.
 
     `session` becomes what the file name says between the subject and ``_T1w``, such as ``ses-01_run-2``: unique within

@@ -18,8 +18,7 @@ from typing import Any
 from cohort.scans import Grid
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import Volume, write_nifti
-from diffusion.synthetic_folder import Settings
-from diffusion.wanted import Wanted
+from diffusion.synthetic_folder import Settings, Wanted
 from runtime.checkpoints import git_commit
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, write_json
@@ -33,9 +32,9 @@ PARTICIPANTS = {
         "Description": "Class that the volume was generated for",
         "Levels": {"HC": "healthy control", "TLE": "temporal lobe epilepsy"},
     },
-    "age": {"Description": "Age that the volume was generated for; n/a: not told to the model", "Units": "year"},
+    "age": {"Description": "Age that the volume was generated for; n/a: unknown to the model", "Units": "year"},
     "sex": {
-        "Description": "Sex that the volume was generated for; n/a: not told to the model",
+        "Description": "Sex that the volume was generated for; n/a: unknown to the model",
         "Levels": {"F": "female", "M": "male"},
     },
     "synthetic": {"Description": "Whether a model generated the volume", "Levels": {"true": "no person was scanned"}},
@@ -90,15 +89,15 @@ def refuse_others(folder: Path, wanted: list[Wanted], settings: Settings, grid: 
     """
     description = folder / "dataset_description.json"
     if description.exists():
-        made_by = [one.get("Name") for one in read_json(description).get("GeneratedBy", [])]
+        made_by = [program.get("Name") for program in read_json(description).get("GeneratedBy", [])]
         if GENERATOR not in made_by:
             raise InputError(f"{description}: a dataset that {GENERATOR} did not make; choose another --bids")
     problems = []
-    for one in wanted:
-        path = sidecar_path(folder, one)
+    for item in wanted:
+        path = sidecar_path(folder, item)
         if not path.exists():
             continue
-        theirs, mine = read_json(path), sidecar(one, settings, grid)
+        theirs, mine = read_json(path), sidecar(item, settings, grid)
         differing = [name for name in mine if name != "Commit" and theirs.get(name) != mine[name]]
         problems += [f"{path.name}: {name} {theirs.get(name)!r}, not {mine[name]!r}" for name in differing]
     if problems:

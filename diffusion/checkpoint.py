@@ -10,9 +10,9 @@ import torch
 
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.covariates import Scales
+from diffusion.dataset import LatentSpace, space_from_dict
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
-from diffusion.space import LatentSpace, space_from_dict
 from diffusion.upstream import read_upstream
 from runtime.checkpoints import (
     checkpoint_hash,
@@ -24,7 +24,6 @@ from runtime.checkpoints import (
     save_checkpoint,
 )
 from runtime.errors import InputError
-from VAE.latents import Statistics
 
 KIND = "diffusion"
 Weights = Literal["ema", "raw"]
@@ -45,7 +44,6 @@ class LoadedDiffusion:
     label_dropout: float
     """Chance of the null class in training; 0: there is none to guide against."""
     covariates: Scales
-    model_config: ModelConfig
     process_config: ProcessConfig
 
 
@@ -60,8 +58,8 @@ def save_diffusion(path: Path, model: DiT, process: ProcessConfig, space: Latent
         state: ``ema`` (Tracks), ``track`` (name of the one that loaders return), ``step``, ``ledger``,
             ``label_dropout``, ``covariates`` (Scales), and what the training run wants back.
     """
-    contents = {**_identity(model, process), "space": space.to_dict(), "weights": model.state_dict(), **state}
-    save_checkpoint(path, KIND, contents)
+    network = {"latent_shape": list(model.latent_shape), "space": space.to_dict(), "weights": model.state_dict()}
+    save_checkpoint(path, KIND, {**_configs(model, process), **network, **state})
 
 
 def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffusion:
@@ -74,14 +72,10 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
         InputError: not a diffusion checkpoint, damaged, or weights that do not fit its own configuration.
     """
     record = load_tensors(path)
-    if "model_state" in record:
-        return _load_upstream(path, weights)
-    require_kind(record, path, KIND)
+    record = read_upstream(record, path, weights) if "model_state" in record else _current(record, path)
     try:
-        model_config = ModelConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in record["model_config"].items()}
-        )
-        process_config = ProcessConfig(**record["process_config"])
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in record["model_config"].items()}
+        model_config, process_config = ModelConfig(**fields), ProcessConfig(**record["process_config"])
     except TypeError as error:
         raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
     process = build_process(process_config)
@@ -90,22 +84,8 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
     return LoadedDiffusion(
         model.eval().requires_grad_(False), process, space_from_dict(record["space"]), checkpoint_hash(path),
         record["ledger"], record["step"], record["label_dropout"],
-        {name: tuple(scale) for name, scale in record["covariates"].items()}, model_config, process_config,
+        {name: tuple(scale) for name, scale in record["covariates"].items()}, process_config,
     )  # fmt: skip
-
-
-def _load_upstream(path: Path | str, weights: Weights) -> LoadedDiffusion:
-    """A file of NeuroLDM-3D: noise prediction on the linear schedule, raw latents of 4x28x34x28, labels dropped."""
-    shape = (4, 28, 34, 28)
-    config, state = read_upstream(path, latent_shape=shape, weights=weights)
-    process_config = ProcessConfig()
-    process = build_process(process_config)
-    model = DiT(config, shape, process)
-    load_weights(model, state, path)
-    raw = Statistics(mean=(0.0,) * 4, std=(1.0,) * 4, count=0, split="", vae="", grid={}, ledger=[])
-    space = LatentSpace(raw, torch.zeros(shape), torch.ones(shape))
-    model.eval().requires_grad_(False)
-    return LoadedDiffusion(model, process, space, checkpoint_hash(path), [], 0, 0.1, {}, config, process_config)
 
 
 def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
@@ -115,8 +95,7 @@ def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
         InputError: another architecture or process; names each field with both values.
     """
     loaded = load_diffusion(path)
-    record = {"model": plain_fields(loaded.model_config), "process": asdict(loaded.process_config)}
-    refuse_other(path, record, {"model": plain_fields(model.config), "process": asdict(process)}, "another network")
+    refuse_other(path, _configs(loaded.model, loaded.process_config), _configs(model, process), "another network")
     load_weights(model, loaded.model.state_dict(), path)
     return loaded.space
 
@@ -127,26 +106,28 @@ def resume_diffusion(path: Path, model: DiT, process: ProcessConfig, space: Late
     Raises:
         InputError: the checkpoint is of another architecture, process, grid or VAE; names each field with both values.
     """
-    record = require_kind(load_tensors(path), path, KIND)
-    identity = _identity(model, process)
-    latents = space.to_dict()["statistics"]
+    record = _current(load_tensors(path), path)
+    statistics = space.to_dict()["statistics"]
+    latents = {name: statistics[name] for name in ("vae", "grid", "count", "mean", "std")}
     found = {**record, "latents": {**record["space"]["statistics"], "shape": record["latent_shape"]}}
-    wanted = {
-        "model_config": identity["model_config"],
-        "process_config": identity["process_config"],
-        "latents": {
-            "shape": identity["latent_shape"],
-            **{name: latents[name] for name in ("vae", "grid", "count", "mean", "std")},
-        },
-    }
+    wanted = {**_configs(model, process), "latents": {"shape": list(model.latent_shape), **latents}}
     refuse_other(path, found, wanted, "another network or other latents")
     load_weights(model, record["weights"], path)
     return record
 
 
-def _identity(model: DiT, process: ProcessConfig) -> dict[str, Any]:
-    return {
-        "model_config": plain_fields(model.config),
-        "process_config": asdict(process),
-        "latent_shape": list(model.latent_shape),
-    }
+def _configs(model: DiT, process: ProcessConfig) -> dict[str, Any]:
+    return {"model_config": plain_fields(model.config), "process_config": asdict(process)}
+
+
+def _current(record: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """The contents of a checkpoint, also of one written when attention could be confined to windows."""
+    require_kind(record, path, KIND)
+    if record["model_config"].get("window_blocks"):
+        raise InputError(f"{path}: its attention is confined to windows, which this version does not have")
+    for name in ("window", "window_blocks", "latent_channels"):
+        record["model_config"].pop(name, None)
+    for weights in (record["weights"], *record["ema"].values()):
+        if "covariates.untold" in weights:
+            weights["covariates.unknown"] = weights.pop("covariates.untold")
+    return record

@@ -29,19 +29,13 @@ class ModelConfig:
     """RMS normalisation of queries and keys: stable in bfloat16."""
     gelu: Literal["tanh", "exact"] = "tanh"
     """Form of the MLPs' activation; exact is that of older checkpoints."""
-    window: tuple[int, int, int] = (0, 0, 0)
-    """Tokens per attention window along (D, H, W), each a divisor of the tokens there; 0 is the whole axis."""
-    window_blocks: tuple[int, ...] = ()
-    """Blocks, from 0, whose attention stays within the windows; the others see all tokens."""
     covariates: tuple[str, ...] = ()
-    """Continuous conditions besides the class, for example age and sex; each may be left untold."""
-    latent_channels: int = 4
-    """Channels of the latent."""
+    """Continuous conditions besides the class, for example age and sex; each may be unknown."""
     linear_rank: int = 0
     """Principal axes of the linear start: the network adds to the closed-form denoiser of a Gaussian fitted to the
     training latents. For runs of minutes; 0 is the plain DiT."""
     classes: int = 2
-    """Classes; one more embedding, the null class, stands for 'not told' (classifier-free guidance)."""
+    """Classes; one more embedding, the null class, stands for an unknown one (classifier-free guidance)."""
 
 
 # Width and depth of Peebles and Xie 2023, table 1; heads of 64 or 128 dimensions (its XL has 72: slow on tensor cores).
@@ -119,7 +113,7 @@ class TrainConfig:
     label_dropout: float = 0.1
     """Chance that a label is replaced by the null class; 0 leaves nothing to guide against."""
     covariate_dropout: float = 0.1
-    """Chance, for each covariate, that it is left untold."""
+    """Chance, for each covariate, that it is hidden."""
     ema_shares: tuple[float, ...] = (0.05, 0.15)
     """Lengths of the weight averages, as shares of the steps so far: 0.05 remembers about the last 5 percent. The one
     with the lower held-out loss is what loaders return."""

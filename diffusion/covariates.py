@@ -1,6 +1,6 @@
 """Continuous conditions besides the class: age in years and sex, as numbers that a network can take.
 
-Standardised by the training subjects' mean and standard deviation, which travel in the checkpoint; NaN is "not told".
+Standardised by the training subjects' mean and standard deviation, which travel in the checkpoint; NaN is unknown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,6 @@ Scales = dict[str, tuple[float, float]]
 """Mean and standard deviation of each covariate, in the order in which the network takes them."""
 
 
-def check_names(names: tuple[str, ...]) -> None:
-    """Refuses names that tables have no column for, or one name twice.
-
-    Raises:
-        InputError: names them.
-    """
-    unknown = [name for name in names if name not in KNOWN]
-    if unknown or len(set(names)) < len(names):
-        raise InputError(f"--model.covariates {' '.join(names)}: expected each of {', '.join(KNOWN)} at most once")
-
-
 def covariates_of(subjects: list[str], names: tuple[str, ...], tables: tuple[Path, ...]) -> torch.Tensor:
     """Covariates of subjects, in their own units, from tables.
 
@@ -43,23 +32,24 @@ def covariates_of(subjects: list[str], names: tuple[str, ...], tables: tuple[Pat
         (N, K) float32, NaN where a table leaves a value out.
 
     Raises:
-        InputError: no table given, or subjects that are in none.
+        InputError: unknown or repeated names, no table given, or subjects that are in none.
     """
-    check_names(names)
+    if not set(names) <= set(KNOWN) or len(set(names)) < len(names):
+        raise InputError(f"--model.covariates {' '.join(names)}: expected each of {', '.join(KNOWN)} at most once")
     if not names:
         return torch.zeros(len(subjects), 0)
     if not tables:
         raise InputError("--model.covariates needs --tables, for example data_csvs/train.csv data_csvs/val.csv")
-    known: dict[str, list[float]] = {}
-    for path in tables:
-        for row in read_table(path).itertuples():
-            values = {"age": float(row.age), "sex": SEX_CODES[row.sex]}
-            known[row.subject] = [values[name] for name in names]
+    known = {
+        row.subject: {"age": float(row.age), "sex": SEX_CODES[row.sex]}
+        for path in tables
+        for row in read_table(path).itertuples()
+    }
     missing = [subject for subject in subjects if subject not in known]
     if missing:
         shown = ", ".join(missing[:5])
         raise InputError(f"--tables: {len(missing)} of {len(subjects)} subjects are in no table: {shown}")
-    return torch.tensor([known[subject] for subject in subjects])
+    return torch.tensor([[known[subject][name] for name in names] for subject in subjects])
 
 
 def fit_scales(values: torch.Tensor, names: tuple[str, ...]) -> Scales:
@@ -74,10 +64,10 @@ def fit_scales(values: torch.Tensor, names: tuple[str, ...]) -> Scales:
     """
     scales = {}
     for name, column in zip(names, values.T.double(), strict=True):
-        told = column[~column.isnan()]
-        if len(told) < 2 or told.std() == 0:
-            raise InputError(f"--model.covariates {name}: {len(told)} training subjects have it, and it does not vary")
-        scales[name] = (float(told.mean()), float(told.std()))
+        known = column[~column.isnan()]
+        if len(known) < 2 or known.std() == 0:
+            raise InputError(f"--model.covariates {name}: {len(known)} training subjects have it, and it does not vary")
+        scales[name] = (float(known.mean()), float(known.std()))
     return scales
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from cohort.tables import CLASS_NAMES
-from diffusion.dataset import Latents
+from diffusion.dataset import Latents, LatentSpace
 from diffusion.model import DiT
 from diffusion.process import Process
-from diffusion.space import LatentSpace
 from runtime import distributed, seeding
 
 BINS = 5
@@ -21,7 +20,7 @@ def held_out_losses(model: DiT, val: Latents, process: Process, space: LatentSpa
     """Mean loss of each class in each bin of timesteps, (classes, BINS) float64; all processes share the work.
 
     Args:
-        model: with the weights to judge.
+        model: with the weights in question.
         val: held-out latents; every class occurs.
         process: noising and target.
         space: the network's.
@@ -46,7 +45,7 @@ def held_out_losses(model: DiT, val: Latents, process: Process, space: LatentSpa
     return sum(part for part, _ in shares) / sum(part for _, part in shares)[:, None]
 
 
-def named(losses: torch.Tensor) -> dict[str, float]:
+def by_class_and_noise(losses: torch.Tensor) -> dict[str, float]:
     """Losses (classes, BINS) under names for the log, such as ``val/TLE/t20-40``: percent of the schedule."""
     edges = [round(100 * k / BINS) for k in range(BINS + 1)]
     return {

@@ -27,9 +27,6 @@ Point = tuple[float, float]
 """alpha and sigma at one time."""
 CLEAN: Point = (1.0, 0.0)
 
-TABLE_ROWS = 64
-"""Conditions computed at once and held: 50 MB for the largest network."""
-
 
 def guided(
     network: DiT,
@@ -39,7 +36,6 @@ def guided(
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
     covariates: torch.Tensor | None = None,
-    times: list[float] | None = None,
 ) -> Denoise:
     """The network as a `Denoise`, with classifier-free guidance on all channels and one batched forward.
 
@@ -54,106 +50,24 @@ def guided(
         guidance: w; 1 is the plain conditional model.
         interval: shares of t / timesteps between which guidance acts; outside, only the conditional half runs
             (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
-        covariates: (B, K), NaN where not told. Both halves are told them: guidance is towards the class.
-        times: the sampler's `schedule`: conditions are then computed once for each time and each distinct condition.
-            Without it they are part of every forward.
+        covariates: (B, K), NaN where unknown. Both halves are given them: guidance is towards the class.
     """
-    labels, told = y, covariates
-    if guidance != 1.0:
-        labels = torch.cat([y, torch.full_like(y, network.null_class)])
-        told = None if covariates is None else torch.cat([covariates, covariates])
-    table = None if times is None else ConditionTable(network, process, labels, told, times)
+    y_both = torch.cat([y, torch.full_like(y, network.null_class)])
+    covariates_both = None if covariates is None else torch.cat([covariates, covariates])
     # The process copies its tables to a device at their first use, which must not be inside a captured CUDA graph.
     process.coefficients(time_tensor([0], process, y.device))
 
-    def clean(z_t: torch.Tensor, t: float) -> torch.Tensor:
-        count = len(z_t)  # B, or 2 B with the unconditional half behind
-        t_all, y_all = time_tensor([t] * count, process, z_t.device), labels[:count]
-        if table is None:
-            prediction = network(z_t, t_all, y_all, None if told is None else told[:count])
-        else:
-            prediction = network.apply_condition(z_t, t_all, y_all, table.at(t, count))
-        return process.clean(prediction, z_t, t_all)
+    def clean(z_t: torch.Tensor, t: float, y: torch.Tensor, covariates: torch.Tensor | None) -> torch.Tensor:
+        times = time_tensor([t] * len(z_t), process, z_t.device)
+        return process.clean(network(z_t, times, y, covariates), z_t, times)
 
     def denoise(z_t: torch.Tensor, t: float) -> torch.Tensor:
         if guidance == 1.0 or not interval[0] <= t / process.timesteps <= interval[1]:
-            return clean(z_t, t)
-        conditional, unconditional = clean(torch.cat([z_t, z_t]), t).chunk(2)
+            return clean(z_t, t, y, covariates)
+        conditional, unconditional = clean(torch.cat([z_t, z_t]), t, y_both, covariates_both).chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     return denoise
-
-
-class ConditionTable:
-    """The network's condition vectors along a schedule, for the distinct conditions of a batch.
-
-    A sampler goes down its schedule and never back, so each time is computed once although only a stretch is held:
-    vectors of all times would be gigabytes for a large network in a thousand steps.
-
-    Args:
-        network: whose `condition` is called.
-        process: gives the type of times.
-        y: classes (B,), the null class among them where guidance needs it.
-        covariates: (B, K) with NaN where not told, or None.
-        times: the schedule.
-    """
-
-    def __init__(
-        self,
-        network: DiT,
-        process: Process,
-        y: torch.Tensor,
-        covariates: torch.Tensor | None,
-        times: list[float],
-    ) -> None:
-        self.network, self.process, self.times = network, process, times
-        self.y, self.covariates, self.rows = distinct(y, covariates)
-        self.places = {t: place for place, t in enumerate(times)}
-        self.stretch = max(1, TABLE_ROWS // len(self.y))
-        self.held: dict[float, int] = {}
-        """First row in `vectors` of each time that is held."""
-        self.vectors = (torch.empty(0), torch.empty(0))
-
-    def at(self, t: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Condition vectors of the first `count` cases at time t, as `DiT.condition` returns them.
-
-        A time outside the schedule is computed on its own.
-        """
-        if t not in self.held:
-            place = self.places.get(t)
-            times = [t] if place is None else self.times[place : place + self.stretch]
-            self.held = {time: k * len(self.y) for k, time in enumerate(times)}
-            self.vectors = self._compute(times)
-        rows = self.rows[:count] + self.held[t]
-        blocks, out = self.vectors
-        return blocks[rows], out[rows]
-
-    def _compute(self, times: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of all distinct conditions at the first time, then at the second, and so on."""
-        t = time_tensor(times, self.process, self.y.device).repeat_interleave(len(self.y))
-        covariates = None if self.covariates is None else self.covariates.repeat(len(times), 1)
-        return self.network.condition(t, self.y.repeat(len(times)), covariates)
-
-
-def distinct(
-    y: torch.Tensor, covariates: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Distinct pairs of class and covariates.
-
-    Args:
-        y: (B,).
-        covariates: (B, K) finite or NaN, or None.
-
-    Returns:
-        Classes (n,), covariates (n, K) or None, and for each case (B,) its row among them.
-    """
-    if covariates is None:
-        labels, rows = torch.unique(y, return_inverse=True)
-        return labels, None, rows
-    # NaN differs from itself, infinity does not, and no covariate is infinite.
-    told = torch.where(covariates.isnan(), math.inf, covariates)
-    pairs, rows = torch.unique(torch.cat([y[:, None].to(told.dtype), told], dim=1), dim=0, return_inverse=True)
-    return pairs[:, 0].to(y.dtype), pairs[:, 1:].masked_fill(pairs[:, 1:].isinf(), math.nan), rows
 
 
 def time_tensor(times: list[float], process: Process, device: torch.device) -> torch.Tensor:
@@ -197,7 +111,7 @@ def schedule(name: str, process: Process, steps: int) -> list[float]:
     return process.multistep_times(steps) if name == "dpmpp" else process.times(steps)
 
 
-def along(name: str, process: Process, steps: int, desc: str | None) -> Iterator[tuple[float, Point, Point]]:
+def transitions(name: str, process: Process, steps: int, desc: str | None) -> Iterator[tuple[float, Point, Point]]:
     """Each time of a sampler's schedule with its alpha and sigma and the next ones; `desc` titles a progress bar."""
     times = schedule(name, process, steps)
     points = [*map(process.at, times), CLEAN]
@@ -219,7 +133,7 @@ def ddpm(
         draw: fresh noise in the shape of `z`.
         desc: title of a progress bar; none without.
     """
-    for t, now, after in along("ddpm", process, steps, desc):
+    for t, now, after in transitions("ddpm", process, steps, desc):
         z, std = posterior(z, denoise(z, t), now, after)
         if std > 0.0:
             z = z + std * draw()
@@ -231,7 +145,7 @@ def ddim(
     denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
 ) -> torch.Tensor:
     """Deterministic DDIM, first order; arguments as in `ddpm`, `draw` is not called."""
-    for t, now, after in along("ddim", process, steps, desc):
+    for t, now, after in transitions("ddim", process, steps, desc):
         z = toward(z, denoise(z, t), now, after)
     return z
 
@@ -246,7 +160,7 @@ def dpmpp(
     infinite are first order.
     """
     before, step_before = z, math.inf
-    for t, now, after in along("dpmpp", process, steps, desc):
+    for t, now, after in transitions("dpmpp", process, steps, desc):
         z_hat = denoise(z, t)
         step = half_log_snr(after) - half_log_snr(now)
         slope = 0.0 if math.inf in (step, step_before) else step / (2.0 * step_before)
@@ -274,14 +188,14 @@ def heun(
 ) -> torch.Tensor:
     """Heun's method along a flow, second order from two evaluations a step; arguments as in `ddpm`, without `draw`.
 
-    The last step is Euler's: at time 0 the velocity cannot be told from a clean latent.
+    The last step is Euler's: at time 0 the velocity does not follow from a clean latent.
 
     Raises:
         ValueError: the process is not a flow.
     """
     check_sampler("heun", process, steps)
     following = [*schedule("heun", process, steps)[1:], 0.0]
-    for (t, now, after), t_after in zip(along("heun", process, steps, desc), following, strict=True):
+    for (t, now, after), t_after in zip(transitions("heun", process, steps, desc), following, strict=True):
         z_hat = denoise(z, t)
         ahead = toward(z, z_hat, now, after)
         if after == CLEAN:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from cohort.pictures import gallery
@@ -26,15 +27,25 @@ from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, read_volume, volume_name, write_nifti
 from diffusion import bids_derivative
 from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion
-from diffusion.synthesis import Models, check_guidance, check_pair, check_schedule, compile_network, synthesise
-from diffusion.synthetic_folder import Settings, SyntheticFolder
-from diffusion.wanted import Wanted, count_wanted, read_wanted
-from runtime import distributed
+from diffusion.covariates import standardise
+from diffusion.model import DiT
+from diffusion.sampler import SAMPLERS, check_sampler, guided
+from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_wanted
+from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT
 from VAE.checkpoint import LoadedVAE, load_vae
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both checkpoints on their device."""
+
+    vae: LoadedVAE
+    diffusion: LoadedDiffusion
+    device: Device
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class SaveSynthConfig:
     """Number of volumes of --label, 100 by default: seeds first_seed ... first_seed + count - 1."""
     table: Path | None = None
     """Instead of --label: a CSV of wanted volumes with the column label and, optionally, seed, age (years), sex (F or
-    M) and count; empty age and sex are not told to the model."""
+    M) and count; empty age and sex are unknown to the model."""
     out: Path | None = None
     """Folder of one class, where {label} stands for its name; by default synthetic_data_pkls_{label} in the
     repository."""
@@ -91,9 +102,7 @@ class SaveSynthConfig:
 def main(config: SaveSynthConfig) -> None:
     """Checks everything, then makes what is missing of each class."""
     wanted = list_wanted(config)
-    device = pick_device(config.precision, config.threads)
-    models = load_models(config, device)
-    refuse_untold(config, wanted, models.diffusion)
+    models = load_models(config, wanted)
     folders = open_folders(config, wanted, models)
     for folder, part in folders:
         folder.refuse_others()
@@ -128,18 +137,20 @@ def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
         raise InputError(f"--batch-size {config.batch_size}: expected 1 or more")
     if config.table is not None:
         return read_wanted(config.table, config.first_seed)
-    return count_wanted(LABELS[config.label], 100 if config.count is None else config.count, config.first_seed)
+    count = 100 if config.count is None else config.count
+    return [Wanted(LABELS[config.label], seed) for seed in range(config.first_seed, config.first_seed + count)]
 
 
-def load_models(config: SaveSynthConfig, device: Device) -> Models:
+def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     """Both checkpoints on the device, the network compiled where that is asked for.
 
     Raises:
-        InputError: the VAE is not the one the latents came from, or guidance without a null class.
+        InputError: they do not belong together, or cannot make what is asked for.
     """
+    device = pick_device(config.precision, config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion, weights=config.weights)
     check_pair(vae, diffusion)
-    check_guidance(diffusion, config.guidance, config.guidance_interval)
+    check_request(config, wanted, diffusion)
     device.module(vae.model)
     device.module(diffusion.model)
     if config.compile and device.kind.type == "cuda":
@@ -147,17 +158,53 @@ def load_models(config: SaveSynthConfig, device: Device) -> Models:
     return Models(vae, diffusion, device)
 
 
-def refuse_untold(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
-    """Refuses an age or sex that the model would not hear.
+def check_pair(vae: LoadedVAE, diffusion: LoadedDiffusion) -> None:
+    """Refuses a VAE that the latents did not come from, or whose latents have another shape (InputError)."""
+    origin = diffusion.space.statistics.vae
+    # Files of other programs do not say which VAE their latents came from; the shape is all there is to check.
+    if origin not in ("", vae.hash):
+        raise InputError(
+            f"the VAE is checkpoint {vae.hash}, but the diffusion model was trained on latents of {origin}"
+        )
+    ours, theirs = tuple(diffusion.model.latent_shape), tuple(vae.model.latent_shape(vae.grid.shape))
+    if ours != theirs:
+        raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
+
+
+def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
+    """Refuses what the diffusion model cannot do: sampler, steps, guidance, or a covariate it does not know.
 
     Raises:
-        InputError: names what was asked for and what the model knows.
+        InputError: names what was asked for and what is possible.
     """
-    asked = {name for one in wanted for name, text in one.texts().items() if text}
-    deaf = sorted(asked - set(diffusion.covariates))
-    if deaf:
+    low, high = config.guidance_interval
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"--guidance-interval {low:g} {high:g}: expected 0 <= low <= high <= 1")
+    if config.guidance != 1 and diffusion.label_dropout == 0:
+        raise InputError(
+            f"--guidance {config.guidance:g}: the model was trained without label dropout: it has no null class to "
+            "guide against"
+        )
+    try:
+        check_sampler(config.sampler, diffusion.process, config.steps)
+    except ValueError as error:
+        raise InputError(f"--sampler {config.sampler} --steps {config.steps}: {error}") from None
+    asked = {name for item in wanted for name, text in item.texts().items() if text}
+    unknown = sorted(asked - set(diffusion.covariates))
+    if unknown:
         known = ", ".join(diffusion.covariates) or "none"
-        raise InputError(f"{config.table}: asks for {', '.join(deaf)}; {config.diffusion} knows of these: {known}")
+        raise InputError(f"{config.table}: asks for {', '.join(unknown)}; {config.diffusion} knows of these: {known}")
+
+
+def compile_network(network: DiT) -> None:
+    """Compiles what runs at every step, for one batch shape, into CUDA graphs."""
+    compiled = torch.compile(network.forward, mode="reduce-overhead", dynamic=False)
+
+    def forward(*arguments: object) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*arguments).clone()  # the graph's own output is overwritten by the next step
+
+    network.forward = forward
 
 
 def open_folders(
@@ -166,21 +213,20 @@ def open_folders(
     """The folder of each class that volumes are wanted of, and these. Nothing is written yet.
 
     Raises:
-        InputError: --out names one folder for two classes, or the sampler does not suit the process.
+        InputError: --out names one folder for two classes.
     """
     out = str(config.out or ROOT / "synthetic_data_pkls_{label}")
-    parts = {label: [one for one in wanted if one.label == label] for label in LABELS.values()}
-    parts = {label: part for label, part in parts.items() if part}
-    if len(parts) > 1 and "{label}" not in out:
+    labels = sorted({item.label for item in wanted})
+    if len(labels) > 1 and "{label}" not in out:
         raise InputError(f"--out {out}: volumes of two classes need two folders; write {{label}} where the class goes")
-    check_schedule(models.diffusion, config.sampler, config.steps)
     folders = []
-    for label, part in parts.items():
+    for label in labels:
         settings = Settings(
             label, models.vae.hash, models.diffusion.hash, config.weights, config.sampler, config.steps,
             config.guidance, config.guidance_interval,
         )  # fmt: skip
-        folders.append((SyntheticFolder(Path(out.replace("{label}", CLASS_NAMES[label])), settings), part))
+        folder = SyntheticFolder(Path(out.replace("{label}", CLASS_NAMES[label])), settings)
+        folders.append((folder, [item for item in wanted if item.label == label]))
     return folders
 
 
@@ -200,51 +246,83 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
 
 
 def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
-    """Samples, decodes and writes this process's share, one batch in memory at a time."""
-    share = distributed.shard(missing)
-    size = 1 if models.device.kind.type == "cpu" else models.device.inference_batch(config.batch_size)
-    label = CLASS_NAMES[folder.settings.label]
-    with tqdm(total=len(missing), desc=f"{label} volumes", unit="volume", disable=not distributed.is_main()) as bar:
-        for start in range(0, len(share), size):
-            batch, began = share[start : start + size], time.perf_counter()
-            images = synthesise(batch, size, models, folder.settings)
-            seconds = (time.perf_counter() - began) / len(batch)
-            for image, one in zip(images, batch, strict=True):
-                folder.add(as_volume(image, one, folder.settings, models.vae), one, seconds)
-            # All processes have equal shares: what this one has done, the others have too, more or less.
-            bar.update(min(len(batch) * distributed.world_size(), len(missing) - bar.n))
-
-
-def as_volume(image: np.ndarray, wanted: Wanted, settings: Settings, vae: LoadedVAE) -> Volume:
-    """One image with its origin.
+    """Samples, decodes and writes this process's share, one batch in memory at a time.
 
     Raises:
         InputError: values that are not finite.
     """
-    if not np.isfinite(image).all():
-        raise InputError(f"seed {wanted.seed} gave values that are not finite; it was not written")
-    return Volume(
-        image=image, label=wanted.label, seed=wanted.seed, affine=vae.grid.affine, vae=settings.vae,
-        diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps, guidance=settings.guidance,
-    )  # fmt: skip
+    share, settings = distributed.shard(missing), folder.settings
+    size = 1 if models.device.kind.type == "cpu" else models.device.inference_batch(config.batch_size)
+    desc = f"{CLASS_NAMES[settings.label]} volumes"
+    with tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar:
+        for start in range(0, len(share), size):
+            batch, began = share[start : start + size], time.perf_counter()
+            images = synthesise(batch, size, models, settings)
+            seconds = (time.perf_counter() - began) / len(batch)
+            for image, item in zip(images, batch, strict=True):
+                if not np.isfinite(image).all():
+                    raise InputError(f"seed {item.seed} gave values that are not finite; it was not written")
+                volume = Volume(
+                    image=image, label=item.label, seed=item.seed, affine=models.vae.grid.affine, vae=settings.vae,
+                    diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps,
+                    guidance=settings.guidance,
+                )  # fmt: skip
+                folder.add(volume, item, seconds)
+            # All processes have equal shares: what this one has done, the others have too, more or less.
+            bar.update(min(len(batch) * distributed.world_size(), len(missing) - bar.n))
+
+
+@torch.no_grad()
+def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> np.ndarray:
+    """Makes one batch of volumes, each from its own seed.
+
+    Args:
+        wanted: up to `size` volumes. Where they are fewer, the last is repeated: the network sees one shape.
+        size: of every batch.
+        models: on their device.
+        settings: sampler, steps and guidance.
+
+    Returns:
+        (B, D, H, W) float32 in [0, 1], one volume for each of `wanted`.
+    """
+    diffusion, device = models.diffusion, models.device
+    filled = wanted + wanted[-1:] * (size - len(wanted))
+    generators = [seeding.generator(item.seed, "synthetic", device=device.kind) for item in filled]
+    shape = diffusion.model.latent_shape
+
+    def draw() -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=own, device=device.kind) for own in generators])
+
+    y = torch.tensor([item.label for item in filled], device=device.kind)
+    covariates = None
+    if diffusion.covariates:
+        values = torch.tensor([[item.value(name) for name in diffusion.covariates] for item in filled])
+        covariates = standardise(values, diffusion.covariates).to(device.kind)
+    with device.autocast():
+        denoise = guided(
+            diffusion.model, diffusion.process, y, guidance=settings.guidance, interval=settings.guidance_interval,
+            covariates=covariates,
+        )  # fmt: skip
+        z = SAMPLERS[settings.sampler](denoise, draw(), diffusion.process, settings.steps, draw)
+        x = models.vae.model.decode(device.tensor(diffusion.space.leave(z)))
+    return x[: len(wanted), 0].clamp(0.0, 1.0).float().cpu().numpy()
 
 
 def export(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
     """Writes the NIfTI and BIDS files that are asked for and not there yet, from the volumes in the folder."""
     grid = models.vae.grid
-    for one in tqdm(wanted, desc="exporting", unit="volume", delay=2, disable=not distributed.is_main()):
-        path = folder.path / volume_name(one.label, one.seed)
+    for item in tqdm(wanted, desc="exporting", unit="volume", delay=2, disable=not distributed.is_main()):
+        path = folder.path / volume_name(item.label, item.seed)
         nifti = path.with_suffix(".nii.gz")
         if config.nifti and not nifti.exists():
             write_nifti(nifti, read_volume(path).image, grid.affine)
-        if config.bids is not None and not bids_derivative.sidecar_path(config.bids, one).exists():
-            bids_derivative.add(config.bids, read_volume(path), one, folder.settings, grid)
+        if config.bids is not None and not bids_derivative.sidecar_path(config.bids, item).exists():
+            bids_derivative.add(config.bids, read_volume(path), item, folder.settings, grid)
 
 
 def draw_sheet(folder: SyntheticFolder, wanted: list[Wanted]) -> None:
     """contact_sheet.png: the first volumes, three planes each, three to a row."""
-    names = [volume_name(one.label, one.seed) for one in wanted]
-    images = [read_volume(folder.path / name).image for name in names]
+    images = [read_volume(folder.path / volume_name(item.label, item.seed)).image for item in wanted]
     rows = [(f"seed {wanted[k].seed} ...", images[k : k + 3]) for k in range(0, len(images), 3)]
     gallery(folder.path / "contact_sheet.png", rows, title=f"synthetic {CLASS_NAMES[folder.settings.label]}")
 

@@ -1,4 +1,4 @@
-"""A folder of synthetic volumes of one class: what it was made with, what it holds, what is still to be made.
+"""A folder of synthetic volumes of one class: what is wanted, what it was made with, what is still to be made.
 
     <LABEL>_<seed>.pkl   volumes (`cohort.volumes`)
     settings.json        checkpoints and sampling settings, the same for every volume in the folder
@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import csv
 import datetime
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from cohort.tables import CLASS_NAMES
+from cohort.tables import CLASS_NAMES, LABELS, MISSING, parse_age, parse_sex, read_column, read_delimited
 from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write_volume
-from diffusion.wanted import Wanted
+from diffusion.covariates import SEX_CODES
 from runtime import distributed
 from runtime.checkpoints import plain_fields
 from runtime.errors import InputError
@@ -38,6 +41,28 @@ COLUMNS = (
 """Of manifest.csv. `seconds`: to make it, a batch's time shared evenly; `made`: UTC; empty where it is not known."""
 
 Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One volume to make."""
+
+    label: int
+    """Class code: 0 HC, 1 TLE."""
+    seed: int
+    """Everything random about it; unique within its class."""
+    age: float | None = None
+    """Years; None where unknown."""
+    sex: str = ""
+    """F or M; empty where unknown."""
+
+    def value(self, covariate: str) -> float:
+        """``age`` or ``sex`` as a number in its own unit; NaN where unknown."""
+        return {"age": math.nan if self.age is None else self.age, "sex": SEX_CODES[self.sex]}[covariate]
+
+    def texts(self) -> dict[str, str]:
+        """Age and sex as tables write them, empty where unknown."""
+        return {"age": "" if self.age is None else str(self.age).removesuffix(".0"), "sex": self.sex}
 
 
 @dataclass(frozen=True)
@@ -57,10 +82,6 @@ class Settings:
     guidance_interval: tuple[float, float]
     """Share of the noise levels in which guidance acts."""
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON values."""
-        return plain_fields(self)
-
 
 @dataclass(frozen=True)
 class SyntheticFolder:
@@ -75,7 +96,7 @@ class SyntheticFolder:
         Raises:
             InputError: names each setting with both values.
         """
-        file, mine = self.path / "settings.json", self.settings.to_dict()
+        file, mine = self.path / "settings.json", plain_fields(self.settings)
         theirs = read_json(file) if file.exists() else mine
         problems = [
             f"{name}: the folder has {theirs.get(name)!r}, this command {mine[name]!r}"
@@ -106,18 +127,18 @@ class SyntheticFolder:
             InputError: lists volumes without a row that are of other checkpoints, settings or class.
         """
         rows = self._all_rows()
-        strangers = [path for path in list_volumes(self.path) if path.name not in rows]
-        problems = [problem for path in strangers if (problem := self._fault(path))]
+        unlisted = [path for path in list_volumes(self.path) if path.name not in rows]
+        problems = [problem for path in unlisted if (problem := self._fault(path))]
         if problems:
             raise InputError.of(
                 f"{self.path}: holds volumes of other checkpoints or settings; choose another --out", problems
             )
         settings = self.settings
-        write_json(self.path / "settings.json", settings.to_dict())
+        write_json(self.path / "settings.json", plain_fields(settings))
         origin = {"vae": settings.vae, "diffusion": settings.diffusion, "ledger": sorted(set(ledger))}
         write_json(self.path / "ledger.json", origin)
         if adopt:
-            for path in strangers:
+            for path in unlisted:
                 rows[path.name] = self._row(Wanted(settings.label, int(path.stem.split("_")[1])), sha256(path))
         self._write(rows)
 
@@ -146,14 +167,14 @@ class SyntheticFolder:
             InputError: a volume that is there has another age or sex than is wanted.
         """
         rows, missing, problems = self.rows(), [], []
-        for one in wanted:
-            row = rows.get(volume_name(one.label, one.seed))
+        for item in wanted:
+            row = rows.get(volume_name(item.label, item.seed))
             if row is None:
-                missing.append(one)
+                missing.append(item)
                 continue
             problems += [
-                f"{row['file']}: {name} {row[name] or 'not told'}, wanted {text or 'not told'}"
-                for name, text in one.texts().items()
+                f"{row['file']}: {name} {row[name] or 'unknown'}, wanted {text or 'unknown'}"
+                for name, text in item.texts().items()
                 if row[name] != text
             ]
         if problems:
@@ -224,7 +245,7 @@ class SyntheticFolder:
 
     def _fault(self, path: Path) -> str:
         """Why a volume does not belong here; empty if it does."""
-        volume, mine = read_volume(path), self.settings.to_dict()
+        volume, mine = read_volume(path), plain_fields(self.settings)
         names = ("label", "vae", "diffusion", "sampler", "steps", "guidance")
         differing = [
             f"{name} {getattr(volume, name)}, not {mine[name]}" for name in names if getattr(volume, name) != mine[name]
@@ -232,3 +253,72 @@ class SyntheticFolder:
         if not differing and (volume.seed is None or path.name != volume_name(volume.label, volume.seed)):
             differing = [f"its seed is {volume.seed}"]
         return f"{path.name}: {'; '.join(differing)}" if differing else ""
+
+
+def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
+    """Reads a table of wanted volumes.
+
+    Args:
+        path: a CSV in UTF-8 with the column `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M)
+            and `count` (rows of `count` volumes use consecutive seeds). Empty and ``n/a`` are unknown.
+        first_seed: rows without a seed get the lowest seeds from here on that no row of their class names.
+
+    Returns:
+        One entry per volume, in the order of the rows.
+
+    Raises:
+        InputError: lists every fault with file, line and column; among them seeds that one class has twice.
+    """
+    raw = read_delimited(Path(path))
+    if "label" not in raw.columns or not set(raw.columns) <= set(_READERS):
+        expected = ", ".join(name for name in _READERS if name != "label")
+        raise InputError(f"{path}: columns {', '.join(raw.columns)}; expected label and, where needed, {expected}")
+    columns = [read_column(raw, name, read, default) for name, (read, default) in _READERS.items()]
+    rows = list(zip(*columns, strict=True))
+    taken: dict[tuple[int, int], int] = {}
+    for index, (label, first, _, _, count) in enumerate(rows if not raw.problems else ()):
+        for seed in range(first, first + count) if first is not None else ():
+            earlier = taken.setdefault((label, seed), index)
+            if earlier != index:
+                raw.fault(index, "seed", f"{CLASS_NAMES[label]} has seed {seed} on line {raw.lines[earlier]} already")
+    if raw.problems:
+        raise InputError.of(f"{path}: the table was refused", raw.problems)
+    free = {label: _free_seeds(label, first_seed, taken) for label in LABELS.values()}
+    return [
+        Wanted(label, seed, age, sex)
+        for label, first, age, sex, count in rows
+        for seed in itertools.islice(free[label] if first is None else itertools.count(first), count)
+    ]
+
+
+def _free_seeds(label: int, first_seed: int, taken: dict[tuple[int, int], int]) -> Iterator[int]:
+    return (seed for seed in itertools.count(first_seed) if (label, seed) not in taken)
+
+
+def _label(text: str) -> int:
+    if text not in LABELS:
+        raise ValueError(f"{text!r}; expected {' or '.join(LABELS)}")
+    return LABELS[text]
+
+
+def _whole(text: str, least: int, absent: int | None) -> int | None:
+    if text in MISSING:
+        return absent
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{text!r}; expected a whole number from {least} on")
+    return int(text)
+
+
+def _age(text: str) -> float | None:
+    age = parse_age(text)
+    return None if math.isnan(age) else age
+
+
+_READERS: dict[str, tuple[Callable[[str], Any], Any]] = {
+    "label": (_label, None),
+    "seed": (lambda text: _whole(text, 0, None), None),
+    "age": (_age, None),
+    "sex": (parse_sex, ""),
+    "count": (lambda text: _whole(text, 1, 1), 1),
+}
+"""How each column of a table of wanted volumes is read, and its value where the table has no such column."""

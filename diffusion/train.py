@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +18,12 @@ from torch import nn
 from cohort.pictures import gallery
 from diffusion.checkpoint import Tracks, resume_diffusion, save_diffusion, start_from
 from diffusion.config import PRESETS, TrainConfig
-from diffusion.covariates import Scales, check_names, covariates_of, fit_scales, standardise
-from diffusion.dataset import Latents
-from diffusion.heldout import held_out_losses, named
+from diffusion.covariates import Scales, covariates_of, fit_scales, standardise
+from diffusion.dataset import Latents, LatentSpace, fit_space
+from diffusion.heldout import by_class_and_noise, held_out_losses
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
-from diffusion.sampler import DEFAULT, SAMPLERS, guided, schedule
-from diffusion.space import LatentSpace, fit_space
+from diffusion.sampler import DEFAULT, SAMPLERS, guided
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
@@ -47,8 +45,10 @@ from VAE.latents import read_statistics
 
 @dataclass
 class State:
-    """What changes from step to step besides the weights."""
+    """What changes from step to step."""
 
+    model: DiT
+    optimiser: torch.optim.Optimizer
     ema: Tracks
     track: str
     """The average with the lowest held-out loss at the best validation."""
@@ -78,16 +78,14 @@ def main(config: TrainConfig) -> None:
     model, data = build(config, data, process, device)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
-        )
         state = fresh_state(model, config)
-        resume(run, model, data, optimiser, state, config)
+        resume(run, state, data, config)
         network, guard = distributed.wrap(model), LossGuard(device.kind)
+        last_step = state.step if finished(state, config) else config.steps
         started = time.perf_counter()
 
-        for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "diffusion"):
-            terms = train_step(network, process, data, optimiser, step, config)
+        for step in run.progress(state.step, last_step, "diffusion"):
+            terms = train_step(network, process, data, state.optimiser, step, config)
             guard.watch(step, terms["loss/train"])
             for share, track in state.ema.items():
                 average(track, model, rate_of_share(float(share), step))
@@ -95,18 +93,17 @@ def main(config: TrainConfig) -> None:
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
                 seconds = (time.perf_counter() - started) / config.log_every_steps
-                run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
+                run.log(step, {**terms, "lr": state.optimiser.param_groups[0]["lr"], "time/step_s": seconds})
                 started = time.perf_counter()
-            better = due(step, config.val_every_steps, config.steps) and validate(
-                run, state, data, model, process, config
-            )
-            if better:
-                save(run, "best", model, data, optimiser, state, config)
+            if due(step, config.val_every_steps, config.steps):
+                validate(run, state, data, process, config)
+                if state.stale == 0:
+                    save(run, "best", state, data, config)
             if vae is not None and due(step, config.sample_every_steps) and distributed.is_main():
-                draw_samples(run, state, data.space, model, process, vae, config)
+                draw_samples(run, state, data.space, process, vae, config)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
                 guard.check(run)
-                save(run, "last", model, data, optimiser, state, config)
+                save(run, "last", state, data, config)
             if finished(state, config):
                 run.say(f"stopped early: {state.stale} held-out losses without a better one")
                 break
@@ -117,8 +114,11 @@ def fresh_state(model: DiT, config: TrainConfig) -> State:
     """The state before the first step: every average starts at the weights."""
     if not config.ema_shares:
         raise InputError("--ema-shares: at least one length; loaders return averaged weights")
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+    )
     ema = {str(share): copy_weights(model) for share in config.ema_shares}
-    return State(ema=ema, track=str(config.ema_shares[0]))
+    return State(model, optimiser, ema, track=str(config.ema_shares[0]))
 
 
 def finished(state: State, config: TrainConfig) -> bool:
@@ -133,7 +133,6 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
         InputError: missing or mixed latents, statistics of another VAE, shapes that differ between the splits,
             covariates that the tables do not give.
     """
-    check_names(config.model.covariates)
     statistics = read_statistics(config.latents)
     train, val = (
         Latents(config.latents, split, config.model.classes, device) for split in (config.train_split, config.val_split)
@@ -145,11 +144,6 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
             )
     if train.shape != val.shape:
         raise InputError(f"{config.latents}: training latents {train.shape}, held-out latents {val.shape}")
-    if train.shape[0] != config.model.latent_channels:
-        raise InputError(
-            f"{config.latents}: latents of {train.shape[0]} channels, --model.latent-channels is "
-            f"{config.model.latent_channels}"
-        )
     values = [covariates_of(split.subjects, config.model.covariates, config.tables) for split in (train, val)]
     scales = fit_scales(values[0], config.model.covariates)
     for split, own in zip((train, val), values, strict=True):
@@ -214,13 +208,13 @@ def train_step(
     posterior, eps = (torch.randn((size, *train.shape), generator=draw, device=device.kind) for _ in range(2))
     t = process.draw_times(size, draw, device.kind)
     dropped = torch.rand(size, generator=draw, device=device.kind) < config.label_dropout
-    untold = torch.rand((size, len(data.scales)), generator=draw, device=device.kind) < config.covariate_dropout
-    posterior, eps, t, dropped, untold = map(distributed.local, (posterior, eps, t, dropped, untold))
+    hidden = torch.rand((size, len(data.scales)), generator=draw, device=device.kind) < config.covariate_dropout
+    posterior, eps, t, dropped, hidden = map(distributed.local, (posterior, eps, t, dropped, hidden))
 
     batch = train.batch(balanced_rows(train.labels, size, step, config.seed, "epoch of class "), posterior)
     z = data.space.enter(batch.z)
     y = torch.where(dropped, config.model.classes, batch.y)
-    covariates = batch.covariates.masked_fill(untold, math.nan)
+    covariates = batch.covariates.masked_fill(hidden, math.nan)
     with device.autocast():
         prediction = network(process.noised(z, eps, t), t, y, covariates)
     loss = process.loss(prediction, z, eps, t).mean()
@@ -230,36 +224,33 @@ def train_step(
     return {"loss/train": loss.detach(), "grad/norm": norm}
 
 
-def validate(run: Run, state: State, data: Data, model: DiT, process: Process, config: TrainConfig) -> bool:
-    """Logs the held-out loss of every weight average, by class and noise; True when the lower one is the best yet."""
-    means: dict[str, float] = {}
-    by_bin: dict[str, torch.Tensor] = {}
-    for name, track in state.ema.items():
-        with swapped_weights(model, track):
-            by_bin[name] = held_out_losses(model, data.val, process, data.space, config.seed)
-        means[name] = float(by_bin[name].mean())
-    chosen = min(means, key=means.__getitem__)
-    tracks = {f"val/average_{name}": mean for name, mean in means.items()}
-    run.log(state.step, {"loss/val": means[chosen], **tracks, **named(by_bin[chosen])})
-    better = means[chosen] < state.best
-    state.stale = 0 if better else state.stale + 1
-    if better:
-        state.best, state.track = means[chosen], chosen
-    return better
+def validate(run: Run, state: State, data: Data, process: Process, config: TrainConfig) -> None:
+    """Logs the held-out loss of every weight average, by class and noise; the lowest counts towards the best."""
+    losses: dict[str, torch.Tensor] = {}
+    for name, weights in state.ema.items():
+        with swapped_weights(state.model, weights):
+            losses[name] = held_out_losses(state.model, data.val, process, data.space, config.seed)
+    means = {name: float(values.mean()) for name, values in losses.items()}
+    track = min(means, key=means.__getitem__)
+    averages = {f"val/average_{name}": mean for name, mean in means.items()}
+    run.log(state.step, {"loss/val": means[track], **averages, **by_class_and_noise(losses[track])})
+    state.stale += 1
+    if means[track] < state.best:
+        state.best, state.track, state.stale = means[track], track, 0
 
 
 @torch.no_grad()
 def draw_samples(
-    run: Run, state: State, space: LatentSpace, model: DiT, process: Process, vae: LoadedVAE, config: TrainConfig
+    run: Run, state: State, space: LatentSpace, process: Process, vae: LoadedVAE, config: TrainConfig
 ) -> None:
     """Four samples, two of each class from the same two noises, as a picture; 25 steps with averaged weights."""
-    device = run.device
+    device, model = run.device, state.model
     draw = seeding.generator(config.seed, "samples", device=device.kind)
     noise = torch.randn((2, *model.latent_shape), generator=draw, device=device.kind)
     y = torch.tensor([0, 0, 1, 1], device=device.kind)
     with swapped_weights(model, state.ema[state.track]), device.autocast():
         steps = min(25, process.timesteps)
-        denoise = guided(model, process, y, times=schedule(DEFAULT, process, steps))
+        denoise = guided(model, process, y)
         z = SAMPLERS[DEFAULT](denoise, noise.repeat(2, 1, 1, 1, 1), process, steps, lambda: noise)
         x = vae.model.decode(device.tensor(space.leave(z))).clamp(0, 1)[:, 0].float().cpu().numpy()
     gallery(
@@ -269,14 +260,12 @@ def draw_samples(
     )
 
 
-def resume(
-    run: Run, model: DiT, data: Data, optimiser: torch.optim.Optimizer, state: State, config: TrainConfig
-) -> None:
+def resume(run: Run, state: State, data: Data, config: TrainConfig) -> None:
     """Takes up checkpoints/last.pt when there is one; checks network, process and latents."""
     path = run.checkpoint("last")
     if path.exists():
-        record = resume_diffusion(path, model, config.process, data.space)
-        optimiser.load_state_dict(record["optimiser"])
+        record = resume_diffusion(path, state.model, config.process, data.space)
+        state.optimiser.load_state_dict(record["optimiser"])
         for track, values in record["ema"].items():
             for name, value in values.items():
                 state.ema[track][name].copy_(value)
@@ -286,21 +275,13 @@ def resume(
     run.continue_from(state.step)
 
 
-def save(
-    run: Run,
-    name: str,
-    model: DiT,
-    data: Data,
-    optimiser: torch.optim.Optimizer,
-    state: State,
-    config: TrainConfig,
-) -> None:
+def save(run: Run, name: str, state: State, data: Data, config: TrainConfig) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if distributed.is_main():
-        progress: dict[str, Any] = {"step": state.step, "best": state.best, "stale": state.stale, "track": state.track}
         save_diffusion(
-            run.checkpoint(name), model, config.process, data.space, **progress, ledger=data.ledger, ema=state.ema,
-            label_dropout=config.label_dropout, covariates=data.scales, optimiser=optimiser.state_dict(),
+            run.checkpoint(name), state.model, config.process, data.space, step=state.step, best=state.best,
+            stale=state.stale, track=state.track, ledger=data.ledger, ema=state.ema, label_dropout=config.label_dropout,
+            covariates=data.scales, optimiser=state.optimiser.state_dict(),
         )  # fmt: skip
 
 

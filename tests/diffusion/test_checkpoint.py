@@ -10,9 +10,10 @@ import torch
 
 from diffusion.checkpoint import load_diffusion, resume_diffusion, save_diffusion, start_from
 from diffusion.config import ModelConfig, ProcessConfig
+from diffusion.dataset import LatentSpace
 from diffusion.model import DiT
 from diffusion.process import build_process
-from diffusion.space import LatentSpace
+from runtime.checkpoints import load_checkpoint
 from runtime.errors import InputError
 from tests.support.checkpoints import awake
 from VAE.latents import Statistics
@@ -58,7 +59,7 @@ def test_a_run_starts_from_finished_weights_and_their_space(saved: tuple[Path, D
     fresh = DiT(MODEL, LATENT, build_process(PROCESS))
     assert start_from(path, fresh, PROCESS).statistics.std == (2.0,) * 4
     assert torch.equal(fresh.embed.weight, 3 * model.embed.weight)
-    with pytest.raises(InputError, match=r"process\.target: the checkpoint has 'velocity', this run 'x0'"):
+    with pytest.raises(InputError, match=r"process_config\.target: the checkpoint has 'velocity', this run 'x0'"):
         start_from(path, fresh, replace(PROCESS, target="x0"))
 
 
@@ -70,3 +71,18 @@ def test_a_run_is_not_continued_on_other_latents(saved: tuple[Path, DiT]) -> Non
     other = DiT(replace(MODEL, depth=2), LATENT, build_process(PROCESS))
     with pytest.raises(InputError, match=r"model_config\.depth: the checkpoint has 1, this run 2"):
         resume_diffusion(path, other, PROCESS, space())
+
+
+def test_a_file_with_window_settings_is_read_where_no_block_used_them(saved: tuple[Path, DiT], tmp_path: Path) -> None:
+    path, model = saved
+    record = load_checkpoint(path, "diffusion")
+    record["model_config"] |= {"window": [0, 0, 0], "window_blocks": [], "latent_channels": 4}
+    for weights in (record["weights"], *record["ema"].values()):
+        weights["covariates.untold"] = weights.pop("covariates.unknown")
+    torch.save(record, tmp_path / "older.pt")
+    loaded = load_diffusion(tmp_path / "older.pt", weights="raw")
+    assert torch.equal(loaded.model.covariates.unknown, model.covariates.unknown)
+    record["model_config"] |= {"window": [1, 0, 0], "window_blocks": [0]}
+    torch.save(record, tmp_path / "older.pt")
+    with pytest.raises(InputError, match="confined to windows"):
+        load_diffusion(tmp_path / "older.pt")

@@ -35,15 +35,15 @@ def test_values_follow_the_subjects_and_the_names(table: Path) -> None:
     assert covariates_of(["c", "a"], (), ()).shape == (2, 0)
 
 
-def test_scales_standardise_what_is_told_and_keep_what_is_not(table: Path) -> None:
+def test_scales_standardise_what_is_known_and_keep_what_is_not(table: Path) -> None:
     values = covariates_of(["a", "b", "c"], ("age", "sex"), (table,))
     scales = fit_scales(values, ("age", "sex"))
     assert scales["age"] == pytest.approx((30.0, 200**0.5))
     standard = standardise(values, scales)
-    told = standard[~standard.isnan()].view(-1)
+    known = standard[~standard.isnan()].view(-1)
     assert standard.isnan().sum() == 1
     assert standard[:, 0].nanmean() == pytest.approx(0.0, abs=1e-6)
-    assert told.isfinite().all()
+    assert known.isfinite().all()
 
 
 def test_what_is_refused(table: Path) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.dataset import Latents
-from diffusion.space import fit_space, space_from_dict
+from diffusion.dataset import Latents, fit_space, space_from_dict
 from runtime.device import Device
 from runtime.errors import InputError
 from VAE.latents import Latent, compute_statistics, write_latent

@@ -1,4 +1,4 @@
-"""The DiT: patches, shapes, parameter and operation counts, conditions, silence at the start."""
+"""The DiT: patches, attention, shapes, parameter and operation counts, conditions, silence at the start."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
-from diffusion.model.dit import patchify, position_embedding, unpatchify
+from diffusion.model.dit import Attention, patchify, position_embedding, rotary_table, rotate, unpatchify
 from diffusion.process import build_process
 from runtime.errors import InputError
 from tests.support.checkpoints import awake
 
-SMALL = ModelConfig(dim=32, depth=2, heads=2, patch=(2, 2, 2), latent_channels=3)
+SMALL = ModelConfig(dim=32, depth=2, heads=2, patch=(2, 2, 2))
 PAPER_LATENT = (4, 28, 34, 28)
 NAN = math.nan
 
@@ -50,10 +51,9 @@ def test_patch_embedding_equals_a_strided_convolution() -> None:
         {},
         {"positions": "rotary"},
         {"qk_norm": False, "gelu": "exact"},
-        {"window": (1, 2, 0), "window_blocks": (1,), "positions": "rotary"},
         {"covariates": ("age", "sex")},
     ],
-    ids=["plain", "rotary", "older", "windows", "covariates"],
+    ids=["plain", "rotary", "older", "covariates"],
 )
 def test_output_has_the_latents_shape_and_is_zero_at_the_start(changes: dict) -> None:
     model = DiT(replace(SMALL, **changes), (3, 5, 7, 6))
@@ -75,43 +75,16 @@ def test_time_class_and_position_all_matter(positions: str) -> None:
 
 
 def test_samples_do_not_see_each_other() -> None:
-    changes = {"window": (1, 2, 1), "window_blocks": (0,), "positions": "rotary", "covariates": ("age",)}
+    changes = {"positions": "rotary", "covariates": ("age",)}
     model = awake(DiT(replace(SMALL, **changes), (3, 4, 4, 4)))
     (z, t, y), covariates = inputs(3), torch.tensor([[0.5], [NAN], [-1.0]])
     alone = torch.cat([model(*(value[k : k + 1] for value in (z, t, y, covariates))) for k in range(3)])
     torch.testing.assert_close(model(z, t, y, covariates), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_windows_keep_tokens_apart_only_in_the_blocks_named() -> None:
-    """A change at one end reaches the other end of D through the block that sees all tokens, and not without it."""
-    z, t, y = inputs(1)
-    changed = z.clone()
-    changed[:, :, 3] += 1.0
-    for blocks, reaches in (((0, 1), False), ((0,), True), ((1,), True)):
-        model = awake(DiT(replace(SMALL, window=(1, 0, 0), window_blocks=blocks), (3, 4, 4, 4)))
-        difference = (model(z, t, y) - model(changed, t, y)).abs()
-        assert difference[:, :, 2:].max() > 1e-3
-        assert (difference[:, :, :2].max() > 1e-4) == reaches
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"window": (0, 3, 0), "window_blocks": (0,)}, "window 3 along H: must be 0 or a divisor of the 4 tokens"),
-        ({"window": (-1, 0, 0), "window_blocks": (0,)}, "window -1 along D"),
-        ({"window": (1, 0, 0), "window_blocks": (0, 2)}, r"window_blocks \[2\]: the blocks are 0 to 1"),
-        ({"window": (1, 0, 0)}, "no block uses it"),
-        ({"positions": "rotary", "dim": 30, "heads": 2}, "heads of 15 dimensions, expected an even number"),
-    ],
-)
-def test_attention_that_does_not_fit_is_refused(changes: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        DiT(replace(SMALL, **changes), (3, 5, 7, 6))
-
-
-def test_a_linear_start_needs_the_process() -> None:
-    with pytest.raises(ValueError, match="process"):
-        DiT(replace(SMALL, linear_rank=2), (3, 4, 4, 4))
+def test_heads_that_cannot_be_rotated_are_refused() -> None:
+    with pytest.raises(InputError, match="heads of 15 dimensions, expected an even number"):
+        DiT(replace(SMALL, positions="rotary", dim=30, heads=2), (3, 5, 7, 6))
 
 
 def test_positions_are_distinct_on_every_axis() -> None:
@@ -136,13 +109,13 @@ def test_gelu_is_the_one_asked_for() -> None:
         assert torch.equal(layer(x), layer[2](hidden))
 
 
-def test_covariates_untold_give_exactly_the_learned_vector() -> None:
+def test_unknown_covariates_give_exactly_the_learned_vector() -> None:
     model = awake(DiT(replace(SMALL, covariates=("age", "sex")), (3, 4, 4, 4)))
     values = torch.tensor([[NAN, NAN], [0.7, NAN], [NAN, -1.0]])
     vectors, parts = model.covariates(values), model.covariates
-    assert torch.equal(vectors[0], parts.untold.sum(0))
-    torch.testing.assert_close(vectors[1], parts.mlps[0](values[1, :1]) + parts.untold[1])
-    torch.testing.assert_close(vectors[2], parts.untold[0] + parts.mlps[1](values[2, 1:]))
+    assert torch.equal(vectors[0], parts.unknown.sum(0))
+    torch.testing.assert_close(vectors[1], parts.mlps[0](values[1, :1]) + parts.unknown[1])
+    torch.testing.assert_close(vectors[2], parts.unknown[0] + parts.mlps[1](values[2, 1:]))
     z, t, y = inputs(3)
     assert torch.equal(model(z, t, y), model(z, t, y, torch.full((3, 2), NAN)))
 
@@ -157,15 +130,15 @@ def test_covariates_say_nothing_at_the_start_and_something_later() -> None:
     assert not torch.allclose(model(z, t, y, age), model(z, t, y, age + 0.1))
 
 
-@pytest.mark.parametrize("told", [[[NAN], [NAN]], [[NAN], [1.0]], [[0.0], [-3.0]]])
-def test_gradients_are_finite_whatever_is_untold(told: list) -> None:
+@pytest.mark.parametrize("values", [[[NAN], [NAN]], [[NAN], [1.0]], [[0.0], [-3.0]]])
+def test_gradients_are_finite_whatever_is_unknown(values: list) -> None:
     model = awake(DiT(replace(SMALL, covariates=("age",)), (3, 4, 4, 4)))
-    model(*inputs(2), torch.tensor(told)).square().mean().backward()
+    model(*inputs(2), torch.tensor(values)).square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     value = model.covariates.mlps[0][2].weight.grad.abs().max()
-    untold = model.covariates.untold.grad.abs().max()
-    assert (value > 0) == any(not math.isnan(row[0]) for row in told)
-    assert (untold > 0) == any(math.isnan(row[0]) for row in told)
+    unknown = model.covariates.unknown.grad.abs().max()
+    assert (value > 0) == any(not math.isnan(row[0]) for row in values)
+    assert (unknown > 0) == any(math.isnan(row[0]) for row in values)
 
 
 def test_another_number_of_covariates_is_refused() -> None:
@@ -174,36 +147,21 @@ def test_another_number_of_covariates_is_refused() -> None:
         model(*inputs(2), torch.zeros(2, 1))
 
 
-def test_a_condition_computed_before_gives_the_same_prediction() -> None:
-    model = awake(DiT(replace(SMALL, covariates=("age",)), (3, 4, 4, 4)))
-    (z, t, y), age = inputs(3), torch.tensor([[0.5], [NAN], [1.0]])
-    blocks, out = condition = model.condition(t, y, age)
-    assert blocks.shape == (3, 2, 6, 32)
-    assert out.shape == (3, 2, 32)
-    assert torch.equal(model.apply_condition(z, t, y, condition), model(z, t, y, age))
-    one = model.condition(t[1:2], y[1:2], age[1:2])
-    repeated = tuple(value.expand(3, *value.shape[1:]) for value in one)
-    torch.testing.assert_close(
-        model.apply_condition(z, t, y, repeated), model(z, t[1].repeat(3), y[1].repeat(3), age[1:2].repeat(3, 1))
-    )
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"positions": "rotary", "window": (1, 2, 1), "window_blocks": (1,), "qk_norm": False, "covariates": ("age",)},
+        {"positions": "rotary", "qk_norm": False, "covariates": ("age",)},
         {"linear_rank": 2},
     ],
-    ids=["plain", "rotary windows", "linear start"],
+    ids=["plain", "rotary", "linear start"],
 )
 def test_traces_without_graph_breaks(changes: dict) -> None:
     model = awake(DiT(replace(SMALL, **changes), (3, 4, 4, 4), build_process(ProcessConfig(target="velocity"))))
     z, t, y = inputs(2)
-    condition = model.condition(t, y)
     torch.compiler.reset()
-    compiled = torch.compile(model.apply_condition, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(z, t, y, condition), model(z, t, y))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(z, t, y), model(z, t, y))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -235,16 +193,55 @@ def test_published_size_of_dit_s4_at_the_paper_grid() -> None:
     assert L * (24 * N * d * d + 4 * N * N * d) + 4 * N * d * p == pytest.approx(48.4e9, rel=0.01)
 
 
-def test_windows_save_what_the_closed_form_says() -> None:
-    """Attention within windows of n tokens costs 4 N n d instead of 4 N^2 d."""
-    config = ModelConfig(depth=2, window=(0, 1, 0), window_blocks=(1,))
-    counts = []
-    for variant in (replace(config, window=(0, 0, 0), window_blocks=()), config):
-        with torch.device("meta"):
-            model = DiT(variant, PAPER_LATENT)
-            given = torch.empty(1, *PAPER_LATENT), torch.empty(1), torch.empty(1, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model(*given)
-        counts.append(counter.get_total_flops())
-    N, n, d = 833, 49, 384
-    assert counts[0] - counts[1] == 4 * N * (N - n) * d
+TOKENS = (3, 4, 6)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_equals_the_formula(qk_norm: bool, rotary: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Attention(24, 2, qk_norm=qk_norm), torch.randn(2, 72, 24)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    rotation = rotary_table(TOKENS, 12) if rotary else None
+    q, k, v = layer.qkv(x).view(2, 72, 3, 2, 12).permute(2, 0, 3, 1, 4)
+    if qk_norm:
+        q, k = F.rms_norm(q, (12,)) * layer.scale_q, F.rms_norm(k, (12,)) * layer.scale_k
+    if rotary:
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+    mixed = (q @ k.transpose(2, 3) / 12**0.5).softmax(-1) @ v
+    expected = layer.out(mixed.transpose(1, 2).reshape(2, 72, 24))
+    torch.testing.assert_close(layer(x, rotation), expected, atol=1e-5, rtol=1e-4)
+
+
+def logits(shift: tuple[int, int, int]) -> torch.Tensor:
+    """Of fixed queries and keys, independent of position, rotated for a block of 2 x 3 x 2 positions at `shift`."""
+    generator = torch.Generator().manual_seed(1)
+    q, k = torch.randn(2, 12, 64, generator=generator, dtype=torch.float64)
+    (a, b, c), table = shift, rotary_table((9, 9, 9), 64).view(2, 9, 9, 9, 32)
+    cos, sin = table[:, a : a + 2, b : b + 3, c : c + 2].flatten(1, 3)
+    return rotate(q, cos, sin) @ rotate(k, cos, sin).T
+
+
+@pytest.mark.parametrize("shift", [(7, 0, 0), (0, 6, 0), (0, 0, 7), (3, 1, 5)])
+def test_rotary_logits_depend_on_relative_positions_alone(shift: tuple[int, int, int]) -> None:
+    torch.testing.assert_close(logits(shift), logits((0, 0, 0)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_every_position_along_every_axis_turns_a_vector_differently(axis: int) -> None:
+    sizes = tuple(28 if index == axis else 1 for index in range(3))
+    cos, sin = rotary_table(sizes, 64)
+    assert torch.pdist(rotate(torch.ones(28, 64), cos, sin)).min() > 0.5
+
+
+@pytest.mark.parametrize("head_dim", [6, 12, 16, 64, 128])
+def test_rotation_keeps_norms_and_the_remainder(head_dim: int) -> None:
+    x = torch.randn(3, 72, head_dim)
+    cos, sin = rotary_table(TOKENS, head_dim)
+    turned = rotate(x, cos, sin)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    pairs, third = head_dim // 2, head_dim // 6
+    still = [*range(3 * third, pairs), *range(pairs + 3 * third, head_dim)]
+    assert torch.equal(turned[..., still], x[..., still])
+    assert torch.equal(turned[:, 0], x[:, 0])

@@ -8,7 +8,7 @@ import torch
 
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.dataset import Batch
-from diffusion.heldout import BINS, held_out_losses, named
+from diffusion.heldout import BINS, by_class_and_noise, held_out_losses
 from diffusion.model import DiT
 from diffusion.process import build_process
 from runtime import seeding
@@ -37,7 +37,7 @@ class Few:
 
 def test_losses_equal_the_loop_over_latents_and_bins() -> None:
     val, process = Few(), build_process(ProcessConfig(schedule="flow", target="velocity"))
-    model = awake(DiT(ModelConfig(dim=16, depth=1, heads=1, patch=(2, 2, 2), latent_channels=2), SHAPE))
+    model = awake(DiT(ModelConfig(dim=16, depth=1, heads=1, patch=(2, 2, 2)), SHAPE))
     space = SimpleNamespace(enter=lambda z: 2 * z)
     losses = held_out_losses(model, val, process, space, seed=3)
 
@@ -58,6 +58,6 @@ def test_losses_equal_the_loop_over_latents_and_bins() -> None:
 
 def test_names_say_class_and_share_of_the_schedule() -> None:
     losses = torch.arange(2 * BINS, dtype=torch.float64).view(2, BINS)
-    entries = named(losses)
+    entries = by_class_and_noise(losses)
     assert entries["val/HC/t00-20"] == 0.0
     assert entries["val/TLE/t80-100"] == 2 * BINS - 1

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from diffusion.checkpoint import load_diffusion, start_from
-from diffusion.config import ProcessConfig
+from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.model import DiT
-from diffusion.upstream import read_upstream
+from diffusion.upstream import HEADS, read_upstream
+from runtime.checkpoints import load_tensors, load_weights
 from runtime.errors import InputError
 
 LATENT = (3, 6, 10, 4)
@@ -105,42 +106,41 @@ def assert_same_outputs(theirs: Published, ours: DiT, latent: tuple[int, int, in
     torch.testing.assert_close(ours(z_t, t, y), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(autouse=True)
+def small_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, 48, 3)
+
+
+def loaded(path: Path, latent: tuple = LATENT, weights: str = "ema") -> DiT:
+    """The network that a file implies, with its weights."""
+    record = read_upstream(load_tensors(path), path, weights, latent)
+    config = {name: tuple(v) if isinstance(v, list) else v for name, v in record["model_config"].items()}
+    network = DiT(ModelConfig(**config), latent).eval()
+    load_weights(network, record["weights"], path)
+    return network
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_the_same_outputs(prefix: str, tmp_path: Path) -> None:
     theirs = published()
-    path = file_of(tmp_path / "best.pt", theirs.state_dict(), prefix=prefix)
-    config, state = read_upstream(path, latent_shape=LATENT, heads=3)
-    assert (config.dim, config.depth, config.heads, config.patch) == (48, 2, 3, PATCH)
-    assert (config.classes, config.latent_channels) == (2, 3)
-    ours = DiT(config, LATENT).eval()
-    ours.load_state_dict(state, strict=True)
+    ours = loaded(file_of(tmp_path / "best.pt", theirs.state_dict(), prefix=prefix))
+    config = ours.config
+    assert (config.dim, config.depth, config.heads, config.patch, config.classes) == (48, 2, 3, PATCH, 2)
     assert_same_outputs(theirs, ours, LATENT)
 
 
-def test_odd_sizes_and_another_depth(tmp_path: Path) -> None:
+def test_odd_sizes_and_another_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latent, patch = (4, 9, 5, 7), (3, 5, 1)
+    monkeypatch.setitem(HEADS, 48, 4)
     theirs = published(depth=3, heads=4, latent=latent, patch=patch)
-    config, state = read_upstream(file_of(tmp_path / "best.pt", theirs.state_dict()), latent_shape=latent, heads=4)
-    ours = DiT(config, latent).eval()
-    ours.load_state_dict(state, strict=True)
-    assert_same_outputs(theirs, ours, latent)
+    assert_same_outputs(theirs, loaded(file_of(tmp_path / "best.pt", theirs.state_dict()), latent), latent)
 
 
-def test_the_published_sizes_are_the_defaults(tmp_path: Path) -> None:
-    theirs = Published(dim=384, depth=1, heads=6, latent=(4, 28, 34, 28), patch=(4, 2, 4))
-    config, state = read_upstream(file_of(tmp_path / "best.pt", theirs.state_dict()))
-    assert config.heads == 6
-    DiT(config, (4, 28, 34, 28)).load_state_dict(state, strict=True)
-
-
-def test_averaged_weights_unless_asked(tmp_path: Path) -> None:
+def test_averaged_or_raw_weights(tmp_path: Path) -> None:
     ema, raw = published(0), published(1)
     path = file_of(tmp_path / "best.pt", ema.state_dict(), raw.state_dict())
     for weights, theirs in (("ema", ema), ("raw", raw)):
-        config, state = read_upstream(path, latent_shape=LATENT, weights=weights, heads=3)
-        ours = DiT(config, LATENT).eval()
-        ours.load_state_dict(state)
-        assert_same_outputs(theirs, ours, LATENT)
+        assert_same_outputs(theirs, loaded(path, weights=weights), LATENT)
 
 
 def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
@@ -150,59 +150,58 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     state["final_layer.linear.bias"] = torch.ones(96)
     state["y_embedder.embedding_table.weight"] = torch.ones(3, 47)
     with pytest.raises(InputError) as refusal:
-        read_upstream(file_of(tmp_path / "best.pt", state), latent_shape=LATENT, heads=3)
+        loaded(file_of(tmp_path / "best.pt", state))
     for said in (
         "(5):",
-        "blocks.0.attn.qkv.bias: missing",
-        "pos_embed: missing",
-        "blocks.1.attn.q_norm.weight: not part of such a network",
-        "final_layer.linear.bias: shape (96,), expected (48,)",
-        "y_embedder.embedding_table.weight: shape (3, 47), expected (3, 48)",
+        "blocks.0.attention.qkv.bias: missing",
+        "positions: missing",
+        "blocks.1.attn.q_norm.weight: not part of this network",
+        "out.bias: shape (96,), this network has (48,)",
+        "label.weight: shape (3, 47), this network has (3, 48)",
     ):
         assert said in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "said"),
+    ("changes", "latent", "said"),
     [
-        ({"blocks.0.attn.rel_pos_x": torch.ones(5, 16)}, {}, "relative positions"),
-        ({"patch_embed.proj.weight": torch.ones(48, 3, 2, 2)}, {}, "three sides of a patch"),
-        ({}, {"latent_shape": (3, 6, 11, 4)}, "do not divide latents"),
-        ({}, {"latent_shape": (4, 6, 10, 4)}, "3 channels"),
-        ({}, {"latent_shape": (3, 6, 20, 4)}, r"pos_embed: shape \(1, 15, 48\), expected \(1, 30, 48\)"),
-        ({}, {"heads": None}, "width 48, whose number of heads is not known"),
-        ({}, {"heads": 5}, "heads=5, expected a divisor"),
-        ({"epochs": 3}, {}, "epochs: a int"),
+        ({"blocks.0.attn.rel_pos_x": torch.ones(5, 16)}, LATENT, "relative positions"),
+        ({"patch_embed.proj.weight": torch.ones(48, 3, 2, 2)}, LATENT, r"proj.weight \(48, 3, 2, 2\)"),
+        ({}, (3, 6, 11, 4), "do not divide latents"),
+        ({}, (4, 6, 10, 4), "3 channels"),
+        ({}, (3, 6, 20, 4), r"positions: shape \(15, 48\), this network has \(30, 48\)"),
+        ({"patch_embed.proj.weight": torch.ones(40, 3, *PATCH)}, LATENT, "width 40, whose number of heads is not"),
+        ({"epochs": 3}, LATENT, "no weights under 'ema_state'"),
     ],
 )
-def test_what_the_model_cannot_hold_is_refused(changes: dict, options: dict, said: str, tmp_path: Path) -> None:
+def test_what_the_model_cannot_hold_is_refused(changes: dict, latent: tuple, said: str, tmp_path: Path) -> None:
     path = file_of(tmp_path / "best.pt", published().state_dict() | changes)
     with pytest.raises(InputError, match=said):
-        read_upstream(path, **{"latent_shape": LATENT, "heads": 3, **options})
+        loaded(path, latent)
 
 
 @pytest.mark.parametrize(
     ("record", "said"),
     [
         ({"epoch": 1, "model_state": {"a": torch.ones(1)}}, "no weights under 'ema_state'.*model_state"),
-        ({"ema_state": {"a": torch.ones(1)}}, "patch_embed.proj.weight: missing"),
+        ({"ema_state": {"a": torch.ones(1)}}, "not a diffusion network of NeuroLDM-3D"),
         ({"ema_state": {}}, "no weights under"),
-        ({"ema_state": {3: torch.ones(1)}}, "3: not part of such a network"),
     ],
 )
 def test_another_file_is_refused(record: dict, said: str, tmp_path: Path) -> None:
     torch.save(record, tmp_path / "other.pt")
     with pytest.raises(InputError, match=said):
-        read_upstream(tmp_path / "other.pt", latent_shape=LATENT, heads=3)
+        loaded(tmp_path / "other.pt")
 
 
 def test_a_file_is_loaded_like_a_checkpoint_and_gone_on_from(tmp_path: Path) -> None:
     latent = (4, 28, 34, 28)
     theirs = Published(dim=384, depth=1, heads=6, latent=latent, patch=(4, 2, 4))
     path = file_of(tmp_path / "best.pt", theirs.state_dict(), prefix="module.model.")
-    loaded = load_diffusion(path)
-    assert (loaded.space.statistics.vae, loaded.space.statistics.std) == ("", (1.0,) * 4)
-    assert (loaded.process_config, loaded.label_dropout) == (ProcessConfig(), 0.1)
-    fresh = DiT(loaded.model_config, latent)
+    found = load_diffusion(path)
+    assert found.model.config.heads == 6
+    assert (found.space.statistics.vae, found.space.statistics.std) == ("", (1.0,) * 4)
+    assert (found.process_config, found.label_dropout) == (ProcessConfig(), 0.1)
+    fresh = DiT(found.model.config, latent)
     start_from(path, fresh, ProcessConfig())
-    assert all(torch.equal(v, loaded.model.state_dict()[k]) for k, v in fresh.state_dict().items())
+    assert all(torch.equal(v, found.model.state_dict()[k]) for k, v in fresh.state_dict().items())

@@ -80,9 +80,9 @@ def test_no_linear_predictor_is_better(case: str) -> None:
         t = times(process, time, len(z))
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(int(time)))
         z_t, wanted = process.noised(z, eps, t), process.wanted(z, eps, t).flatten(1)
-        told = torch.cat([z_t.flatten(1), torch.nn.functional.one_hot(y)], dim=1).double()
-        best = torch.linalg.lstsq(told, wanted.double()).solution
-        best_loss = (told @ best - wanted).square().mean()
+        inputs = torch.cat([z_t.flatten(1), torch.nn.functional.one_hot(y)], dim=1).double()
+        best = torch.linalg.lstsq(inputs, wanted.double()).solution
+        best_loss = (inputs @ best - wanted).square().mean()
         loss = (start(z_t, t, y).flatten(1) - wanted).square().mean()
         assert loss < 1.02 * best_loss + 1e-4
         assert loss < wanted.square().mean()
@@ -115,7 +115,7 @@ def test_class_means_keep_a_weak_effect_of_a_region() -> None:
 
 
 def test_a_new_network_predicts_what_the_start_does() -> None:
-    config = ModelConfig(dim=32, depth=1, heads=1, patch=(1, 1, 2), latent_channels=1, linear_rank=2)
+    config = ModelConfig(dim=32, depth=1, heads=1, patch=(1, 1, 2), linear_rank=2)
     model = DiT(config, SHAPE, build_process(ProcessConfig(target="velocity")))
     z, y = gaussian(50)
     model.start.fit(z, y)

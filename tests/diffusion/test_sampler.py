@@ -11,18 +11,16 @@ import torch
 from torch import nn
 
 from diffusion.config import ModelConfig, ProcessConfig
+from diffusion.model import DiT
 from diffusion.process import Process, build_process
 from diffusion.sampler import (
     DEFAULT,
     FOR_FLOWS,
     SAMPLERS,
-    TABLE_ROWS,
-    ConditionTable,
     Denoise,
     check_sampler,
     ddim,
     ddpm,
-    distinct,
     euler,
     evaluations,
     guided,
@@ -257,7 +255,7 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
 
 
 class StandIn(nn.Module):
-    """The methods of the DiT in a few lines: the prediction depends on latent, time, class and covariates."""
+    """The DiT in a few lines: the prediction depends on latent, time, class and covariates."""
 
     null_class = 2
 
@@ -266,31 +264,17 @@ class StandIn(nn.Module):
         self.label, self.time = nn.Embedding(3, 6), nn.Linear(1, 6)
         self.covariate, self.mix = nn.Linear(2, 6), nn.Linear(3, 3)
         self.forwards: list[int] = []
-        self.conditioned: list[tuple[float, int, str]] = []
-
-    def condition(
-        self, t: torch.Tensor, y: torch.Tensor, covariates: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        vector = torch.sin(self.time(t[:, None].float() / 100)) + self.label(y)
-        if covariates is not None:
-            vector = vector + self.covariate(torch.where(covariates.isnan(), -1.0, covariates))
-        told = [""] * len(y) if covariates is None else map(str, covariates.tolist())
-        self.conditioned += list(zip(t.tolist(), y.tolist(), told, strict=True))
-        return vector.view(-1, 1, 2, 3), vector.view(-1, 2, 3)
-
-    def apply_condition(
-        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, condition: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        self.forwards.append(len(z_t))
-        assert len(z_t) == len(t) == len(y) == len(condition[0]) == len(condition[1])
-        shift, scale = condition[1].unbind(1)
-        mixed = self.mix(z_t.movedim(1, -1)) * (1 + scale[:, None, None, None]) + shift[:, None, None, None]
-        return mixed.movedim(-1, 1)
 
     def forward(
-        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, covariates: torch.Tensor | None = None
+        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, covariates: torch.Tensor | None
     ) -> torch.Tensor:
-        return self.apply_condition(z_t, t, y, self.condition(t, y, covariates))
+        self.forwards.append(len(z_t))
+        assert len(z_t) == len(t) == len(y)
+        cond = torch.sin(self.time(t[:, None].float() / 100)) + self.label(y)
+        if covariates is not None:
+            cond = cond + self.covariate(torch.where(covariates.isnan(), -1.0, covariates))
+        shift, scale = cond[:, :, None, None, None].chunk(2, dim=1)
+        return self.mix(z_t.movedim(1, -1)).movedim(-1, 1) * (1 + scale) + shift
 
 
 @pytest.fixture
@@ -301,11 +285,11 @@ def network() -> StandIn:
 
 @pytest.mark.parametrize("process", [LINEAR, FLOW], ids=["diffusion", "flow"])
 def test_guidance_mixes_all_channels_in_one_forward(network: StandIn, process: Process) -> None:
-    z, y, told = normal(2, 3, 4, 4, 4), torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-2.0, 1.0]])
-    conditional = guided(network, process, y, covariates=told)(z, 700)
-    unconditional = guided(network, process, torch.tensor([2, 2]), covariates=told)(z, 700)
+    z, y, ages = normal(2, 3, 4, 4, 4), torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-2.0, 1.0]])
+    conditional = guided(network, process, y, covariates=ages)(z, 700)
+    unconditional = guided(network, process, torch.tensor([2, 2]), covariates=ages)(z, 700)
     network.forwards.clear()
-    mixed = guided(network, process, y, guidance=3.0, covariates=told)(z, 700)
+    mixed = guided(network, process, y, guidance=3.0, covariates=ages)(z, 700)
     assert network.forwards == [4]
     torch.testing.assert_close(mixed, unconditional + 3 * (conditional - unconditional), atol=1e-5, rtol=1e-5)
     assert all(not torch.allclose(mixed[:, c], conditional[:, c]) for c in range(3))
@@ -313,85 +297,26 @@ def test_guidance_mixes_all_channels_in_one_forward(network: StandIn, process: P
 
 def test_outside_its_interval_guidance_costs_nothing(network: StandIn) -> None:
     z, y = normal(2, 3, 4, 4, 4), torch.tensor([0, 1])
-    plain = guided(network, LINEAR, y)
-    for times in (None, [900, 800, 500, 200, 100]):
-        denoise = guided(network, LINEAR, y, guidance=3.0, interval=(0.2, 0.8), times=times)
-        for t, batch in ((900, 2), (800, 4), (500, 4), (200, 4), (100, 2)):
-            network.forwards.clear()
-            z_hat = denoise(z, t)
-            assert network.forwards == [batch]
-            assert torch.allclose(z_hat, plain(z, t), atol=1e-6) == (batch == 2)
+    plain, denoise = guided(network, LINEAR, y), guided(network, LINEAR, y, guidance=3.0, interval=(0.2, 0.8))
+    for t, batch in ((900, 2), (800, 4), (500, 4), (200, 4), (100, 2)):
+        network.forwards.clear()
+        z_hat = denoise(z, t)
+        assert network.forwards == [batch]
+        assert torch.allclose(z_hat, plain(z, t), atol=1e-6) == (batch == 2)
 
 
-@pytest.mark.parametrize(("process", "steps"), [(LINEAR, 50), (FLOW, 30)], ids=["diffusion", "flow"])
-def test_looked_up_conditions_equal_fresh_ones(network: StandIn, process: Process, steps: int) -> None:
-    """A whole guided sample, with and without a table; 4 kinds among 5 cases, and 3 kinds of null cases."""
-    z, y = normal(5, 3, 2, 2, 2), torch.tensor([1, 0, 1, 1, 0])
-    ages = torch.tensor([[0.5, 1.0], [0.5, 1.0], [math.nan, 1.0], [math.nan, 1.0], [math.nan, math.nan]])
-    name = "heun" if process.is_flow else "dpmpp"
-    for told in (None, ages):
-        fresh, table = (
-            guided(network, process, y, guidance=2.0, covariates=told, times=times)
-            for times in (None, schedule(name, process, steps))
-        )
-        expected = SAMPLERS[name](fresh, z, process, steps, forbidden)
-        network.conditioned.clear()
-        actual = SAMPLERS[name](table, z, process, steps, forbidden)
-        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-        assert len(network.conditioned) == steps * (3 if told is None else 7)
-        assert len(set(network.conditioned)) == len(network.conditioned)
-
-
-def test_the_table_holds_a_stretch_of_the_schedule(network: StandIn) -> None:
-    times = LINEAR.times(1000)
-    table = ConditionTable(network, LINEAR, torch.tensor([0, 1, 2]).repeat(40), None, times)
-    for t in times:
-        blocks, out = table.at(t, 60)
-        assert blocks.shape == (60, 1, 2, 3)
-        assert len(table.vectors[0]) <= TABLE_ROWS
-        torch.testing.assert_close(out[58], network.condition(torch.tensor([t]), torch.tensor([1]), None)[1][0])
-    network.conditioned.clear()
-    table.at(500, 60)
-    table.at(499, 60)
-    assert len(network.conditioned) == TABLE_ROWS // 3 * 3
-
-
-def test_a_time_outside_the_schedule_is_computed_alone(network: StandIn) -> None:
-    z, y = normal(2, 3, 4, 4, 4), torch.tensor([0, 1])
-    table = guided(network, FLOW, y, guidance=2.0, times=[1000.0, 500.0])
-    expected = guided(network, FLOW, y, guidance=2.0)(z, 333.3)
-    network.conditioned.clear()
-    torch.testing.assert_close(table(z, 333.3), expected)
-    assert len(network.conditioned) == 3
-
-
-def test_distinct_conditions_count_untold_as_a_value() -> None:
-    told = torch.tensor([[math.nan, 1.0], [0.0, 1.0], [math.nan, 1.0], [math.nan, 1.0]])
-    labels, covariates, rows = distinct(torch.tensor([1, 1, 0, 1]), told)
-    assert len(labels) == 3
-    assert labels.dtype == torch.int64
-    assert labels[rows].tolist() == [1, 1, 0, 1]
-    torch.testing.assert_close(covariates[rows], told, equal_nan=True)
-
-
-def test_the_real_network_is_sampled_as_its_stand_in() -> None:
-    from diffusion.model import DiT
-
+def test_the_real_network_gives_each_sample_alone_what_it_gives_it_in_a_batch() -> None:
     torch.manual_seed(0)
-    config = ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), latent_channels=3, covariates=("age",))
-    network = DiT(config, (3, 4, 5, 4)).eval()
+    network = DiT(ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=("age",)), (3, 4, 5, 4)).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
-    z, y, told = normal(3, 3, 4, 5, 4), torch.tensor([0, 1, 1]), torch.tensor([[0.3], [math.nan], [1.2]])
+    z, y, ages = normal(3, 3, 4, 5, 4), torch.tensor([0, 1, 1]), torch.tensor([[0.3], [math.nan], [1.2]])
     for process in (LINEAR, FLOW):
-        for times in (None, schedule("dpmpp", process, 4)):
-            denoise = guided(network, process, y, guidance=2.0, interval=(0.0, 0.6), covariates=told, times=times)
-            out = SAMPLERS["dpmpp"](denoise, z, process, 4, forbidden)
-            assert out.dtype == torch.float32
-            if times is None:
-                expected = out
-        torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
-        alone = guided(network, process, y[1:2], guidance=2.0, interval=(0.0, 0.6), covariates=told[1:2])
-        torch.testing.assert_close(
-            SAMPLERS["dpmpp"](alone, z[1:2], process, 4, forbidden), expected[1:2], atol=1e-4, rtol=1e-4
-        )
+
+        def drawn(rows: slice, process: Process = process) -> torch.Tensor:
+            denoise = guided(network, process, y[rows], guidance=2.0, interval=(0.0, 0.6), covariates=ages[rows])
+            return SAMPLERS["dpmpp"](denoise, z[rows], process, 4, forbidden)
+
+        together = drawn(slice(0, 3))
+        assert together.dtype == torch.float32
+        torch.testing.assert_close(drawn(slice(1, 2)), together[1:2], atol=1e-4, rtol=1e-4)

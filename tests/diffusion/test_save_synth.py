@@ -16,13 +16,11 @@ import torch
 from cohort.scans import GRIDS, load_scan
 from cohort.tables import read_table
 from cohort.volumes import read_volume
-from diffusion import save_synth, synthesis
+from diffusion import save_synth
 from diffusion.checkpoint import load_diffusion
 from diffusion.config import ProcessConfig
-from diffusion.save_synth import SaveSynthConfig
-from diffusion.synthesis import Models, synthesise
-from diffusion.synthetic_folder import Settings
-from diffusion.wanted import count_wanted
+from diffusion.save_synth import Models, SaveSynthConfig, synthesise
+from diffusion.synthetic_folder import Settings, Wanted
 from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
 from runtime.errors import InputError
@@ -149,7 +147,7 @@ def test_a_table_makes_both_classes_with_their_covariates(
 
     table(tmp_path, "label,seed,age,sex\nTLE,4,60,F\n")
     refused(both, "TLE_000004.pkl: age 25, wanted 60")
-    for name, row in {"older": "TLE,4,60,F", "man": "TLE,4,25,M", "untold": "TLE,4,,"}.items():
+    for name, row in {"older": "TLE,4,60,F", "man": "TLE,4,25,M", "unknown": "TLE,4,,"}.items():
         table(tmp_path, f"label,seed,age,sex\n{row}\n")
         save_synth.main(replace(config, out=tmp_path / name))
         other = read_volume(tmp_path / name / "TLE_000004.pkl").image
@@ -229,8 +227,8 @@ def test_what_would_mislead_is_refused_before_anything_is_written(
     refused(replace(config, count=0), "--count 0")
     refused(replace(config, diffusion=random_diffusion(label_dropout=0.0), guidance=2.0), "no null class")
     refused(replace(config, guidance_interval=(0.8, 0.2)), "--guidance-interval")
-    told = replace(config, label=None, count=None, table=table(tmp_path, "label,age\nHC,40\n"))
-    refused(told, "asks for age", "knows of these: none")
+    aged = replace(config, label=None, count=None, table=table(tmp_path, "label,age\nHC,40\n"))
+    refused(aged, "asks for age", "knows of these: none")
     changed = load_checkpoint(random_vae, "vae")
     torch.save({**changed, "step": 2}, tmp_path / "changed.pt")
     refused(replace(config, vae=tmp_path / "changed.pt"), "was trained on latents of")
@@ -249,12 +247,11 @@ def test_a_smaller_last_batch_is_filled_up(random_vae: Path, plain: Path, monkey
     vae, diffusion = load_vae(random_vae), load_diffusion(plain)
     models = Models(vae, diffusion, Device(torch.device("cpu"), torch.float32))
     settings = Settings(0, vae.hash, diffusion.hash, "ema", "ddim", 3, 1.0, (0.0, 1.0))
-    full = synthesise(count_wanted(0, 4, 0), 4, models, settings)
-    seen, original = set(), diffusion.model.apply_condition
-    monkeypatch.setattr(
-        diffusion.model, "apply_condition", lambda z_t, *rest: seen.add(len(z_t)) or original(z_t, *rest)
-    )
-    np.testing.assert_array_equal(synthesise(count_wanted(0, 2, 0), 4, models, settings), full[:2])
+    wanted = [Wanted(0, seed) for seed in range(4)]
+    full = synthesise(wanted, 4, models, settings)
+    seen, original = set(), diffusion.model.forward
+    monkeypatch.setattr(diffusion.model, "forward", lambda z_t, *rest: seen.add(len(z_t)) or original(z_t, *rest))
+    np.testing.assert_array_equal(synthesise(wanted[:2], 4, models, settings), full[:2])
     assert seen == {4}
 
 
@@ -262,12 +259,11 @@ def test_compiled_steps_do_not_share_their_output(plain: Path, monkeypatch: pyte
     """A replayed CUDA graph writes into the same memory each time; samplers keep earlier predictions."""
     model = load_diffusion(plain).model
     memory = torch.empty(1, *model.latent_shape)
-    original = model.apply_condition
+    original = model.forward
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *words: memory.copy_(function(*words)))
-    synthesis.compile_network(model)
+    save_synth.compile_network(model)
     z, t, y = torch.randn(1, *model.latent_shape), torch.tensor([500]), torch.tensor([0])
     with torch.no_grad():
-        condition = model.condition(t, y, None)
-        first, second = (model.apply_condition(value, t, y, condition) for value in (z, 2 * z))
-        assert torch.equal(first, original(z, t, y, condition))
-        assert torch.equal(second, original(2 * z, t, y, condition))
+        first, second = (model(value, t, y) for value in (z, 2 * z))
+        assert torch.equal(first, original(z, t, y))
+        assert torch.equal(second, original(2 * z, t, y))

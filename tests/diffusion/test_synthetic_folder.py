@@ -1,7 +1,8 @@
-"""A folder of synthetic volumes: cheap to open, continued after kills, closed to other settings."""
+"""A folder of synthetic volumes: cheap to open, continued after kills, closed to other settings; and what is wanted."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from cohort.volumes import Volume, volume_name, write_volume
 from diffusion import synthetic_folder
-from diffusion.synthetic_folder import COLUMNS, Settings, SyntheticFolder
-from diffusion.wanted import Wanted, count_wanted
+from diffusion.synthetic_folder import COLUMNS, Settings, SyntheticFolder, Wanted, read_wanted
+from runtime.checkpoints import plain_fields
 from runtime.errors import InputError
 from runtime.files import read_json, sha256
 
@@ -37,13 +38,13 @@ def folder(tmp_path: Path) -> SyntheticFolder:
 
 
 def fill(folder: SyntheticFolder, wanted: list[Wanted]) -> None:
-    for one in wanted:
-        folder.add(volume(one.seed), one, seconds=0.5)
+    for item in wanted:
+        folder.add(volume(item.seed), item, seconds=0.5)
 
 
 def test_rows_say_everything_and_are_sorted_by_seed(folder: SyntheticFolder) -> None:
     fill(folder, [Wanted(0, 12, 40.0, "F"), Wanted(0, 3)])
-    assert len(folder.missing(count_wanted(0, 4, 0))) == 4  # rows count once they are merged
+    assert len(folder.missing([Wanted(0, seed) for seed in range(4)])) == 4  # rows count once they are merged
     folder.merge()
     table = pd.read_csv(folder.path / "manifest.csv")
     assert tuple(table.columns) == COLUMNS
@@ -53,7 +54,7 @@ def test_rows_say_everything_and_are_sorted_by_seed(folder: SyntheticFolder) -> 
     assert (row["sampler"], row["steps"], row["guidance"], row["seconds"]) == ("dpmpp", 25, 1.5, 0.5)
     assert row["sha256"] == sha256(folder.path / row["file"])
     assert row["made"].endswith("+00:00")
-    assert read_json(folder.path / "settings.json") == SETTINGS.to_dict()
+    assert read_json(folder.path / "settings.json") == plain_fields(SETTINGS)
     assert read_json(folder.path / "ledger.json")["ledger"] == ["a", "b"]
     assert not list(folder.path.glob(".rows-*"))
 
@@ -61,7 +62,7 @@ def test_rows_say_everything_and_are_sorted_by_seed(folder: SyntheticFolder) -> 
 def test_a_start_reads_nothing_but_volumes_without_a_row(
     folder: SyntheticFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = count_wanted(0, 300, 0)
+    wanted = [Wanted(0, seed) for seed in range(300)]
     fill(folder, wanted)
     folder.merge()
     write_volume(folder.path / volume_name(0, 300), volume(300))  # as a kill between volume and row leaves it
@@ -72,7 +73,7 @@ def test_a_start_reads_nothing_but_volumes_without_a_row(
     monkeypatch.setattr(synthetic_folder, "read_volume", lambda path: read.append(path.name) or real(path))
     folder.settle([], adopt=True)
     assert read == ["HC_000300.pkl"]
-    assert folder.missing(count_wanted(0, 302, 0)) == [Wanted(0, 301)]
+    assert folder.missing([Wanted(0, seed) for seed in range(302)]) == [Wanted(0, 301)]
 
     with pytest.raises(InputError, match="HC_000007") as refusal:
         folder.verify()
@@ -104,7 +105,7 @@ def test_parts_of_a_killed_run_are_merged_by_the_next(folder: SyntheticFolder, m
 def test_volumes_whose_covariates_nobody_recorded_are_made_anew(folder: SyntheticFolder) -> None:
     write_volume(folder.path / volume_name(0, 0), volume(0))
     folder.settle([], adopt=False)
-    assert folder.missing(count_wanted(0, 1, 0)) == [Wanted(0, 0)]
+    assert folder.missing([Wanted(0, seed) for seed in range(1)]) == [Wanted(0, 0)]
 
 
 def test_another_age_or_sex_for_a_volume_that_is_there_is_refused(folder: SyntheticFolder) -> None:
@@ -114,7 +115,7 @@ def test_another_age_or_sex_for_a_volume_that_is_there_is_refused(folder: Synthe
     with pytest.raises(InputError) as refusal:
         folder.missing([Wanted(0, 0, 41.0, "F"), Wanted(0, 1, None, "M")])
     assert "HC_000000.pkl: age 40, wanted 41" in str(refusal.value)
-    assert "HC_000001.pkl: sex not told, wanted M" in str(refusal.value)
+    assert "HC_000001.pkl: sex unknown, wanted M" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_other_settings_are_refused(folder: SyntheticFolder, changes: dict, mess
         ("HC_000001.pkl", {}, "its seed is 0"),
     ],
 )
-def test_strangers_without_a_row_are_refused_by_name(
+def test_other_volumes_without_a_row_are_refused_by_name(
     folder: SyntheticFolder, name: str, changes: dict, message: str
 ) -> None:
     write_volume(folder.path / name, volume(0, **changes))
@@ -157,3 +158,69 @@ def test_one_run_at_a_time_and_only_manifests_of_this_version(folder: SyntheticF
         (folder.path / "manifest.csv").write_text("file,label,seed\nHC_000000.pkl,0,0\n")
         with pytest.raises(InputError, match="columns sampler, steps"):
             folder.settle([], adopt=True)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "wanted.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_rows_become_volumes_and_free_seeds_are_given_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "label,seed,age,sex,count\nHC,,40,F,3\nTLE,7,,male,\nHC,1,33.5,n/a,1\n")
+    assert read_wanted(path) == [
+        Wanted(0, 0, 40.0, "F"),
+        Wanted(0, 2, 40.0, "F"),  # seed 1 is named further down
+        Wanted(0, 3, 40.0, "F"),
+        Wanted(1, 7, None, "M"),
+        Wanted(0, 1, 33.5, ""),
+    ]
+    assert read_wanted(write(tmp_path, "label\nTLE\nTLE\n"), first_seed=5) == [Wanted(1, seed) for seed in range(5, 7)]
+
+
+def test_covariates_as_numbers_and_as_text() -> None:
+    wanted = Wanted(0, 0, 40.0, "M")
+    assert [wanted.value("age"), wanted.value("sex"), Wanted(0, 0, sex="F").value("sex")] == [40.0, 1.0, 0.0]
+    assert math.isnan(Wanted(0, 0).value("age"))
+    assert math.isnan(Wanted(0, 0).value("sex"))
+    assert wanted.texts() == {"age": "40", "sex": "M"}
+    assert Wanted(0, 0, 33.5).texts() == {"age": "33.5", "sex": ""}
+
+
+def test_every_fault_is_named_with_its_line_and_column(tmp_path: Path) -> None:
+    rows = [
+        "XX,0,40,F,1", "HC,-1,40,F,1", "HC,0,inf,F,1", "HC,0,121,F,1", "HC,0,old,F,1", 'HC,0,"40,5",F,1',
+        "HC,0,40,2,1", "HC,0,40,F,0", "HC,0,40,F",
+    ]  # fmt: skip
+    path = write(tmp_path, "\n".join(["label,seed,age,sex,count", *rows]) + "\n")
+    with pytest.raises(InputError) as refusal:
+        read_wanted(path)
+    lines = str(refusal.value).splitlines()[1:]
+    columns = ["label", "seed", "age", "age", "age", "age", "sex", "count"]
+    assert "line 10: 4 fields where the header names 5 columns" in lines[0]
+    found = [f"line {number}, column {column}" for number, column in enumerate(columns, start=2)]
+    assert all(any(said in line for line in lines) for said in found)
+    assert len(lines) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,seed\nHC,3\nHC,3\n", "line 3, column seed: HC has seed 3 on line 2 already"),
+        ("label,seed,count\nHC,0,5\nHC,4,1\n", "HC has seed 4 on line 2 already"),
+        ("label,hippocampus\nHC,1\n", "columns label, hippocampus"),
+        ("label,age,age\nHC,1,2\n", "named more than once: age"),
+        ("seed\n1\n", "expected label"),
+        ("label\n", "no rows"),
+        ("", "the table is empty"),
+    ],
+)
+def test_tables_that_mean_nothing_certain_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_wanted(write(tmp_path, text))
+
+
+def test_one_seed_may_serve_both_classes(tmp_path: Path) -> None:
+    assert len(read_wanted(write(tmp_path, "label,seed\nHC,3\nTLE,3\n"))) == 2
+    with pytest.raises(InputError, match="no such table"):
+        read_wanted(tmp_path / "nowhere.csv")

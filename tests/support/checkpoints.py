@@ -11,9 +11,9 @@ import torch
 from cohort.scans import GRIDS
 from diffusion.checkpoint import save_diffusion
 from diffusion.config import ModelConfig, ProcessConfig
+from diffusion.dataset import LatentSpace
 from diffusion.model import DiT
 from diffusion.process import build_process
-from diffusion.space import LatentSpace
 from runtime.checkpoints import checkpoint_hash
 from VAE.checkpoint import save_vae
 from VAE.config import PRESETS

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from diffusion.checkpoint import LoadedDiffusion
 from diffusion.config import ModelConfig, ProcessConfig
+from diffusion.dataset import LatentSpace
 from diffusion.model import DiT
 from diffusion.process import build_process
-from diffusion.space import LatentSpace
 from evaluation.privacy.canary_plan import plan_canaries, read_canaries, write_canaries
 from evaluation.privacy.membership import (
     LEVELS,
@@ -108,12 +108,12 @@ def test_planted_members_are_found_at_their_level():
 def loaded(process_config):
     shape = (2, 4, 4, 4)
     process = build_process(process_config)
-    config = ModelConfig(dim=64, depth=1, heads=1, patch=(2, 2, 2), latent_channels=2)
+    config = ModelConfig(dim=64, depth=1, heads=1, patch=(2, 2, 2))
     torch.manual_seed(0)
     model = DiT(config, shape, process).eval()
     raw = Statistics((0.0,) * 2, (1.0,) * 2, 8, "train", "", {}, [])
     space = LatentSpace(raw, torch.zeros(shape), torch.ones(shape))
-    return LoadedDiffusion(model, process, space, "", [], 0, 0.1, {}, config, process_config)
+    return LoadedDiffusion(model, process, space, "", [], 0, 0.1, {}, process_config)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "flow"])
