@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from classifier.config import ModelConfig, TrainConfig
+from classifier.config import PRESETS, ModelConfig, TrainConfig
+from runtime.cli import parse
 from runtime.errors import InputError
 from runtime.files import read_json
 from runtime.runs import FREE_FIELDS, plain_config
@@ -30,35 +31,26 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One row of a table of arms."""
-
-    name: str
-    """Also the folder of its runs."""
-    settings: dict[str, Any]
-    """Values of COLUMNS, where the row has any."""
-
-
-@dataclass(frozen=True)
 class ArmRun:
     """One training run: an arm with a seed and a fold."""
 
     arm: str
     seed: int
     fold: int
+    words: list[str]
+    """The command line of classifier.train."""
     config: TrainConfig
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"{self.arm}, seed {self.seed}, fold {self.fold}"
+    """What it means."""
 
 
-def read_arms(path: Path) -> list[Arm]:
+def read_arms(path: Path) -> dict[str, dict[str, str]]:
     """Reads a table of arms (CSV): a column `arm` and any of COLUMNS.
 
     Folders (`synth_hc`, `synth_tle`) are relative to the table; ``{fold}`` and ``{seed}`` in them become those of the
     run, for volumes whose makers were fitted anew in each fold.
+
+    Returns:
+        arm -> the cells of its row that say anything.
 
     Raises:
         InputError: lists every fault with line and column.
@@ -69,36 +61,35 @@ def read_arms(path: Path) -> list[Arm]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a table of arms: {getattr(error, 'strerror', None) or error}") from None
     header = lines[0] if lines else []
-    strangers = [name for name in header if name not in ("arm", *COLUMNS)]
-    if "arm" not in header or strangers or len(set(header)) < len(header) or len(lines) < 2:
+    if "arm" not in header or not {*header} <= {"arm", *COLUMNS} or len({*header}) < len(header) or len(lines) < 2:
         found = ", ".join(header) or "nothing"
         raise InputError(
             f"{path}: a table of arms has a column arm, any of {', '.join(COLUMNS)}, and rows; found {found}"
         )
-    arms, problems = [], []
+    arms: dict[str, dict[str, str]] = {}
+    problems = []
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) != len(header):
             problems.append(f"line {number}: {len(cells)} cells where the header names {len(header)} columns")
             continue
-        row = dict(zip(header, cells, strict=True))
-        problems += [
-            f"line {number}, column {name}: {fault}" for name, fault in _faults(row, {arm.name for arm in arms})
-        ]
-        arms.append(Arm(row["arm"], {} if problems else _settings(row, path.parent)))
+        row = {name: text for name, text in zip(header, cells, strict=True) if text}
+        arm = row.pop("arm", "")
+        problems += [f"line {number}, column {name}: {fault}" for name, fault in _faults(arm, row, arms)]
+        arms[arm] = row
     if problems:
         raise InputError.of(f"{path}: the table of arms was refused", problems)
+    for row in arms.values():
+        row |= {name: str(path.parent / row[name]) for name in FOLDERS if name in row}
     return arms
 
 
-def _faults(row: dict[str, str], taken: set[str]) -> Iterable[tuple[str, str]]:
-    if not _NAME.fullmatch(row["arm"]):
-        yield "arm", f"{row['arm']!r}: a name is letters, digits and _ . + -, it becomes a folder"
-    if row["arm"] in taken:
-        yield "arm", f"{row['arm']} is in the table already"
+def _faults(arm: str, row: dict[str, str], before: dict[str, dict[str, str]]) -> Iterator[tuple[str, str]]:
+    if not _NAME.fullmatch(arm):
+        yield "arm", f"{arm!r}: a name is letters, digits and _ . + -, it becomes a folder"
+    if arm in before:
+        yield "arm", f"{arm} is in the table already"
     for name, text in row.items():
-        if name == "arm" or text == "":
-            continue
-        if name in CHOICES and text not in CHOICES[name]:
+        if text not in CHOICES.get(name, (text,)):
             yield name, f"{text!r}; expected {', '.join(CHOICES[name])}"
         try:
             COLUMNS[name](text)
@@ -106,55 +97,29 @@ def _faults(row: dict[str, str], taken: set[str]) -> Iterable[tuple[str, str]]:
             yield name, f"{text!r} is not {'a whole number' if COLUMNS[name] is int else 'a number'}"
 
 
-def _settings(row: dict[str, str], folder: Path) -> dict[str, Any]:
-    values = {name: COLUMNS[name](text) for name, text in row.items() if name != "arm" and text != ""}
-    return {name: folder / value if name in FOLDERS else value for name, value in values.items()}
-
-
-def arm_runs(arms: list[Arm], base: TrainConfig, out: Path, seeds: Iterable[int], folds: int) -> list[ArmRun]:
+def arm_runs(
+    arms: dict[str, dict[str, str]], shared: list[str], out: Path, seeds: tuple[int, ...], folds: int
+) -> list[ArmRun]:
     """Every arm with every seed and fold, in this order; the run's folder is ``out/<arm>/seed<S>_fold<F>``.
 
     Args:
-        arms: the table.
-        base: what all runs have in common.
+        arms: of `read_arms`.
+        shared: the preset and the flags that all runs have in common.
         out: folder of the experiment.
         seeds: of training.
         folds: how many; 0 for the locked test table, which counts as fold 0.
     """
-    return [
-        ArmRun(arm.name, seed, fold, _config(arm, base, out, seed, fold, folds))
-        for arm in arms
-        for seed in seeds
-        for fold in range(max(1, folds))
-    ]
-
-
-def _config(arm: Arm, base: TrainConfig, out: Path, seed: int, fold: int, folds: int) -> TrainConfig:
-    settings = dict(arm.settings)
-    for name in FOLDERS:
-        if name in settings:
-            settings[name] = Path(str(settings[name]).replace("{fold}", str(fold)).replace("{seed}", str(seed)))
-    if "model" in settings:
-        settings["model"] = replace(base.model, name=settings["model"])
-    run_dir = out / arm.name / f"seed{seed}_fold{fold}"
-    return replace(base, **settings, seed=seed, fold=fold, folds=folds, run_dir=run_dir)
-
-
-def flags(config: Any, base: Any, prefix: str = "--") -> list[str]:
-    """The command-line flags that turn one configuration dataclass into another of the same class."""
-    words: list[str] = []
-    for field in fields(config):
-        value, before = getattr(config, field.name), getattr(base, field.name)
-        name = f"{prefix}{field.name.replace('_', '-')}"
-        if value == before:
-            continue
-        if is_dataclass(value):
-            words += flags(value, before, f"{name}.")
-        elif isinstance(value, bool):
-            words.append(name if value else f"--no-{name.removeprefix('--')}")
-        else:
-            words += [name, *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
+    runs = []
+    for arm, settings in arms.items():
+        for seed in seeds:
+            for fold in range(max(1, folds)):
+                own = {"seed": seed, "folds": folds, "fold": fold, "run_dir": out / arm / f"seed{seed}_fold{fold}"}
+                words = list(shared)
+                for name, value in {**settings, **own}.items():
+                    flag = "--model.name" if name == "model" else f"--{name.replace('_', '-')}"
+                    words += [flag, str(value).replace("{fold}", str(fold)).replace("{seed}", str(seed))]
+                runs.append(ArmRun(arm, seed, fold, words, parse(PRESETS, words)))
+    return runs
 
 
 def is_finished(run: ArmRun) -> bool:
@@ -181,17 +146,3 @@ def table_row(run: ArmRun, error: str = "") -> dict[str, Any]:
         row["side_auc"] = results["side"]["test"]["auc"]["value"]
     names = ("threshold", "temperature", "seconds", "leak", "checkpoint")
     return {**row, **{name: results[name] for name in names}, "error": ""}
-
-
-def jobs_that_fit(*, cores: int, memory: int, per_run: int) -> int:
-    """How many runs to have at once: as many as the memory (bytes) holds, at most one per core, at least one."""
-    return max(1, min(cores, memory // max(1, per_run)))
-
-
-def reason(log: str) -> str:
-    """Why a run failed, from what it printed: its own message, or the last line of a traceback."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-    if errors:
-        return " ".join(lines[errors[-1] :]).removeprefix("error: ")
-    return lines[-1] if lines else "it printed nothing"

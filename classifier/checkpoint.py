@@ -1,4 +1,4 @@
-"""The classifier's checkpoint: what a run needs to go on, and what everybody else needs to judge a volume with it."""
+"""The classifier's checkpoint: what a run needs to go on, and what everything else needs to use the network."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from runtime.checkpoints import (
 from runtime.errors import InputError
 
 KIND = "classifier"
-BEFORE_NAMES = {"name": "resnet", "pool": "mean", "feature_norm": False, "outputs": 1}
-"""What files hold that were written when there was one network, and therefore do not say."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,12 @@ def save_classifier(
 
 
 def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedClassifier:
-    """Rebuilds the network from nothing but its file, strictly; returns the averaged (EMA) weights unless asked.
+    """Rebuilds the network from nothing but its file, strictly; with the EMA weights by default.
 
     Raises:
         InputError: not a classifier checkpoint, damaged, or weights that do not fit its own configuration.
     """
-    record = read_classifier(path)
+    record = load_checkpoint(path, KIND)
     grid, normalisation = Grid.from_dict(record["grid"]), record["normalisation"]
     try:
         config = ModelConfig(**{**record["model_config"], "widths": tuple(record["model_config"]["widths"])})
@@ -82,19 +80,9 @@ def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema")
     )  # fmt: skip
 
 
-def read_classifier(path: Path | str) -> dict[str, Any]:
-    """The contents of a checkpoint, with its whole model configuration also where the file is an older one.
-
-    Raises:
-        InputError: not a classifier checkpoint, or damaged.
-    """
-    record = load_checkpoint(path, KIND)
-    return {**record, "model_config": {**BEFORE_NAMES, **record["model_config"]}}
-
-
 def set_operating_point(path: Path, *, temperature: float, threshold: float) -> None:
     """Writes what validation has fixed into a finished run's checkpoint."""
-    record = read_classifier(path)
+    record = load_checkpoint(path, KIND)
     save_checkpoint(path, KIND, {**record, "temperature": temperature, "threshold": threshold})
 
 
@@ -104,7 +92,7 @@ def resume_classifier(path: Path, model: Classifier, grid: Grid) -> dict[str, An
     Raises:
         InputError: the checkpoint is of another grid or architecture; names each field with both values.
     """
-    record = read_classifier(path)
+    record = load_checkpoint(path, KIND)
     wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
     refuse_other(path, record, wanted, "another grid or architecture")
     load_weights(model, record["weights"], path)

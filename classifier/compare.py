@@ -20,12 +20,12 @@ from typing import Any, Literal
 import pandas as pd
 import tyro
 
-from classifier.arm_runs import ArmRuns, arms_of, single_runs
 from classifier.measures import bands, figures
 from classifier.measures.comparison import Comparison, against_truth, compare_arms
 from classifier.measures.metrics import MEASURES
 from classifier.measures.nested_bootstrap import Draws, draws_of
 from classifier.measures.resampling import cell_text
+from classifier.measures.runs import ArmRuns, arms_of, single_runs
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import atomic_write, write_json

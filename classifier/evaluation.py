@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 
 from classifier import baselines
 from classifier.checkpoint import load_classifier, set_operating_point
@@ -50,13 +51,13 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
     threshold = metrics.choose_threshold(labels, predictions["val"]["probability"].to_numpy())
     set_operating_point(path, temperature=temperature, threshold=threshold)
     measured = {name: measure(frame, threshold, config, name) for name, frame in predictions.items()}
-    others, scores = judge_baselines(stacks, predictions["test"], config)
+    others, scores = measure_baselines(stacks, predictions["test"], config)
     write_predictions(run.path / "predictions.csv", pd.concat(predictions.values(), ignore_index=True))
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     test = predictions["test"]
     scores = {"network": (test["label"].to_numpy(), test["probability"].to_numpy()), **scores}
-    named = {f"{name}, AUC {metrics.auc(*pair):.3f}": pair for name, pair in scores.items()}
-    figures.curves(run.path / "curves.png", named, log, title=f"trained on {counts_text(stacks['train'])}")
+    legend = {f"{name}, AUC {metrics.auc(*pair):.3f}": pair for name, pair in scores.items()}
+    figures.curves(run.path / "curves.png", legend, log, title=f"trained on {counts_text(stacks['train'])}")
     seen = draws_per_row(stacks["train"].labels, config.batch_size, config.steps, config.seed)
     results = {
         "commit": git_commit(), "checkpoint": checkpoint_hash(path), "step": loaded.step, "grid": config.grid,
@@ -78,8 +79,8 @@ def predicted(
     stack: ScanStack, logits: np.ndarray, temperature: float, split: str, config: TrainConfig
 ) -> pd.DataFrame:
     """The rows of predictions.csv for one table; the side's probability (of right) is empty where none was learned."""
-    table = table_of(stack.frame, logits[:, 0], metrics.sigmoid(logits[:, 0] / temperature), split)
-    side = metrics.sigmoid(logits[:, 1]) if logits.shape[1] > 1 else np.nan
+    table = table_of(stack.frame, logits[:, 0], expit(logits[:, 0] / temperature), split)
+    side = expit(logits[:, 1]) if logits.shape[1] > 1 else np.nan
     return table.assign(side_probability=side, seed=config.seed, fold=config.fold)
 
 
@@ -119,10 +120,10 @@ def measure(frame: pd.DataFrame, threshold: float, config: TrainConfig, split: s
     )  # fmt: skip
 
 
-def judge_baselines(
+def measure_baselines(
     stacks: dict[str, ScanStack], network: pd.DataFrame, config: TrainConfig
 ) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Fits each baseline and judges it like the network, whose test predictions are `network`.
+    """Fits each baseline and measures it like the network, whose test predictions are `network`.
 
     Returns:
         results by name ({"skipped": reason} where there is nothing to fit), and (labels, probabilities) for the curves.
@@ -138,17 +139,16 @@ def judge_baselines(
         model = baselines.fit(inputs["train"], train.labels if name == "hippocampus" else real)
         probabilities = {split: model.predict_proba(inputs[split])[:, 1] for split in ("val", "test")}
         threshold = metrics.choose_threshold(stacks["val"].labels, probabilities["val"])
-        judged = network.assign(probability=probabilities["test"])
-        pair = by_subject(judged), by_subject(network)
-        test = metrics.delong_test(
-            pair[0]["label"].to_numpy(), *(side["probability"].to_numpy() for side in pair)
-        )  # difference: network minus baseline
+        frame = network.assign(probability=probabilities["test"])
+        baseline, ours = by_subject(frame), by_subject(network)
+        columns = (ours["label"], baseline["probability"], ours["probability"])
+        test = metrics.delong_test(*(column.to_numpy() for column in columns))
         results[name] = {
             "threshold": threshold,
-            "test": measure(judged, threshold, config, "test"),
+            "test": measure(frame, threshold, config, "test"),
             "network_minus_baseline": asdict(test),
         }
-        scores[name] = (judged["label"].to_numpy(), probabilities["test"])
+        scores[name] = (frame["label"].to_numpy(), probabilities["test"])
     if isinstance(found["regional"], dict):
         null = baselines.permutation_null(found["regional"], real, stacks["test"].labels, PERMUTATIONS, config.seed)
         results["permuted"]["null"] = null

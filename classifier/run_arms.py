@@ -16,10 +16,11 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,19 +28,15 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from classifier.arms import ArmRun, arm_runs, flags, is_finished, jobs_that_fit, read_arms, reason, table_row
+from classifier.arms import ArmRun, arm_runs, is_finished, read_arms, table_row
 from classifier.config import PRESETS, TrainConfig
-from classifier.folds import FEWEST_FOLDS
+from classifier.selection import FEWEST_FOLDS
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, locked, read_json
+from runtime.files import ROOT, atomic_write, locked
 
 SET_HERE = ("seed", "folds", "fold", "run_dir", "dry_run")
-CPU_BYTES_PER_RUN = 2 * 2**30
-GPU_SHARE = 0.9
-"""Share of the free memory of a GPU that runs may take together."""
-GPU_CONTEXT_BYTES = 2**30
-"""What a process takes on a GPU besides tensors: CUDA's context and its kernels."""
+"""Fields of TrainConfig that every run has its own of."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,7 @@ class ArmsConfig:
     folds: int = 0
     """Cross-validation with so many folds, over --train.index; 0 for the locked test table."""
     jobs: int | None = None
-    """Runs at once. By default, on a GPU as many as fit beside one another by the memory that the first one took; on
-    a CPU one per core and 2 GiB."""
+    """Runs at once; they share the cores and take turns among the GPUs. By default one per GPU, else one per core."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """What all runs have in common; their seeds, folds and folders are given above."""
     dry_run: bool = False
@@ -74,22 +70,28 @@ ARMS_PRESETS = {
 }
 
 
-def main(config: ArmsConfig) -> None:
-    """Reads the arms, makes what is missing, and leaves the table; ends with status 1 when a run failed."""
+def main(config: ArmsConfig, shared: list[str]) -> None:
+    """Reads the arms, makes what is missing, and leaves the table; ends with status 1 when a run failed.
+
+    `shared` are the words of classifier.train's command line that all runs have in common.
+    """
     check(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped, and save
-    runs = arm_runs(read_arms(config.arms), config.train, config.out, config.seeds, config.folds)
+    runs = arm_runs(read_arms(config.arms), shared, config.out, config.seeds, config.folds)
     config.out.mkdir(parents=True, exist_ok=True)
     errors: dict[Path, str] = {}
     with locked(config.out):
         missing = [run for run in runs if not is_finished(run)]
-        with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit="run") as bar:
-            for run, error in make(missing, config):
+        with (
+            tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit="run") as bar,
+            closing(make(missing, config)) as ended,
+        ):
+            for run, error in ended:
                 errors[run.config.run_dir] = error
                 write_table(runs, errors, config.out)
                 bar.update()
                 if error:
-                    tqdm.write(f"{run.name}: failed: {error}")
+                    tqdm.write(f"{run.arm}, seed {run.seed}, fold {run.fold}: failed: {error}")
         write_table(runs, errors, config.out)
     failed = sum(bool(error) for error in errors.values())
     print(f"{len(runs) - failed} of {len(runs)} runs ({len(missing) - failed} new) in {config.out / 'runs.csv'}")
@@ -97,13 +99,23 @@ def main(config: ArmsConfig) -> None:
         sys.exit(1)
 
 
+def shared_words(argv: list[str]) -> list[str]:
+    """The preset and the flags of --train, as classifier.train takes them, from the command line of this script."""
+    words, ours = argv[:1], False
+    for word in argv[1:]:
+        if word.startswith("--"):
+            ours = word.startswith("--train.")
+        if ours:
+            words.append(word.replace("--train.", "--", 1))
+    return words
+
+
 def check(config: ArmsConfig) -> None:
     """Refuses settings that contradict one another."""
-    own = {name: {getattr(preset, name) for preset in PRESETS.values()} for name in SET_HERE}
     problems = [
         f"--train.{name.replace('_', '-')}: run_arms sets it itself, by --seeds, --folds, --out and --dry-run"
-        for name, presets in own.items()
-        if getattr(config.train, name) not in presets
+        for name in SET_HERE
+        if getattr(config.train, name) not in {getattr(preset, name) for preset in PRESETS.values()}
     ]
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         problems.append(f"--seeds {' '.join(map(str, config.seeds))}: one or more, each once")
@@ -116,66 +128,41 @@ def check(config: ArmsConfig) -> None:
 
 
 def make(missing: list[ArmRun], config: ArmsConfig) -> Iterator[tuple[ArmRun, str]]:
-    """Makes runs, several at once; yields each as it ends, with why it failed or an empty text."""
-    runs, jobs = list(missing), config.jobs
-    if jobs is None and torch.cuda.is_available():
-        first, runs = runs[:1], runs[1:]  # alone: it says how much memory a run takes
-        yield from _make(first, 1, config)
-        jobs = sum(map(jobs_on_gpu, first)) * len(gpus())
-    elif jobs is None:
-        jobs = jobs_that_fit(cores=cores(), memory=memory(), per_run=CPU_BYTES_PER_RUN)
-    yield from _make(runs, min(jobs, len(runs)), config)
-
-
-def _make(runs: list[ArmRun], jobs: int, config: ArmsConfig) -> Iterator[tuple[ArmRun, str]]:
-    if not runs:
-        return
-    with workers(jobs, config.train.threads) as start:
-        started = {start(run): run for run in runs}
-        for done in as_completed(started):
-            yield started[done], done.result()
-
-
-@contextmanager
-def workers(jobs: int, threads: int | None) -> Iterator[Callable[[ArmRun], Future]]:
-    """A function that queues a run, whose result is why it failed or an empty text; at the end all runs are stopped.
-
-    Args:
-        jobs: runs at once. They share the cores, and take turns among the GPUs.
-        threads: CPU threads of a run; by default its share of the cores.
-    """
-    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    """Makes runs, several at once; yields each with why it failed, or an empty text. Closed, it stops them."""
+    cores, gpus = len(os.sched_getaffinity(0)), visible_gpus()
+    jobs = max(1, min(config.jobs or len(gpus) or cores, len(missing)))
+    threads = [] if config.train.threads else ["--threads", str(max(1, cores // jobs))]
+    places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for place in range(jobs):
-        places.put(place)
+        places.put({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
     alive: set[subprocess.Popen] = set()
 
     def work(run: ArmRun) -> str:
-        place = places.get()
+        environment = places.get()
         try:
-            return train(run, threads or max(1, cores() // jobs), place, alive)
+            return train(run, threads, environment, alive)
         finally:
-            places.put(place)
+            places.put(environment)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            yield lambda run: pool.submit(work, run)
+            started = {pool.submit(work, run): run for run in missing}
+            for done in as_completed(started):
+                yield started[done], done.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(alive):
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
 
 
-def train(run: ArmRun, threads: int, place: int, alive: set[subprocess.Popen]) -> str:
+def train(run: ArmRun, threads: list[str], environment: dict[str, str], alive: set[subprocess.Popen]) -> str:
     """Trains one run as a process of its own; its output goes beside its folder. Returns why it failed, or nothing."""
     log = run.config.run_dir.with_name(f"{run.config.run_dir.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = ["paper", *flags(run.config, PRESETS["paper"]), "--threads", str(threads)]
-    devices = gpus()
-    chosen = {"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} if devices else {}
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "classifier.train", *words], env={**os.environ, **chosen},
-            stdout=output, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "classifier.train", *run.words, *threads],
+            env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches it from here only, once: it then saves before it stops
         )  # fmt: skip
         alive.add(process)
@@ -186,31 +173,18 @@ def train(run: ArmRun, threads: int, place: int, alive: set[subprocess.Popen]) -
     return f"status {status}: {reason(log.read_text(encoding='utf-8', errors='replace'))}"
 
 
-def jobs_on_gpu(first: ArmRun) -> int:
-    """How many runs like `first` one GPU holds at once; 1 when it failed and told nothing."""
-    if not is_finished(first):
-        return 1
-    peak = read_json(first.config.run_dir / "results.json")["peak_gpu_bytes"]
-    free, _ = torch.cuda.mem_get_info()
-    share = max(1, cores() // len(gpus()))
-    return jobs_that_fit(cores=share, memory=int(GPU_SHARE * free), per_run=peak + GPU_CONTEXT_BYTES)
+def reason(log: str) -> str:
+    """Why a run failed, from what it printed: its own message, or the last line of a traceback."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it printed nothing"]
+    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    return " ".join(lines[errors[-1] :]).removeprefix("error: ") if errors else lines[-1]
 
 
-def gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Names of the GPUs that runs may use, as CUDA_VISIBLE_DEVICES has them; empty without any."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return listed.split(",")[:count] if listed else [str(number) for number in range(count)]
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory() -> int:
-    """Bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return listed.split(",")[:count]
 
 
 def write_table(runs: list[ArmRun], errors: dict[Path, str], out: Path) -> None:
@@ -224,4 +198,4 @@ def write_table(runs: list[ArmRun], errors: dict[Path, str], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, ARMS_PRESETS, description=describe(__doc__))
+    run_script(partial(main, shared=shared_words(sys.argv[1:])), ARMS_PRESETS, description=describe(__doc__))

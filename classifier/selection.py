@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from classifier.config import TrainConfig
-from classifier.folds import Parts, divide
 from cohort.ledger import ledger_of, refuse_overlap
+from cohort.splitting.folds import folds as divided
 from cohort.tables import CLASS_NAMES, COLUMNS, LABELS, read_table
 from cohort.volumes import list_volumes
 from runtime import seeding
@@ -22,6 +23,16 @@ from runtime.files import read_json
 
 DIAGNOSED = ["diagnosis", "label", "side"]
 """The columns that move together when labels are permuted."""
+FEWEST_FOLDS = 3
+"""One to test on, one to validate on, and the others to learn from."""
+
+
+class Parts(NamedTuple):
+    """The rows of one run, by what they are for."""
+
+    train: pd.DataFrame
+    val: pd.DataFrame
+    test: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Selection:
 
 
 def select(config: TrainConfig) -> Selection:
-    """Reads the tables and the folders of synthetic volumes, and checks that nobody is on both sides.
+    """Reads the tables and the folders of synthetic volumes, and checks that no subject is on both sides.
 
     Raises:
         InputError: unreadable tables, a table or fold without one of the classes, contradictory or too large numbers,
@@ -65,10 +76,10 @@ def select(config: TrainConfig) -> Selection:
     val = permuted(parts.val, config, "val") if config.shuffle == "all" else parts.val
     for name, frame in zip(names, (train, val, parts.test), strict=True):
         _check_classes(name, frame)
-    makers, leaks = synthetic_ledger(config, list(folders(config).values()) if len(made) else [])
-    notes = _refuse_leaks(config, parts, names, makers, leaks)
+    makers, unknown = synthetic_ledger(config) if len(made) else (set(), [])
+    leaks, notes = _refuse_leaks(config, parts, names, makers)
     ledger = sorted({*ledger_of(real), *ledger_of(val), *makers})
-    return Selection(train, val, parts.test, ledger, leaks, notes)
+    return Selection(train, val, parts.test, ledger, unknown + leaks, notes)
 
 
 def held_apart(config: TrainConfig) -> tuple[Parts, tuple[str, str, str]]:
@@ -77,14 +88,38 @@ def held_apart(config: TrainConfig) -> tuple[Parts, tuple[str, str, str]]:
         paths = (config.train_csv, config.val_csv, config.test_csv)
         names = ("training data", f"{config.val_csv} (validation)", f"{config.test_csv} (test)")
         return Parts(*map(read_table, paths)), names
-    table = one_table(config.index or (config.train_csv,))
-    here = f"of {config.folds}"
-    names = (
-        "training data",
-        f"fold {(config.fold + 1) % config.folds} {here} (validation)",
-        f"fold {config.fold} {here} (test)",
-    )
-    return divide(table, config.folds, config.fold, config.sample_seed), names
+    table, count = one_table(config.index or (config.train_csv,)), config.folds
+    val, test = (f"fold {fold % count} of {count}" for fold in (config.fold + 1, config.fold))
+    parts = divide(table, count, config.fold, config.sample_seed)
+    return parts, ("training data", f"{val} (validation)", f"{test} (test)")
+
+
+def divide(frame: pd.DataFrame, folds: int, fold: int, seed: int) -> Parts:
+    """Fold `fold` to test on, the next one (the first after the last) to validate on, all others to learn from.
+
+    The division is that of ``cohort.split --folds`` with the same table and seed, so that a VAE and a diffusion model
+    may be fitted anew on its tables: by subject and group, class, side, age, sex and site in proportion.
+
+    Args:
+        frame: a table (`cohort.tables.read_table`); the order of its rows does not matter.
+        folds: how many, 3 or more.
+        fold: from 0.
+        seed: of the division.
+
+    Returns:
+        Rows sorted by subject, session and file.
+
+    Raises:
+        InputError: too few folds, no such fold, or too few subjects of a class for all of them.
+    """
+    if folds < FEWEST_FOLDS:
+        raise InputError(
+            f"--folds {folds}: at least {FEWEST_FOLDS}, one to test on, one to validate on, the others to learn from"
+        )
+    if not 0 <= fold < folds:
+        raise InputError(f"--fold {fold}: the {folds} of --folds are numbered from 0 to {folds - 1}")
+    frame = frame.sort_values(["subject", "session", "file"]).reset_index(drop=True)
+    return Parts(**divided(frame, count=folds, val_percent=None, seed=seed)[fold])
 
 
 def one_table(paths: Sequence[Path]) -> pd.DataFrame:
@@ -120,9 +155,9 @@ def _joined(real: pd.DataFrame, again: pd.DataFrame, made: pd.DataFrame, config:
 
 
 def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFrame:
-    """The table with its diagnoses dealt out anew among its subjects; all scans of a subject get the same one.
+    """The table with its diagnoses permuted among its subjects; all scans of a subject get the same one.
 
-    So the classes keep their numbers of subjects, and nothing ties a label to an image but chance.
+    The classes keep their numbers of subjects, and nothing but chance ties a label to an image.
 
     Args:
         frame: a table.
@@ -131,28 +166,30 @@ def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFram
     """
     people = frame.drop_duplicates("subject").sort_values("subject").set_index("subject")[DIAGNOSED]
     order = seeding.rng(config.seed, f"shuffle {part}", config.sample_seed).permutation(len(people))
-    dealt = people.iloc[order].set_axis(people.index)
-    return frame.assign(**{name: dealt[name].loc[frame["subject"]].to_numpy() for name in DIAGNOSED})
+    permuted_people = people.iloc[order].set_axis(people.index)
+    return frame.assign(**{name: permuted_people[name].loc[frame["subject"]].to_numpy() for name in DIAGNOSED})
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    made = config.synth_percent or config.synth_count
+    made, none_real = config.synth_percent or config.synth_count, config.real == 0
     numbers = (config.synth_percent, config.synth_count, config.duplicate_percent, config.side_weight)
-    faults = {
-        f"--real {config.real}: a number of subjects": config.real is not None and config.real < 0,
-        "--synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative": min(numbers) < 0,
-        "--synth-percent and --synth-count exclude each other": config.synth_percent and config.synth_count,
-        "--real 0 leaves nothing to learn from: give --synth-count (a percentage of 0 is 0)": config.real == 0
-        and not config.synth_count,
-        "--duplicate-percent repeats real scans, and --real 0 takes none": config.real == 0
-        and config.duplicate_percent,
-        "--shuffle synthetic: no synthetic volumes; give --synth-percent or --synth-count": config.shuffle
-        == "synthetic"
-        and not made,
-        "--fold and --index divide nothing without --folds": not config.folds and (config.fold or config.index),
-        f"--batch-size {config.batch_size}: half of a batch is HC and half TLE, so it is even": config.batch_size % 2,
-    }
-    problems = [fault for fault, found in faults.items() if found]
+    faults = (
+        (config.real is not None and config.real < 0, f"--real {config.real}: a number of subjects"),
+        (min(numbers) < 0, "--synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative"),
+        (config.synth_percent and config.synth_count, "--synth-percent and --synth-count exclude each other"),
+        (
+            none_real and not config.synth_count,
+            "--real 0 leaves nothing to learn from: give --synth-count (a percentage of 0 is 0)",
+        ),
+        (none_real and config.duplicate_percent, "--duplicate-percent repeats real scans, and --real 0 takes none"),
+        (
+            config.shuffle == "synthetic" and not made,
+            "--shuffle synthetic: no synthetic volumes; give --synth-percent or --synth-count",
+        ),
+        (not config.folds and (config.fold or config.index), "--fold and --index divide nothing without --folds"),
+        (config.batch_size % 2, f"--batch-size {config.batch_size}: half of a batch is HC and half TLE, so it is even"),
+    )
+    problems = [fault for found, fault in faults if found]
     if problems:
         raise InputError.of("the configuration contradicts itself", problems)
 
@@ -228,9 +265,9 @@ def choose_synthetic(config: TrainConfig, counts: dict[str, int]) -> pd.DataFram
         if count > len(paths):
             problems.append(f"{folder}: {count} synthetic {name} volumes are asked for, {len(paths)} are there")
         others = [other for other in CLASS_NAMES if other != name]
-        strangers = [path.name for path in paths if path.name.split("_")[0] in others]
-        if strangers:
-            problems.append(f"{folder}: volumes of another class than {name}: {', '.join(strangers[:5])}")
+        wrong = [path.name for path in paths if path.name.split("_")[0] in others]
+        if wrong:
+            problems.append(f"{folder}: volumes of another class than {name}: {', '.join(wrong[:5])}")
         order = sorted(paths, key=lambda path: seeding.address(config.sample_seed, f"synthetic:{path.name}"))
         rows += [_synthetic_row(path, name) for path in sorted(order[:count])]
     if problems:
@@ -246,11 +283,11 @@ def _synthetic_row(path: Path, name: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def synthetic_ledger(config: TrainConfig, paths: list[Path]) -> tuple[set[str], list[str]]:
+def synthetic_ledger(config: TrainConfig) -> tuple[set[str], list[str]]:
     """The subjects behind the folders' volumes, and which folders cannot tell (allowed by --allow-leak only)."""
     seen: set[str] = set()
     unknown = []
-    for folder in paths:
+    for folder in folders(config).values():
         ledger = read_json(folder / "ledger.json") if (folder / "ledger.json").exists() else None
         if isinstance(ledger, dict) and isinstance(ledger.get("ledger"), list):
             seen.update(map(str, ledger["ledger"]))
@@ -262,23 +299,24 @@ def synthetic_ledger(config: TrainConfig, paths: list[Path]) -> tuple[set[str], 
 
 
 def _refuse_leaks(
-    config: TrainConfig, parts: Parts, names: tuple[str, str, str], makers: set[str], leaks: list[str]
-) -> list[str]:
-    """Adds what --allow-leak let pass to `leaks`; returns notes.
+    config: TrainConfig, parts: Parts, names: tuple[str, str, str], makers: set[str]
+) -> tuple[list[str], list[str]]:
+    """What --allow-leak let pass, and notes.
 
     The whole training table counts, not only the chosen subset: arms of one experiment share their held-out subjects.
     """
     _, val, test = names
-    for frame, ledger, what in (
-        (parts.val, ledger_of(parts.train), f"{val}: the training table"),
-        (parts.test, ledger_of(parts.train), f"{test}: the training table"),
-        (parts.test, ledger_of(parts.val), f"{test}: the validation table"),
-        (parts.test, makers, f"{test}: a maker of the synthetic volumes"),
-    ):
-        if refuse_overlap(frame, ledger, what=what, allow_leak=config.allow_leak):
-            leaks.append(f"subjects of {what}")
+    leaks = [
+        f"subjects of {what}"
+        for frame, ledger, what in (
+            (parts.val, ledger_of(parts.train), f"{val}: the training table"),
+            (parts.test, ledger_of(parts.train), f"{test}: the training table"),
+            (parts.test, ledger_of(parts.val), f"{test}: the validation table"),
+            (parts.test, makers, f"{test}: a maker of the synthetic volumes"),
+        )
+        if refuse_overlap(frame, ledger, what=what, allow_leak=config.allow_leak)
+    ]
     # The makers chose their own best checkpoint on validation subjects. No test number profits from it, while choosing
     # the threshold may suffer; so it is said, not refused.
-    if refuse_overlap(parts.val, makers, what="", allow_leak=True):
-        return ["the makers of the synthetic volumes had seen validation subjects: validation numbers are optimistic"]
-    return []
+    note = "the makers of the synthetic volumes had seen validation subjects: validation numbers are optimistic"
+    return leaks, [note] if refuse_overlap(parts.val, makers, what="", allow_leak=True) else []

@@ -1,4 +1,4 @@
-"""Trains a classifier of HC and TLE on real scans, synthetic volumes or both, and judges it on real held-out subjects.
+"""Trains a classifier of HC and TLE on real scans, synthetic volumes or both; tests it on real held-out subjects.
 
     python -m classifier.train demo --run-dir runs/demo/real
     python -m classifier.train demo --synth-percent 100 --run-dir runs/demo/real_and_synthetic
@@ -16,18 +16,17 @@ import copy
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from classifier.checkpoint import resume_classifier, save_classifier
-from classifier.config import PRESETS, STRENGTH, ModelConfig, TrainConfig
+from classifier.config import PRESETS, STRENGTH, TrainConfig
 from classifier.dataset import EPOCHS, Volumes, augment, counts_text
 from classifier.evaluation import evaluate, predict
 from classifier.measures import metrics
-from classifier.model import MODELS, AllLogits, Classifier, build_model
+from classifier.model import AllLogits, Classifier, build_model
 from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
 from cohort.scans import GRIDS, Grid
@@ -77,7 +76,7 @@ def main(config: TrainConfig) -> None:
         watch, since = time.perf_counter(), state.step
 
         for step in run.progress(state.step, config.steps, "classifier"):
-            terms = train_step(network, optimiser, train, step, config)
+            terms = train_step(network, optimiser, train, step, config, model.head.in_features)
             guard.watch(step, terms["loss/train"])
             average(state.ema, model, rate_of_decay(config.ema_decay, step))
             state.step = step
@@ -100,35 +99,31 @@ def main(config: TrainConfig) -> None:
 
 def load_stacks(selection: Selection, config: TrainConfig, grid: Grid) -> dict[str, ScanStack]:
     """The scans of training, validation and test; real and synthetic ones take the same way and the same scaling."""
-    return {
-        name: load_scans(frame, grid, cache_dir=config.cache_dir, skip_bad=_beside(config.skip_bad, name))
-        for name, frame in (("train", selection.train), ("val", selection.val), ("test", selection.test))
-    }
-
-
-def _beside(path: Path | None, name: str) -> Path | None:
-    return None if path is None else path.with_stem(f"{path.stem}_{name}")
+    stacks = {}
+    for name in ("train", "val", "test"):
+        bad = config.skip_bad and config.skip_bad.with_stem(f"{config.skip_bad.stem}_{name}")
+        stacks[name] = load_scans(getattr(selection, name), grid, cache_dir=config.cache_dir, skip_bad=bad)
+    return stacks
 
 
 def build(config: TrainConfig, grid: Grid, device: Device, constants: tuple[float, float]) -> Classifier:
-    """The network with weights by the seed; `constants` are the mean and deviation it standardises by."""
+    """The network with weights by the seed, and a second logit where the side is learned.
+
+    `constants` are the mean and deviation it standardises by.
+    """
     torch.manual_seed(seeding.address(config.seed, "weights"))
-    return device.module(build_model(architecture(config), grid.shape, *constants))
-
-
-def architecture(config: TrainConfig) -> ModelConfig:
-    """The model's configuration, with a second logit where the side is learned."""
-    return replace(config.model, outputs=2) if config.side_weight else config.model
+    architecture = replace(config.model, outputs=2) if config.side_weight else config.model
+    return device.module(build_model(architecture, grid.shape, *constants))
 
 
 def train_step(
-    network: nn.Module, optimiser: torch.optim.Optimizer, train: Volumes, step: int, config: TrainConfig
+    network: nn.Module, optimiser: torch.optim.Optimizer, train: Volumes, step: int, config: TrainConfig, width: int
 ) -> dict[str, torch.Tensor]:
-    """One update on a balanced batch; returns named numbers."""
+    """One update on a balanced batch, with dropout of `width` pooled features; returns numbers by name."""
     rows = balanced_rows(train.labels, config.batch_size, step, config.seed, EPOCHS)
     strength = config.augment.scaled(STRENGTH[config.augmentation])
     x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
-    keep = dropout_mask(config, train.grid, step).to(train.device.kind)
+    keep = dropout_mask(config, width, step).to(train.device.kind)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup_steps)
     with train.device.autocast():
@@ -161,24 +156,23 @@ def losses(logits: torch.Tensor, labels: torch.Tensor, sides: torch.Tensor) -> d
     return terms
 
 
-def dropout_mask(config: TrainConfig, grid: Grid, step: int) -> torch.Tensor:
-    """This process's share of the step's mask over pooled features (B, C): 0, or 1 / (1 - dropout)."""
+def dropout_mask(config: TrainConfig, width: int, step: int) -> torch.Tensor:
+    """This process's share of the step's mask over pooled features (B, width): 0, or 1 / (1 - dropout)."""
     keep = 1.0 - config.model.dropout
-    width = MODELS[config.model.name].feature_width(config.model, grid.shape)
     drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
     return distributed.local((drawn < keep).float() / keep)
 
 
 def validate(run: Run, state: State, val: Volumes, model: Classifier) -> bool:
-    """Judges the averaged weights on validation and logs it; True when they are the best so far.
+    """Logs the loss of the EMA weights on validation; True when it is the least so far.
 
-    What is compared is the loss at the temperature that suits it best, as the results use it. The plain loss would
-    take the first, ignorant steps for the best where later ones rank subjects well but are too sure of themselves.
-    Every process does all of it: that is quicker than sharing it out, and all agree on the answer.
+    It is the loss at the temperature that suits it best, as the results use it. The plain loss would prefer the first,
+    ignorant steps to later ones that rank subjects well but are too sure of themselves. Every process does all of it:
+    that is quicker than sharing it out, and all agree on the answer.
     """
-    averaged = copy.deepcopy(model).eval()
-    averaged.load_state_dict(state.ema)
-    logits, labels = predict(averaged, val)[:, 0], val.labels.numpy()
+    ema = copy.deepcopy(model).eval()
+    ema.load_state_dict(state.ema)
+    logits, labels = predict(ema, val)[:, 0], val.labels.numpy()
     loss = metrics.balanced_loss(labels, logits / metrics.fit_temperature(labels, logits))
     plain = metrics.balanced_loss(labels, logits)
     run.log(state.step, {"loss/val": plain, "loss/val_calibrated": loss, "auc/val": metrics.auc(labels, logits)})

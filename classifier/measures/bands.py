@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from statsmodels.stats.proportion import proportion_confint
 
-from classifier.arm_runs import ArmRuns
-from classifier.measures.calibration import reliability
 from classifier.measures.nested_bootstrap import Draws
+from classifier.measures.runs import ArmRuns
 
 GRID = np.linspace(0, 1, 101)
 """Where curves are read: false positive rates, or recalls."""
@@ -17,15 +16,6 @@ RESAMPLES = 400
 """Resamples that a band is drawn from; more change nothing that can be seen."""
 PER_BIN = 20
 """Scans per bin of a reliability diagram, about; 3 to 10 bins."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """A curve on GRID with its pointwise 95 % interval; float64 (101,) each."""
-
-    line: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 def roc_rows(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -63,35 +53,54 @@ def _cumulative(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> 
 
 
 def all_bands(runs: ArmRuns, draws: Draws) -> dict[str, dict[str, Any]]:
-    """arm -> {"roc": Band, "precision": Band, "share": of TLE among the scans, "leak": bool}."""
+    """Curves of each arm with their pointwise 95 % intervals.
+
+    Returns:
+        arm -> ``roc`` and ``precision``: float64 (3, 101), the line, its lower and its upper end on GRID; ``share`` of
+        TLE among the scans; ``leak``.
+    """
     labels = np.concatenate([runs.labels(fold) for fold in runs.folds])
+    shares = draws.seeds[: RESAMPLES + 1]
     found = {}
     for arm in runs.arms:
-        curves = {"roc": 0.0, "precision": 0.0}
-        shares = draws.seeds[: RESAMPLES + 1]
+        curves: dict[str, Any] = {"roc": 0.0, "precision": 0.0}
         for fold in runs.folds:
             weights = draws.subjects[fold][: RESAMPLES + 1]
-            for place, run in enumerate(runs.cells(arm, fold)):
-                scores, part = run.frame["probability"].to_numpy(), shares[:, place, None] / len(runs.folds)
-                curves["roc"] = curves["roc"] + part * roc_rows(runs.labels(fold), scores, weights)
-                curves["precision"] = curves["precision"] + part * precision_rows(runs.labels(fold), scores, weights)
-        drawn = {name: _band(rows) for name, rows in curves.items()}
-        leak = any(run.results["leak"] for run in runs.arms[arm].values())
-        found[arm] = {**drawn, "share": float(labels.mean()), "leak": leak}
+            for place, scores in enumerate(runs.probabilities(arm, fold)):
+                part = shares[:, place, None] / len(runs.folds)
+                for name, rows in (("roc", roc_rows), ("precision", precision_rows)):
+                    curves[name] = curves[name] + part * rows(runs.labels(fold), scores, weights)
+        bands = {
+            name: np.vstack([rows[:1], np.quantile(rows[1:], [0.025, 0.975], axis=0)]) for name, rows in curves.items()
+        }
+        found[arm] = {**bands, "share": float(labels.mean()), "leak": runs.leak(arm)}
     return found
-
-
-def _band(rows: np.ndarray) -> Band:
-    low, high = np.quantile(rows[1:], [0.025, 0.975], axis=0)
-    return Band(rows[0], low, high)
 
 
 def reliabilities(runs: ArmRuns) -> dict[str, list[dict[str, Any]]]:
-    """arm -> bins of `calibration.reliability`: all folds together, probabilities averaged over training seeds."""
+    """arm -> bins of `reliability`: all folds together, probabilities averaged over training seeds."""
     labels = np.concatenate([runs.labels(fold) for fold in runs.folds])
     bins = int(np.clip(len(labels) // PER_BIN, 3, 10))
-    found = {}
-    for arm in runs.arms:
-        parts = [np.mean([run.frame["probability"] for run in runs.cells(arm, fold)], axis=0) for fold in runs.folds]
-        found[arm] = reliability(labels, np.concatenate(parts), bins)
-    return found
+    return {
+        arm: reliability(labels, np.concatenate([runs.probabilities(arm, fold).mean(0) for fold in runs.folds]), bins)
+        for arm in runs.arms
+    }
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> list[dict[str, Any]]:
+    """Bins of equally many subjects, by rising probability: what was promised and what came true.
+
+    Args:
+        labels, probabilities: (N,).
+        bins: how many; at most N.
+
+    Returns:
+        for each bin the mean probability ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``,
+        ``high``, and ``count``. Equal probabilities may lie in two bins.
+    """
+    rows = []
+    for part in np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(labels))):
+        low, high = proportion_confint(int(labels[part].sum()), len(part), method="wilson")
+        promised, observed = float(probabilities[part].mean()), float(labels[part].mean())
+        rows.append({"promised": promised, "observed": observed, "low": low, "high": high, "count": len(part)})
+    return rows

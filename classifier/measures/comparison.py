@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 from tqdm import tqdm
 
 from classifier import baselines
-from classifier.arm_runs import ArmRuns
 from classifier.measures import nested_bootstrap, paired_tests
 from classifier.measures.fold_averages import delong_by_fold, fold_averaged_auc, pooled_auc
 from classifier.measures.nested_bootstrap import Draws
 from classifier.measures.predictions import by_subject
 from classifier.measures.resampling import cell, interval, two_sided_p
-from cohort.tables import read_table
+from classifier.measures.runs import ArmRuns
+from cohort.tables import CLASS_NAMES, read_table
 from runtime.errors import InputError
 
 TESTS = ("bootstrap", "delong", "mcnemar")
@@ -55,19 +56,17 @@ def compare_arms(runs: ArmRuns, draws: Draws, *, pairs: str, margin: float) -> C
     chosen = list(combinations(names, 2)) if pairs == "all" else [(names[0], name) for name in names[1:]]
     tests = [_test(runs, a, b, auc[b] - auc[a], margin) for a, b in chosen]
     for kind in TESTS:
-        for test, p in zip(tests, paired_tests.holm(np.array([test[f"{kind}_p"] for test in tests])), strict=True):
+        _, corrected, *_ = multipletests([test[f"{kind}_p"] for test in tests], method="holm")
+        for test, p in zip(tests, corrected, strict=True):
             test[f"{kind}_p_holm"] = float(p)
     return Comparison(rows, tests, auc)
 
 
 def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws) -> dict[str, Any]:
     cells = list(runs.arms[arm].values())
-    found = {}
-    for name, values in measured.items():
-        whole = nested_bootstrap.over_seeds(values, draws)
-        found[name] = cell(float(whole[0]), whole[1:])
+    means = {name: nested_bootstrap.over_seeds(values, draws) for name, values in measured.items()}
     labels = [runs.labels(fold) for fold in runs.folds]
-    scores = [_probabilities(runs, arm, fold) for fold in runs.folds]
+    scores = [runs.probabilities(arm, fold) for fold in runs.folds]
     groups = [runs.frame(fold)["group"].to_numpy() for fold in runs.folds]
     pooled = {
         name: float(np.mean([pooled_auc(labels, list(rows), ranked=ranked) for rows in zip(*scores, strict=True)]))
@@ -75,13 +74,13 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
     }
     return {
         "run": arm,
-        "leak": any(run.results["leak"] for run in cells),
+        "leak": runs.leak(arm),
         "recipe": recipe(cells[0].config),
         "seeds": len(runs.seeds),
         "folds": len(runs.folds),
         "subjects": runs.subjects,
         "counts": _mean_counts([run.results["counts"]["train"] for run in cells]),
-        "metrics": found,
+        "metrics": {name: cell(float(values[0]), values[1:]) for name, values in means.items()},
         "auc_by_seed": dict(zip(map(str, runs.seeds), measured["auc"][0].tolist(), strict=True)),
         "fold_averaged_auc": fold_averaged_auc(labels, scores, groups),
         **pooled,
@@ -90,14 +89,9 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
     }
 
 
-def _probabilities(runs: ArmRuns, arm: str, fold: int) -> np.ndarray:
-    """(S, N_f)."""
-    return np.stack([run.frame["probability"].to_numpy() for run in runs.cells(arm, fold)])
-
-
 def _mean_counts(counts: list[dict[str, int]]) -> dict[str, float]:
     """Counts averaged over the runs of an arm; whole numbers stay whole."""
-    means = {name: float(np.mean([one.get(name, 0) for one in counts])) for name in counts[0]}
+    means = {name: float(np.mean([each.get(name, 0) for each in counts])) for name in counts[0]}
     return {name: int(value) if value.is_integer() else round(value, 1) for name, value in means.items()}
 
 
@@ -105,11 +99,14 @@ def _confusion(runs: ArmRuns, arm: str) -> dict[str, float]:
     """Scans by class and call, over all folds, averaged over seeds; each run at its own threshold."""
     total = np.zeros((2, 2))
     for fold in runs.folds:
-        for run in runs.cells(arm, fold):
-            called = run.frame["probability"].to_numpy() >= run.results["threshold"]
+        for run, scores in zip(runs.cells(arm, fold), runs.probabilities(arm, fold), strict=True):
+            called = scores >= run.results["threshold"]
             np.add.at(total, (runs.labels(fold), called.astype(int)), 1 / len(runs.seeds))
-    names = (("HC_called_HC", "HC_called_TLE"), ("TLE_called_HC", "TLE_called_TLE"))
-    return {names[label][call]: round(float(total[label, call]), 6) for label in (0, 1) for call in (0, 1)}
+    return {
+        f"{label}_called_{call}": round(float(total[row, column]), 6)
+        for row, label in enumerate(CLASS_NAMES)
+        for column, call in enumerate(CLASS_NAMES)
+    }
 
 
 def _baselines(runs: ArmRuns, arm: str) -> dict[str, dict[str, float]]:
@@ -121,39 +118,33 @@ def _baselines(runs: ArmRuns, arm: str) -> dict[str, dict[str, float]]:
     folds = [runs.arms[arm][runs.seeds[0], fold].results.get("baselines", {}) for fold in runs.folds]
     found = {}
     for name in folds[0]:
-        cells = [one[name]["test"]["auc"] for one in folds if "test" in one.get(name, {})]
+        cells = [fold[name]["test"]["auc"] for fold in folds if "test" in fold.get(name, {})]
         if len(cells) < len(folds):
             continue
-        value = float(np.mean([one["value"] for one in cells]))
-        half = float(np.sqrt(np.sum([((one["high"] - one["low"]) / 2) ** 2 for one in cells])) / len(cells))
-        found[name] = {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half)}
         if len(cells) == 1:
             found[name] = {end: cells[0][end] for end in ("value", "low", "high")}
+            continue
+        value = float(np.mean([cell["value"] for cell in cells]))
+        half = float(np.sqrt(np.sum([((cell["high"] - cell["low"]) / 2) ** 2 for cell in cells])) / len(cells))
+        found[name] = {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half)}
     return found
 
 
 def recipe(config: dict[str, Any]) -> str:
     """What an arm adds to its real subjects, in words, from the run's config.json; ``real only`` when nothing."""
-    parts = [
-        f"{value:g} {words}"
-        for name, words in (
-            ("synth_percent", "% synthetic"),
-            ("synth_count", "synthetic"),
-            ("duplicate_percent", "% duplicated"),
-        )
-        if (value := config.get(name))
-    ]
+    words = {"synth_percent": "% synthetic", "synth_count": "synthetic", "duplicate_percent": "% duplicated"}
+    parts = [f"{config[name]:g} {text}" for name, text in words.items() if config.get(name)]
     augmentation, shuffle = config.get("augmentation", "standard"), config.get("shuffle", "none")
-    if augmentation not in ("standard", None):
+    if augmentation != "standard":
         parts.append(f"{augmentation} augmentation" if augmentation != "none" else "no augmentation")
-    if shuffle not in ("none", "", None):
+    if shuffle != "none":
         parts.append(f"labels of {shuffle} shuffled")
     model = config.get("model", {}).get("name", "resnet")
     if model != "resnet":
         parts.append(model)
-    if config.get("real") == 0:
-        return " + ".join(parts)
-    return " + ".join(["real", *parts]) if parts else "real only"
+    if config.get("real") != 0:
+        parts.insert(0, "real" if parts else "real only")
+    return " + ".join(parts)
 
 
 def _test(runs: ArmRuns, a: str, b: str, difference: np.ndarray, margin: float) -> dict[str, Any]:
@@ -171,7 +162,7 @@ def _test(runs: ArmRuns, a: str, b: str, difference: np.ndarray, margin: float) 
     return {
         "a": a,
         "b": b,
-        "leak": any(run.results["leak"] for arm in (a, b) for run in runs.arms[arm].values()),
+        "leak": runs.leak(a) or runs.leak(b),
         "auc_difference": float(difference[0]),
         "auc_difference_low": low,
         "auc_difference_high": high,
@@ -193,7 +184,7 @@ def _test(runs: ArmRuns, a: str, b: str, difference: np.ndarray, margin: float) 
 def _seed_averaged(runs: ArmRuns, arm: str, fold: int) -> pd.DataFrame:
     """One row per subject: label, probability averaged over seeds and scans, and the call at the averaged threshold."""
     threshold = np.mean([run.results["threshold"] for run in runs.cells(arm, fold)])
-    frame = by_subject(runs.frame(fold).assign(probability=_probabilities(runs, arm, fold).mean(0)))
+    frame = by_subject(runs.frame(fold).assign(probability=runs.probabilities(arm, fold).mean(0)))
     return frame.assign(call=frame["probability"] >= threshold)
 
 

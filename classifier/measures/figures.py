@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
 
-from classifier.measures.bands import GRID, Band
-from classifier.measures.metrics import roc_curve
+from classifier.measures.bands import GRID
 from classifier.measures.resampling import cell_text
 from cohort.pictures import save
 from cohort.tables import CLASS_NAMES
@@ -38,7 +39,7 @@ def curves(
     figure = Figure(figsize=(9, 4))
     left, right = figure.subplots(1, 2)
     for name, (labels, probabilities) in scores.items():
-        left.plot(*roc_curve(labels, probabilities), label=name)
+        left.plot(*roc_curve(labels, probabilities, drop_intermediate=False)[:2], label=name)
     left.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     left.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="real held-out subjects")
     left.legend(fontsize=7, loc="lower right")
@@ -70,10 +71,11 @@ def roc_and_precision(path: Path, arms: dict[str, dict[str, Any]]) -> None:
         upper, lower = grid[2 * block, column], grid[2 * block + 1, column]
         for axis, kind in ((upper, "roc"), (lower, "precision")):
             if arm is not reference:
-                axis.plot(GRID, reference[kind].line, color=REFERENCE_COLOUR, linewidth=1, label="reference")
-            _band(axis, arm[kind], REFERENCE_COLOUR if arm is reference else COLOUR)
-            axis.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            axis.tick_params(labelsize=7)
+                axis.plot(GRID, reference[kind][0], color=REFERENCE_COLOUR, linewidth=1, label="reference")
+            colour, (line, low, high) = REFERENCE_COLOUR if arm is reference else COLOUR, arm[kind]
+            axis.fill_between(GRID, low, high, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(GRID, line, color=colour, linewidth=1.5)
+            _unit_square(axis, lowest=0)
         upper.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
         lower.axhline(arm["share"], color="0.8", linewidth=0.8, zorder=0)
         upper.set_title(_title(name, arm["leak"]), fontsize=9)
@@ -91,9 +93,9 @@ def _title(name: str, leak: bool) -> str:
     return f"{name} (LEAK ALLOWED)" if leak else name
 
 
-def _band(axis: Axes, band: Band, colour: str) -> None:
-    axis.fill_between(GRID, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    axis.plot(GRID, band.line, color=colour, linewidth=1.5)
+def _unit_square(axis: Axes, *, lowest: float) -> None:
+    axis.set(xlim=(0, 1), ylim=(lowest, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    axis.tick_params(labelsize=7)
 
 
 def _hide_unused(grid: np.ndarray, count: int, columns: int, *, height: int) -> None:
@@ -124,14 +126,11 @@ def reliability(path: Path, bins: dict[str, list[dict[str, Any]]], rows: list[di
     figure, axes = _panels(len(bins), 2.6, 2.8)
     by_name = {row["run"]: row for row in rows}
     for axis, (name, found) in zip(axes, bins.items(), strict=True):
-        promised, observed, low, high = (
-            np.array([one[key] for one in found]) for key in ("promised", "observed", "low", "high")
-        )
+        table = pd.DataFrame(found)
         axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
-        axis.vlines(promised, low, high, color=COLOUR, linewidth=1)
-        axis.plot(promised, observed, "o-", color=COLOUR, markersize=3.5, linewidth=0.8)
-        axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-        axis.tick_params(labelsize=7)
+        axis.vlines(table["promised"], table["low"], table["high"], color=COLOUR, linewidth=1)
+        axis.plot(table["promised"], table["observed"], "o-", color=COLOUR, markersize=3.5, linewidth=0.8)
+        _unit_square(axis, lowest=-0.02)
         texts = (
             f"{key} {cell_text(by_name[name]['metrics'][f'calibration_{key}'], '.2f')}"
             for key in ("slope", "intercept")
@@ -146,9 +145,7 @@ def confusion(path: Path, rows: list[dict[str, Any]]) -> None:
     """Scans by class and call, for each arm: share of the class, and count averaged over training seeds."""
     figure, axes = _panels(len(rows), 2.3, 2.4)
     for axis, row in zip(axes, rows, strict=True):
-        counts = np.array(
-            [[row["confusion"][f"{label}_called_{call}"] for call in CLASS_NAMES] for label in CLASS_NAMES]
-        )
+        counts = np.reshape(list(row["confusion"].values()), (2, 2))  # class, call
         shares = counts / counts.sum(1, keepdims=True)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (label, call), share in np.ndenumerate(shares):
@@ -178,19 +175,18 @@ def auc_by_real(path: Path, rows: list[dict[str, Any]]) -> None:
         colour = f"C{number % 10}"
         offset = (number - (len(recipes) - 1) / 2) * width
         chosen = sorted((row for row in rows if row["recipe"] == recipe), key=real_scans)
-        points = [(real_scans(row) + offset, row) for row in chosen if real_scans(row)]
-        for place, row in points:
-            seeds = list(row["auc_by_seed"].values())
-            axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=5)
-            axis.vlines(place, row["metrics"]["auc"]["low"], row["metrics"]["auc"]["high"], color=colour, linewidth=1)
-        line = [row["metrics"]["auc"]["value"] for _, row in points]
-        if points:
-            x = [place for place, _ in points]
-            axis.plot(x, line, "o-", color=colour, label=recipe, markersize=5, linewidth=1.2)
+        x, line = [], []
         for row in chosen:
+            area, seeds = row["metrics"]["auc"], list(row["auc_by_seed"].values())
             if not real_scans(row):
-                level = row["metrics"]["auc"]["value"]
-                axis.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=recipe)
+                axis.axhline(area["value"], color=colour, linestyle="--", linewidth=1.2, label=recipe)
+                continue
+            x.append(real_scans(row) + offset)
+            line.append(area["value"])
+            axis.plot([x[-1]] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=5)
+            axis.vlines(x[-1], area["low"], area["high"], color=colour, linewidth=1)
+        if x:
+            axis.plot(x, line, "o-", color=colour, label=recipe, markersize=5, linewidth=1.2)
     axis.axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
     axis.set_xticks(places)
     axis.set_xlabel("real training scans (points side by side: the same number)", fontsize=8)

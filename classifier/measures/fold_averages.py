@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.stats import rankdata
 
-from classifier.measures.metrics import PairedTest, auc, delong_covariance, midranks, paired_test_of, placements
-
-Z = 1.959964
-"""97.5 percentile of the normal distribution."""
+from classifier.measures.metrics import Z95, PairedTest, auc, delong_covariance, paired_test_of, placements
 
 
 def influence(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -54,7 +52,7 @@ def fold_averaged_auc(
         _, member = np.unique(np.asarray(names, dtype=str), return_inverse=True)
         variance += float(np.sum(np.bincount(member, parts) ** 2))
     value, se = float(np.mean(areas)), math.sqrt(variance)
-    return {"value": value, "low": max(0.0, value - Z * se), "high": min(1.0, value + Z * se), "se": se}
+    return {"value": value, "low": max(0.0, value - Z95 * se), "high": min(1.0, value + Z95 * se), "se": se}
 
 
 def pooled_auc(labels: list[np.ndarray], scores: list[np.ndarray], *, ranked: bool) -> float:
@@ -64,7 +62,7 @@ def pooled_auc(labels: list[np.ndarray], scores: list[np.ndarray], *, ranked: bo
         labels, scores: of each fold, (N_f,).
         ranked: replace scores by their rank within the fold, as a share, first; that takes out the folds' shifts.
     """
-    parts = [(midranks(row) - 0.5) / len(row) for row in scores] if ranked else scores
+    parts = [(rankdata(row) - 0.5) / len(row) for row in scores] if ranked else scores
     return auc(np.concatenate(labels), np.concatenate(parts))
 
 

@@ -1,4 +1,4 @@
-"""Measures of a two-class prediction, their uncertainty over subjects, and DeLong's test. Pure numpy.
+"""Measures of a two-class prediction, their uncertainty over subjects, and DeLong's test.
 
 Everywhere: `labels` (N,) of 0 (HC) and 1 (TLE), `scores` (N,) larger for TLE, `probabilities` (N,) in [0, 1].
 """
@@ -9,11 +9,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from classifier.measures.calibration import CALIBRATION, recalibration
 from classifier.measures.resampling import bootstrap_weights, cell
 from runtime.errors import InputError
 
+Z95 = 1.959964
+"""97.5 percentile of the normal distribution."""
 METRICS = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "average_precision",
     "brier",
@@ -31,29 +34,10 @@ def check_labels(labels: np.ndarray) -> None:
         raise InputError(f"a two-class measure needs subjects of both classes, 0 (HC) and 1 (TLE); there are: {found}")
 
 
-def midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing the middle of their places, along the last axis of (N,)."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
-
-
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve: the share of (TLE, HC) pairs in the right order, ties counting one half."""
     check_labels(labels)
-    positive = labels == 1
-    P, N = positive.sum(), (~positive).sum()
-    return float((midranks(scores)[positive].sum() - P * (P + 1) / 2) / (P * N))
-
-
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates (K + 1,) as the threshold falls through the K distinct scores; starts at (0, 0)."""
-    check_labels(labels)
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(labels[order])[ends]
-    alarms = ends + 1 - hits
-    return np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1])
+    return float(weighted_auc(labels, scores, np.ones((1, len(labels))))[0])
 
 
 def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -75,26 +59,19 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The number T in [0.05, 20] by which to divide logits for the least cross-entropy (Guo et al. 2017).
 
     Classes are weighted equally: training batches are balanced, and validation need not be. The cross-entropy is convex
-    in 1/T; golden-section search. Source: https://arxiv.org/abs/1706.04599, section 4.2.
+    in 1/T. Source: https://arxiv.org/abs/1706.04599, section 4.2.
     """
     check_labels(labels)
-    low, high, golden = 1 / 20, 20.0, (math.sqrt(5) - 1) / 2
-    while high - low > 1e-6:
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        shorter = balanced_loss(labels, a * logits) < balanced_loss(labels, b * logits)
-        low, high = (low, b) if shorter else (a, high)
-    return 2.0 / (low + high)
+    found = minimize_scalar(
+        lambda factor: balanced_loss(labels, factor * logits), bounds=(1 / 20, 20.0), options={"xatol": 1e-6}
+    )
+    return float(1 / found.x)
 
 
 def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     """Cross-entropy in nats, both classes weighted equally; log 2 for logits of 0."""
     losses = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
     return float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logits to probabilities without overflow."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
 
 
 def weighted_metrics(
@@ -135,8 +112,12 @@ def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
     """`auc` (R,) for many weightings (R, N) of the subjects at once; each row holds both classes."""
     positive = labels == 1
     w_pos, w_neg = weights[:, positive], weights[:, ~positive]
-    pairs = np.sign(scores[positive][:, None] - scores[~positive][None]) / 2 + 0.5
-    return np.einsum("rp,rp->r", w_pos, w_neg @ pairs.T) / (w_pos.sum(1) * w_neg.sum(1))
+    return np.einsum("rp,rp->r", w_pos, w_neg @ _pairs(labels, scores).T) / (w_pos.sum(1) * w_neg.sum(1))
+
+
+def _pairs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(P, N): 1 where a TLE subject scores above a control, 0 where below, one half where they tie."""
+    return np.sign(scores[labels == 1][:, None] - scores[labels == 0][None]) / 2 + 0.5
 
 
 def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -189,11 +170,8 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     The mean of either is the area. Source: Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
     """
     check_labels(labels)
-    positive = labels == 1
-    P, N = int(positive.sum()), int((~positive).sum())
-    joint = midranks(scores)
-    below = (joint[positive] - midranks(scores[positive])) / N
-    return below, 1 - (joint[~positive] - midranks(scores[~positive])) / P
+    pairs = _pairs(labels, scores)
+    return pairs.mean(1), pairs.mean(0)
 
 
 def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +213,7 @@ def paired_test_of(areas: np.ndarray, covariance: np.ndarray) -> PairedTest:
     else:
         deviation = math.sqrt(variance)
         p = math.erfc(abs(difference) / deviation / math.sqrt(2))
-    margin = 1.959964 * deviation
+    margin = Z95 * deviation
     return PairedTest(
         float(areas[0]), float(areas[1]), difference, difference - margin, difference + margin, p, degenerate
     )

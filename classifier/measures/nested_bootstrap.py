@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from classifier.arm_runs import ArmRuns
 from classifier.measures.metrics import MEASURES, weighted_auc, weighted_metrics
 from classifier.measures.resampling import bootstrap_weights, seed_weights
+from classifier.measures.runs import ArmRuns
 from runtime import seeding
 
 
@@ -44,7 +44,7 @@ def draws_of(runs: ArmRuns, resamples: int, seed: int) -> Draws:
 def by_seed(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, np.ndarray]:
     """All measures of one arm, averaged over folds: each (1 + R, S)."""
     total = {name: np.zeros_like(draws.seeds) for name in MEASURES}
-    with np.errstate(invalid="ignore"):  # infinite slopes of either sign have no mean
+    with np.errstate(invalid="ignore"):  # as in `over_seeds`
         for fold in runs.folds:
             for place, run in enumerate(runs.cells(arm, fold)):
                 measured = weighted_metrics(
@@ -57,9 +57,10 @@ def by_seed(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, np.ndarray]:
 
 
 def over_seeds(values: np.ndarray, draws: Draws) -> np.ndarray:
-    """The mean over the drawn seeds of values (1 + R, S); (1 + R,)."""
-    with np.errstate(invalid="ignore"):
-        return np.where(draws.seeds > 0, draws.seeds * np.where(draws.seeds > 0, values, 0), 0).sum(1)
+    """The mean over the drawn seeds of values (1 + R, S); (1 + R,). A seed that was not drawn may be infinite."""
+    counted = np.where(draws.seeds > 0, values, 0.0)
+    with np.errstate(invalid="ignore"):  # infinite slopes of either sign have no mean
+        return (draws.seeds * counted).sum(1)
 
 
 def auc_of_scores(runs: ArmRuns, scores: dict[int, np.ndarray], draws: Draws) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tests of two sets of answers about the same subjects, their correction for number, and margins. Pure Python."""
+"""Tests of two sets of answers about the same subjects, and what a margin makes of a difference."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from typing import Literal
 
 import numpy as np
+from statsmodels.stats import contingency_tables
+
+from classifier.measures.metrics import Z95
 
 Verdict = Literal["equivalent", "not inferior", "inferior", "undecided"]
 
@@ -16,21 +19,9 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, flo
     Returns:
         how many only a had right, how many only b had right, p (1 when neither).
     """
-    only_a = int(np.sum(correct_a & ~correct_b))
-    only_b = int(np.sum(~correct_a & correct_b))
-    n, k = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return only_a, only_b, min(1.0, 2 * tail)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (family-wise error), in the order given. Source: Holm 1979."""
-    p_values = np.asarray(p_values, np.float64)
-    order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
-    return adjusted
+    only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(~correct_a & correct_b))
+    test = contingency_tables.mcnemar([[0, only_a], [only_b, 0]], exact=True)
+    return only_a, only_b, float(test.pvalue)
 
 
 def share_difference(only_a: int, only_b: int, count: int) -> tuple[float, float, float]:
@@ -46,7 +37,7 @@ def share_difference(only_a: int, only_b: int, count: int) -> tuple[float, float
         difference, low, high; within [-1, 1].
     """
     a, b = (only_a + 1) / (count + 2), (only_b + 1) / (count + 2)
-    half = 1.959964 * math.sqrt((a + b - (b - a) ** 2) / (count + 2))
+    half = Z95 * math.sqrt((a + b - (b - a) ** 2) / (count + 2))
     return (only_b - only_a) / count, max(-1.0, b - a - half), min(1.0, b - a + half)
 
 

@@ -46,20 +46,19 @@ def read_predictions(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise InputError(f"{path}: not a table of predictions: no column {', '.join(missing)}")
-    numbers = {name: _numbers(frame[name]) for name in ("label", "probability", *OPTIONAL) if name in frame.columns}
-    bad = ~(numbers["label"].isin([0, 1]) & numbers["probability"].between(0, 1))
-    for name in numbers.keys() & set(OPTIONAL):
-        fits = numbers[name].between(0, 1) if name == "side_probability" else numbers[name] % 1 == 0
-        bad |= ~fits & (frame[name].astype(str) != "")
+    names = [name for name in ("label", "probability", *OPTIONAL) if name in frame.columns]
+    numbers = frame[names].apply(pd.to_numeric, errors="coerce").astype(float)
+    bad = np.zeros(len(frame), dtype=bool)
+    for name, column in numbers.items():
+        fits = column.between(0, 1) if "probability" in name else column % 1 == 0
+        if name in OPTIONAL:
+            fits |= frame[name].astype(str) == ""
+        bad |= ~(column.isin([0, 1]) if name == "label" else fits)
     if bad.any():
         lines = [f"line {row + 2}: subject {frame['subject'][row]}" for row in np.flatnonzero(bad)]
         what = "a label is 0 or 1, a probability in [0, 1], a seed or fold a whole number"
         raise InputError.of(f"{path}: {what}", lines)
-    return frame.assign(**{**numbers, "label": numbers["label"].astype(int)})
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    return pd.to_numeric(column, errors="coerce").astype(float)
+    return frame.assign(**numbers).astype({"label": int})
 
 
 def by_subject(frame: pd.DataFrame) -> pd.DataFrame:

@@ -24,45 +24,20 @@ class Classifier(nn.Module, ABC):
     draw random numbers, and in evaluation mode nothing may depend on other volumes of the batch: then a run resumes
     exactly, several processes equal one, and attributions may put any volumes in one batch.
 
-    Args:
-        config: architecture.
-        mean: subtracted from the input; a constant of the training data that travels with the weights.
-        std: the input is divided by it.
+    The constructor of a network takes its configuration, the shape of the volumes, and `mean` and `std` of the training
+    data, which standardise the input and travel with the weights.
     """
 
     activation: nn.Module
     """The last layer of the features, never in place."""
+    axes = (0, 1, 2)
+    """Axes of the volume that the last level still has."""
 
     def __init__(self, config: ModelConfig, mean: float, std: float) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
-
-    @classmethod
-    def build(cls, config: ModelConfig, shape: Shape, mean: float, std: float) -> Classifier:
-        """The network for volumes of this shape."""
-        return cls(config, mean, std)
-
-    @staticmethod
-    @abstractmethod
-    def feature_width(config: ModelConfig, shape: Shape) -> int:
-        """C of the pooled features: the width of the dropout mask that `forward` takes."""
-
-    @staticmethod
-    @abstractmethod
-    def levels(config: ModelConfig) -> int:
-        """Resolutions that a volume goes through."""
-
-    @staticmethod
-    @abstractmethod
-    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
-        """Voxels along each axis of the last level that the network works along."""
-
-    @staticmethod
-    @abstractmethod
-    def width_divisor(config: ModelConfig) -> int:
-        """Largest number that divides every normalised width; the groups of GroupNorm have to divide it."""
 
     @abstractmethod
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,10 +72,7 @@ class Classifier(nn.Module, ABC):
         return self.head(h)  # (B, outputs)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of TLE (B,) of volumes (B, 1, D, H, W); `keep` (B, C) is the dropout mask of a training step, scaled.
-
-        C is `feature_width`.
-        """
+        """Logits of TLE (B,) of volumes (B, 1, D, H, W); `keep` (B, C) is a training step's scaled dropout mask."""
         return self.both(x, keep)[:, 0]
 
     def attention(self, x: torch.Tensor) -> torch.Tensor | None:

@@ -11,8 +11,6 @@ and an attribution method may put baselines and noisy copies in one batch.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,15 +41,9 @@ class Block(nn.Module):
 
 
 class ResNet3D(Classifier):
-    """Stem, levels of blocks, pooling over the volume by attention (or its mean), one linear layer.
+    """Stem, levels of blocks, pooling over the volume by attention (or its mean), one linear layer."""
 
-    Args:
-        config: widths, blocks, strides and pooling.
-        mean: subtracted from the input.
-        std: the input is divided by it.
-    """
-
-    def __init__(self, config: ModelConfig, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
         super().__init__(config, mean, std)
         widths = config.widths
         self.stem = nn.Conv3d(1, widths[0], 3, stride=config.stem_stride, padding=1, bias=False)
@@ -68,24 +60,3 @@ class ResNet3D(Classifier):
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Standardised volumes (B, 1, D, H, W) to the last level (B, C, d, h, w), before its activation."""
         return self.norm(self.blocks(self.stem(x)))
-
-    @staticmethod
-    def feature_width(config: ModelConfig, shape: Shape) -> int:
-        """The width of the last level."""
-        return config.widths[-1]
-
-    @staticmethod
-    def levels(config: ModelConfig) -> int:
-        """As many as widths."""
-        return len(config.widths)
-
-    @staticmethod
-    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
-        """Every level after the first halves each axis, rounding up."""
-        shrink = config.stem_stride * 2 ** (len(config.widths) - 1)
-        return tuple(-(-side // shrink) for side in shape)
-
-    @staticmethod
-    def width_divisor(config: ModelConfig) -> int:
-        """Of the widths."""
-        return math.gcd(*config.widths)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier, Shape
-from classifier.model.densenet import DenseNet121
-from classifier.model.efficientnet import CoronalEfficientNet
+from classifier.model.published import CoronalEfficientNet, DenseNet121
 from classifier.model.resnet import ResNet3D
 from runtime.errors import InputError
 
@@ -33,37 +34,43 @@ def build_model(config: ModelConfig, shape: Shape, mean: float, std: float) -> C
     """
     if config.name not in MODELS:
         raise InputError(f"--model.name {config.name}: unknown; there are: {', '.join(MODELS)}")
-    network = MODELS[config.name]
-    problems = faults(config, network.width_divisor(config))
-    if problems:
-        raise InputError.of(f"--model.name {config.name}: refused", problems)
-    left = min(network.last_level(config, shape))
-    if left < 2:
-        raise InputError(
-            f"--model.name {config.name} --model.stem-stride {config.stem_stride}: {network.levels(config)} levels "
-            f"leave {left} voxel{'' if left == 1 else 's'} of an axis of the grid {shape}, at least 2 are needed; "
-            f"use {advice(config, shape)}"
-        )
-    return network.build(config, shape, mean, std)
-
-
-def faults(config: ModelConfig, divisor: int) -> list[str]:
-    """What in a configuration does not fit together, one line each."""
     problems = []
     if config.stem_stride < 1:
         problems.append(f"--model.stem-stride {config.stem_stride}: at least 1")
-    if config.groups < 1 or divisor % config.groups:
-        problems.append(f"--model.groups {config.groups}: has to divide every width, that is, {divisor}")
     if not 0 <= config.dropout < 1:
         problems.append(f"--model.dropout {config.dropout}: a share from 0 to below 1")
-    return problems
+    if config.groups < 1:
+        problems.append(f"--model.groups {config.groups}: at least 1")
+    if problems:
+        raise InputError.of(f"--model.name {config.name}: refused", problems)
+    left = voxels_left(config, shape)
+    if left < 2:
+        finer = dataclasses.replace(config, stem_stride=1)
+        ways = ["--model.stem-stride 1"] if voxels_left(finer, shape) >= 2 else []
+        ways.append("fewer --model.widths" if config.name == "resnet" else "--model.name resnet")
+        raise InputError(
+            f"--model.name {config.name} --model.stem-stride {config.stem_stride}: the last level has {left} "
+            f"voxel{'' if left == 1 else 's'} of an axis of the grid {shape}, at least 2 are needed; "
+            f"use {' or '.join(ways)}"
+        )
+    return MODELS[config.name](config, shape, mean, std)
 
 
-def advice(config: ModelConfig, shape: Shape) -> str:
-    """What would make a too coarse last level finer."""
-    finer = dataclasses.replace(config, stem_stride=1)
-    ways = []
-    if min(MODELS[config.name].last_level(finer, shape)) >= 2:
-        ways.append("--model.stem-stride 1")
-    ways.append("fewer --model.widths" if config.name == "resnet" else "--model.name resnet")
-    return " or ".join(ways)
+def voxels_left(config: ModelConfig, shape: Shape) -> int:
+    """Voxels of the last level along its shortest axis, from a pass without numbers.
+
+    Raises:
+        InputError: groups that do not divide every width.
+    """
+    with torch.device("meta"), torch.no_grad():
+        try:
+            network = MODELS[config.name](config, shape, 0.0, 1.0)
+        except ValueError as error:  # of nn.GroupNorm
+            raise InputError(f"--model.groups {config.groups}: has to divide every width ({error})") from None
+        try:
+            level = network.trunk(torch.empty(1, 1, *shape)).shape[2:]
+        except ValueError:  # GroupNorm has no spread over a single voxel
+            return 1
+        except RuntimeError:  # a kernel or a pooling window is larger than what is left
+            return 0
+    return min(level[axis] for axis in network.axes)

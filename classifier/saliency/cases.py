@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from classifier.measures.metrics import sigmoid
 from cohort.decoding import RefusedError, read_voxels
 from cohort.scans import Grid
 from cohort.tables import CLASS_NAMES, COLUMNS, read_table
@@ -60,7 +60,7 @@ def with_outcomes(frame: pd.DataFrame, logits: np.ndarray, temperature: float, t
 
     The outcome is empty where the checkpoint has no threshold yet.
     """
-    frame = frame.assign(logit=logits, probability=sigmoid(logits / temperature), outcome="")
+    frame = frame.assign(logit=logits, probability=expit(logits / temperature), outcome="")
     if threshold is not None:
         positive = frame["probability"] >= threshold
         right = positive == (frame["label"] == 1)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from classifier.arms import arm_runs, flags, is_finished, jobs_that_fit, read_arms, reason
-from classifier.config import PRESETS, ModelConfig
-from runtime.cli import parse
+from classifier.arms import arm_runs, is_finished, read_arms
+from classifier.config import PRESETS
+from classifier.run_arms import reason, shared_words
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
 
@@ -30,8 +30,8 @@ def write(path: Path, text: str = TABLE) -> Path:
 
 def test_rows_become_configurations(tmp_path):
     arms = read_arms(write(tmp_path / "arms.csv"))
-    base = PRESETS["smoke"]
-    runs = arm_runs(arms, base, tmp_path / "out", seeds=(0, 7), folds=3)
+    base = dataclasses.replace(PRESETS["smoke"], lr=1e-5)
+    runs = arm_runs(arms, ["smoke", "--lr", "1e-5"], tmp_path / "out", seeds=(0, 7), folds=3)
     assert len(runs) == 4 * 2 * 3
     assert len({run.config.run_dir for run in runs}) == len(runs)
     chosen = next(run for run in runs if (run.arm, run.seed, run.fold) == ("both", 7, 2))
@@ -40,13 +40,35 @@ def test_rows_become_configurations(tmp_path):
     )
     deep = next(run for run in runs if run.arm == "deep")
     assert deep.config.model == dataclasses.replace(base.model, name="densenet121")
-    assert [run.fold for run in arm_runs(arms[:1], base, tmp_path, seeds=(0,), folds=0)] == [0]
+    assert [run.fold for run in arm_runs({"real": {}}, ["smoke"], tmp_path, seeds=(0,), folds=0)] == [0]
 
 
 def test_folders_of_synthetic_volumes_may_differ_between_folds(tmp_path):
     arms = read_arms(write(tmp_path / "arms.csv", "arm,synth_count,synth_hc\nx,4,made/fold{fold}_seed{seed}\n"))
-    runs = arm_runs(arms, PRESETS["smoke"], tmp_path, seeds=(5,), folds=3)
+    runs = arm_runs(arms, ["smoke"], tmp_path, seeds=(5,), folds=3)
     assert [run.config.synth_hc for run in runs] == [tmp_path / f"made/fold{fold}_seed5" for fold in range(3)]
+
+
+def test_what_all_runs_share_is_taken_from_the_command_line(tmp_path):
+    given = [
+        "demo",
+        "arms.csv",
+        "--train.index",
+        "a.csv",
+        "b c.csv",
+        "--seeds",
+        "0",
+        "1",
+        "--train.no-compile",
+        "--jobs",
+        "2",
+    ]
+    assert shared_words(given) == ["demo", "--index", "a.csv", "b c.csv", "--no-compile"]
+    (run,) = arm_runs({"real": {}}, shared_words(given), tmp_path, seeds=(3,), folds=0)
+    assert run.config == dataclasses.replace(
+        PRESETS["demo"], index=(Path("a.csv"), Path("b c.csv")), compile=False, seed=3,
+        run_dir=tmp_path / "real/seed3_fold0",
+    )  # fmt: skip
 
 
 def test_faults_of_a_table_are_listed_together(tmp_path):
@@ -70,30 +92,11 @@ def test_faults_of_a_table_are_listed_together(tmp_path):
 
 @pytest.mark.parametrize("name", ["smoke", "demo"])
 def test_shipped_tables_hold_the_controls(name):
-    arms = {arm.name: arm.settings for arm in read_arms(ROOT / f"classifier/arms/{name}.csv")}
+    arms = read_arms(ROOT / f"classifier/arms/{name}.csv")
     assert arms["real"] == {}
-    assert arms["real_synthetic"]["synth_percent"] == arms["real_repeated"]["duplicate_percent"] == 100
+    assert float(arms["real_synthetic"]["synth_percent"]) == float(arms["real_repeated"]["duplicate_percent"]) == 100
     assert arms["permuted"] == {"shuffle": "all"}
-    assert arms["synthetic"]["real"] == 0
-
-
-def test_flags_give_the_same_configuration_back(tmp_path):
-    """What run_arms puts on a command line is read as the configuration it has in mind, whatever differs."""
-    wanted = dataclasses.replace(
-        PRESETS["demo"], real=3, folds=4, fold=1, index=(tmp_path / "a.csv", tmp_path / "b c.csv"), compile=False,
-        temperature=False, allow_leak=True, lr=1e-5, cache_dir=tmp_path, augmentation="none", shuffle="all",
-        model=ModelConfig(name="efficientnet", widths=(8, 16), dropout=0.0),
-    )  # fmt: skip
-    assert parse(PRESETS, ["paper", *flags(wanted, PRESETS["paper"])]) == wanted
-    assert parse(PRESETS, ["demo", *flags(PRESETS["smoke"], PRESETS["demo"])]) == PRESETS["smoke"]
-    back = dataclasses.replace(wanted, real=None, cache_dir=None, index=())
-    assert parse({"given": wanted}, ["given", *flags(back, wanted)]) == back
-
-
-def test_jobs_are_bounded_by_memory_and_cores():
-    assert jobs_that_fit(cores=16, memory=80, per_run=11) == 7
-    assert jobs_that_fit(cores=2, memory=80, per_run=11) == 2
-    assert jobs_that_fit(cores=16, memory=5, per_run=11) == 1
+    assert arms["synthetic"]["real"] == "0"
 
 
 def test_reasons_are_what_a_person_needs():
@@ -105,9 +108,18 @@ def test_reasons_are_what_a_person_needs():
 
 def command(config, arms: Path, out: Path) -> list[str]:
     """run_arms on the test cohort."""
-    base = dataclasses.replace(config, run_dir=PRESETS["smoke"].run_dir)
-    shared = flags(base, PRESETS["smoke"], "--train.")
-    return [sys.executable, "-m", "classifier.run_arms", "smoke", str(arms), "--out", str(out), "--jobs", "2", *shared]
+    fixed = [sys.executable, "-m", "classifier.run_arms", "smoke", str(arms), "--out", str(out), "--jobs", "2"]
+    return [*fixed, *words(config, "--train.")]
+
+
+def words(config, prefix: str = "--") -> list[str]:
+    """Flags of what the test's configuration changes of the preset; its values are all plain."""
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name != "run_dir" and getattr(config, field.name) != getattr(PRESETS["smoke"], field.name)
+    }
+    return [word for name, value in changed.items() for word in (f"{prefix}{name.replace('_', '-')}", str(value))]
 
 
 def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(config, tmp_path):
@@ -139,7 +151,7 @@ def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(conf
 
 def test_another_configuration_is_not_taken_for_a_finished_run(config, tmp_path):
     arms = read_arms(write(tmp_path / "arms.csv", "arm\nreal\n"))
-    run = arm_runs(arms, config, tmp_path, seeds=(0,), folds=0)[0]
+    run = arm_runs(arms, ["smoke", *words(config)], tmp_path, seeds=(0,), folds=0)[0]
     run.config.run_dir.mkdir(parents=True)
     (run.config.run_dir / "results.json").write_text("{}")
     (run.config.run_dir / "config.json").write_text('{"steps": 999}')

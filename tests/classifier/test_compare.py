@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
+from statsmodels.stats.multitest import multipletests
 
 from classifier.compare import CompareConfig, main
 from classifier.measures import metrics
-from classifier.measures.paired_tests import holm
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
 from tests.support.arm_folders import write_arms, write_run
@@ -28,10 +29,10 @@ def test_table_and_tests(runs, tmp_path, capsys):
     written = read_json(tmp_path / "out" / "comparison.json")
     assert [row["run"] for row in written["runs"]] == ["a", "b", "c"]
     assert [(test["a"], test["b"]) for test in written["tests"]] == [("a", "b"), ("a", "c")]
-    test = metrics.delong_test(labels, *(metrics.sigmoid(row) for row in scores[[0, 2]]))
+    test = metrics.delong_test(labels, *(expit(row) for row in scores[[0, 2]]))
     assert written["tests"][1]["delong_p"] == pytest.approx(test.p)
     p = np.array([test["delong_p"] for test in written["tests"]])
-    np.testing.assert_allclose([test["delong_p_holm"] for test in written["tests"]], holm(p))
+    np.testing.assert_allclose([test["delong_p_holm"] for test in written["tests"]], multipletests(p, method="holm")[1])
     assert len(pd.read_csv(tmp_path / "out" / "comparison.csv")) == 3
     assert len(pd.read_csv(tmp_path / "out" / "comparison_tests.csv")) == 2
     printed = capsys.readouterr().out

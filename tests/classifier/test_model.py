@@ -11,6 +11,7 @@ from torch import nn
 from classifier.config import PRESETS, ModelConfig
 from classifier.model import MODELS, AllLogits, Classifier, ResNet3D, build_model
 from classifier.model.classifier import FeatureNorm
+from classifier.model.table import voxels_left
 from cohort.scans import GRIDS
 from runtime.errors import InputError
 from runtime.training import average
@@ -45,23 +46,26 @@ def test_one_logit_per_volume_on_any_size(shape, stem_stride, pool):
     model = scrambled(dataclasses.replace(SMALL, stem_stride=stem_stride, pool=pool), shape)
     x = torch.rand(3, 1, *shape)
     assert model(x).shape == (3,)
-    assert model.features(x).shape == (3, 24, *model.last_level(model.config, shape))
+    shrink = 4 * stem_stride
+    assert model.features(x).shape == (3, 24, *(-(-side // shrink) for side in shape))
 
 
 @pytest.mark.parametrize(
-    ("name", "stem_stride", "shape"),
-    [("densenet121", 1, (40, 33, 47)), ("densenet121", 2, (64, 81, 66)),
-     ("efficientnet", 1, (33, 5, 50)), ("efficientnet", 2, (64, 6, 99))],
-)  # fmt: skip
-def test_last_level_and_width_are_those_of_the_published_networks(name, stem_stride, shape):
+    ("name", "stem_stride", "shape", "features"),
+    [("densenet121", 1, (40, 33, 47), (1024, 2, 2, 3)), ("efficientnet", 2, (64, 6, 99), (1280, 2, 1, 3))],
+)
+def test_features_are_those_of_the_published_networks(name, stem_stride, shape, features):
     config = ModelConfig(name=name, stem_stride=stem_stride)
     with torch.no_grad():
-        B, C, *sides = build_model(config, shape, 0.0, 1.0).features(torch.rand(1, 1, *shape)).shape
-    network = MODELS[name]
-    expected = network.last_level(config, shape)
-    assert tuple(sides) == (expected if name == "densenet121" else (expected[0], 1, expected[1]))
-    assert B == 1
-    assert network.feature_width(config, shape) == C
+        assert build_model(config, shape, 0.0, 1.0).features(torch.rand(1, 1, *shape)).shape == (1, *features)
+
+
+def test_the_check_of_a_grid_draws_no_random_numbers():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for name, shape in SHAPES.items():
+        assert voxels_left(ModelConfig(name=name, stem_stride=1), shape) >= 2
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_volume_depends_on_its_batch(network):
@@ -132,7 +136,7 @@ def test_constants_standardise_the_input(network):
 def test_first_logit_is_tle_whatever_the_outputs(network):
     """One output or two, masked or not: `forward` is the first column of `both`, and the second moves only its own."""
     model, x = network
-    keep = torch.rand(3, model.feature_width(model.config, tuple(x.shape[2:])))
+    keep = torch.rand(3, model.head.in_features)
     both = model.both(x, keep)
     assert both.shape == (3, 2)
     assert torch.equal(model(x, keep), both[:, 0])
@@ -257,13 +261,14 @@ def test_presets_fit_their_grids(name):
     ("changes", "grid", "message"),
     [
         ({"name": "vgg"}, "demo", r"--model.name vgg: unknown; there are: resnet, densenet121, efficientnet"),
-        ({"widths": (8,) * 7}, "demo", r"7 levels leave 1 voxel of an axis of the grid \(40, 48, 40\).*fewer --model"),
+        ({"widths": (8,) * 7}, "demo", r"the last level has 1 voxel of an axis of the grid \(40, 48, 40\).*fewer"),
         ({"widths": (8,) * 5}, "smoke", r"use --model.stem-stride 1 or fewer --model.widths"),
-        ({"name": "densenet121"}, "demo", r"leave 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
-        ({"name": "efficientnet"}, "demo", r"leave 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
-        ({"name": "efficientnet"}, "smoke", r"leave 0 voxels of .*\(20, 24, 20\), .*use --model.name resnet"),
-        ({"name": "efficientnet", "groups": 16}, "paper", r"--model.groups 16: has to divide every width, that is, 8"),
-        ({"widths": (8, 20), "dropout": 1.0}, "demo", r"\(2\):\n  - --model.groups 8: .* is, 4\n  - --model.dropout"),
+        ({"name": "densenet121"}, "demo", r"has 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
+        ({"name": "efficientnet"}, "demo", r"has 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
+        ({"name": "efficientnet"}, "smoke", r"has 0 voxels of .*\(20, 24, 20\), .*use --model.name resnet"),
+        ({"name": "efficientnet", "groups": 16}, "paper", r"--model.groups 16: has to divide every width"),
+        ({"widths": (8, 20)}, "demo", r"--model.groups 8: has to divide every width"),
+        ({"groups": 0, "dropout": 1.0}, "demo", r"\(2\):\n  - --model.dropout 1.0.*\n  - --model.groups 0: at least 1"),
         ({"stem_stride": 0}, "demo", r"--model.stem-stride 0: at least 1"),
     ],
 )  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from classifier.measures import metrics
 from classifier.measures.predictions import write_predictions
 from runtime.files import write_json
 
@@ -22,7 +22,7 @@ def write_run(
     held = {"subject": val or [], "label": np.arange(len(val or [])) % 2, "logit": 0.0, "split": "val"}
     frame = pd.concat([pd.DataFrame(test), pd.DataFrame(held)], ignore_index=True)
     frame = frame.assign(session="", side="", group=frame["subject"], seed=seed, fold=fold)
-    frame["probability"] = metrics.sigmoid(frame["logit"].to_numpy(dtype=float))
+    frame["probability"] = expit(frame["logit"].to_numpy(dtype=float))
     write_predictions(folder / "predictions.csv", frame)
     counts = {"real_HC": 10, "real_TLE": 10, "synthetic_HC": 0, "synthetic_TLE": 0}
     if config and config.get("real") == 0:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as reference
 
-from classifier.arm_runs import arms_of
-from classifier.measures.bands import GRID, all_bands, precision_rows, reliabilities, roc_rows
+from classifier.measures.bands import GRID, all_bands, precision_rows, reliabilities, reliability, roc_rows
 from classifier.measures.nested_bootstrap import draws_of
+from classifier.measures.runs import arms_of
 from tests.support.arm_folders import write_arms
 
 
@@ -51,12 +52,12 @@ def test_bands_of_arms(tmp_path):
     assert list(found) == ["real", "more"]
     for arm in found.values():
         for kind in ("roc", "precision"):
-            band = arm[kind]
-            assert (band.low <= band.line + 0.1).all()
-            assert (band.high >= band.line - 0.1).all()
-            assert (band.high > band.low).any()
+            line, low, high = arm[kind]
+            assert (low <= line + 0.1).all()
+            assert (high >= line - 0.1).all()
+            assert (high > low).any()
         assert arm["share"] == 0.5
-    assert found["more"]["roc"].line.mean() > found["real"]["roc"].line.mean()
+    assert found["more"]["roc"][0].mean() > found["real"]["roc"][0].mean()
 
 
 def test_reliability_averages_over_seeds(tmp_path):
@@ -66,3 +67,15 @@ def test_reliability_averages_over_seeds(tmp_path):
     cells = runs.arms["real"]
     mean = np.mean([run.frame["probability"].mean() for run in cells.values()])
     assert np.average([one["promised"] for one in bins], weights=[one["count"] for one in bins]) == pytest.approx(mean)
+
+
+def test_bins_of_equal_mass():
+    labels = np.array([0, 0, 1, 0, 1, 1, 1])
+    p = np.array([0.1, 0.9, 0.8, 0.2, 0.3, 0.4, 0.5])
+    rows = reliability(labels, p, 3)
+    assert [row["count"] for row in rows] == [3, 2, 2]
+    assert [row["promised"] for row in rows] == pytest.approx([0.2, 0.45, 0.85])
+    assert [row["observed"] for row in rows] == pytest.approx([1 / 3, 1.0, 0.5])
+    wilson = stats.binomtest(1, 3).proportion_ci(method="wilson")
+    assert (rows[0]["low"], rows[0]["high"]) == pytest.approx((wilson.low, wilson.high))
+    assert len(reliability(labels, p, 50)) == 7

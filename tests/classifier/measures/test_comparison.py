@@ -1,13 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from classifier import baselines
-from classifier.arm_runs import arms_of, single_runs
 from classifier.measures import metrics
 from classifier.measures.comparison import against_truth, compare_arms, recipe
 from classifier.measures.nested_bootstrap import draws_of
-from classifier.measures.paired_tests import holm
+from classifier.measures.runs import arms_of, single_runs
 from cohort.atlas import REGIONS
 from runtime.errors import InputError
 from tests.support.arm_folders import write_arms, write_run
@@ -39,7 +39,9 @@ def test_arms_that_differ(tmp_path):
     assert by_name["null"]["verdict"] == "inferior"
     for kind in ("bootstrap", "delong", "mcnemar"):
         p = np.array([test[f"{kind}_p"] for test in found.tests])
-        assert [test[f"{kind}_p_holm"] for test in found.tests] == pytest.approx(holm(p).tolist())
+        assert [test[f"{kind}_p_holm"] for test in found.tests] == pytest.approx(
+            multipletests(p, method="holm")[1].tolist()
+        )
     for row in found.rows:
         assert sum(row["confusion"].values()) == pytest.approx(60)
         assert row["fold_averaged_auc"]["value"] == pytest.approx(row["metrics"]["auc"]["value"])

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from classifier.arm_runs import arms_of
 from classifier.measures import bands, figures
 from classifier.measures.comparison import compare_arms
 from classifier.measures.nested_bootstrap import draws_of
+from classifier.measures.runs import arms_of
 from tests.support.arm_folders import write_arms
 
 ARMS = {
@@ -69,8 +69,8 @@ def test_roc_and_precision(experiment, drawn):
     titles = [axis.get_title() for axis in axes if axis.get_title()]
     assert titles == ["real", "both (LEAK ALLOWED)", "null", "strong", "synthetic"]
     both = next(axis for axis in axes if axis.get_title().startswith("both"))
-    np.testing.assert_allclose(both.lines[0].get_ydata(), found["real"]["roc"].line)
-    np.testing.assert_allclose(both.lines[1].get_ydata(), found["both"]["roc"].line)
+    np.testing.assert_allclose(both.lines[0].get_ydata(), found["real"]["roc"][0])
+    np.testing.assert_allclose(both.lines[1].get_ydata(), found["both"]["roc"][0])
 
 
 def test_reliability_shows_slope_and_intercept(experiment, drawn):

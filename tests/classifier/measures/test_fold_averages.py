@@ -41,14 +41,14 @@ def test_equals_the_published_formula():
 
 
 def test_interval_covers_the_true_area():
-    """Five folds of 40, each on its own scale; 95 % of 1500 intervals, a little less for its normal approximation."""
+    """Five folds of 40, each on its own scale; 95 % of 500 intervals, a little less for its normal approximation."""
     rng = np.random.default_rng(2)
     truth = stats.norm.cdf(1 / math.sqrt(2))
     covered = []
-    for _ in range(1500):
+    for _ in range(500):
         found = fold_averaged_auc(*folds(rng, number=5, shift=3.0))
         covered.append(found["low"] <= truth <= found["high"])
-    assert 0.925 < np.mean(covered) < 0.965
+    assert 0.91 < np.mean(covered) < 0.975
 
 
 def test_repeated_scans_are_no_further_subjects():

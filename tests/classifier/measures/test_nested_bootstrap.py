@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from classifier.arm_runs import ArmRuns, FinishedRun
 from classifier.measures import metrics
 from classifier.measures.nested_bootstrap import auc_of_scores, by_seed, draws_of, over_seeds
+from classifier.measures.runs import ArmRuns, FinishedRun
 
 
 def runs_of(probabilities, labels):

@@ -13,11 +13,6 @@ def test_mcnemar_equals_the_binomial_test():
     assert paired_tests.mcnemar(a, a) == (0, 0, 1.0)
 
 
-def test_holm_by_hand():
-    np.testing.assert_allclose(paired_tests.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(paired_tests.holm(np.array([0.9, 0.8])), [1.0, 1.0])
-
-
 def test_share_difference_by_hand():
     """20 subjects, 3 right in a alone and 7 in b alone: (7 - 3) / 20; interval from (4, 8) of 22."""
     difference, low, high = paired_tests.share_difference(3, 7, 20)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from classifier.folds import divide
+from classifier.selection import divide
 from runtime.errors import InputError
 
 

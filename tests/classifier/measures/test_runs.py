@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from classifier.arm_runs import arms_of
+from classifier.measures.runs import arms_of
 from runtime.errors import InputError
 from tests.support.arm_folders import write_arms, write_run
 

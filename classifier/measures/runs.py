@@ -15,7 +15,8 @@ from runtime.errors import InputError
 from runtime.files import read_json
 
 RUN_NAME = re.compile(r"seed(\d+)_fold(\d+)")
-IDENTITY = ["subject", "session", "label"]
+Cell = tuple[int, int]
+"""Training seed and fold."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class FinishedRun:
 class ArmRuns:
     """Arms that can be compared: every arm has every seed and fold, and in a fold all have the same scans."""
 
-    arms: dict[str, dict[tuple[int, int], FinishedRun]]
-    """arm -> (seed, fold) -> run; the reference first."""
+    arms: dict[str, dict[Cell, FinishedRun]]
+    """The reference first."""
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
     left_out: tuple[str, ...] = ()
@@ -53,6 +54,14 @@ class ArmRuns:
     def cells(self, arm: str, fold: int) -> list[FinishedRun]:
         """The runs of one arm and fold, in the order of `seeds`."""
         return [self.arms[arm][seed, fold] for seed in self.seeds]
+
+    def probabilities(self, arm: str, fold: int) -> np.ndarray:
+        """(S, N_f) probabilities of one arm and fold."""
+        return np.stack([run.frame["probability"].to_numpy() for run in self.cells(arm, fold)])
+
+    def leak(self, arm: str) -> bool:
+        """Whether a run of the arm had --allow-leak let something pass."""
+        return any(run.results["leak"] for run in self.arms[arm].values())
 
     @property
     def subjects(self) -> int:
@@ -74,7 +83,9 @@ def read_run(folder: Path, split: str) -> FinishedRun:
 
 
 def single_runs(paths: tuple[Path, ...], split: str) -> ArmRuns:
-    """Run folders as arms of one seed and one fold each, by names that tell them apart; the first is the reference.
+    """Run folders as arms of one seed and one fold each, the first the reference.
+
+    An arm's name is the end of its path: as many folders as tell it from the others.
 
     Raises:
         InputError: fewer than two runs, unfinished ones, or runs whose held-out scans or labels differ; lists which.
@@ -82,9 +93,12 @@ def single_runs(paths: tuple[Path, ...], split: str) -> ArmRuns:
     folders = list(dict.fromkeys(path.resolve() for path in paths))
     if len(folders) < 2:
         raise InputError("a comparison needs two different runs or more")
-    runs = ArmRuns({_name(folder, folders): {(0, 0): read_run(folder, split)} for folder in folders}, (0,), (0,))
-    check_same_scans(runs)
-    return runs
+    arms = {}
+    for folder in folders:
+        ends = [folder.parts[-depth:] for depth in range(1, len(folder.parts) + 1)]
+        own = next(end for end in ends if sum(other.parts[-len(end) :] == end for other in folders) == 1)
+        arms["/".join(own)] = {(0, 0): read_run(folder, split)}
+    return checked(ArmRuns(arms, (0,), (0,)))
 
 
 def arms_of(folder: Path, reference: str, split: str) -> ArmRuns:
@@ -101,7 +115,7 @@ def arms_of(folder: Path, reference: str, split: str) -> ArmRuns:
     complete = {
         arm: {seed for seed, _ in cells if all((seed, fold) in cells for fold in folds)} for arm, cells in found.items()
     }
-    usable = [arm for arm in complete if complete[arm]]
+    usable = {arm: seeds for arm, seeds in complete.items() if seeds}
     if reference not in usable:
         there = ", ".join(usable) or "none"
         raise InputError(
@@ -111,72 +125,64 @@ def arms_of(folder: Path, reference: str, split: str) -> ArmRuns:
         raise InputError(
             f"{folder}: only the arm {reference!r} has a finished seed; a comparison needs two arms or more"
         )
-    seeds = set.intersection(*(complete[arm] for arm in usable))
+    seeds = set.intersection(*usable.values())
     if not seeds:
-        lines = [f"{arm}: seeds {sorted(complete[arm])}" for arm in usable]
+        lines = [f"{arm}: seeds {sorted(have)}" for arm, have in usable.items()]
         raise InputError.of(f"{folder}: no seed is finished in all folds of all arms", lines)
     left_out = [f"arm {arm}: no seed is finished in all {len(folds)} folds" for arm in found if arm not in usable]
     left_out += [
-        f"arm {arm}: seed {seed}, which not all arms have" for arm in usable for seed in sorted(complete[arm] - seeds)
+        f"arm {arm}: seed {seed}, which not all arms have" for arm in usable for seed in sorted(usable[arm] - seeds)
     ]
     order = [reference, *(arm for arm in usable if arm != reference)]
     cells = [(seed, fold) for seed in sorted(seeds) for fold in folds]
-    runs = ArmRuns(
-        {arm: {cell: read_run(found[arm][cell], split) for cell in cells} for arm in order},
-        tuple(sorted(seeds)),
-        folds,
-        tuple(left_out),
-    )
-    check_same_scans(runs)
-    return runs
+    arms = {arm: {cell: read_run(found[arm][cell], split) for cell in cells} for arm in order}
+    return checked(ArmRuns(arms, tuple(sorted(seeds)), folds, tuple(left_out)))
 
 
-def _finished(folder: Path) -> dict[str, dict[tuple[int, int], Path]]:
-    """Run folders with results, by arm and (seed, fold), in the order of the folder's runs.csv, else by name."""
+def _finished(folder: Path) -> dict[str, dict[Cell, Path]]:
+    """Run folders with results, by arm and cell, in the order of the folder's runs.csv, else by name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; classifier.run_arms writes one")
-    order: dict[str, int] = {}
-    if (folder / "runs.csv").exists():
-        listed = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False)
-        if "arm" in listed:
-            order = {arm: place for place, arm in enumerate(dict.fromkeys(listed["arm"]))}
-    found: dict[str, dict[tuple[int, int], Path]] = {}
+    found: dict[str, dict[Cell, Path]] = {}
     for path in sorted(folder.glob("*/*/")):
-        named = RUN_NAME.fullmatch(path.name)
-        if named:
+        if match := RUN_NAME.fullmatch(path.name):
             cells = found.setdefault(path.parent.name, {})
             if (path / "results.json").exists():
-                cells[int(named[1]), int(named[2])] = path
+                cells[int(match[1]), int(match[2])] = path
     if not found:
         raise InputError(f"{folder}: no folders <arm>/seed<S>_fold<F>; classifier.run_arms writes them")
-    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+    listed: list[str] = []
+    if (folder / "runs.csv").exists():
+        listed = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False)["arm"].drop_duplicates().tolist()
+    order = [arm for arm in listed if arm in found]
+    return {arm: found[arm] for arm in [*order, *(arm for arm in found if arm not in order)]}
 
 
-def check_same_scans(runs: ArmRuns) -> None:
-    """Raises InputError, listing where, unless all runs of a fold have the same scans and labels, enough for a test."""
+def checked(runs: ArmRuns) -> ArmRuns:
+    """The runs themselves; InputError unless those of a fold have the same scans and labels, enough for a test."""
     problems = []
+    first = next(iter(runs.arms))
     tested: dict[str, int] = {}
     for fold in runs.folds:
-        first = next(iter(runs.arms))
         expected = _keys(runs.frame(fold))
-        for arm, cells in runs.arms.items():
-            for seed in runs.seeds:
-                what = arm if len(cells) == 1 else f"{arm}, seed {seed}, fold {fold}"
-                problems += _difference(what, first, _keys(cells[seed, fold].frame), expected)
+        for arm in runs.arms:
+            for seed, run in zip(runs.seeds, runs.cells(arm, fold), strict=True):
+                what = arm if len(runs.arms[arm]) == 1 else f"{arm}, seed {seed}, fold {fold}"
+                problems += _difference(what, first, _keys(run.frame), expected)
         classes = runs.frame(fold).groupby("label")["subject"].nunique()
-        few = [
-            f"{classes.get(label, 0)} {name}" for label, name in ((0, "HC"), (1, "TLE")) if classes.get(label, 0) < 2
-        ]
+        counts = {name: classes.get(label, 0) for label, name in ((0, "HC"), (1, "TLE"))}
+        few = [f"{count} {name}" for name, count in counts.items() if count < 2]
         if few:
             problems.append(f"fold {fold}: {' and '.join(few)} subjects; two of each class are needed")
         twice = [name for name in runs.frame(fold)["subject"].unique() if tested.setdefault(name, fold) != fold]
         problems += [f"fold {fold}: subject {name} is also in fold {tested[name]}" for name in twice[:10]]
     if problems:
         raise InputError.of("runs are compared on the same held-out scans with the same labels", problems)
+    return runs
 
 
 def _keys(frame: pd.DataFrame) -> set[tuple[Any, ...]]:
-    return set(map(tuple, frame[IDENTITY].to_numpy()))
+    return set(map(tuple, frame[["subject", "session", "label"]].to_numpy()))
 
 
 def _difference(what: str, first: str, keys: set[tuple[Any, ...]], expected: set[tuple[Any, ...]]) -> list[str]:
@@ -185,12 +191,3 @@ def _difference(what: str, first: str, keys: set[tuple[Any, ...]], expected: set
         return []
     shown = ", ".join(f"{subject} (label {label})" for subject, _, label in (extra + missing)[:10])
     return [f"{what}: {len(extra)} scans that {first} has not, {len(missing)} that it lacks: {shown}"]
-
-
-def _name(folder: Path, folders: list[Path]) -> str:
-    """The folder's name, with as many parents as tell it from the others."""
-    for depth in range(1, len(folder.parts)):
-        name = "/".join(folder.parts[-depth:])
-        if sum("/".join(other.parts[-depth:]) == name for other in folders) == 1:
-            return name
-    return str(folder)

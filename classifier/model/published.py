@@ -1,0 +1,73 @@
+"""Published networks as MONAI builds them, not pretrained, with GroupNorm for BatchNorm.
+
+Why not BatchNorm: the EMA weights that validation and results use would come with running means and variances of other
+weights (linear averages of statistics that themselves trail the steps), each of several processes would keep its own,
+two processes would no longer equal one, and with 16 volumes of which the last level keeps a few voxels the statistics
+of a batch are noise. GroupNorm has no statistics to keep.
+
+`stem_stride`, `groups` and `outputs` of a configuration count here; widths and depth are the published ones. The last
+level is averaged, behind it is one linear layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from classifier.config import ModelConfig
+from classifier.model.classifier import Classifier, Shape
+
+
+class DenseNet121(Classifier):
+    """DenseNet121 in 3D. Source: Huang et al. 2017, https://arxiv.org/abs/1608.06993."""
+
+    def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
+        from monai.networks.nets.densenet import DenseNet121 as Published  # slow to import
+
+        super().__init__(config, mean, std)
+        published = Published(
+            spatial_dims=3, in_channels=1, out_channels=1,
+            norm=("group", {"num_groups": config.groups}), act=("relu", {"inplace": False}),
+        )  # fmt: skip
+        self.layers = published.features
+        self.layers.conv0.stride = (config.stem_stride,) * 3
+        self.activation = nn.ReLU()
+        self.add_head(published.class_layers.out.in_features, attention=False)
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised volumes (B, 1, D, H, W) to the last level (B, 1024, d, h, w), before its activation."""
+        return self.layers(x)
+
+
+class CoronalEfficientNet(Classifier):
+    """EfficientNet-B0 in 2D, with the coronal slices as its channels. Source: Tan and Le 2019, arXiv 1905.11946.
+
+    The first convolution mixes all slices; from there on the back-front axis is gone. Without stochastic depth, whose
+    draws would come from torch's global generator. Depthwise convolutions are 2D here, where they are quick.
+    """
+
+    axes = (0, 2)
+
+    def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
+        from monai.networks.nets.efficientnet import EfficientNetBN, MBConvBlock  # slow to import
+
+        super().__init__(config, mean, std)
+        published = EfficientNetBN(
+            "efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=shape[1],
+            norm=("group", {"num_groups": config.groups}),
+        )  # fmt: skip
+        for block in published.modules():
+            if isinstance(block, MBConvBlock):
+                block.drop_connect_rate = 0.0
+        published._conv_stem.stride = (config.stem_stride,) * 2
+        self.layers = nn.Sequential(
+            published._conv_stem_padding, published._conv_stem, published._bn0, nn.SiLU(), published._blocks,
+            published._conv_head_padding, published._conv_head, published._bn1,
+        )  # fmt: skip
+        self.activation = nn.SiLU()
+        self.add_head(published._fc.in_features, attention=False)
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardised volumes (B, 1, D, H, W) to the last level (B, 1280, d, 1, w), before its activation."""
+        x = x[:, 0].transpose(1, 2)  # (B, H, D, W)
+        return self.layers(x).unsqueeze(3)
