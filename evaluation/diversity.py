@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from monai.metrics.regression import compute_ms_ssim
 from sklearn.metrics.pairwise import euclidean_distances
 
 from evaluation.distances import hubness, support
@@ -130,6 +129,8 @@ def ms_ssim(volumes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     Returns:
         float64 (P,) in [0, 1].
     """
+    from monai.metrics.regression import compute_ms_ssim  # slow to import
+
     shape = tuple(volumes.shape[1:])
     step = max(1, _BATCH_VOXELS // int(np.prod(shape)))
     values = []

@@ -17,9 +17,10 @@ from typing import Literal
 
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import ScanStack, load_scans
-from cohort.tables import CLASS_NAMES, read_table
+from cohort.tables import read_table
 from diffusion.checkpoint import load_diffusion
-from evaluation import anatomy, cards, controls, diversity, fid, figures, realism
+from evaluation import anatomy, cards, controls, diversity, figures, realism
+from evaluation.effects import class_counts
 from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
 from evaluation.networks import Weights, open_networks, read_weights
@@ -90,10 +91,12 @@ def main(config: EvaluateConfig) -> None:
     grid, weights = grid_of(config), read_weights(config.weights)
     folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
-    leak, warnings = check_ledgers(tables, folders, allow_leak=config.allow_leak)
+    leak, warnings = check_ledgers(tables, (config.synth_hc, config.synth_tle), allow_leak=config.allow_leak)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
     files = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
-    inputs = fingerprint(scans, folders, files, weights, settings_of(config))
+    numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed, config.precision)
+    settings = [FORMAT, *numbers, config.allow_leak, sorted(config.parts)]
+    inputs = fingerprint(scans, folders, files, weights, settings)
     if is_done(config, inputs):
         print(f"{config.out}: done already, for the same inputs")
         return
@@ -101,18 +104,25 @@ def main(config: EvaluateConfig) -> None:
     check_checkpoints(config, synthetic)
     warnings += check_counts(scans, synthetic)
     device = pick_device(config.precision, config.threads)
+    result = measure(config, grid, scans, synthetic, weights, device)
+    sets = {"real_train": scans["train"], "real_test": scans["test"], "synthetic": synthetic}
     result = {
         "format": FORMAT,
         "inputs": inputs,
         "commit": git_commit(),
         "leak": leak,
         "checkpoints": synthetic.checkpoints,
-        "n": counts(scans, synthetic),
+        "n": {name: class_counts(one.labels) for name, one in sets.items()} | {"per_draw": result["per_draw"]},
         "controls": controls.describe(),
-        **measure(config, grid, scans, synthetic, weights, device),
+        **result,
+        "warnings": [*warnings, *result["warnings"]],
     }
-    result["warnings"] = [*warnings, *result["warnings"]]
-    draw(config, result, scans, synthetic)
+    figures.draw_chart(figure_path(config, "fid"), result)
+    figures.draw_nearest(figure_path(config, "nearest"), scans["train"], synthetic.volumes, synthetic.labels)
+    if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
+        path = config.out.with_name(f"{config.out.stem}_privacy.md")
+        privacy.draw_card(path, result["privacy"], cards.facts(result))
+    cards.write(config.out.with_suffix(".md"), result)
     write_json(config.out, result)
     print(report(result))
 
@@ -139,7 +149,7 @@ def measure(
         result["diversity"] = {"support": support, "ms_ssim": alike}
     if "anatomy" in config.parts:
         print("anatomy")
-        figure = figure_paths(config)["effects"]
+        figure = figure_path(config, "effects")
         result["anatomy"] = anatomy.measure(scans, synthetic, grid, config.truth, figure, config.seed)
     if "privacy" in config.parts:
         print("privacy")
@@ -147,7 +157,7 @@ def measure(
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)
         found = privacy.measure(scans, synthetic.volumes, grid, vae, diffusion, device, config.seed)
         if "skipped" not in found:
-            privacy.draw_closest(figure_paths(config)["closest"], found, scans["train"], synthetic.volumes)
+            privacy.draw_closest(figure_path(config, "closest"), found, scans["train"], synthetic.volumes)
             found = privacy.without_names(found)
         result["privacy"] = found
     return result
@@ -161,17 +171,6 @@ def check_checkpoints(config: EvaluateConfig, synthetic: Synthetic) -> None:
             raise InputError(f"--{flag} {path} is checkpoint {checkpoint_hash(path)}; the volumes name {stated}")
 
 
-def draw(config: EvaluateConfig, result: dict, scans: dict[str, ScanStack], synthetic: Synthetic) -> None:
-    """The figures of the distances, and the cards."""
-    paths = figure_paths(config)
-    figures.draw_chart(paths["fid"], result)
-    figures.draw_nearest(paths["nearest"], scans["train"], synthetic.volumes, synthetic.labels)
-    if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
-        path = config.out.with_name(f"{config.out.stem}_privacy.md")
-        privacy.draw_card(path, result["privacy"], cards.facts(result))
-    cards.write(config.out.with_suffix(".md"), result)
-
-
 def grid_of(config: EvaluateConfig) -> Grid:
     """The grid by name, and the other settings checked."""
     numbers = (("slices", config.slices, 1), ("repeats", config.repeats, 2), ("pairs", config.pairs, 2))
@@ -181,12 +180,6 @@ def grid_of(config: EvaluateConfig) -> Grid:
     if problems:
         raise InputError.of("settings refused", problems)
     return GRIDS[config.grid]
-
-
-def settings_of(config: EvaluateConfig) -> list:
-    """What the result depends on besides its inputs."""
-    numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed, config.precision)
-    return [FORMAT, *numbers, config.allow_leak, sorted(config.parts)]
 
 
 def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
@@ -206,18 +199,7 @@ def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
             [f"{name}: {known.get(name)} there, {now} now" for name, now in inputs.items() if known.get(name) != now],
         )
     drawn = ["fid", "nearest", *(["effects"] if "anatomy" in config.parts else [])]
-    return all(figure_paths(config)[name].exists() for name in drawn)
-
-
-def counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> dict[str, dict[str, int]]:
-    """Volumes of each class in each set, and in each sample of a comparison."""
-    labels = {"real_train": scans["train"].labels, "real_test": scans["test"].labels, "synthetic": synthetic.labels}
-    found = {
-        key: {name: int((values == code).sum()) for code, name in enumerate(CLASS_NAMES)}
-        for key, values in labels.items()
-    }
-    n = fid.per_draw(*labels.values())
-    return found | {"per_draw": {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)}
+    return all(figure_path(config, name).exists() for name in drawn)
 
 
 def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
@@ -242,11 +224,9 @@ def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
     }
 
 
-def figure_paths(config: EvaluateConfig) -> dict[str, Path]:
-    """Each figure's place: bars of distances, nearest scans, effects of the diagnosis, closest pairs."""
-    return {
-        name: config.out.with_name(f"{config.out.stem}_{name}.png") for name in ("fid", "nearest", "effects", "closest")
-    }
+def figure_path(config: EvaluateConfig, name: str) -> Path:
+    """``fid``: bars of distances; ``nearest``: nearest scans; ``effects``: of the diagnosis; ``closest``: pairs."""
+    return config.out.with_name(f"{config.out.stem}_{name}.png")
 
 
 def report(result: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,29 +42,15 @@ def folders_of(synth_hc: Path, synth_tle: Path) -> dict[str, list[Path]]:
     """The volume pickles of each class's folder.
 
     Raises:
-        InputError: a folder is missing, given twice, or holds too few volumes.
+        InputError: a folder is missing, or given twice.
     """
     if synth_hc.resolve() == synth_tle.resolve():
         raise InputError(f"--synth-hc and --synth-tle are the same folder, {synth_hc}; each class has its own")
-    problems, found = [], {}
-    for name, folder in (("HC", synth_hc), ("TLE", synth_tle)):
-        try:
-            found[name] = list_volumes(folder)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        if len(found[name]) < fid.MINIMUM_PER_CLASS:
-            problems.append(
-                f"{folder}: {len(found[name])} {name} volumes, at least {fid.MINIMUM_PER_CLASS} are needed "
-                f"(and {fid.TRUSTED_PER_SIDE} for a figure to trust)"
-            )
-    if problems:
-        raise InputError.of("synthetic volumes refused", problems)
-    return found
+    return dict(zip(CLASS_NAMES, map(list_volumes, (synth_hc, synth_tle)), strict=True))
 
 
 def check_ledgers(
-    tables: dict[str, pd.DataFrame], folders: dict[str, list[Path]], *, allow_leak: bool
+    tables: dict[str, pd.DataFrame], folders: Iterable[Path], *, allow_leak: bool
 ) -> tuple[bool, list[str]]:
     """Whether held-out subjects were seen in training (and that was allowed), and which folders do not say.
 
@@ -73,8 +60,8 @@ def check_ledgers(
     test, warnings = tables["test"], []
     allowed = {"allow_leak": allow_leak}
     leaks = [refuse_overlap(test, ledger_of(tables["train"]), what="a model of --real-train", **allowed)]
-    for files in folders.values():
-        path = files[0].parent / "ledger.json"
+    for folder in folders:
+        path = folder / "ledger.json"
         if not path.is_file():
             warnings.append(f"{path}: missing, so whether held-out subjects were trained on is not known")
             continue
@@ -82,7 +69,7 @@ def check_ledgers(
         entries = record.get("ledger") if isinstance(record, dict) else None
         if not isinstance(entries, list):
             raise InputError(f"{path}: not a ledger: expected an object with a list `ledger`")
-        leaks.append(refuse_overlap(test, entries, what=f"what generated {path.parent}", **allowed))
+        leaks.append(refuse_overlap(test, entries, what=f"what generated {folder}", **allowed))
     if any(leaks):
         warnings.append("LEAK: held-out subjects were trained on (allowed by --allow-leak); these figures flatter")
     return any(leaks), warnings
@@ -152,7 +139,8 @@ def check_counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> list[str]
         "synthetic volumes": synthetic.labels,
     }
     problems = [
-        f"{side}: {np.sum(labels == code)} of class {name}, at least {fid.MINIMUM_PER_CLASS} are needed"
+        f"{side}: {np.sum(labels == code)} of class {name}, at least {fid.MINIMUM_PER_CLASS} are needed "
+        f"(and {fid.TRUSTED_PER_SIDE} in all for a figure to trust)"
         for side, labels in sides.items()
         for code, name in enumerate(CLASS_NAMES)
         if np.sum(labels == code) < fid.MINIMUM_PER_CLASS

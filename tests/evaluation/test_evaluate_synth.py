@@ -1,6 +1,7 @@
 """The whole evaluation at the smoke grid: what it writes, that it is done once, and what it refuses."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from cohort.tables import LABELS, read_table
 from cohort.volumes import Volume, volume_name, write_nifti, write_volume
 from evaluation import controls, evaluate_synth
 from evaluation.evaluate_synth import EvaluateConfig
+from evaluation.privacy.embedding import EncoderConfig
 from runtime import distributed
 from runtime.cli import run_script
 from runtime.errors import InputError
@@ -50,7 +52,9 @@ def write_synthetic(folder, name, count, first):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setattr("cohort.scans.ROOT", tmp_path)  # the cache of decoded scans
+    monkeypatch.setattr("cohort.stacks.ROOT", tmp_path)  # the cache of decoded scans
+    short = partial(EncoderConfig, steps=5, batch_size=8)  # no test here turns on what the encoder has learnt
+    monkeypatch.setattr("evaluation.privacy.embedding.EncoderConfig", short)
     return EvaluateConfig(
         real_train=write_reals(tmp_path, "train", 4, 0),
         real_test=write_reals(tmp_path, "test", 4, 100),
@@ -101,6 +105,7 @@ def written(config):
     return {path.name for path in config.out.parent.iterdir()}
 
 
+@pytest.mark.slow
 def test_all_parts_and_both_cards(config):
     config = dataclasses.replace(config, parts=evaluate_synth.PARTS, pairs=6)
     evaluate_synth.main(config)
@@ -119,6 +124,7 @@ def test_all_parts_and_both_cards(config):
         assert f"## {heading}" in card
 
 
+@pytest.mark.slow
 def test_a_copying_generator_is_found(config, tmp_path):
     """Training scans passed as synthetic: the audit says copying, and the distances warn."""
     config = dataclasses.replace(
@@ -153,7 +159,10 @@ def refused(config, *parts):
 def test_too_few_volumes_state_the_minimum_for_both_classes_at_once(config):
     for folder in (config.synth_hc, config.synth_tle):
         sorted(folder.glob("*.pkl"))[0].unlink()
-    refused(config, "3 HC volumes, at least 4", "3 TLE volumes, at least 4")
+    refused(config, "synthetic volumes: 3 of class HC, at least 4", "3 of class TLE, at least 4")
+    for path in config.synth_hc.glob("*.pkl"):
+        path.unlink()
+    refused(config, "synthetic volumes: 0 of class HC, at least 4")
 
 
 def test_a_class_missing_among_the_reals_is_refused(config):
