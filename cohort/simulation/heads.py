@@ -208,9 +208,7 @@ def scan(head: Canvas, pose: Pose, seed: int = 0) -> Head:
     voxels = np.rint(pose.gain * np.hypot(signal + noise[0], noise[1])).astype(np.int16)
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(pose.orientation)
-    )
+    turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RAS", pose.orientation)))
     brain = nib.Nifti1Image((seen(head.brain) > 0.5).astype(np.uint8), affine).as_reoriented(turn)
     return Head(image.as_reoriented(turn), matrix, np.asarray(brain.dataobj) > 0)
 
@@ -238,24 +236,19 @@ def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return matrix[:3, :3] @ points + matrix[:3, 3:]
 
 
-def landmarks_mm() -> np.ndarray:
-    """Centroids of the atlas's regions in template millimetres, (regions, 3)."""
-    atlas, affine = native_atlas()
-    codes = [code for code in atlas.names if (atlas.labels == code).any()]
-    return _apply(affine, np.array(ndimage.center_of_mass(atlas.labels > 0, atlas.labels, codes)).T).T
-
-
 def landmark_error_mm(found: np.ndarray, true: np.ndarray) -> float:
-    """Mean distance, in template space, between landmarks and where a wrong matrix puts them.
+    """Mean distance, in template space, between the centroids of atlas regions and where a wrong matrix puts them.
 
     Args:
         found: template to scan, as registered.
         true: template to scan, as it is.
     """
-    marks = landmarks_mm().T
+    atlas, affine = native_atlas()
+    codes = [code for code in atlas.names if (atlas.labels == code).any()]
+    marks = _apply(affine, np.array(ndimage.center_of_mass(atlas.labels > 0, atlas.labels, codes)).T)
     return float(np.linalg.norm(_apply(np.linalg.inv(true) @ found, marks) - marks, axis=0).mean())
 
 
-def dice(one: np.ndarray, other: np.ndarray) -> float:
+def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Overlap of two masks."""
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
