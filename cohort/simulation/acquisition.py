@@ -38,17 +38,16 @@ def acquire(tissue: np.ndarray, site: Site, draw: np.random.Generator) -> np.nda
     signal = np.maximum(tissue, 0) ** (site.contrast + CONTRAST_SPREAD * draw.standard_normal())
     if site.blur:
         signal = ndimage.gaussian_filter(signal, site.blur)
-    signal = signal * np.exp(site.bias * _smooth_field(signal.shape, draw))
+    field = smooth_field(draw.standard_normal((3, 3, 3)), signal.shape)
+    signal = signal * np.exp(site.bias * (field / np.sqrt(np.square(field).mean())).astype(np.float32))
     real, imaginary = draw.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(site.noise)
     gain = site.gain * np.exp(GAIN_SPREAD * draw.standard_normal())
     scan = np.hypot(signal + real, imaginary) * inside
     return np.rint(scan * gain).clip(0, np.iinfo(np.int16).max).astype(np.int16)
 
 
-def _smooth_field(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
-    """A random sum of the lowest cosines over the grid, float32, standard deviation about 1 and mean about 0."""
-    coefficients = draw.standard_normal((3, 3, 3))
+def smooth_field(coefficients: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The sum of the lowest cosines over a grid with these coefficients (3, 3, 3), the constant left out."""
     coefficients[0, 0, 0] = 0
     waves = [np.cos(np.pi * np.outer(np.arange(3), (np.arange(n) + 0.5) / n)) for n in shape]
-    field = np.einsum("ijk,ia,jb,kc->abc", coefficients, *waves, optimize=True)
-    return (field / np.sqrt(np.square(field).mean())).astype(np.float32)
+    return np.einsum("ijk,ia,jb,kc->abc", coefficients, *waves, optimize=True)

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from cohort.atlas import antialias_sigma, load_template, native_atlas, resample
 from cohort.scans import Grid
 from cohort.simulation import warps
+from cohort.simulation.acquisition import smooth_field
 from cohort.simulation.simulator import SCALES_MM
 from runtime.seeding import rng
 
@@ -203,7 +204,8 @@ def scan(head: Canvas, pose: Pose, seed: int = 0) -> Head:
         smooth = ndimage.gaussian_filter(volume, np.array(sigma).ravel())
         return ndimage.affine_transform(smooth, to_canvas[:3, :3], to_canvas[:3, 3], tuple(shape), order=1)
 
-    signal = seen(head.tissue) * np.exp(pose.bias * _bias(tuple(shape), draw))
+    bias = smooth_field(draw.standard_normal((3, 3, 3)) / (1 + np.indices((3, 3, 3)).sum(axis=0)), tuple(shape))
+    signal = seen(head.tissue) * np.exp(pose.bias * (bias / bias.std()))
     noise = pose.noise * draw.standard_normal((2, *shape))
     voxels = np.rint(pose.gain * np.hypot(signal + noise[0], noise[1])).astype(np.int16)
     image = nib.Nifti1Image(voxels, affine)
@@ -221,15 +223,6 @@ def _motion(pose: Pose) -> np.ndarray:
     pivot = np.array([0.0, -17.0, 8.0])
     matrix[:3, 3] = pivot + np.array(pose.shift_mm) - matrix[:3, :3] @ pivot
     return matrix
-
-
-def _bias(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
-    """A random sum of low cosines, mean 0, standard deviation 1."""
-    coefficients = draw.standard_normal((3, 3, 3)) / (1 + np.indices((3, 3, 3)).sum(axis=0))
-    coefficients[0, 0, 0] = 0
-    waves = [np.cos(np.pi * np.outer(np.arange(3), (np.arange(n) + 0.5) / n)) for n in shape]
-    field = np.einsum("ijk,ia,jb,kc->abc", coefficients, *waves, optimize=True)
-    return field / field.std()
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

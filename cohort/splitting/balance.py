@@ -115,10 +115,8 @@ def _describe(scans: pd.DataFrame) -> dict[str, object]:
     ages = people["age"].dropna()
     return {
         "subjects": len(people),
-        "left": int((people["side"] == "L").sum()),
-        "right": int((people["side"] == "R").sum()),
-        "female": int((people["sex"] == "F").sum()),
-        "male": int((people["sex"] == "M").sum()),
+        **{name: int((people["side"] == side).sum()) for name, side in (("left", "L"), ("right", "R"))},
+        **{name: int((people["sex"] == sex).sum()) for name, sex in (("female", "F"), ("male", "M"))},
         "age": f"{ages.mean():.1f} ({ages.std(ddof=0):.1f})" if len(ages) else "",
         "site": ", ".join(f"{site or '?'} {count}" for site, count in sorted(people["site"].value_counts().items())),
     }

@@ -69,7 +69,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: format {found!r}; this version reads {FORMAT}: run cohort.split again")
     if set(record.get("splits", {})) != set(SPLITS):
         raise InputError(f"{path}: expected the splits {', '.join(SPLITS)}; run cohort.split again")
-    problems = [*_changed_tables(folder, record["splits"]), *_shared_entries(record["splits"])]
+    problems = []
+    for name, entry in record["splits"].items():
+        table = folder / f"{name}.csv"
+        if not table.is_file():
+            problems.append(f"{table} is missing")
+        elif sha256(table) != entry["sha256"]:
+            problems.append(f"{table} has been changed since")
+    for pair in combinations(SPLITS, 2):
+        first, second = (set(record["splits"][name]["ledger"]) for name in pair)
+        if first & second:
+            problems.append(f"{' and '.join(pair)} share subjects or groups")
     if problems:
         raise InputError.of(f"{path} does not describe the tables beside it; run cohort.split again", problems)
     return record
@@ -86,22 +96,3 @@ def provenance(folder: Path) -> str:
 
 def _whom(frame: pd.DataFrame) -> dict[str, Any]:
     return {"scans": len(frame), "subjects": int(frame["subject"].nunique()), "ledger": ledger_of(frame)}
-
-
-def _changed_tables(folder: Path, entries: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for name in SPLITS:
-        table = folder / f"{name}.csv"
-        if not table.is_file():
-            problems.append(f"{table} is missing")
-        elif sha256(table) != entries[name]["sha256"]:
-            problems.append(f"{table} has been changed since")
-    return problems
-
-
-def _shared_entries(entries: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{first} and {second} share subjects or groups"
-        for first, second in combinations(SPLITS, 2)
-        if set(entries[first]["ledger"]) & set(entries[second]["ledger"])
-    ]
