@@ -115,28 +115,23 @@ class Diffusion(Process):
     """alpha and sigma (2, T) by device, copied there once."""
 
     def coefficients(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha_t and sigma_t for timesteps (B,), rounded once from float64 to float32, shaped (B, 1, 1, 1, 1)."""
-        if t.device not in self._tables:
+        if t.device not in self._tables:  # rounded once from float64
             exact = torch.stack([self.alphas_bar.sqrt(), (1.0 - self.alphas_bar).sqrt()])
             self._tables[t.device] = exact.float().to(t.device)
         alpha, sigma = self._tables[t.device][:, t].view(2, -1, 1, 1, 1, 1)
         return alpha, sigma
 
     def at(self, t: float) -> tuple[float, float]:
-        """alpha_t and sigma_t of one timestep."""
         alpha_bar = float(self.alphas_bar[int(t)])
         return math.sqrt(alpha_bar), math.sqrt(1.0 - alpha_bar)
 
     def velocity_weights(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha_t and sigma_t."""
         return self.coefficients(t)
 
     def draw_times(self, count: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
-        """Timesteps drawn evenly."""
         return torch.randint(self.timesteps, (count,), generator=generator, device=device)
 
     def spread_times(self, places: torch.Tensor) -> torch.Tensor:
-        """floor(place T)."""
         # A place just below 1 may round to T.
         return (places * self.timesteps).long().clamp(max=self.timesteps - 1)
 
@@ -203,18 +198,16 @@ class Flow(Process):
     """Moves training and sampling times towards noise when above 1."""
 
     def coefficients(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """1 - t / T and t / T for times (B,), shaped (B, 1, 1, 1, 1)."""
         sigma = (t.float() / self.timesteps).view(-1, 1, 1, 1, 1)
         return 1.0 - sigma, sigma
 
     def at(self, t: float) -> tuple[float, float]:
-        """1 - t / T and t / T of one time."""
         return 1.0 - t / self.timesteps, t / self.timesteps
 
     def velocity_weights(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ones: the velocity is the derivative of z_t along the straight path."""
-        one = torch.ones((), device=t.device)
-        return one, one
+        ones = torch.ones((), device=t.device)
+        return ones, ones
 
     def draw_times(self, count: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
         """Logit-normal times, or even ones, then the shift."""
@@ -277,18 +270,18 @@ def build_process(config: ProcessConfig) -> Process:
     Raises:
         InputError: a number out of range, or settings that do not go together; names all of them.
     """
-    flow = config.schedule == "flow"
-    problems = _out_of_range(config) + (_unfit_for_flow(config) if flow else _unfit_for_diffusion(config))
+    problems = _problems(config)
     if problems:
         raise InputError.of("noising process refused", problems)
-    if flow:
+    if config.schedule == "flow":
         return Flow(config.target, config.timesteps, config.time_mean, config.time_std, config.shift)
     alphas_bar = torch.cumprod(1.0 - SCHEDULES[config.schedule](config.timesteps), dim=0)
     return Diffusion(config.target, config.timesteps, alphas_bar, config.min_snr)
 
 
-def _out_of_range(config: ProcessConfig) -> list[str]:
-    """Settings with impossible values, one line each."""
+def _problems(config: ProcessConfig) -> list[str]:
+    """Settings with impossible values, or that the schedule does not have, one line each."""
+    flow, usual, schedule = config.schedule == "flow", ProcessConfig(), f"with schedule {config.schedule}"
     allowed = {
         "timesteps": (config.timesteps >= 1, "at least 1"),
         "min_snr": (config.min_snr >= 0.0, "0 or above"),
@@ -296,28 +289,19 @@ def _out_of_range(config: ProcessConfig) -> list[str]:
         "time_std": (config.time_std >= 0.0, "0 or above"),
         "shift": (config.shift > 0.0, "above 0"),
     }
-    return [
+    problems = [
         f"{name} {getattr(config, name)}, expected {expected}"
         for name, (right, expected) in allowed.items()
         if not (right and math.isfinite(getattr(config, name)))
     ]
-
-
-def _unfit_for_flow(config: ProcessConfig) -> list[str]:
-    """Settings that only a diffusion has, one line each."""
-    problems = []
-    if config.target == "noise":
-        problems.append("target noise with schedule flow: at time 1 it tells nothing of the latent; use velocity or x0")
-    if config.min_snr:
-        problems.append("min_snr with schedule flow: a flow is weighted by time_mean and time_std")
+    if flow and config.target == "noise":
+        problems.append(f"target noise {schedule}: at time 1 it says nothing of the latent; use velocity or x0")
+    if flow and config.min_snr:
+        problems.append(f"min_snr {schedule}: a flow is weighted by time_mean and time_std")
+    if not flow:
+        problems += [
+            f"{name} {getattr(config, name)} {schedule}: only a flow has it"
+            for name in ("time_mean", "time_std", "shift")
+            if getattr(config, name) != getattr(usual, name)
+        ]
     return problems
-
-
-def _unfit_for_diffusion(config: ProcessConfig) -> list[str]:
-    """Settings that only a flow has, one line each."""
-    usual = ProcessConfig()
-    return [
-        f"{name} {getattr(config, name)} with schedule {config.schedule}: only a flow has it"
-        for name in ("time_mean", "time_std", "shift")
-        if getattr(config, name) != getattr(usual, name)
-    ]

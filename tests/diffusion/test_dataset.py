@@ -16,13 +16,19 @@ from VAE.latents import Latent, compute_statistics, write_latent
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
-def write_split(folder: Path, labels: list[int]) -> list[Latent]:
+def posteriors(labels: list[int]) -> list[Latent]:
     random = np.random.default_rng(0)
-    latents = []
-    for k, label in enumerate(labels):
-        mu = (random.standard_normal((2, 3, 3, 3)) * [[[[1]]], [[[4]]]] + 5).astype(np.float32)
-        latents.append(Latent(mu, np.full_like(mu, -2.0), label, f"s{k}", "v", {"name": "smoke"}))
-        write_latent(folder / "train" / f"s{k}.pkl", latents[-1])
+    mus = [(random.standard_normal((2, 3, 3, 3)) * [[[[1]]], [[[4]]]] + 5).astype(np.float32) for _ in labels]
+    return [
+        Latent(mu, np.full_like(mu, -2.0), label, f"s{k}", "v", {"name": "smoke"})
+        for k, (mu, label) in enumerate(zip(mus, labels, strict=True))
+    ]
+
+
+def write_split(folder: Path, labels: list[int]) -> list[Latent]:
+    latents = posteriors(labels)
+    for latent in latents:
+        write_latent(folder / "train" / f"{latent.subject}.pkl", latent)
     return latents
 
 
@@ -47,10 +53,12 @@ def test_a_missing_or_unknown_class_is_refused(tmp_path: Path, labels: list[int]
 
 
 @pytest.mark.parametrize("centred", [False, True])
-def test_the_space_is_undone_and_whitens(tmp_path: Path, centred: bool) -> None:
-    latents = write_split(tmp_path, [0, 1] * 200)
+def test_the_space_is_undone_and_whitens(centred: bool) -> None:
+    latents = posteriors([0, 1] * 200)
     statistics = compute_statistics(latents, split="train", ledger=[])
-    mu, logvar = (torch.stack([torch.from_numpy(getattr(one, name)) for one in latents]) for name in ("mu", "logvar"))
+    mu, logvar = (
+        torch.stack([torch.from_numpy(getattr(latent, name)) for latent in latents]) for name in ("mu", "logvar")
+    )
     space = fit_space(mu, logvar, statistics, centred=centred)
     z = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
     inside = space.enter(z)

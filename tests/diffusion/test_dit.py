@@ -164,8 +164,8 @@ def test_traces_without_graph_breaks(changes: dict) -> None:
     torch.testing.assert_close(compiled(z, t, y), model(z, t, y))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_sizes_of_all_variants_at_the_paper_grid(name: str) -> None:
+@pytest.mark.parametrize("name", ["S/4", "S/2", "S/1", "B/4", "L/4", "XL/4"])
+def test_sizes_of_variants_at_the_paper_grid(name: str) -> None:
     """Parameters exactly; operations 24 N d^2 + 4 N^2 d per block, the patches in and out, and the condition."""
     config = VARIANTS[name]
     with torch.device("meta"):

@@ -62,18 +62,18 @@ def test_rows_say_everything_and_are_sorted_by_seed(folder: SyntheticFolder) -> 
 def test_a_start_reads_nothing_but_volumes_without_a_row(
     folder: SyntheticFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [Wanted(0, seed) for seed in range(300)]
+    wanted = [Wanted(0, seed) for seed in range(60)]
     fill(folder, wanted)
     folder.merge()
-    write_volume(folder.path / volume_name(0, 300), volume(300))  # as a kill between volume and row leaves it
+    write_volume(folder.path / volume_name(0, 60), volume(60))  # as a kill between volume and row leaves it
     damaged = folder.path / volume_name(0, 7)
     damaged.write_bytes(damaged.read_bytes()[:50])
     read = []
     real = synthetic_folder.read_volume
     monkeypatch.setattr(synthetic_folder, "read_volume", lambda path: read.append(path.name) or real(path))
     folder.settle([], adopt=True)
-    assert read == ["HC_000300.pkl"]
-    assert folder.missing([Wanted(0, seed) for seed in range(302)]) == [Wanted(0, 301)]
+    assert read == ["HC_000060.pkl"]
+    assert folder.missing([Wanted(0, seed) for seed in range(62)]) == [Wanted(0, 61)]
 
     with pytest.raises(InputError, match="HC_000007") as refusal:
         folder.verify()

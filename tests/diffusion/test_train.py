@@ -1,4 +1,4 @@
-"""Training as a process: what a run leaves, resume after SIGKILL, two processes, refusals."""
+"""Training: what a run leaves, resume after SIGKILL, two processes, refusals."""
 
 from __future__ import annotations
 
@@ -9,37 +9,46 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion import train
 from diffusion.checkpoint import load_diffusion
+from diffusion.config import PRESETS
 from runtime.checkpoints import load_checkpoint
+from runtime.cli import parse
+from runtime.errors import InputError
 from tests.support.processes import kill_at_step, script
+from VAE import save_latent
 from VAE.latents import read_latent
 
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
 
 
-@pytest.fixture(scope="module")
-def vae(cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint of a VAE after a few steps, with latents of both tables beside its run."""
-    folder = tmp_path_factory.mktemp("stage1")
-    script("VAE.train", "smoke", "--steps", 4, "--train-csv", cohort_dir / "train.csv", "--val-csv",
-           cohort_dir / "val.csv", "--run-dir", folder / "vae", "--cache-dir", cohort_dir / "cache")  # fmt: skip
-    checkpoint = folder / "vae/checkpoints/best.pt"
-    script("VAE.save_latent", "--checkpoint", checkpoint, "--csv", cohort_dir / "train.csv", cohort_dir / "val.csv",
-           "--out", folder / "latents", "--cache-dir", cohort_dir / "cache")  # fmt: skip
-    return checkpoint
+def run(*words: object) -> None:
+    """``python -m diffusion.train smoke`` with short intervals, in this process."""
+    train.main(parse(PRESETS, ["smoke", *map(str, COMMON), *map(str, words)]))
+
+
+def refused(said: str, *words: object) -> None:
+    with pytest.raises(InputError) as refusal:
+        run(*words)
+    assert said in str(refusal.value)
 
 
 @pytest.fixture(scope="module")
-def latents(vae: Path) -> Path:
-    return vae.parents[2] / "latents"
+def latents(random_vae: Path, cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of both tables."""
+    folder = tmp_path_factory.mktemp("latents")
+    tables = (cohort_dir / "train.csv", cohort_dir / "val.csv")
+    save_latent.main(
+        save_latent.SaveLatentConfig(random_vae, tables, folder, cache_dir=cohort_dir / "cache", threads=1)
+    )
+    return folder
 
 
 @pytest.fixture(scope="module")
-def trained(vae: Path, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(random_vae: Path, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished short run."""
     run_dir = tmp_path_factory.mktemp("diffusion")
-    words = ("--latents", latents, "--run-dir", run_dir, "--vae", vae, "--sample-every-steps", 6)
-    script("diffusion.train", "smoke", *COMMON, *words)
+    run("--latents", latents, "--run-dir", run_dir, "--vae", random_vae, "--sample-every-steps", 6)
     return run_dir
 
 
@@ -69,36 +78,34 @@ def test_a_run_leaves_what_design_promises(trained: Path, latents: Path) -> None
     assert loaded.label_dropout == 0.1
 
 
-def test_killed_and_continued_equals_undisturbed(vae: Path, latents: Path, tmp_path: Path, trained: Path) -> None:
-    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, "--vae", vae, "--sample-every-steps", 6)
-    kill_at_step("diffusion.train", *words, run_dir=tmp_path, step=8)
+@pytest.mark.slow
+def test_killed_and_continued_equals_undisturbed(
+    random_vae: Path, latents: Path, tmp_path: Path, trained: Path
+) -> None:
+    words = ("--latents", latents, "--run-dir", tmp_path, "--vae", random_vae, "--sample-every-steps", 6)
+    kill_at_step("diffusion.train", "smoke", *COMMON, *words, run_dir=tmp_path, step=8)
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "diffusion")["step"] < 12
-    script("diffusion.train", *words)
+    run(*words)
     for name in ("last", "best"):
         expected, actual = weights(trained, name), weights(tmp_path, name)
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(latents: Path, tmp_path: Path) -> None:
-    words = ("smoke", *COMMON, "--precision", "float32", "--latents", latents, "--run-dir")
-    script("diffusion.train", *words, tmp_path / "one")
-    script("diffusion.train", *words, tmp_path / "two", processes=2)
+    words = ("--precision", "float32", "--latents", latents, "--run-dir")
+    run(*words, tmp_path / "one")
+    script("diffusion.train", "smoke", *COMMON, *words, tmp_path / "two", processes=2)
     expected, actual = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], atol=2e-4, rtol=1e-3)
 
 
-def test_another_vae_is_refused(vae: Path, latents: Path, tmp_path: Path) -> None:
-    other = vae.with_name("last.pt")
-    record = load_checkpoint(other, "vae")
-    changed = tmp_path / "changed.pt"
-    record["step"] += 1
-    torch.save(record, changed)
-    refused = script(
-        "diffusion.train", "smoke", "--latents", latents, "--run-dir", tmp_path, "--vae", changed, ok=False
-    )
-    assert refused.returncode == 2
-    assert "the latents came from" in refused.stderr
+def test_another_vae_is_refused(random_vae: Path, latents: Path, tmp_path: Path) -> None:
+    record = load_checkpoint(random_vae, "vae")
+    torch.save({**record, "step": record["step"] + 1}, tmp_path / "changed.pt")
+    words = ("--latents", latents, "--run-dir", tmp_path / "run", "--vae", tmp_path / "changed.pt")
+    refused("the latents came from", *words)
 
 
 @pytest.mark.parametrize(
@@ -107,43 +114,38 @@ def test_another_vae_is_refused(vae: Path, latents: Path, tmp_path: Path) -> Non
         (("--model.patch", 32, 2, 2), "larger than the latent"),
         (("--val-split", "nowhere"), "no latents"),
         (("--model.dim", 65, "--model.heads", 2), "does not divide"),
+        (("--model.linear-rank", 12), "needs more than the 12 latents"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(latents: Path, tmp_path: Path, words: tuple, message: str) -> None:
-    refused = script("diffusion.train", "smoke", "--latents", latents, "--run-dir", tmp_path, *words, ok=False)
-    assert refused.returncode == 2
-    assert message in refused.stderr
+    refused(message, "--latents", latents, "--run-dir", tmp_path, *words)
 
 
 def test_latents_of_two_vaes_and_missing_statistics_are_refused(latents: Path, tmp_path: Path) -> None:
     copy = tmp_path / "latents"
     shutil.copytree(latents, copy)
     (copy / "statistics.json").unlink()
-    refused = script("diffusion.train", "smoke", "--latents", copy, "--run-dir", tmp_path / "run", ok=False)
-    assert refused.returncode == 2
-    assert "statistics.json: no such file" in refused.stderr
+    refused("statistics.json: no such file", "--latents", copy, "--run-dir", tmp_path / "run")
     (copy / "statistics.json").write_text((latents / "statistics.json").read_text().replace('"vae": "', '"vae": "0'))
-    refused = script("diffusion.train", "smoke", "--latents", copy, "--run-dir", tmp_path / "run", ok=False)
-    assert refused.returncode == 2
-    assert "statistics.json is of" in refused.stderr
+    refused("statistics.json is of", "--latents", copy, "--run-dir", tmp_path / "run")
 
 
-def test_training_stops_early_and_stays_stopped(latents: Path, tmp_path: Path) -> None:
+def test_training_stops_early_and_stays_stopped(
+    latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At a learning rate of 0 nothing gets better, so that the second validation is one too many."""
-    often = ("--val-every-steps", 2, "--lr", 0, "--patience", 1)
-    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, *often)
-    assert "stopped early: 1 held-out losses without a better one" in script("diffusion.train", *words).stdout
+    words = ("--latents", latents, "--run-dir", tmp_path, "--val-every-steps", 2, "--lr", 0, "--patience", 1)
+    run(*words)
+    assert "stopped early: 1 held-out losses without a better one" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "diffusion")["step"] == 4
-    script("diffusion.train", *words)
+    run(*words)
     assert log(tmp_path)[-1]["step"] == 4
 
 
 def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, latents: Path, tmp_path: Path) -> None:
-    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, "--model.covariates", "age", "sex")
-    refused = script("diffusion.train", *words, ok=False)
-    assert refused.returncode == 2
-    assert "needs --tables" in refused.stderr
-    script("diffusion.train", *words, "--tables", cohort_dir / "train.csv", cohort_dir / "val.csv")
+    words = ("--latents", latents, "--run-dir", tmp_path, "--model.covariates", "age", "sex")
+    refused("needs --tables", *words)
+    run(*words, "--tables", cohort_dir / "train.csv", cohort_dir / "val.csv")
     loaded = load_diffusion(tmp_path / "checkpoints/best.pt")
     assert loaded.covariates["age"] == pytest.approx((25.5, 13**0.5))  # 12 training subjects aged 20 to 31
     assert loaded.model.config.covariates == ("age", "sex")
@@ -151,21 +153,17 @@ def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, l
 
 def test_a_run_goes_on_from_finished_weights_in_their_space(trained: Path, latents: Path, tmp_path: Path) -> None:
     best = trained / "checkpoints/best.pt"
-    common = ("smoke", *COMMON, "--latents", latents, "--init", best)
-    script("diffusion.train", *common, "--run-dir", tmp_path / "run", "--lr", 0)
+    run("--latents", latents, "--init", best, "--run-dir", tmp_path / "run", "--lr", 0)
     before, after = load_diffusion(best), load_diffusion(tmp_path / "run/checkpoints/best.pt")
     assert all(torch.equal(value, after.model.state_dict()[name]) for name, value in before.model.state_dict().items())
     assert torch.equal(before.space.spread, after.space.spread)
-    refused = script("diffusion.train", *common, "--run-dir", tmp_path / "other", "--model.depth", 3, ok=False)
-    assert refused.returncode == 2
-    assert "model_config.depth: the checkpoint has 2, this run 3" in refused.stderr
+    other = ("--latents", latents, "--init", best, "--run-dir", tmp_path / "other", "--model.depth", 3)
+    refused("model_config.depth: the checkpoint has 2, this run 3", *other)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(latents: Path, tmp_path: Path) -> None:
-    words = ("smoke", *COMMON, "--latents", latents, "--run-dir", tmp_path, "--clip-norm", 1e30, "--warmup-steps", 1)
-    refused = script("diffusion.train", *words, "--lr", 1e30, ok=False)
-    assert refused.returncode == 2
-    assert "is not finite" in refused.stderr
+    words = ("--latents", latents, "--run-dir", tmp_path, "--clip-norm", 1e30, "--warmup-steps", 1, "--lr", 1e30)
+    refused("is not finite", *words)
     last = tmp_path / "checkpoints/last.pt"
     assert not last.exists() or all(value.isfinite().all() for value in weights(tmp_path).values())
 
@@ -176,7 +174,8 @@ def test_latents_of_one_class_are_refused(latents: Path, tmp_path: Path) -> None
     for path in (copy / "train").glob("*.pkl"):
         if read_latent(path).label == 1:
             path.unlink()
-    refused = script("diffusion.train", "smoke", "--latents", copy, "--run-dir", tmp_path / "run", ok=False)
-    assert refused.returncode == 2
-    assert "labels [0], expected each of 0 to 1 at least once" in refused.stderr
+    words = ("diffusion.train", "smoke", "--latents", copy, "--run-dir", tmp_path / "run")
+    done = script(*words, ok=False)  # as a command: a message and status 2, nothing left behind
+    assert done.returncode == 2
+    assert "labels [0], expected each of 0 to 1 at least once" in done.stderr
     assert not (tmp_path / "run").exists()
