@@ -10,7 +10,7 @@ that do not fit in memory as a whole. Under torchrun the scans are shared among 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
@@ -29,13 +29,12 @@ from runtime import distributed
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.device import Device, Precision, pick_device
+from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, write_json
 from VAE import regions
 from VAE.checkpoint import LoadedVAE, load_vae
-from VAE.metrics import reconstruction_metrics
+from VAE.metrics import PosteriorHealth, reconstruction_metrics
 from VAE.model import Autoencoder
-from VAE.posterior import PosteriorHealth
-from VAE.tiling import decode_tiled, encode_tiled, refuse_tiles, seamless_overlap
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,9 @@ class InferConfig:
     out: Path = ROOT / "runs/infer"
     """Folder for the results."""
     tile: int = 0
-    """Edge in voxels of the tiles to encode and decode in, a multiple of the model's reduction; 0: the whole volume at
-    once. Memory follows the tile; it takes several times as long."""
-    overlap: int | None = None
-    """Voxels that neighbouring tiles share, a multiple of the model's reduction; by default as many as leave no seam.
-    Fewer take less time."""
+    """Edge in voxels of the tiles to encode and decode in, an even multiple of the model's reduction; neighbours share
+    half. 0: the whole volume at once. Memory follows the tile. Each tile is normalised by its own statistics, so that
+    the result differs a little from the whole volume's."""
     regions: bool = True
     """Measure the error in each atlas region too."""
     nifti: bool = False
@@ -110,7 +107,8 @@ def main(config: InferConfig) -> None:
     """Loads, reconstructs, measures, writes."""
     device = pick_device(config.precision, config.threads)
     vae = load_vae(config.checkpoint)
-    config = with_overlap(config, vae.model)
+    if config.tile % (2 * vae.model.factor):
+        raise InputError(f"--tile {config.tile}: this VAE needs a multiple of {2 * vae.model.factor}")
     frame = read_table(config.csv)
     leak = refuse_overlap(
         frame, vae.ledger, what=f"{config.csv} with {config.checkpoint}", allow_leak=config.allow_leak
@@ -127,7 +125,7 @@ def main(config: InferConfig) -> None:
     numbers = table.select_dtypes("number").drop(columns="label")
     summary = {
         "scans": len(table), "csv": str(config.csv), "vae": vae.hash, "vae_step": vae.step, "commit": git_commit(),
-        "subjects_seen_in_training": leak, "tile": config.tile, "overlap": config.overlap,
+        "subjects_seen_in_training": leak, "tile": config.tile,
         "mean": numbers.mean().to_dict(), "std": numbers.std(ddof=0).to_dict(),
         "posterior": results.posterior.report(),
         "regions": write_regions(results, labels, config.out) if labels else None,
@@ -135,19 +133,6 @@ def main(config: InferConfig) -> None:
     write_json(config.out / "summary.json", summary)
     draw(config.out / "worst_and_best.png", results.cases)
     say(summary, config.out)
-
-
-def with_overlap(config: InferConfig, model: Autoencoder) -> InferConfig:
-    """The configuration with the overlap filled in, 0 without tiles.
-
-    Raises:
-        InputError: tiles that this model cannot work in.
-    """
-    if not config.tile:
-        return replace(config, overlap=0)
-    overlap = seamless_overlap(model) if config.overlap is None else config.overlap
-    refuse_tiles(model, config.tile, overlap)
-    return replace(config, overlap=overlap)
 
 
 @torch.no_grad()
@@ -159,7 +144,7 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas | None, device: 
     for row in tqdm(share, desc="reconstructing", unit="scan", disable=not distributed.is_main()):
         entry, x = volumes.frame.iloc[row], volumes.batch(torch.tensor([row]))
         with device.autocast():
-            mu, logvar, x_hat = there_and_back(model, x, config)
+            mu, logvar, x_hat = there_and_back(model, x, config.tile)
         results.posterior.add(mu, logvar)
         x, x_hat = (volume[0, 0].float().cpu().numpy() for volume in (x, x_hat))
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
@@ -175,15 +160,18 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas | None, device: 
     return results
 
 
-def there_and_back(
-    model: Autoencoder, x: torch.Tensor, config: InferConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """mu, logvar and the reconstruction from mu, whole or in tiles."""
-    if config.tile:
-        mu, logvar = encode_tiled(model, x, config.tile, config.overlap)
-        return mu, logvar, decode_tiled(model, mu, config.tile, config.overlap)
-    mu, logvar = model.encode(x)
-    return mu, logvar, model.decode(mu)
+def there_and_back(model: Autoencoder, x: torch.Tensor, tile: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mu, logvar and the reconstruction from mu, of the whole volume or in overlapping tiles with Gaussian weights."""
+    if not tile:
+        mu, logvar = model.encode(x)
+        return mu, logvar, model.decode(mu)
+    from monai.inferers import sliding_window_inference  # slow to import
+
+    size = [min(tile, extent) for extent in x.shape[2:]]
+    latent = [extent // model.factor for extent in size]
+    how = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sw_device": x.device, "device": "cpu"}
+    mu, logvar = sliding_window_inference(x, size, predictor=model.encode, **how)
+    return mu, logvar, sliding_window_inference(mu, latent, predictor=model.decode, **how)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -1,22 +1,21 @@
-"""Loss terms of the VAE: pure functions of tensors, and the two networks that judge reconstructions."""
+"""The VAE's loss: its terms, the networks they need, and which terms count at a step with what weight."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runtime import distributed, seeding
 from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD, medicalnet, resnet, resnet_features
+from runtime.checkpoints import load_tensors, load_weights
+from runtime.device import Device
 from runtime.errors import InputError
-from VAE.lpips import LpipsNetwork
-
-
-def reconstruction(x_hat: torch.Tensor, x: torch.Tensor, kind: str) -> torch.Tensor:
-    """Mean absolute ("l1") or mean squared ("l2") error over all voxels; x_hat and x are (B, 1, D, H, W)."""
-    return F.l1_loss(x_hat, x) if kind == "l1" else F.mse_loss(x_hat, x)
+from VAE.config import LossConfig
 
 
 def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
@@ -61,42 +60,32 @@ def random_slices(
     return slices[0], slices[1], torch.cat(shares).to(x.device)
 
 
-class SliceJudge(nn.Module, ABC):
-    """A fixed 2D network that compares random slices of all three axes in one forward pass.
-
-    The distance of a slice is the squared difference of unit-normalised features, summed over channels and averaged
-    over positions, as LPIPS without its learned weights (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation
-    1 with w = 1). What is padding is equal in both and adds nothing; dividing by the real share keeps it from diluting.
-    """
+class SliceNetwork(nn.Module, ABC):
+    """A fixed 2D network that compares random slices of all three axes in one forward pass."""
 
     @abstractmethod
-    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
-        """Slices (n, 1, rows, columns) in [0, 1] -> feature maps, not yet normalised."""
-
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Distance of each pair of slices (n,), averaged over the feature maps."""
-        stacked = self.features(torch.cat([a, b]))
-        return torch.stack([feature_distance(*map_.chunk(2)) for map_ in stacked]).mean(0)
+        """Distance of each pair of slices (n, 1, rows, columns) in [0, 1]: (n,), 0 where the two are equal."""
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Mean distance over `count` random slices of volumes (B, 1, D, H, W)."""
+        """Mean distance over `count` random slices of volumes (B, 1, D, H, W).
+
+        Padding is equal in both and adds nothing; dividing by the real share keeps it from diluting the rest.
+        """
         a, b, share = random_slices(x_hat, x, count, generator)
         return (self.distance(a, b) / share).mean()
 
 
-def feature_distance(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+def feature_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Squared difference of feature maps (n, C, ...), unit length over channels, mean over positions: (n,).
 
-    Args:
-        a, b: feature maps.
-        weight: what each channel counts, (1, C, 1, ...); by default 1.
+    As LPIPS without its learned weights (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation 1 with w = 1).
     """
     a, b = (h * torch.rsqrt(h.square().sum(1, keepdim=True) + 1e-10) for h in (a.float(), b.float()))
-    squared = (a - b).square() if weight is None else (a - b).square() * weight
-    return squared.sum(1).flatten(1).mean(1)
+    return (a - b).square().sum(1).flatten(1).mean(1)
 
 
-class EfficientNetLite0(SliceJudge):
+class EfficientNetLite0(SliceNetwork):
     """The ImageNet network whose weights come inside a pip package: no download. Compared after four stages."""
 
     STAGES = (0, 2, 4, 10)  # blocks after which the feature maps are compared: strides 2, 4, 8, 16
@@ -113,19 +102,19 @@ class EfficientNetLite0(SliceJudge):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
-    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps after each of STAGES."""
-        h = (slices.expand(-1, 3, -1, -1) - self.mean) / self.std
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Distance of each pair (n,), averaged over the feature maps after each of STAGES."""
+        h = (torch.cat([a, b]).expand(-1, 3, -1, -1) - self.mean) / self.std
         h = self.network._bn0(self.network._conv_stem(h)).clamp(0, 6)
-        maps = []
+        distances = []
         for index, block in enumerate(self.network._blocks[: self.STAGES[-1] + 1]):
             h = block(h)
             if index in self.STAGES:
-                maps.append(h)
-        return maps
+                distances.append(feature_distance(*h.chunk(2)))
+        return torch.stack(distances).mean(0)
 
 
-class RadImageNet(SliceJudge):
+class RadImageNet(SliceNetwork):
     """ResNet-50 trained on RadImageNet (Mei et al. 2022, https://doi.org/10.1148/ryai.210315), from a weights file.
 
     Distance as MONAI's PerceptualLoss with network_type="radimagenet_resnet50".
@@ -137,31 +126,35 @@ class RadImageNet(SliceJudge):
         # The network was trained on BGR without scaling; a grey slice has the same three channels in any order.
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN[::-1]).view(1, 3, 1, 1))
 
-    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
-        """The last feature map."""
-        return [resnet_features(self.network, slices.expand(-1, 3, -1, -1) - self.mean)]
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Distance of each pair (n,) in the last feature map."""
+        h = resnet_features(self.network, torch.cat([a, b]).expand(-1, 3, -1, -1) - self.mean)
+        return feature_distance(*h.chunk(2))
 
 
-class Lpips(SliceJudge):
-    """LPIPS with its learned channel weights (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation 1).
+class Lpips(SliceNetwork):
+    """LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924, equation 1) by the lpips package, which is optional.
 
-    A slice is repeated to three channels and mapped from [0, 1] to [-1, 1], the range these networks expect, as the
-    package does with normalize=True. MONAI's PerceptualLoss leaves that out: given volumes in [0, 1] it shows them at
-    half their contrast, from grey to white. It also adds the means of the three axes, about three times the one here.
+    The file of weights is the state dict of the package's own network, so that nothing is downloaded here. MONAI's
+    PerceptualLoss gives the package volumes in [0, 1] where it expects [-1, 1], and adds the means of the three axes.
     """
 
     def __init__(self, name: str, weights: Path) -> None:
         super().__init__()
-        self.network = LpipsNetwork(name, weights)
-
-    def features(self, slices: torch.Tensor) -> list[torch.Tensor]:
-        """The feature map of each of the network's slices of layers."""
-        return self.network(2.0 * slices.expand(-1, 3, -1, -1) - 1.0)
+        try:
+            from lpips import LPIPS
+        except (ImportError, RuntimeError) as error:  # torchvision of another build than torch raises the second
+            raise InputError(
+                f"--loss.perceptual-network lpips_{name}: {error}. The package is optional; it needs the torchvision "
+                "made for the installed torch: pip install lpips torchvision"
+            ) from None
+        self.network = LPIPS(net=name, pretrained=False, pnet_rand=True, verbose=False)
+        load_weights(self.network, load_tensors(weights), weights)
+        self.requires_grad_(False).eval()
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Distance of each pair of slices (n,), summed over the feature maps."""
-        stacked, weights = self.features(torch.cat([a, b])), self.network.channel_weights()
-        return sum(feature_distance(*map_.chunk(2), weight) for map_, weight in zip(stacked, weights, strict=True))
+        """Distance of each pair of slices (n,), summed over the feature maps with the learned channel weights."""
+        return self.network(*(slices.expand(-1, 3, -1, -1) for slices in (a, b)), normalize=True).flatten()
 
 
 class MedicalNet(nn.Module):
@@ -199,13 +192,6 @@ def perceptual_network(name: str, weights: Path | None) -> nn.Module:
     return MedicalNet(name.split("_")[1], weights)
 
 
-def discriminator_network() -> nn.Module:
-    """MONAI's patch discriminator, three layers of 32 to 128 channels, one-channel volumes."""
-    from monai.networks.nets import PatchDiscriminator
-
-    return PatchDiscriminator(spatial_dims=3, num_layers_d=2, channels=32, in_channels=1, norm="INSTANCE")
-
-
 def generator_adversarial(logits_fake: torch.Tensor, kind: str) -> torch.Tensor:
     """Loss of the autoencoder: its reconstructions should be judged real.
 
@@ -220,3 +206,102 @@ def discriminator_adversarial(logits_real: torch.Tensor, logits_fake: torch.Tens
     if kind == "least_squares":
         return 0.5 * ((logits_real - 1.0).square().mean() + logits_fake.square().mean())
     return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
+
+
+@dataclass
+class LossNetworks:
+    """The networks that only the loss needs: perceptual (fixed) and discriminator (trained); None where unused."""
+
+    perceptual: nn.Module | None = None
+    discriminator: nn.Module | None = None
+    optimiser: torch.optim.Optimizer | None = None
+
+
+def build_networks(config: LossConfig, lr: float, device: Device) -> LossNetworks:
+    """The networks that the weights of the loss ask for; the discriminator is MONAI's, on patches.
+
+    Raises:
+        InputError: a perceptual network that needs weights was given none, or ones that do not fit it.
+    """
+    networks = LossNetworks()
+    if config.perceptual > 0:
+        networks.perceptual = perceptual_network(config.perceptual_network, config.perceptual_weights).to(device.kind)
+    if config.adversarial > 0:
+        from monai.networks.nets import PatchDiscriminator  # slow to import
+
+        network = PatchDiscriminator(spatial_dims=3, num_layers_d=2, channels=32, in_channels=1, norm="INSTANCE")
+        networks.discriminator = device.module(network)
+        networks.optimiser = torch.optim.AdamW(networks.discriminator.parameters(), lr=lr, betas=(0.5, 0.9))
+    return networks
+
+
+def term_weights(config: LossConfig, step: int) -> dict[str, float]:
+    """Weight of each term that counts at this step; the adversarial one rises linearly over its warm-up."""
+    weights = {"reconstruction": 1.0, "kl": config.kl if step >= config.kl_start_step else 0.0}
+    if config.perceptual > 0 and step >= config.perceptual_start_step:
+        weights["perceptual"] = config.perceptual
+    if adversarial_counts(config, step):
+        done = (step - config.adversarial_start_step + 1) / max(1, config.adversarial_warmup_steps)
+        weights["adversarial"] = config.adversarial * min(1.0, done)
+    return weights
+
+
+def adversarial_counts(config: LossConfig, step: int) -> bool:
+    """Whether the discriminator trains and counts at this step."""
+    return config.adversarial > 0 and step >= config.adversarial_start_step
+
+
+def objective(
+    x_hat: torch.Tensor,
+    x: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    networks: LossNetworks,
+    config: LossConfig,
+    step: int,
+    seed: int,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of one batch.
+
+    Args:
+        x_hat, x: reconstructions and volumes (B, 1, D, H, W).
+        mu, logvar: posterior (B, C, d, h, w).
+        networks: networks that the terms need.
+        config: kinds, weights and start steps.
+        step: from 1; decides which terms count.
+        seed: the run's, for the slices.
+
+    Returns:
+        the scalar to descend, and numbers to log: each term as ``loss/<name>`` unscaled and ``scaled/<name>`` as it
+        enters the sum.
+    """
+    counted = term_weights(config, step)
+    terms = {
+        "reconstruction": (F.l1_loss if config.reconstruction == "l1" else F.mse_loss)(x_hat, x),
+        "kl": kl(mu, logvar, x[0].numel()),
+    }
+    if "perceptual" in counted:
+        draw = seeding.generator(seed, "slices", step, distributed.rank())
+        terms["perceptual"] = networks.perceptual(x_hat, x, config.perceptual_slices, draw)
+    if "adversarial" in counted:
+        networks.discriminator.requires_grad_(False)
+        terms["adversarial"] = generator_adversarial(networks.discriminator(x_hat)[-1], config.adversarial_kind)
+    scaled = {name: counted[name] * term for name, term in terms.items()}
+    log = {f"loss/{name}": term.detach() for name, term in terms.items()}
+    return sum(scaled.values()), log | {f"scaled/{name}": term.detach() for name, term in scaled.items()}
+
+
+def discriminator_step(
+    networks: LossNetworks, x_hat: torch.Tensor, x: torch.Tensor, config: LossConfig, device: Device
+) -> torch.Tensor:
+    """One update of the discriminator on a real and a reconstructed batch; returns its loss."""
+    networks.discriminator.requires_grad_(True)
+    with device.autocast():
+        real, fake = networks.discriminator(x)[-1], networks.discriminator(x_hat)[-1]
+        loss = discriminator_adversarial(real, fake, config.adversarial_kind)
+    networks.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    for parameter in networks.discriminator.parameters():
+        parameter.grad = distributed.mean(parameter.grad)
+    networks.optimiser.step()
+    return loss.detach()

@@ -39,9 +39,9 @@ from runtime.training import (
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import augment, batch_rows
+from VAE.losses import LossNetworks, adversarial_counts, build_networks, discriminator_step, objective
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
-from VAE.objective import Judges, adversarial_counts, build_judges, discriminator_step, objective
 
 
 @dataclass
@@ -60,7 +60,7 @@ def main(config: TrainConfig) -> None:
     """Trains, validates, saves; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
     grid = GRIDS[config.grid]
-    model, judges = build(config, grid, device)  # data and model before the folder: a refusal leaves nothing behind
+    model, networks = build(config, grid, device)  # data and model before the folder: a refusal leaves nothing behind
     train, val, ledger, copies = load_tables(config, grid, device)
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
@@ -70,13 +70,13 @@ def main(config: TrainConfig) -> None:
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
         state = State(ema=copy_weights(model), ledger=ledger)
-        resume(run, grid, model, judges, optimiser, state)
-        network = distributed.wrap(model)
+        resume(run, grid, model, networks, optimiser, state)
+        parallel = distributed.wrap(model)
         guard = LossGuard(device.kind)
         started = time.perf_counter()
 
         for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "VAE"):
-            terms = train_step(network, judges, optimiser, train, step, config)
+            terms = train_step(parallel, networks, optimiser, train, step, config)
             guard.watch(step, terms["loss/train"])
             average(state.ema, model, rate_of_decay(config.ema_decay, step))
             state.step = step
@@ -87,10 +87,10 @@ def main(config: TrainConfig) -> None:
                 started = time.perf_counter()
             better = due(step, config.val_every_steps, config.steps) and validate(run, state, val, model, config)
             if better:
-                save(run, "best", grid, model, judges, optimiser, state)
+                save(run, "best", grid, model, networks, optimiser, state)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
                 guard.check(run)
-                save(run, "last", grid, model, judges, optimiser, state)
+                save(run, "last", grid, model, networks, optimiser, state)
             if finished(state, config):
                 run.say(f"stopped early: {state.stale} validations without a better one")
                 break
@@ -123,8 +123,8 @@ def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volume
     return Volumes(stacks[0], device), Volumes(stacks[1], device), ledger, copies.across + copies.within
 
 
-def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder, Judges]:
-    """The autoencoder with weights by the seed, and the judges that the loss weights ask for."""
+def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder, LossNetworks]:
+    """The autoencoder with weights by the seed, and the networks that the loss weights ask for."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = Autoencoder(config.model)
     try:
@@ -137,12 +137,12 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     if config.compile and device.kind.type == "cuda":
         model.encoder.compile()
         model.decoder.compile()
-    return model, build_judges(config.loss, config.lr, device)
+    return model, build_networks(config.loss, config.lr, device)
 
 
 def train_step(
     network: nn.Module,
-    judges: Judges,
+    networks: LossNetworks,
     optimiser: torch.optim.Optimizer,
     train: Volumes,
     step: int,
@@ -163,11 +163,11 @@ def train_step(
 
     with device.autocast():
         x_hat, mu, logvar = network(x, distributed.local(eps))
-        loss, terms = objective(x_hat, x, mu, logvar, judges, config.loss, step, config.seed)
+        loss, terms = objective(x_hat, x, mu, logvar, networks, config.loss, step, config.seed)
     lr = learning_rate(step, config.lr, config.steps, config.warmup_steps)
     norm = descend(loss, network, optimiser, lr, config.clip_norm)
     if adversarial_counts(config.loss, step):
-        terms["loss/discriminator"] = discriminator_step(judges, x_hat.detach(), x, config.loss, device)
+        terms["loss/discriminator"] = discriminator_step(networks, x_hat.detach(), x, config.loss, device)
     return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
 
 
@@ -209,7 +209,7 @@ def draw(run: Run, step: int, pairs: list, psnr_head: float) -> None:
 
 
 def resume(
-    run: Run, grid: Grid, model: Autoencoder, judges: Judges, optimiser: torch.optim.Optimizer, state: State
+    run: Run, grid: Grid, model: Autoencoder, networks: LossNetworks, optimiser: torch.optim.Optimizer, state: State
 ) -> None:
     """Takes up checkpoints/last.pt when there is one; checks that it is of this grid, architecture and cohort."""
     path = run.checkpoint("last")
@@ -220,9 +220,9 @@ def resume(
         optimiser.load_state_dict(record["optimiser"])
         for name, value in record["ema"].items():
             state.ema[name].copy_(value)
-        if judges.discriminator is not None:
-            judges.discriminator.load_state_dict(record["discriminator"])
-            judges.optimiser.load_state_dict(record["discriminator_optimiser"])
+        if networks.discriminator is not None:
+            networks.discriminator.load_state_dict(record["discriminator"])
+            networks.optimiser.load_state_dict(record["discriminator_optimiser"])
         state.step, state.best, state.stale = record["step"], record["best"], record["stale"]
         run.say(f"continuing at step {state.step}")
     run.continue_from(state.step)
@@ -233,7 +233,7 @@ def save(
     name: str,
     grid: Grid,
     model: Autoencoder,
-    judges: Judges,
+    networks: LossNetworks,
     optimiser: torch.optim.Optimizer,
     state: State,
 ) -> None:
@@ -241,10 +241,10 @@ def save(
     if not distributed.is_main():
         return
     adversary = {}
-    if judges.discriminator is not None:
+    if networks.discriminator is not None:
         adversary = {
-            "discriminator": judges.discriminator.state_dict(),
-            "discriminator_optimiser": judges.optimiser.state_dict(),
+            "discriminator": networks.discriminator.state_dict(),
+            "discriminator_optimiser": networks.optimiser.state_dict(),
         }
     save_vae(
         run.checkpoint(name), model, grid=grid, ledger=state.ledger, step=state.step, best=state.best,

@@ -31,9 +31,9 @@ from runtime.runs import environment
 from runtime.training import average, copy_weights, rate_of_decay
 from VAE.config import PRESETS, ModelConfig, TrainConfig
 from VAE.dataset import batch_rows
+from VAE.losses import LossNetworks, objective
 from VAE.metrics import reconstruction_metrics
 from VAE.model import Autoencoder
-from VAE.objective import Judges, objective
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def fit(
             noise = seeding.generator(recipe.seed, "posterior", step, device=device.kind)
             eps = torch.randn(shape, generator=noise, device=device.kind)
             x_hat, mu, logvar = network(x, eps)
-            loss, _ = objective(x_hat, x, mu, logvar, Judges(), recipe.loss, step, recipe.seed)
+            loss, _ = objective(x_hat, x, mu, logvar, LossNetworks(), recipe.loss, step, recipe.seed)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)

@@ -1,4 +1,4 @@
-"""Loss terms against closed forms, and the judges."""
+"""Loss terms against closed forms, and the networks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from monai.losses import perceptual as monai_perceptual
 from monai.networks.nets import resnet as monai_resnet
 from torch.distributions import Normal, kl_divergence
 
+from runtime.device import Device
 from runtime.errors import InputError
 from VAE import losses
+from VAE.config import LossConfig
 from VAE.latents import Latent, compute_statistics
 
 
@@ -25,9 +27,11 @@ def test_kl_equals_torch_distributions() -> None:
 
 
 def test_reconstruction_kinds() -> None:
-    x_hat, x = torch.full((1, 1, 2, 2, 2), 0.5), torch.zeros(1, 1, 2, 2, 2)
-    assert losses.reconstruction(x_hat, x, "l1") == 0.5
-    assert losses.reconstruction(x_hat, x, "l2") == 0.25
+    x_hat, x, mu = torch.full((1, 1, 2, 2, 2), 0.5), torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 1, 1, 1)
+    for kind, expected in (("l1", 0.5), ("l2", 0.25)):
+        config = LossConfig(reconstruction=kind)
+        loss, _ = losses.objective(x_hat, x, mu, mu, losses.LossNetworks(), config, step=1, seed=0)
+        assert loss == expected
 
 
 def test_random_slices_are_the_same_of_both_volumes_and_cover_all_axes() -> None:
@@ -53,30 +57,30 @@ def test_random_slices_are_unbiased() -> None:
 
 def test_padding_does_not_dilute_the_distance() -> None:
     """One axis only: slices padded to twice their size give the distance of the slices as they are, but for the rim."""
-    judge = losses.EfficientNetLite0()
+    perceptual = losses.EfficientNetLite0()
     torch.manual_seed(0)
     smooth = F.interpolate(torch.rand(1, 1, 8, 8), size=(96, 96), mode="bilinear")
     noisy = smooth + 0.1 * torch.randn_like(smooth)
-    plain = judge.distance(noisy, smooth)
-    padded = judge.distance(F.pad(noisy, (0, 96)), F.pad(smooth, (0, 96))) / 0.5
+    plain = perceptual.distance(noisy, smooth)
+    padded = perceptual.distance(F.pad(noisy, (0, 96)), F.pad(smooth, (0, 96))) / 0.5
     assert abs(padded / plain - 1) < 0.15
 
 
 def test_perceptual_distance_orders_distortions_and_has_a_gradient() -> None:
-    judge = losses.perceptual_network("efficientnet_lite0", None)
+    perceptual = losses.perceptual_network("efficientnet_lite0", None)
     torch.manual_seed(0)
     x = F.interpolate(torch.rand(2, 1, 8, 8, 8), size=(32, 40, 36), mode="trilinear")
     near, far = (x + scale * torch.randn_like(x) for scale in (0.02, 0.3))
 
     def distance(x_hat: torch.Tensor) -> torch.Tensor:
-        return judge(x_hat, x, 6, torch.Generator().manual_seed(0))
+        return perceptual(x_hat, x, 6, torch.Generator().manual_seed(0))
 
     assert distance(x) == 0
     assert 0 < distance(near) < distance(far)
     far.requires_grad_()
     distance(far).backward()
     assert far.grad.abs().sum() > 0
-    assert not any(parameter.requires_grad for parameter in judge.parameters())
+    assert not any(parameter.requires_grad for parameter in perceptual.parameters())
 
 
 def backbone(depth: str, spatial_dims: int, channels: int, path: Path) -> None:
@@ -92,25 +96,25 @@ def backbone(depth: str, spatial_dims: int, channels: int, path: Path) -> None:
 
 def test_radimagenet_equals_monais_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone("resnet50", 2, 3, tmp_path / "weights.pth")
-    judge = losses.perceptual_network("radimagenet_resnet50", tmp_path / "weights.pth")
+    perceptual = losses.perceptual_network("radimagenet_resnet50", tmp_path / "weights.pth")
     network = torch.nn.Module()
-    network.forward = lambda x: losses.resnet_features(judge.network, x)
+    network.forward = lambda x: losses.resnet_features(perceptual.network, x)
     monkeypatch.setattr(torch.hub, "load", lambda *_, **__: network)
     theirs = monai_perceptual.RadImageNetPerceptualSimilarity()
     x, y = torch.rand(2, 3, 1, 64, 64)
-    torch.testing.assert_close(judge.distance(x, y), theirs(x, y).flatten(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(perceptual.distance(x, y), theirs(x, y).flatten(), atol=1e-6, rtol=1e-4)
 
 
 def test_medicalnet_equals_monais_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone("resnet10", 3, 1, tmp_path / "weights.pth")
-    judge = losses.perceptual_network("medicalnet_resnet10_23datasets", tmp_path / "weights.pth")
+    perceptual = losses.perceptual_network("medicalnet_resnet10_23datasets", tmp_path / "weights.pth")
     network = torch.nn.Module()
-    network.forward = lambda x: losses.resnet_features(judge.network, x)
+    network.forward = lambda x: losses.resnet_features(perceptual.network, x)
     monkeypatch.setattr(torch.hub, "load", lambda *_, **__: network)
     theirs = monai_perceptual.MedicalNetPerceptualSimilarity()
     x, y = torch.rand(2, 2, 1, 32, 32, 32)
-    assert losses.resnet_features(judge.network, x).shape[2:] == (4, 4, 4)  # an eighth, by dilation, not a 32nd
-    torch.testing.assert_close(judge(x, y, 1, torch.Generator()), theirs(x, y).mean(), atol=1e-6, rtol=1e-4)
+    assert losses.resnet_features(perceptual.network, x).shape[2:] == (4, 4, 4)  # an eighth, by dilation, not a 32nd
+    torch.testing.assert_close(perceptual(x, y, 1, torch.Generator()), theirs(x, y).mean(), atol=1e-6, rtol=1e-4)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -141,8 +145,9 @@ def test_adversarial_losses_equal_monais(kind: str) -> None:
     torch.testing.assert_close(losses.discriminator_adversarial(seen_real, seen_fake, kind), expected)
 
 
-def test_the_discriminator_judges_patches() -> None:
-    assert losses.discriminator_network()(torch.rand(1, 1, 16, 16, 16))[-1].shape[1] == 1
+def test_the_discriminator_gives_a_logit_for_each_patch() -> None:
+    networks = losses.build_networks(LossConfig(adversarial=0.1), 1e-3, Device(torch.device("cpu"), torch.float32))
+    assert networks.discriminator(torch.rand(1, 1, 16, 16, 16))[-1].shape[1] == 1
 
 
 def test_statistics_follow_the_law_of_total_variance() -> None:

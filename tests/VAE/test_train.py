@@ -20,8 +20,7 @@ from tests.support.processes import fill, kill_at_step, script, small_disk
 from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
 from VAE.latents import read_latent, read_split, read_statistics
-from VAE.objective import Judges
-from VAE.objective import weights as loss_weights
+from VAE.losses import LossNetworks, term_weights
 from VAE.train import build, train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
@@ -213,17 +212,17 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     config = replace(PRESETS["smoke"], loss=loss, batch_size=2)
     from cohort.scans import GRIDS
 
-    model, judges = build(config, GRIDS["smoke"], CPU)
-    assert isinstance(judges, Judges)
+    model, networks = build(config, GRIDS["smoke"], CPU)
+    assert isinstance(networks, LossNetworks)
     optimiser = torch.optim.AdamW(model.parameters())
-    before = [parameter.clone() for parameter in judges.discriminator.parameters()]
-    first = train_step(model, judges, optimiser, _Scans(), 1, config)
+    before = [parameter.clone() for parameter in networks.discriminator.parameters()]
+    first = train_step(model, networks, optimiser, _Scans(), 1, config)
     assert "loss/perceptual" in first
     assert "loss/adversarial" not in first
-    assert all(torch.equal(a, b) for a, b in zip(before, judges.discriminator.parameters(), strict=True))
-    second = train_step(model, judges, optimiser, _Scans(), 2, config)
+    assert all(torch.equal(a, b) for a, b in zip(before, networks.discriminator.parameters(), strict=True))
+    second = train_step(model, networks, optimiser, _Scans(), 2, config)
     assert {"loss/adversarial", "loss/discriminator"} <= second.keys()
-    assert any(not torch.equal(a, b) for a, b in zip(before, judges.discriminator.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, networks.discriminator.parameters(), strict=True))
     expected = second["loss/reconstruction"] + config.loss.kl * second["loss/kl"]
     expected = expected + 0.1 * second["loss/perceptual"] + 0.05 * second["loss/adversarial"]
     torch.testing.assert_close(second["loss/train"], expected)
@@ -235,10 +234,10 @@ def test_terms_count_from_their_first_step_and_the_adversarial_one_rises() -> No
         kl=0.5, kl_start_step=3, perceptual=0.1, perceptual_start_step=2, adversarial=0.8, adversarial_start_step=4,
         adversarial_warmup_steps=4,
     )  # fmt: skip
-    assert loss_weights(loss, 1) == {"reconstruction": 1.0, "kl": 0.0}
-    assert loss_weights(loss, 2) == {"reconstruction": 1.0, "kl": 0.0, "perceptual": 0.1}
-    assert loss_weights(loss, 3)["kl"] == 0.5
-    assert [loss_weights(loss, step).get("adversarial", 0) for step in (3, 4, 7, 50)] == pytest.approx(
+    assert term_weights(loss, 1) == {"reconstruction": 1.0, "kl": 0.0}
+    assert term_weights(loss, 2) == {"reconstruction": 1.0, "kl": 0.0, "perceptual": 0.1}
+    assert term_weights(loss, 3)["kl"] == 0.5
+    assert [term_weights(loss, step).get("adversarial", 0) for step in (3, 4, 7, 50)] == pytest.approx(
         [0, 0.2, 0.8, 0.8]
     )
 
