@@ -64,9 +64,11 @@ class Distances:
     """Euclidean distances of all volumes of all sets from one another, computed once for all draws."""
 
     def __init__(self, sets: Mapping[str, FeatureSet]) -> None:
-        vectors = np.concatenate([np.concatenate(list(one.pooled), axis=1) for one in sets.values()])
+        vectors = np.concatenate([np.concatenate(list(features.pooled), axis=1) for features in sets.values()])
         self._table = euclidean_distances(vectors)
-        self._first = dict(zip(sets, np.cumsum([0, *(len(one.labels) for one in sets.values())]), strict=False))
+        self._first = dict(
+            zip(sets, np.cumsum([0, *(len(features.labels) for features in sets.values())]), strict=False)
+        )
 
     def __call__(self, a: Rows, b: Rows) -> np.ndarray:
         """(len(a), len(b))."""
@@ -104,7 +106,7 @@ def _nearest(table: Distances, train: FeatureSet, draws: list[Draw], classes: tu
 
 def _ranges(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Figures of every draw to the range of each figure."""
-    return {name: spread([one[name] for one in values]) for name in values[0]}
+    return {name: spread([figures[name] for figures in values]) for name in values[0]}
 
 
 def ssim_weights(shape: tuple[int, ...]) -> list[float]:

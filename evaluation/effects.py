@@ -2,7 +2,7 @@
 
 A table of measures is (subjects, measures), one row per subject (`regional_volumes.region_table`), and every question
 about it a function that returns plain values by measure. Effects are TLE minus HC, differences synthetic minus real;
-intervals are 95 %.
+intervals are 95 %, by bootstrap over subjects within each class (or over seeds).
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from runtime import seeding
 def cohens_d(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cohen's d of class 1 against class 0, (M,): difference of means over the pooled standard deviation.
 
-    Args:
-        table: (N, M).
-        labels: (N,) of 0 and 1; two subjects of each, or more.
-
     Source: Cohen 1988, "Statistical power analysis", equations 2.5.1 and 2.5.2. NaN where nothing varies.
     """
     return _weighted_d(table, labels, np.ones((1, len(table))))[0]
@@ -29,9 +25,8 @@ def cohens_d(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _weighted_d(table: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Cohen's d for subjects counted by weights (R, N), (R, M)."""
     means, spreads, sizes = zip(*(_moments(table, weights * (labels == code)) for code in (0, 1)), strict=True)
-    freedom = sizes[0] + sizes[1] - 2
     pooled = sum((size - 1)[:, None] * variance for size, variance in zip(sizes, spreads, strict=True))
-    pooled = np.sqrt(pooled / freedom[:, None])
+    pooled = np.sqrt(pooled / (sizes[0] + sizes[1] - 2)[:, None])
     return np.divide(means[1] - means[0], pooled, out=np.full_like(pooled, np.nan), where=pooled > 0)
 
 
@@ -61,23 +56,10 @@ def resample(labels: np.ndarray, resamples: int, draw: np.random.Generator) -> n
     return weights
 
 
-def interval(values: np.ndarray) -> np.ndarray:
-    """The 2.5 and 97.5 percentiles over resamples, (2, M) of (R, M); resamples in which a value is NaN do not count."""
-    known = ~np.isnan(values).all(axis=0)
-    out = np.full((2, values.shape[1]), np.nan)
-    out[:, known] = np.nanpercentile(values[:, known], (2.5, 97.5), axis=0)
-    return out
-
-
 def compare_distributions(
     names: tuple[str, ...], real: np.ndarray, synthetic: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> dict:
-    """Each measure of synthetic subjects beside real ones. One class at a time: the sets may mix them differently.
-
-    Args:
-        names: (M,).
-        real, synthetic: (N_real, M) and (N_synthetic, M).
-        resamples: of subjects, for the intervals.
+    """Each measure of synthetic subjects (N, M) beside real ones. One class at a time: sets may mix them differently.
 
     Returns:
         ``n_real``, ``n_synthetic``, ``significant`` (how many of the measures at a false discovery rate of 5 %), and
@@ -86,12 +68,11 @@ def compare_distributions(
         ``p_adjusted`` of the two-sample Kolmogorov-Smirnov test, adjusted over the measures (Benjamini and Hochberg
         1995, J R Stat Soc B 57:289; positively dependent tests are allowed for by Benjamini and Yekutieli 2001).
     """
-    joined = np.concatenate([real, synthetic])
-    origin = np.repeat([0, 1], [len(real), len(synthetic)])
+    joined, origin = np.concatenate([real, synthetic]), np.repeat([0, 1], [len(real), len(synthetic)])
     weights = resample(origin, resamples, seeding.rng(seed, "morphometry distributions"))
     difference = _weighted_d(joined, origin, weights)
-    deviations = [np.sqrt(_moments(joined, weights * (origin == code))[1]) for code in (0, 1)]
-    spread = np.divide(deviations[1], deviations[0], out=np.full_like(difference, np.nan), where=deviations[0] > 0)
+    before, after = (np.sqrt(_moments(joined, weights * (origin == code))[1]) for code in (0, 1))
+    spread = np.divide(after, before, out=np.full_like(difference, np.nan), where=before > 0)
     test = stats.ks_2samp(real, synthetic, axis=0)
     adjusted = stats.false_discovery_control(test.pvalue, method="bh")
     columns = {
@@ -103,22 +84,14 @@ def compare_distributions(
         "p": test.pvalue,
         "p_adjusted": adjusted,
     }
-    return {
-        "n_real": len(real),
-        "n_synthetic": len(synthetic),
-        "significant": int(np.sum(adjusted < 0.05)),
-        "measures": by_measure(names, columns),
-    }
+    sizes = {"n_real": len(real), "n_synthetic": len(synthetic)}
+    return {**sizes, "significant": int(np.sum(adjusted < 0.05)), "measures": by_measure(names, columns)}
 
 
 def class_effects(
     names: tuple[str, ...], table: np.ndarray, labels: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> dict:
-    """Cohen's d of TLE against HC per measure, with bootstrap intervals over subjects within each class.
-
-    Returns:
-        ``n`` (per class) and ``measures``: name -> ``d``, ``d_low``, ``d_high``.
-    """
+    """Cohen's d of TLE against HC: ``n`` (per class) and ``measures``: name -> ``d``, ``d_low``, ``d_high``."""
     effects = _weighted_d(table, labels, resample(labels, resamples, seeding.rng(seed, "morphometry effects")))
     return {"n": class_counts(labels), "measures": by_measure(names, _with_interval("d", effects))}
 
@@ -148,8 +121,6 @@ def effect_agreement(
         is in the reference), ``same_sign`` (share of measures), ``p``. Measures that do not vary on a side are left
         out; where fewer than 3 remain, only ``skipped`` with the reason.
     """
-    if reference[0].shape[1] != sample[0].shape[1]:
-        raise ValueError(f"tables of {reference[0].shape[1]} and {sample[0].shape[1]} measures")
     known = np.isfinite(cohens_d(*reference)) & np.isfinite(cohens_d(*sample))
     if known.sum() < 3:
         return {"skipped": f"{known.sum()} of the measures vary on both sides; a correlation needs 3"}
@@ -192,13 +163,10 @@ def _fisher(correlation: np.ndarray) -> np.ndarray:
 def recovery(
     names: tuple[str, ...], measured: np.ndarray, true: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> dict:
-    """How well the measured volumes follow the true ones of the same subjects: correlation over subjects per measure.
-
-    Args:
-        measured, true: (N, M), the same subjects and measures.
+    """How well measured volumes (N, M) follow the true ones of the same subjects.
 
     Returns:
-        ``n`` and ``measures``: name -> ``correlation``, with low and high by bootstrap over subjects.
+        ``n`` and ``measures``: name -> ``correlation`` over subjects, with low and high.
     """
     weights = resample(np.zeros(len(true)), resamples, seeding.rng(seed, "morphometry recovery"))
     size = weights.sum(axis=1)[:, None]
@@ -213,24 +181,19 @@ def recovery(
 def paired_effect(
     names: tuple[str, ...], hc: np.ndarray, tle: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> dict:
-    """What the label alone does: the same seeds drawn as HC and as TLE.
-
-    Args:
-        names: (M,).
-        hc, tle: (n, M), row i of both from one seed; 2 seeds or more.
+    """What the label alone does: the same seeds drawn as HC and as TLE, (n, M) each, row i of both from one seed.
 
     Returns:
         ``n`` (seeds), ``significant`` (measures at a false discovery rate of 5 %), and ``measures``: name ->
-        ``difference`` (TLE minus HC, in the measure's unit, mean over seeds) with low and high by bootstrap over seeds,
-        ``d`` (the difference over the standard deviation of HC), ``sign`` (-1, 0 or 1), ``same_sign`` (share of seeds
-        whose difference has that sign), ``p`` (Wilcoxon's signed-rank test) and ``p_adjusted``.
+        ``difference`` (TLE minus HC, in the measure's unit, mean over seeds) with low and high, ``d`` (the difference
+        over the standard deviation of HC), ``sign`` (-1, 0 or 1), ``same_sign`` (share of seeds whose difference has
+        that sign), ``p`` (Wilcoxon's signed-rank test) and ``p_adjusted``.
     """
     if hc.shape != tle.shape or len(hc) < 2:
         raise ValueError(f"tables of shapes {hc.shape} and {tle.shape}: need the same 2 seeds or more")
     change = tle - hc
-    difference = (
-        resample(np.zeros(len(change)), resamples, seeding.rng(seed, "morphometry pairs")) @ change / len(change)
-    )
+    weights = resample(np.zeros(len(change)), resamples, seeding.rng(seed, "morphometry pairs"))
+    difference = weights @ change / len(change)
     spread = hc.std(axis=0, ddof=1)
     moved = np.any(change != 0, axis=0)
     p = np.ones(change.shape[1])
@@ -259,11 +222,13 @@ def finite(value: float) -> float | None:
 
 
 def by_measure(names: tuple[str, ...], columns: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """Columns (M,) as one dict per name."""
+    """Columns (M,) as one dict per measure."""
     return {name: {key: finite(values[place]) for key, values in columns.items()} for place, name in enumerate(names)}
 
 
 def _with_interval(key: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """The first row of (1 + R, M) as the value, the others as resamples of it."""
-    low, high = interval(values[1:])
-    return {key: values[0], f"{key}_low": low, f"{key}_high": high}
+    """The first row of (1 + R, M) as the value, and 95 % of the others, of which NaN do not count."""
+    bounds = np.full((2, values.shape[1]), np.nan)
+    known = ~np.isnan(values[1:]).all(axis=0)
+    bounds[:, known] = np.nanpercentile(values[1:, known], (2.5, 97.5), axis=0)
+    return {key: values[0], f"{key}_low": bounds[0], f"{key}_high": bounds[1]}

@@ -54,7 +54,7 @@ class EvaluateConfig:
     diffusion: Path | None = None
     """The generator's diffusion checkpoint: adds an attack on the DiT (needs --vae too)."""
     truth: Path | None = None
-    """True regional volumes of simulated scans (truth.csv), to judge the anatomy part by."""
+    """True regional volumes of simulated scans (truth.csv), to hold the anatomy part against."""
     weights: tuple[str, ...] = ()
     """Weights of more feature networks, NAME=FILE=SHA256 each: inception_v3, radimagenet_resnet50,
     medicalnet_resnet10, medicalnet_resnet50. Without them these are reported as skipped."""
@@ -112,7 +112,7 @@ def main(config: EvaluateConfig) -> None:
         "commit": git_commit(),
         "leak": leak,
         "checkpoints": synthetic.checkpoints,
-        "n": {name: class_counts(one.labels) for name, one in sets.items()} | {"per_draw": result["per_draw"]},
+        "n": {name: class_counts(stack.labels) for name, stack in sets.items()} | {"per_draw": result["per_draw"]},
         "controls": controls.describe(),
         **result,
         "warnings": [*warnings, *result["warnings"]],

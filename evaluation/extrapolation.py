@@ -53,7 +53,7 @@ def extrapolate(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repe
     results: dict = {}
     for group, classes in GROUPS.items():
         kept, total = max(2, min(dimensions, sizes[0] * len(classes))), [size * len(classes) for size in sizes]
-        narrow = {name: one.pooled[:, :, :kept] for name, one in space.items()}
+        narrow = {name: features.pooled[:, :, :kept] for name, features in space.items()}
         measured = [_at_sizes(narrow, drawn, classes, sizes, seed, repeat) for repeat, drawn in enumerate(draws)]
         results[group] = {"sizes": total, "dimensions": kept, "held_out": {}, "training": {}}
         for reference, name in measured[0]:

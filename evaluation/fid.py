@@ -75,8 +75,10 @@ def project(sets: Mapping[str, FeatureSet], dimensions: int) -> dict[str, Featur
     means = sets["train"].pooled.mean(axis=1, keepdims=True)
     axes = [np.linalg.svd(view, full_matrices=False)[2][:dimensions].T for view in sets["train"].pooled - means]
     return {
-        name: replace(one, pooled=np.stack([view @ axis for view, axis in zip(one.pooled - means, axes, strict=True)]))
-        for name, one in sets.items()
+        name: replace(
+            features, pooled=np.stack([view @ axis for view, axis in zip(features.pooled - means, axes, strict=True)])
+        )
+        for name, features in sets.items()
     }
 
 
@@ -219,9 +221,9 @@ def _figures(measured: dict[str, dict[str, list]], metric: str, views: tuple[str
 
 def shared_views(sets: Mapping[str, FeatureSet]) -> tuple[str, ...]:
     """The names of the views, which all sets must share."""
-    names = {one.views for one in sets.values()}
-    if len(names) != 1 or {len(one.pooled) for one in sets.values()} != {len(next(iter(names)))}:
-        raise ValueError(f"sets of different views: { {name: one.views for name, one in sets.items()} }")
+    names = {features.views for features in sets.values()}
+    if len(names) != 1 or {len(features.pooled) for features in sets.values()} != {len(next(iter(names)))}:
+        raise ValueError(f"sets of different views: { {name: features.views for name, features in sets.items()} }")
     return names.pop()
 
 

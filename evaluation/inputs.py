@@ -18,6 +18,7 @@ from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, list_volumes, read_volume
 from evaluation import controls, fid
+from evaluation.effects import class_counts
 from evaluation.features import WEIGHTS_SHA256
 from evaluation.networks import Weights
 from runtime.errors import InputError
@@ -139,11 +140,11 @@ def check_counts(scans: dict[str, ScanStack], synthetic: Synthetic) -> list[str]
         "synthetic volumes": synthetic.labels,
     }
     problems = [
-        f"{side}: {np.sum(labels == code)} of class {name}, at least {fid.MINIMUM_PER_CLASS} are needed "
+        f"{side}: {count} of class {name}, at least {fid.MINIMUM_PER_CLASS} are needed "
         f"(and {fid.TRUSTED_PER_SIDE} in all for a figure to trust)"
         for side, labels in sides.items()
-        for code, name in enumerate(CLASS_NAMES)
-        if np.sum(labels == code) < fid.MINIMUM_PER_CLASS
+        for name, count in class_counts(labels).items()
+        if count < fid.MINIMUM_PER_CLASS
     ]
     if problems:
         raise InputError.of("too few volumes", problems)

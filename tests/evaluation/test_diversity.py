@@ -85,11 +85,11 @@ def test_hubness_counts_nearest_training_subjects():
 
 
 def feature_sets(synthetic=None, seed=0):
-    def one(number, n):
+    def entry(number, n):
         pooled = np.stack([gaussian([seed + number, axis], n) for axis in range(3)])
         return FeatureSet(pooled, np.arange(n) % 2)
 
-    sets = {"train": one(1, 60), "test": one(2, 40), "synthetic": one(3, 40)}
+    sets = {"train": entry(1, 60), "test": entry(2, 40), "synthetic": entry(3, 40)}
     return sets | ({} if synthetic is None else {"synthetic": synthetic(sets)})
 
 
@@ -115,7 +115,7 @@ def test_floor_and_a_perfect_generator_differ_by_chance_only():
     found = [diversity.compare(feature_sets(seed=10 * i), n=10, repeats=2, seed=i)["support"] for i in range(1, 41)]
     for group in ("overall", "TLE"):
         for metric in diversity.METRICS:
-            values = [one[group]["held_out"]["synthetic_minus_floor"][metric]["mean"] for one in found]
+            values = [entry[group]["held_out"]["synthetic_minus_floor"][metric]["mean"] for entry in found]
             assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
@@ -124,7 +124,7 @@ def test_figures_of_a_draw_are_those_of_its_vectors():
     found = diversity.compare(sets, n=10, repeats=1, seed=4)["support"]["HC"]["held_out"]["synthetic"]
     real, samples = fid.pairs(fid.draw_all(sets, 10, 1, 4)[0], (0,))["held_out"]
     a, b = (np.concatenate(list(sets[name].pooled[:, rows]), axis=1) for name, rows in (real, samples["synthetic"]))
-    assert {name: one["mean"] for name, one in found.items()} == pytest.approx(support_of(a, b))
+    assert {name: entry["mean"] for name, entry in found.items()} == pytest.approx(support_of(a, b))
 
 
 def test_a_sample_of_k_volumes_is_skipped_with_the_reason():
@@ -136,7 +136,7 @@ def test_a_sample_of_k_volumes_is_skipped_with_the_reason():
 
 def textures(seed, n, shape=(20, 24, 20), smooth=2.0):
     noise = np.random.default_rng(seed).normal(size=(n, *shape))
-    soft = np.stack([ndimage.gaussian_filter(one, smooth) for one in noise])
+    soft = np.stack([ndimage.gaussian_filter(entry, smooth) for entry in noise])
     return np.clip(0.5 + 0.15 * soft / soft.std(), 0, 1).astype(np.float32)
 
 
@@ -178,11 +178,11 @@ def test_ms_ssim_of_one_volume_repeated_is_1_and_the_difference_is_seen():
     found = diversity.compare_ms_ssim((real, labels), (copies, labels), count=20, resamples=200)
     assert found["protocol"]["scales"] == 2
     for group, n in (("overall", 12), ("HC", 6), ("TLE", 6)):
-        one = found["results"][group]
-        assert one["n"] == n
-        assert one["synthetic"]["mean"] == pytest.approx(1, abs=1e-6)
-        assert one["real"]["low"] < one["real"]["mean"] < one["real"]["high"] < 0.95
-        assert one["difference"]["low"] > 0
+        entry = found["results"][group]
+        assert entry["n"] == n
+        assert entry["synthetic"]["mean"] == pytest.approx(1, abs=1e-6)
+        assert entry["real"]["low"] < entry["real"]["mean"] < entry["real"]["high"] < 0.95
+        assert entry["difference"]["low"] > 0
 
 
 def test_no_difference_of_similarity_is_claimed_at_the_stated_rate():
@@ -205,4 +205,4 @@ def test_volumes_below_the_kernel_are_skipped_with_the_reason():
     assert "smaller than the kernel" in diversity.compare_ms_ssim(small, small)["skipped"]
     few = textures(0, 2), np.arange(2)
     found = diversity.compare_ms_ssim(few, few, resamples=20)["results"]
-    assert all("need 3 subjects" in one["skipped"] for one in found.values())
+    assert all("need 3 subjects" in entry["skipped"] for entry in found.values())

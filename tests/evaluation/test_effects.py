@@ -56,7 +56,7 @@ def test_intervals_of_d_hold_the_truth_at_about_the_stated_rate():
         table, labels = cohort([7, seed], 80, (0.8, 0.0, 0.0, -0.4))
         measures = effects.class_effects(NAMES, table, labels, resamples=200, seed=seed)["measures"]
         truth = dict(zip(NAMES, (0.8, 0.0, 0.0, -0.4), strict=True))
-        held += [one["d_low"] <= truth[name] <= one["d_high"] for name, one in measures.items()]
+        held += [entry["d_low"] <= truth[name] <= entry["d_high"] for name, entry in measures.items()]
     assert 0.89 < np.mean(held) <= 0.99
 
 
@@ -64,13 +64,13 @@ def test_ks_p_values_are_uniform_without_a_difference_and_adjusted_as_by_benjami
     real, synthetic = cohort(3, 70, (0.0,) * 300)[0], cohort(4, 70, (0.0,) * 300)[0]
     names = tuple(map(str, range(300)))
     found = effects.compare_distributions(names, real, synthetic, resamples=20)
-    p = np.array([one["p"] for one in found["measures"].values()])
+    p = np.array([entry["p"] for entry in found["measures"].values()])
     assert 0.45 < p.mean() < 0.6
     assert np.mean(p < 0.1) < 0.15
     assert found["significant"] <= 1
     order = np.argsort(p)
     steps = np.minimum.accumulate((p[order] * 300 / np.arange(1, 301))[::-1])[::-1].clip(max=1)
-    adjusted = np.array([one["p_adjusted"] for one in found["measures"].values()])
+    adjusted = np.array([entry["p_adjusted"] for entry in found["measures"].values()])
     np.testing.assert_allclose(adjusted[order], steps)
     assert found["measures"]["0"]["ks"] == stats.ks_2samp(real[:, 0], synthetic[:, 0]).statistic
 
@@ -81,14 +81,14 @@ def test_shift_and_lost_spread_are_told_apart():
     synthetic[:, 1] = 10 + 0.5 * (synthetic[:, 1] - 10)
     synthetic[:, 2] = 10.0
     found = effects.compare_distributions(NAMES, real, synthetic, resamples=200)
-    one = found["measures"]
-    assert one["a"]["difference_low"] < 0.8 < one["a"]["difference_high"]
-    assert one["a"]["spread_low"] < 1 < one["a"]["spread_high"]
-    assert one["b"]["spread_low"] < 0.5 * real[:, 1].std() < one["b"]["spread_high"] < 0.7
-    assert one["b"]["difference_low"] < 0 < one["b"]["difference_high"]
-    assert one["c"]["spread"] == 0
-    assert all(one[name]["p_adjusted"] < 0.05 for name in "abc")
-    assert one["d"]["p_adjusted"] > 0.05
+    entry = found["measures"]
+    assert entry["a"]["difference_low"] < 0.8 < entry["a"]["difference_high"]
+    assert entry["a"]["spread_low"] < 1 < entry["a"]["spread_high"]
+    assert entry["b"]["spread_low"] < 0.5 * real[:, 1].std() < entry["b"]["spread_high"] < 0.7
+    assert entry["b"]["difference_low"] < 0 < entry["b"]["difference_high"]
+    assert entry["c"]["spread"] == 0
+    assert all(entry[name]["p_adjusted"] < 0.05 for name in "abc")
+    assert entry["d"]["p_adjusted"] > 0.05
     json.dumps(found, allow_nan=False)
 
 
@@ -148,18 +148,18 @@ def test_paired_effect_sees_what_unpaired_subjects_would_hide():
     tle = hc + np.array([-0.1, 0.05, 0.0, 0.0]) + 0.05 * draw.normal(size=(30, 4))
     tle[:, 3] = hc[:, 3]
     found = effects.paired_effect(NAMES, hc, tle, resamples=200)
-    one = found["measures"]
+    entry = found["measures"]
     assert found["n"] == 30
-    assert one["a"]["difference"] == pytest.approx((tle - hc)[:, 0].mean())
-    assert one["a"]["difference_low"] < -0.1 < one["a"]["difference_high"] < 0
-    assert (one["a"]["sign"], one["b"]["sign"]) == (-1, 1)
-    assert one["a"]["same_sign"] > 0.9
-    assert one["a"]["d"] == pytest.approx(-0.1, abs=0.04)
-    assert one["d"] == {
+    assert entry["a"]["difference"] == pytest.approx((tle - hc)[:, 0].mean())
+    assert entry["a"]["difference_low"] < -0.1 < entry["a"]["difference_high"] < 0
+    assert (entry["a"]["sign"], entry["b"]["sign"]) == (-1, 1)
+    assert entry["a"]["same_sign"] > 0.9
+    assert entry["a"]["d"] == pytest.approx(-0.1, abs=0.04)
+    assert entry["d"] == {
         "difference": 0, "difference_low": 0, "difference_high": 0, "d": 0, "sign": 0, "same_sign": 1, "p": 1,
         "p_adjusted": 1,
     }  # fmt: skip
-    assert one["a"]["p_adjusted"] < 0.001
+    assert entry["a"]["p_adjusted"] < 0.001
     with pytest.raises(ValueError, match="same 2 seeds"):
         effects.paired_effect(NAMES, hc, tle[:-1])
 
@@ -169,8 +169,8 @@ def test_paired_effects_are_claimed_at_the_stated_rate_where_there_are_none():
     tle = hc + 0.1 * np.random.default_rng(1).standard_t(6, size=hc.shape)
     found = effects.paired_effect(tuple(map(str, range(400))), hc, tle, resamples=300)
     measures = found["measures"].values()
-    assert 0.88 < np.mean([one["difference_low"] < 0 < one["difference_high"] for one in measures]) < 0.98
-    assert 0.02 < np.mean([one["p"] < 0.05 for one in measures]) < 0.08
+    assert 0.88 < np.mean([entry["difference_low"] < 0 < entry["difference_high"] for entry in measures]) < 0.98
+    assert 0.02 < np.mean([entry["p"] < 0.05 for entry in measures]) < 0.08
     assert found["significant"] <= 2
 
 

@@ -37,25 +37,26 @@ def test_the_floor_goes_to_zero_and_a_shift_to_its_square():
     found = [
         extrapolation.extrapolate(sets_of(50, 1.5, seed), dimensions=12, n=50, repeats=10, seed=0) for seed in range(4)
     ]
-    held_out = [one["overall"]["held_out"] for one in found]
+    held_out = [entry["overall"]["held_out"] for entry in found]
     assert found[0]["overall"]["dimensions"] == 12
     assert found[0]["overall"]["sizes"][-1] == 100
-    floor, synthetic = ([one[name]["mean"] for one in held_out] for name in ("floor", "synthetic"))
-    raw = [one["floor"]["at_sizes"][-1] for one in held_out]
+    floor, synthetic = ([entry[name]["mean"] for entry in held_out] for name in ("floor", "synthetic"))
+    raw = [entry["floor"]["at_sizes"][-1] for entry in held_out]
     assert np.mean(raw) > 0.5
     assert abs(np.mean(floor)) < 0.2 * np.mean(raw)
     assert np.mean(synthetic) == pytest.approx(1.5**2, abs=0.6)
-    for one in held_out:
-        assert one["floor"]["low"] < 0 < one["floor"]["high"]
-        assert np.all(np.diff(one["floor"]["at_sizes"]) < 0)
-        assert one["synthetic"]["low"] < one["synthetic"]["mean"] < one["synthetic"]["high"]
+    for entry in held_out:
+        assert entry["floor"]["low"] < 0 < entry["floor"]["high"]
+        assert np.all(np.diff(entry["floor"]["at_sizes"]) < 0)
+        assert entry["synthetic"]["low"] < entry["synthetic"]["mean"] < entry["synthetic"]["high"]
 
 
 def test_too_few_volumes_are_skipped_with_the_reason():
     found = extrapolation.extrapolate(sets_of(4, 0.0), dimensions=4, n=4, repeats=2, seed=0)
     assert set(found) == {"overall", "HC", "TLE"}
     assert all(
-        one == {"skipped": "skipped: 4 volumes per class allow 3 sample sizes, 5 are needed"} for one in found.values()
+        entry == {"skipped": "skipped: 4 volumes per class allow 3 sample sizes, 5 are needed"}
+        for entry in found.values()
     )
 
 

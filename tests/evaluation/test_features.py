@@ -133,4 +133,4 @@ def test_key_of_the_cache_follows_content_settings_and_precision(volumes):
     key = features.content_key(volumes, ("network", 1))
     assert key == features.content_key(list(volumes.astype(np.float64)), ("network", 1))
     others = [(volumes, ("network", 2)), (volumes[:2], ("network", 1)), (volumes[::-1], ("network", 1))]
-    assert key not in [features.content_key(*one) for one in others]
+    assert key not in [features.content_key(*entry) for entry in others]

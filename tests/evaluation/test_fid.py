@@ -12,15 +12,15 @@ def gaussian(seed, n, mean, scale):
 
 
 def feature_sets(n_train=40, n_test=24, n_synth=20, shift=0.0, features=30):
-    def one(seed, n, mean):
+    def entry(seed, n, mean):
         labels = np.arange(n) % 2
         return FeatureSet(np.stack([gaussian([seed, axis], n, mean, np.ones(features)) for axis in range(3)]), labels)
 
-    test = one(2, n_test, 0.0)
+    test = entry(2, n_test, 0.0)
     return {
-        "train": one(1, n_train, 0.0),
+        "train": entry(1, n_train, 0.0),
         "test": test,
-        "synthetic": one(3, n_synth, shift),
+        "synthetic": entry(3, n_synth, shift),
         "blurred": FeatureSet(test.pooled + 3.0, test.labels),
     }
 
@@ -114,7 +114,9 @@ def test_every_figure_states_its_size_and_what_is_left_above_the_floor():
 def test_permuted_labels_are_seen_by_class_and_not_overall():
     """Classes that differ: half a class exchanged is farther than the floor; overall it is the floor, row by row."""
     sets = feature_sets(n_train=80, n_test=80, n_synth=40)
-    sets = {name: FeatureSet(one.pooled + 2.0 * one.labels[None, :, None], one.labels) for name, one in sets.items()}
+    sets = {
+        name: FeatureSet(entry.pooled + 2.0 * entry.labels[None, :, None], entry.labels) for name, entry in sets.items()
+    }
     results = fid.compare(sets, dimensions=4, n=20, repeats=6, seed=0)
     for metric in ("fid", "kid"):
         overall = results["overall"]["held_out"]

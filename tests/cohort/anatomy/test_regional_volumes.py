@@ -46,7 +46,7 @@ def test_a_smooth_bias_is_taken_out():
     biased = volume * np.exp(0.3 * place).astype(np.float32)
     found = grey_matter.without_bias(biased, tissues, GRID)
     inside = ndimage.binary_erosion(volume > 0, iterations=2)
-    before, after = (np.std(np.log(one[inside] / volume[inside])) for one in (biased, found))
+    before, after = (np.std(np.log(entry[inside] / volume[inside])) for entry in (biased, found))
     assert after < 0.35 * before
     assert not found[volume == 0].any()
 
@@ -82,7 +82,7 @@ def test_a_larger_ventricle_is_measured_on_its_side():
     assert change["Left Lateral Ventricle"] > 2
     assert abs(change["Right Lateral Ventricle"]) < 0.3 * change["Left Lateral Ventricle"]
     assert change["asymmetry of Lateral Ventricle"] > 0.05
-    mirrored = [one[::-1] for one in (brain(), brain([(wider, LEVELS[0])]))]  # the grid is symmetric about x = 0
+    mirrored = [entry[::-1] for entry in (brain(), brain([(wider, LEVELS[0])]))]  # the grid is symmetric about x = 0
     change = np.diff(regional_volumes.region_table(mirrored, GRID)[1], axis=0)[0]
     assert change[names.index("asymmetry of Lateral Ventricle")] < -0.05
 
