@@ -65,12 +65,11 @@ def voxels_left(config: ModelConfig, shape: Shape) -> int:
     with torch.device("meta"), torch.no_grad():
         try:
             network = MODELS[config.name](config, shape, 0.0, 1.0)
-        except ValueError as error:  # of nn.GroupNorm
-            raise InputError(f"--model.groups {config.groups}: has to divide every width ({error})") from None
+        except ValueError:  # of nn.GroupNorm
+            raise InputError(f"--model.groups {config.groups}: has to divide every width") from None
         try:
-            level = network.trunk(torch.empty(1, 1, *shape)).shape[2:]
-        except ValueError:  # GroupNorm has no spread over a single voxel
-            return 1
+            # Several volumes, because GroupNorm refuses to normalise a single number.
+            level = network.trunk(torch.empty(2, 1, *shape)).shape[2:]
         except RuntimeError:  # a kernel or a pooling window is larger than what is left
             return 0
     return min(level[axis] for axis in network.axes)

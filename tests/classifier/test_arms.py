@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from classifier import run_arms
 from classifier.arms import arm_runs, is_finished, read_arms
 from classifier.config import PRESETS
-from classifier.run_arms import reason, shared_words
+from classifier.run_arms import ARMS_PRESETS, main, reason, shared_words
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
+from runtime.runs import plain_config
 
 TABLE = """arm,real,synth_percent,synth_count,augmentation,model
 real,,,,,
@@ -30,8 +33,9 @@ def write(path: Path, text: str = TABLE) -> Path:
 
 def test_rows_become_configurations(tmp_path):
     arms = read_arms(write(tmp_path / "arms.csv"))
-    base = dataclasses.replace(PRESETS["smoke"], lr=1e-5)
-    runs = arm_runs(arms, ["smoke", "--lr", "1e-5"], tmp_path / "out", seeds=(0, 7), folds=3)
+    base = dataclasses.replace(PRESETS["smoke"], lr=1e-5, temperature=False, index=(Path("a.csv"), Path("b c.csv")))
+    shared = ["smoke", "--lr", "1e-5", "--no-temperature", "--index", "a.csv", "b c.csv"]
+    runs = arm_runs(arms, shared, tmp_path / "out", seeds=(0, 7), folds=3)
     assert len(runs) == 4 * 2 * 3
     assert len({run.config.run_dir for run in runs}) == len(runs)
     chosen = next(run for run in runs if (run.arm, run.seed, run.fold) == ("both", 7, 2))
@@ -40,7 +44,8 @@ def test_rows_become_configurations(tmp_path):
     )
     deep = next(run for run in runs if run.arm == "deep")
     assert deep.config.model == dataclasses.replace(base.model, name="densenet121")
-    assert [run.fold for run in arm_runs({"real": {}}, ["smoke"], tmp_path, seeds=(0,), folds=0)] == [0]
+    only = {"real": arms["real"]}
+    assert [run.fold for run in arm_runs(only, ["smoke"], tmp_path, seeds=(0,), folds=0)] == [0]
 
 
 def test_folders_of_synthetic_volumes_may_differ_between_folds(tmp_path):
@@ -49,26 +54,11 @@ def test_folders_of_synthetic_volumes_may_differ_between_folds(tmp_path):
     assert [run.config.synth_hc for run in runs] == [tmp_path / f"made/fold{fold}_seed5" for fold in range(3)]
 
 
-def test_what_all_runs_share_is_taken_from_the_command_line(tmp_path):
-    given = [
-        "demo",
-        "arms.csv",
-        "--train.index",
-        "a.csv",
-        "b c.csv",
-        "--seeds",
-        "0",
-        "1",
-        "--train.no-compile",
-        "--jobs",
-        "2",
-    ]
-    assert shared_words(given) == ["demo", "--index", "a.csv", "b c.csv", "--no-compile"]
-    (run,) = arm_runs({"real": {}}, shared_words(given), tmp_path, seeds=(3,), folds=0)
-    assert run.config == dataclasses.replace(
-        PRESETS["demo"], index=(Path("a.csv"), Path("b c.csv")), compile=False, seed=3,
-        run_dir=tmp_path / "real/seed3_fold0",
-    )  # fmt: skip
+def test_what_all_runs_have_in_common_is_passed_on():
+    words = ["demo", "arms.csv", "--train.index", "a.csv", "b c.csv", "--out", "x", "--train.no-temperature", "--seeds",
+             "0", "1", "--train.model.pool=mean", "--jobs", "2"]  # fmt: skip
+    assert shared_words(words) == ["demo", "--index", "a.csv", "b c.csv", "--no-temperature", "--model.pool=mean"]
+    assert shared_words([]) == []
 
 
 def test_faults_of_a_table_are_listed_together(tmp_path):
@@ -94,7 +84,7 @@ def test_faults_of_a_table_are_listed_together(tmp_path):
 def test_shipped_tables_hold_the_controls(name):
     arms = read_arms(ROOT / f"classifier/arms/{name}.csv")
     assert arms["real"] == {}
-    assert float(arms["real_synthetic"]["synth_percent"]) == float(arms["real_repeated"]["duplicate_percent"]) == 100
+    assert arms["real_synthetic"]["synth_percent"] == arms["real_repeated"]["duplicate_percent"] == "100"
     assert arms["permuted"] == {"shuffle": "all"}
     assert arms["synthetic"]["real"] == "0"
 
@@ -108,18 +98,12 @@ def test_reasons_are_what_a_person_needs():
 
 def command(config, arms: Path, out: Path) -> list[str]:
     """run_arms on the test cohort."""
-    fixed = [sys.executable, "-m", "classifier.run_arms", "smoke", str(arms), "--out", str(out), "--jobs", "2"]
-    return [*fixed, *words(config, "--train.")]
-
-
-def words(config, prefix: str = "--") -> list[str]:
-    """Flags of what the test's configuration changes of the preset; its values are all plain."""
-    changed = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name != "run_dir" and getattr(config, field.name) != getattr(PRESETS["smoke"], field.name)
-    }
-    return [word for name, value in changed.items() for word in (f"{prefix}{name.replace('_', '-')}", str(value))]
+    names = (
+        "train_csv", "val_csv", "test_csv", "synth_hc", "synth_tle", "cache_dir", "threads", "steps", "warmup_steps",
+        "val_every_steps", "save_every_steps", "log_every_steps", "resamples",
+    )  # fmt: skip
+    shared = [str(word) for name in names for word in (f"--train.{name.replace('_', '-')}", getattr(config, name))]
+    return [sys.executable, "-m", "classifier.run_arms", "smoke", str(arms), "--out", str(out), "--jobs", "2", *shared]
 
 
 def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(config, tmp_path):
@@ -149,23 +133,34 @@ def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(conf
     assert table["synthetic_TLE"].to_dict() == {"greedy": "7", "real": "0"}
 
 
-def test_another_configuration_is_not_taken_for_a_finished_run(config, tmp_path):
-    arms = read_arms(write(tmp_path / "arms.csv", "arm\nreal\n"))
-    run = arm_runs(arms, ["smoke", *words(config)], tmp_path, seeds=(0,), folds=0)[0]
+def test_another_configuration_is_not_taken_for_a_finished_run(tmp_path):
+    run = arm_runs({"real": {}}, ["smoke"], tmp_path, seeds=(0,), folds=0)[0]
     run.config.run_dir.mkdir(parents=True)
     (run.config.run_dir / "results.json").write_text("{}")
+    (run.config.run_dir / "config.json").write_text(json.dumps(plain_config(run.config)))
+    assert is_finished(run)
     (run.config.run_dir / "config.json").write_text('{"steps": 999}')
     assert not is_finished(run)
 
 
-def test_what_run_arms_sets_itself_is_refused(config, tmp_path):
-    arms = write(tmp_path / "arms.csv", "arm\nreal\n")
-    words = [*command(config, arms, tmp_path / "out"), "--train.seed", "3", "--folds", "2"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--train.seed: run_arms sets it itself" in done.stderr
-    assert "--folds 2: at least 3" in done.stderr
+def test_what_run_arms_sets_itself_is_refused(tmp_path):
+    preset = ARMS_PRESETS["smoke"]
+    own = dataclasses.replace(preset.train, seed=3)
+    with pytest.raises(InputError) as refused:
+        main(dataclasses.replace(preset, out=tmp_path / "out", folds=2, train=own), shared=[])
+    assert "--train.seed: run_arms sets it itself" in str(refused.value)
+    assert "--folds 2: at least 3" in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_take_turns_among_the_gpus(tmp_path, monkeypatch):
+    runs = arm_runs({"a": {}, "b": {}}, ["smoke"], tmp_path, seeds=(0, 1), folds=0)
+    seen = []
+    monkeypatch.setattr(run_arms, "visible_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr(run_arms, "train", lambda run, threads, environment, alive: seen.append(environment) or run.arm)
+    ended = list(run_arms.make(runs, dataclasses.replace(ARMS_PRESETS["smoke"], out=tmp_path)))
+    assert sorted(error for _, error in ended) == ["a", "a", "b", "b"]
+    assert {environment["CUDA_VISIBLE_DEVICES"] for environment in seen} <= {"4", "7"}
 
 
 def test_stopping_run_arms_stops_its_runs_which_save_first(config, tmp_path):

@@ -33,10 +33,10 @@ def scrambled(config: ModelConfig, shape: tuple[int, int, int] = (10, 12, 10)) -
 
 @pytest.fixture(scope="module", params=MODELS)
 def network(request: pytest.FixtureRequest) -> tuple[Classifier, torch.Tensor]:
-    """Each network, its weights random throughout, and three volumes for it."""
+    """Each network, its weights random throughout, and two volumes for it."""
     shape = SHAPES[request.param]
     config = dataclasses.replace(SMALL, name=request.param, outputs=2)
-    return scrambled(config, shape), torch.rand(3, 1, *shape, generator=torch.Generator().manual_seed(1))
+    return scrambled(config, shape), torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("shape", [(20, 24, 20), (19, 23, 21), (9, 10, 11)])
@@ -136,9 +136,9 @@ def test_constants_standardise_the_input(network):
 def test_first_logit_is_tle_whatever_the_outputs(network):
     """One output or two, masked or not: `forward` is the first column of `both`, and the second moves only its own."""
     model, x = network
-    keep = torch.rand(3, model.head.in_features)
+    keep = torch.rand(2, model.head.in_features)
     both = model.both(x, keep)
-    assert both.shape == (3, 2)
+    assert both.shape == (2, 2)
     assert torch.equal(model(x, keep), both[:, 0])
     assert torch.equal(AllLogits(model)(x, keep), both)
     single = build_model(dataclasses.replace(model.config, outputs=1), tuple(x.shape[2:]), 0.0, 1.0).eval()
@@ -149,7 +149,7 @@ def test_first_logit_is_tle_whatever_the_outputs(network):
     model.both(x)[:, 1].sum().backward()
     assert not model.head.weight.grad[0].any()
     assert model.head.weight.grad[1].any()
-    torch.testing.assert_close(model(x, torch.zeros_like(keep)), model.head.bias[0].expand(3))
+    torch.testing.assert_close(model(x, torch.zeros_like(keep)), model.head.bias[0].expand(2))
 
 
 def test_densenet_is_monais():
@@ -261,7 +261,7 @@ def test_presets_fit_their_grids(name):
     ("changes", "grid", "message"),
     [
         ({"name": "vgg"}, "demo", r"--model.name vgg: unknown; there are: resnet, densenet121, efficientnet"),
-        ({"widths": (8,) * 7}, "demo", r"the last level has 1 voxel of an axis of the grid \(40, 48, 40\).*fewer"),
+        ({"widths": (8,) * 7}, "demo", r"last level has 0 voxels of an axis of the grid \(40, 48, 40\).*fewer --model"),
         ({"widths": (8,) * 5}, "smoke", r"use --model.stem-stride 1 or fewer --model.widths"),
         ({"name": "densenet121"}, "demo", r"has 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
         ({"name": "efficientnet"}, "demo", r"has 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
