@@ -24,7 +24,7 @@ from diffusion.checkpoint import load_diffusion
 from evaluation.privacy import membership
 from evaluation.privacy.audit import spaces_of
 from evaluation.privacy.canary_plan import PLAN, REPEATS, plan_canaries, read_canaries, require_held_out, write_canaries
-from evaluation.privacy.copying import Space, audit_spaces
+from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import EncoderConfig
 from runtime import distributed
 from runtime.checkpoints import git_commit
@@ -88,40 +88,44 @@ def main(config: CanaryConfig) -> None:
     """Plants, trains, samples, audits, writes."""
     if not distributed.is_main():
         return
-    out = config.run_dir / "canaries.json"
     train = read_split(config.latents, config.train_split)
     held_out = [latent for split in config.held_out for latent in read_split(config.latents, split)]
     require_held_out(len({latent.subject for latent in held_out}))
     plan = plan_canaries(
-        [one.subject for one in train], [one.label for one in train],
+        [latent.subject for latent in train], [latent.label for latent in train],
         each=config.each, seed=config.seed, repeats=config.repeats,
     )  # fmt: skip
-    settle(config, plan)
+    plant(config, plan)
     checkpoint = generate(config)
     device = pick_device("float32", config.threads)
     vae = load_vae(config.vae)
     device.module(vae.model)
-    spaces = build_spaces(config, train, held_out, read_synthetic(config), vae, device)
+    synthetic = read_synthetic(config)
+    sides = {"train": train, "test": held_out}
+    reals = {side: decoded(own, vae, device) for side, own in sides.items()}
+    names = {side: np.array([latent.subject for latent in own]) for side, own in sides.items()}
+    spacing = vae.grid.spacing_mm
+    spaces = spaces_of(reals, names, synthetic, spacing, device, seed=config.seed, config=config.encoder)
     audit = audit_spaces(spaces, seed=config.seed)
-    exposures = {name: one["synthetic"]["exposure"] for name, one in audit["spaces"].items()}
+    once = [latent for latent in train if plan.get(latent.subject, 1) == 1]
     result = {
         "format": FORMAT,
         "commit": git_commit(),
-        "n": {
-            "training": len(train),
-            "held_out": len(held_out),
-            "synthetic": len(next(iter(spaces.values())).synthetic),
-        },
+        "n": {"training": len(train), "held_out": len(held_out), "synthetic": len(synthetic)},
         "plan": plan,
-        "canaries": {name: read_canaries(plan, exposure) for name, exposure in exposures.items()},
+        "canaries": {
+            name: read_canaries(plan, space["synthetic"]["exposure"]) for name, space in audit["spaces"].items()
+        },
         "audit": audit,
-        "membership": attack(config, plan, train, held_out, checkpoint, device),
+        "membership": membership.dit_attack(
+            load_diffusion(checkpoint), stacked(once), stacked(held_out), device, seed=config.seed
+        ),
     }
-    write_json(out, result)
+    write_json(config.run_dir / "canaries.json", result)
     print(report(result))
 
 
-def settle(config: CanaryConfig, plan: dict[str, int]) -> None:
+def plant(config: CanaryConfig, plan: dict[str, int]) -> None:
     """Writes the repeated latents once.
 
     Raises:
@@ -137,11 +141,13 @@ def settle(config: CanaryConfig, plan: dict[str, int]) -> None:
 def generate(config: CanaryConfig) -> Path:
     """Trains and samples by the scripts themselves; both continue where they were stopped. Returns the checkpoint."""
     run_dir = config.run_dir / "diffusion"
-    words = ["--latents", config.run_dir / "latents", "--vae", config.vae, "--run-dir", run_dir]
-    words += ["--train-split", config.train_split, "--val-split", config.val_split, "--seed", config.seed]
-    words += [] if config.steps is None else ["--steps", config.steps]
     threads = [] if config.threads is None else ["--threads", config.threads]
-    run_stage("diffusion.train", config.preset, *words, *threads)
+    steps = [] if config.steps is None else ["--steps", config.steps]
+    run_stage(
+        "diffusion.train", config.preset, "--latents", config.run_dir / "latents", "--vae", config.vae,
+        "--run-dir", run_dir, "--train-split", config.train_split, "--val-split", config.val_split,
+        "--seed", config.seed, *steps, *threads,
+    )  # fmt: skip
     checkpoint = run_dir / "checkpoints" / "best.pt"
     for label in CLASS_NAMES:
         run_stage(
@@ -178,41 +184,20 @@ def decoded(latents: list[Latent], vae: LoadedVAE, device: Device) -> np.ndarray
     return np.stack(volumes)
 
 
-def build_spaces(
-    config: CanaryConfig, train: list[Latent], held_out: list[Latent], synthetic: np.ndarray, vae: LoadedVAE,
-    device: Device,
-) -> dict[str, Space]:  # fmt: skip
-    """The spaces of the audit, with real scans as the VAE gives them back."""
-    sides = {"train": train, "test": held_out}
-    reals = {side: decoded(own, vae, device) for side, own in sides.items()}
-    names = {side: np.array([one.subject for one in own]) for side, own in sides.items()}
-    return spaces_of(reals, names, synthetic, vae.grid.spacing_mm, device, seed=config.seed, config=config.encoder)
-
-
-def attack(
-    config: CanaryConfig, plan: dict[str, int], train: list[Latent], held_out: list[Latent], checkpoint: Path,
-    device: Device,
-) -> dict | str:  # fmt: skip
-    """The loss attack on the generator, or why there is none: subjects that occur once against held-out ones."""
-    both = train + held_out
-    members = [row for row, latent in enumerate(train) if plan.get(latent.subject, 1) == 1]
-    others = range(len(train), len(both))
-    if min(len(members), len(others)) < 2 * membership.LEAST:
-        return f"skipped: {len(members)} members and {len(others)} others, {2 * membership.LEAST} of each are needed"
-    mu, logvar = (np.stack([getattr(latent, name) for latent in both]) for name in ("mu", "logvar"))
-    labels = np.array([latent.label for latent in both])
-    losses = membership.dit_losses(load_diffusion(checkpoint), mu, logvar, labels, device, seed=config.seed)
-    return membership.loss_attack(losses, members, others, membership.LEVELS, seed=config.seed)
+def stacked(latents: list[Latent]) -> membership.Posteriors:
+    """What the loss attack needs of some subjects."""
+    mu, logvar = (np.stack([getattr(latent, name) for latent in latents]) for name in ("mu", "logvar"))
+    return mu, logvar, np.array([latent.label for latent in latents])
 
 
 def report(result: dict) -> str:
     """A few lines for people."""
     lines = [f"{'space':10}{'occurrences':>12}{'canaries':>10}{'found':>7}{'median rank':>13}"]
-    for space, one in result["canaries"].items():
-        for count, row in one["by_occurrences"].items():
+    for space, found in result["canaries"].items():
+        for count, row in found["by_occurrences"].items():
             lines.append(f"{space:10}{count:>12}{row['n']:10d}{row['found']:7d}{row['median_rank']:13.1f}")
-        if one["alarms"] is not None:
-            stated = f"{one['alarms']:.1%} (stated: {one['stated_alarms']:.0%})"
+        if found["alarms"] is not None:
+            stated = f"{found['alarms']:.1%} (stated: {found['stated_alarms']:.0%})"
             lines.append(f"{space:10}found among subjects not repeated: {stated}")
     return "\n".join([*lines, *result["audit"]["finding"]["text"]])
 

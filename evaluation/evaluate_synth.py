@@ -25,6 +25,7 @@ from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
 from evaluation.networks import Weights, open_networks, read_weights
 from evaluation.privacy import audit as privacy
+from evaluation.privacy import privacy_card
 from runtime import distributed
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
@@ -121,7 +122,7 @@ def main(config: EvaluateConfig) -> None:
     figures.draw_nearest(figure_path(config, "nearest"), scans["train"], synthetic.volumes, synthetic.labels)
     if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
         path = config.out.with_name(f"{config.out.stem}_privacy.md")
-        privacy.draw_card(path, result["privacy"], cards.facts(result))
+        privacy_card.write(path, result["privacy"], cards.facts(result))
     cards.write(config.out.with_suffix(".md"), result)
     write_json(config.out, result)
     print(report(result))
@@ -157,7 +158,8 @@ def measure(
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)
         found = privacy.measure(scans, synthetic.volumes, grid, vae, diffusion, device, config.seed)
         if "skipped" not in found:
-            privacy.draw_closest(figure_path(config, "closest"), found, scans["train"], synthetic.volumes)
+            pairs = found["audit"]["spaces"]["voxels"]["synthetic"]["pairs"]
+            privacy_card.draw_pairs(figure_path(config, "closest"), synthetic.volumes, scans["train"].volumes, pairs)
             found = privacy.without_names(found)
         result["privacy"] = found
     return result

@@ -52,19 +52,19 @@ def plan_canaries(
         InputError: too few subjects, or numbers that are none.
     """
     classes = dict(zip(subjects, labels, strict=True))
-    wanted = each * len(repeats)
+    count = each * len(repeats)
     if each < 1 or min(repeats, default=0) < 1:
         raise InputError(f"{each} canaries for each of {tuple(repeats)} occurrences: expected 1 or more everywhere")
-    if wanted > len(classes) // 2:
-        raise InputError(f"{wanted} canaries of {len(classes)} training subjects: at most half of them")
+    if count > len(classes) // 2:
+        raise InputError(f"{count} canaries of {len(classes)} training subjects: at most half of them")
     queues = []
     for code in range(len(CLASS_NAMES)):
         own = sorted(name for name, label in classes.items() if label == code)
         queues.append([own[i] for i in seeding.rng(seed, "canaries", code).permutation(len(own))])
     chosen: list[str] = []
-    while len(chosen) < wanted:
+    while len(chosen) < count:
         chosen += [queue.pop() for queue in queues if queue]
-    return dict(zip(chosen[:wanted], np.repeat(repeats, each).tolist(), strict=True))
+    return dict(zip(chosen[:count], np.repeat(repeats, each).tolist(), strict=True))
 
 
 def write_canaries(latents: Path, out: Path, plan: dict[str, int], *, train_split: str = "train") -> int:
@@ -117,8 +117,8 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
     """What an audit says about each canary.
 
     Args:
-        plan: subject -> occurrences.
-        exposure: ``training`` and ``held_out``, subject -> ratio, small for the exposed (`closeness.exposure`).
+        plan: subject -> occurrences; all are among the training subjects.
+        exposure: ``training`` and ``held_out``, subject -> ratio, small for the exposed (`nearest.exposure`).
 
     Returns:
         ``canaries``: one dict each of ``subject``, ``occurrences``, ``exposure``, ``rank`` (1: the most exposed of all
@@ -127,12 +127,9 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
         ``alarms``: share of the training subjects that were not repeated and are found all the same.
 
     Raises:
-        InputError: a canary is not among the training subjects, or too few held-out subjects for any p to be `FOUND`.
+        InputError: too few held-out subjects for any p to be `FOUND`.
     """
     training, held_out = exposure["training"], np.sort(list(exposure["held_out"].values()))
-    strangers = sorted(set(plan) - set(training))
-    if strangers:
-        raise InputError.of("canaries that are not among the training subjects", strangers)
     require_held_out(len(held_out))
     ranked = np.sort(list(training.values()))
 
@@ -150,23 +147,20 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
         }
         for name, count in plan.items()
     ]
+    by_occurrences = {}
+    for count in sorted(set(plan.values())):
+        rows = [row for row in canaries if row["occurrences"] == count]
+        by_occurrences[str(count)] = {
+            "n": len(rows),
+            "found": sum(row["found"] for row in rows),
+            "median_rank": float(np.median([row["rank"] for row in rows])),
+            "median_exposure": float(np.median([row["exposure"] for row in rows])),
+        }
     usual = [p(value) <= FOUND for name, value in training.items() if plan.get(name, 1) == 1]
     return {
         "canaries": canaries,
-        "by_occurrences": {
-            str(count): _summary([one for one in canaries if one["occurrences"] == count])
-            for count in sorted(set(plan.values()))
-        },
+        "by_occurrences": by_occurrences,
         "stated_alarms": FOUND,
         "alarms": float(np.mean(usual)) if usual else None,
         "held_out_subjects": len(held_out),
-    }
-
-
-def _summary(canaries: list[dict]) -> dict[str, float]:
-    return {
-        "n": len(canaries),
-        "found": sum(one["found"] for one in canaries),
-        "median_rank": float(np.median([one["rank"] for one in canaries])),
-        "median_exposure": float(np.median([one["exposure"] for one in canaries])),
     }

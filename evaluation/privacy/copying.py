@@ -5,11 +5,9 @@ What is asked of every space (down-sampled voxels, a learned embedding, latents)
 - Membership: is a volume's nearest real subject a training one more often than equal numbers would make it? Smoothness
   alone cannot do that: a blurred or average brain is near to training and to held-out subjects alike.
 - Copies: pairs closer than different real people are. Rules and their false alarms are taken from real pairs.
-- Meehan's test: are volumes nearer to the training set than held-out scans are? Smoothness alone does that, so it is
-  reported with and without the distance to the centre, and nothing is concluded from it.
 
-The p-values of the first two exchange the roles of training and held-out subjects, subject by subject. They are exact
-when nothing but training tells these apart; so an embedding must have been fitted to both or to neither.
+The p-values exchange the roles of training and held-out subjects, subject by subject. They are exact when nothing but
+training tells these apart; so an embedding must have been fitted to both or to neither.
 
 Nothing here can show that a generator remembers nobody: a result that is silent comes with its detection limit.
 """
@@ -21,30 +19,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import stats
 
-from evaluation.privacy.closeness import (
+from evaluation.privacy.nearest import (
     LEAST_SUBJECTS,
-    POWER,
-    RULES,
+    Neighbours,
     Pool,
-    assign_roles,
-    closer_to_training,
+    Reals,
     closest_pairs,
-    count_copies,
-    detection_limit,
+    directional_squared,
     exposure,
     from_near_to_far,
-    meehan,
-    nearest_ratio,
+    neighbours,
     spread,
 )
-from evaluation.privacy.nearest import Reals, neighbours
 from runtime import seeding
 from runtime.errors import InputError
 
 ALPHA = 0.01
 """Chance of saying "copying" of a generator that does not copy, over all spaces and both tests together."""
 PERMUTATIONS = 1999
+POWER = 0.95
+"""With this probability, a share of copies at the detection limit is found."""
+TESTS = {
+    "membership": "synthetic volumes are nearer to training subjects than to as many held-out ones",
+    "copies": "synthetic volumes are closer to training subjects than different people are",
+}
+"""The two tests that a conclusion may rest on, in words."""
+RULES = {"pairs": 0.001, "volumes": 0.01}
+"""Quantiles of real distances below which a volume is taken for a copy. ``pairs``: of all pairs of different subjects,
+closer than the 99.9th percentile of closeness (Dar et al. 2025, https://doi.org/10.1038/s41551-025-01468-8); a volume
+meets many subjects, so that its false alarms are many times 0.1 %. ``volumes``: of each scan's distance to its nearest
+other subject, so that 1 % of new people are false alarms. Conclusions are drawn from the second."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,21 @@ def audit_spaces(spaces: Mapping[str, Space], *, seed: int, permutations: int = 
 
     Args:
         spaces: name to space; all hold the same synthetic volumes in the same order.
-        seed: of permutations and cells.
+        seed: of the permutations.
         permutations: of the roles of subjects; the smallest p is 1 / (permutations + 1).
 
     Returns:
         ``spaces``: name -> ``synthetic`` and ``controls`` (name -> ...), each as `audit` returns it; ``finding``: see
-        `judge`.
+        `conclude`.
+
+    Raises:
+        InputError: too few subjects, or so few permutations that no p-value could be small enough.
     """
-    alpha = alpha_per_test(len(spaces), permutations)
+    alpha = ALPHA / (len(TESTS) * len(spaces))  # Bonferroni
+    if 1 / (permutations + 1) > alpha:
+        raise InputError(
+            f"{permutations} permutations: p-values below {alpha:.2g} need at least {math.ceil(1 / alpha)}"
+        )
     results = {}
     for name, space in spaces.items():
         pool = Pool.of(space.train, space.held_out)
@@ -81,26 +94,10 @@ def audit_spaces(spaces: Mapping[str, Space], *, seed: int, permutations: int = 
             "synthetic": audit(space.synthetic, pool, **settings),
             "controls": audit_controls(space, **settings),
         }
-    return {"spaces": results, "finding": judge(results, alpha)}
+    return {"spaces": results, "finding": conclude(results, alpha)}
 
 
-def alpha_per_test(spaces: int, permutations: int) -> float:
-    """`ALPHA` shared equally among tests and spaces (Bonferroni).
-
-    Raises:
-        InputError: so few permutations that no p-value could be as small.
-    """
-    alpha = ALPHA / (len(TESTS) * spaces)
-    if 1 / (permutations + 1) > alpha:
-        raise InputError(
-            f"{permutations} permutations: p-values below {alpha:.2g} need at least {math.ceil(1 / alpha)}"
-        )
-    return alpha
-
-
-def audit_controls(
-    space: Space, *, alpha: float = ALPHA, seed: int, permutations: int = PERMUTATIONS
-) -> dict[str, dict]:
+def audit_controls(space: Space, *, alpha: float, seed: int, permutations: int) -> dict[str, dict]:
     """The same audit for volumes that are known not to be copies, and for half of the held-out scans themselves.
 
     A control made from a held-out scan would find itself in the held-out set. So held-out subjects are halved: one half
@@ -121,21 +118,12 @@ def audit_controls(
     return results
 
 
-def audit(
-    queries: np.ndarray, pool: Pool, *, alpha: float = ALPHA, seed: int, permutations: int = PERMUTATIONS
-) -> dict:
-    """All that is measured of one set of volumes in one space; distances are Euclidean.
-
-    Args:
-        queries: (Q, F).
-        pool: of the real scans.
-        alpha: level of the detection limit.
-        seed: of permutations and cells.
-        permutations: of the roles of subjects.
+def audit(queries: np.ndarray, pool: Pool, *, alpha: float, seed: int, permutations: int) -> dict:
+    """All that is measured of one set of volumes (Q, F) in one space.
 
     Returns:
-        JSON values: ``n``, ``nearest``, ``closer_to_training``, ``ratio``, ``meehan``, ``copies`` (by rule),
-        ``detection_limit``, ``pairs`` (the closest ones) and ``exposure`` (by subject).
+        JSON values: ``n``, ``nearest``, ``closer_to_training``, ``copies`` (by rule), ``detection_limit``, ``pairs``
+        (the closest ones) and ``exposure`` (by subject).
 
     Raises:
         InputError: fewer than `LEAST_SUBJECTS` volumes, and where `neighbours` does.
@@ -145,7 +133,6 @@ def audit(
     found = neighbours(queries, pool.reals)
     roles = assign_roles(pool.trained, permutations, seeding.rng(seed, "memorization roles"))
     order = from_near_to_far(found.squared, seeding.rng(seed, "memorization ties"))
-    train, held_out = (found.squared[:, columns].min(axis=1) for columns in (pool.trained, ~pool.trained))
     n_train, n_held_out = int(pool.trained.sum()), int((~pool.trained).sum())
     return {
         "n": {
@@ -155,10 +142,11 @@ def audit(
             "features": int(queries.shape[1]),
             "mirrored_searched": pool.reals.mirrored is not None,
         },
-        "nearest": {"to_training": spread(np.sqrt(train)), "to_held_out": spread(np.sqrt(held_out))},
+        "nearest": {
+            "to_training": spread(np.sqrt(found.squared[:, pool.trained].min(axis=1))),
+            "to_held_out": spread(np.sqrt(found.squared[:, ~pool.trained].min(axis=1))),
+        },
         "closer_to_training": closer_to_training(order, roles),
-        "ratio": nearest_ratio(found.squared, order, roles),
-        "meehan": meehan(queries, found, pool, seed=seed, permutations=permutations),
         "copies": {name: count_copies(queries, found, pool, roles, rule=name) for name in RULES},
         "detection_limit": detection_limit(len(queries), n_train, n_held_out, alpha),
         "pairs": closest_pairs(found, pool),
@@ -166,11 +154,167 @@ def audit(
     }
 
 
-TESTS = {
-    "membership": "synthetic volumes are nearer to training subjects than to as many held-out ones",
-    "copies": "synthetic volumes are closer to training subjects than different people are",
-}
-"""The two tests that a conclusion may rest on, in words."""
+def assign_roles(trained: np.ndarray, permutations: int, draw: np.random.Generator) -> np.ndarray:
+    """bool (permutations + 1, S): who counts as trained on; the first row is the truth."""
+    roles = np.tile(trained, (permutations + 1, 1))
+    roles[1:] = draw.permuted(roles[1:], axis=1)
+    return roles
+
+
+def closer_to_training(order: np.ndarray, roles: np.ndarray) -> dict[str, float]:
+    """Share of volumes whose nearest of m training subjects is nearer than their nearest of m held-out ones.
+
+    m is the smaller of the two numbers; see `shares`.
+
+    Args:
+        order: (Q, S) subjects from near to far.
+        roles: bool (P + 1, S), the truth first.
+
+    Returns:
+        ``share``; ``low`` and ``high``, 95 % over volumes and subjects (variance over volumes plus jackknife over
+        subjects); ``expected``; ``null_low`` and ``null_high``, 95 % of the permutations; ``p``, one-sided.
+    """
+    values = np.array([shares(trained[order]).mean() for trained in roles])
+    variance = shares(roles[0][order]).var(ddof=1) / len(order) + jackknife_variance(order, roles[0])
+    margin = 1.959964 * math.sqrt(variance)
+    null_low, null_high = np.quantile(values[1:], (0.025, 0.975))
+    return {
+        "share": float(values[0]),
+        "low": float(max(0.0, values[0] - margin)),
+        "high": float(min(1.0, values[0] + margin)),
+        "expected": 0.5,
+        "null_low": float(null_low),
+        "null_high": float(null_high),
+        "p": _upper_p(values),
+    }
+
+
+def shares(trained: np.ndarray) -> np.ndarray:
+    """For each query (Q,), how often its nearest of m training subjects is nearer than its nearest of m held-out ones.
+
+    This is the mean over all subsets of m of the larger side, in closed form: with k training subjects before the first
+    held-out one, none of them is in a random m of n with probability C(n - k, m) / C(n, m).
+
+    Args:
+        trained: bool (Q, S), from the nearest subject of each query to the farthest.
+    """
+    n = int(trained[0].sum())
+    m = trained.shape[1] - n
+    if n >= m:
+        return 1.0 - _missed(n, m)[trained.argmin(axis=1)]
+    return _missed(m, n)[trained.argmax(axis=1)]
+
+
+def _missed(n: int, m: int) -> np.ndarray:
+    """C(n - k, m) / C(n, m) for k = 0 ... n."""
+    k = np.arange(n)
+    return np.concatenate([[1.0], np.cumprod((n - m - k).clip(min=0) / (n - k))])
+
+
+def jackknife_variance(order: np.ndarray, trained: np.ndarray) -> float:
+    """Variance of the mean of `shares` over the choice of subjects, each left out once (Efron and Stein 1981).
+
+    Training and held-out subjects are two samples, so each value is compared with the mean of its own side.
+
+    Args:
+        order: (Q, S) subjects from near to far.
+        trained: bool (S,).
+    """
+    by_rank = trained[order]
+    left_out = np.array([shares(by_rank[order != s].reshape(len(order), -1)).mean() for s in range(len(trained))])
+    means = np.where(trained, left_out[trained].mean(), left_out[~trained].mean())
+    n = np.where(trained, trained.sum(), (~trained).sum())
+    return float(np.sum((n - 1) / n * (left_out - means) ** 2))
+
+
+def count_copies(queries: np.ndarray, found: Neighbours, pool: Pool, roles: np.ndarray, *, rule: str) -> dict:
+    """Volumes closer to a training subject than a quantile of real distances; see `RULES`.
+
+    ``closer`` counts by distance alone. ``copies`` must also lie in the subject's direction from the centre, by the
+    same quantile of the same real pairs (`directional_squared`): an average brain is not a copy.
+
+    Returns:
+        ``quantile``, ``threshold``; ``closer``, ``copies``, ``share`` of the volumes with ``low`` and ``high`` (95 %,
+        Clopper-Pearson, given the rule); ``towards_held_out``, the number that the same rule finds close to held-out
+        subjects, whom nobody can have copied; ``p`` of a surplus towards training subjects that large;
+        ``false_alarms``, the same rule asked of held-out scans; ``memorized``, the training subjects concerned.
+    """
+    trained = pool.trained
+    limit, angle_limit = (limit_of(values, rule) for values in (pool.among, pool.among_directions))
+    close = found.squared < limit
+    copied = close & (directional_squared(queries, found, pool.reals, pool.centre) < angle_limit)
+    towards_training, towards_held_out = (_any(copied, who) for who in (roles, ~roles))
+    count, n = int(towards_training[0]), int(trained.sum())
+    held_out = np.isin(pool.reals.subjects, pool.reals.names[~trained])
+    alarms = ((pool.among < limit) & (pool.among_directions < angle_limit))[held_out][:, trained].any(axis=1)
+    concerned = trained & copied.any(axis=0)
+    return {
+        "quantile": RULES[rule],
+        "threshold": float(math.sqrt(limit)),
+        "closer": int(close[:, trained].any(axis=1).sum()),
+        "copies": count,
+        "share": count / len(queries),
+        **exact_interval(count, len(queries)),
+        "towards_held_out": int(towards_held_out[0]),
+        "p": _upper_p(towards_training - n / (~trained).sum() * towards_held_out),
+        "false_alarms": {
+            "share": float(alarms.mean()),
+            **exact_interval(int(alarms.sum()), len(alarms)),
+            "n": len(alarms),
+        },
+        "memorized": {
+            "subjects": [str(name) for name in pool.reals.names[concerned]],
+            "share": int(concerned.sum()) / n,
+        },
+    }
+
+
+def limit_of(values: np.ndarray, rule: str) -> float:
+    """The quantile of a rule over real scans' (N, S) distances, infinite to themselves."""
+    asked = values.min(axis=1) if rule == "volumes" else values[np.isfinite(values)]
+    return float(np.quantile(asked, RULES[rule], method="lower"))
+
+
+def _any(hits: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    """How many queries have a hit among the subjects of each assignment of roles, (P + 1,)."""
+    some = hits[hits.any(axis=1)].astype(np.float32)
+    return np.sum(some @ roles.T.astype(np.float32) > 0, axis=0).astype(float)
+
+
+def _upper_p(values: np.ndarray) -> float:
+    """Share of values as large as the first, which is the one observed."""
+    return float(np.mean(values >= values[0] - 1e-12))
+
+
+def exact_interval(count: int, n: int) -> dict[str, float]:
+    """``low`` and ``high``, 95 %, of a share: `count` of `n` independent cases (Clopper and Pearson)."""
+    interval = stats.binomtest(count, n).proportion_ci(method="exact")
+    return {"low": float(interval.low), "high": float(interval.high)}
+
+
+def detection_limit(volumes: int, n_train: int, n_held_out: int, alpha: float) -> dict:
+    """The smallest share of copies that the audit would report, and what a clean result still allows.
+
+    c copies of c different subjects, all of them training ones, have p = C(n, c) / C(S, c) among S subjects of either
+    role; the least c with p < alpha is needed, and a share gives so many among `volumes` with probability `POWER` by
+    the binomial distribution. It holds for copies that the rule recognises, and different subjects.
+
+    Returns:
+        ``copies_needed`` and ``share``, None where no number would do; ``alpha``, ``power``; ``rule_of_three``, the
+        share of copies that no copy among `volumes` excludes with 95 % (1 - 0.05^(1/N), about 3 / N).
+    """
+    c = np.arange(1, min(volumes, n_train) + 1)
+    p = np.cumprod((n_train - c + 1) / (n_train + n_held_out - c + 1))
+    enough = np.flatnonzero(p < alpha)
+    needed = int(c[enough[0]]) if len(enough) else None
+    share = float(stats.beta.ppf(POWER, needed, volumes - needed + 1)) if needed else None
+    return {
+        "copies_needed": needed,
+        "share": share,
+        "alpha": alpha,
+        "power": POWER,
+        "rule_of_three": float(1 - 0.05 ** (1 / volumes)),
+    }
 
 
 def p_values(measured: dict) -> dict[str, float]:
@@ -178,46 +322,37 @@ def p_values(measured: dict) -> dict[str, float]:
     return {"membership": measured["closer_to_training"]["p"], "copies": measured["copies"]["volumes"]["p"]}
 
 
-def judge(results: Mapping[str, dict], alpha: float) -> dict:
+def conclude(results: Mapping[str, dict], alpha: float) -> dict:
     """What may be said: copying only when a test fires for the synthetic volumes, in a space whose controls are silent.
 
     Args:
         results: space -> ``synthetic`` and ``controls``, as `audit_spaces` makes them.
-        alpha: level of each test (`alpha_per_test`).
+        alpha: level of each test.
 
     Returns:
         ``copying`` (bool), ``alpha``, ``alpha_per_test``, and ``text``, sentences for people.
     """
     copying, silent, text = False, True, []
     for space, measured in results.items():
-        loud = [name for name, one in measured["controls"].items() if min(p_values(one).values()) < alpha]
+        loud = [name for name, control in measured["controls"].items() if min(p_values(control).values()) < alpha]
         ending = "no control is: copying, or overfitting to these subjects"
         if loud:
             ending = f"but controls raise alarms, too ({', '.join(loud)}): no conclusion"
-        synthetic = p_values(measured["synthetic"])
-        for test in (test for test, p in synthetic.items() if p < alpha):
-            copying, silent = copying or not loud, False
-            text.append(f"{space}: {TESTS[test]} (p = {synthetic[test]:.4f}), {ending}")
-        text += _remarks(space, measured["synthetic"], alpha)
+        for test, p in p_values(measured["synthetic"]).items():
+            if p < alpha:
+                copying, silent = copying or not loud, False
+                text.append(f"{space}: {TESTS[test]} (p = {p:.4f}), {ending}")
+        text.append(f"{space}: {_limit_in_words(measured['synthetic'])}")
     if silent:
         text.insert(0, "No sign of copying was found; that is not proof that there is none.")
     return {"copying": copying, "alpha": ALPHA, "alpha_per_test": alpha, "text": text}
 
 
-def _remarks(space: str, synthetic: dict, alpha: float) -> list[str]:
-    """What must be read with a space's figures: its detection limit, and Meehan's test where it seems to say more."""
-    limit, volumes = synthetic["detection_limit"], synthetic["n"]["volumes"]
+def _limit_in_words(measured: dict) -> str:
+    limit, volumes = measured["detection_limit"], measured["n"]["volumes"]
     if limit["share"] is None:
-        lines = [f"{space}: with so few volumes or held-out subjects no number of copies would have been reported"]
-    else:
-        lines = [
-            f"{space}: if {limit['share']:.1%} of volumes were recognisable copies of different subjects, that would "
-            f"have been reported with {POWER:.0%} probability ({limit['copies_needed']} of {volumes} are needed)"
-        ]
-    score, p = synthetic["meehan"]["c_t"], synthetic["meehan"]["p"]
-    if p is not None and p < alpha and min(p_values(synthetic).values()) >= alpha:
-        lines.append(
-            f"{space}: volumes are nearer to the training set than held-out scans are (C_T = {score:.1f}), but not "
-            "nearer to it than to held-out subjects: what over-smooth or average volumes do"
-        )
-    return lines
+        return "with so few volumes or held-out subjects no number of copies would have been reported"
+    return (
+        f"if {limit['share']:.1%} of volumes were recognisable copies of different subjects, that would have been "
+        f"reported with {POWER:.0%} probability ({limit['copies_needed']} of {volumes} are needed)"
+    )

@@ -1,4 +1,4 @@
-"""Which real subjects are nearest to a volume, in any space in which volumes are vectors. Pure functions of arrays."""
+"""Which real subjects are nearest to a volume, in any space in which volumes are vectors; distances are Euclidean."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 
 from runtime.errors import InputError
 
+LEAST_SUBJECTS = 8
+"""Fewest training and held-out subjects for distances to be compared at all."""
+PAIRS_SHOWN = 10
 BLOCK = 256
 """Rows of each side that are in memory in double precision at once."""
 RECOMPUTED = 4
@@ -37,27 +40,6 @@ class Reals:
         return Reals(self.embeddings[rows], self.subjects[rows], None if self.mirrored is None else self.mirrored[rows])
 
 
-def joined(first: Reals, second: Reals) -> Reals:
-    """Both sets, rows of the first before those of the second.
-
-    Raises:
-        InputError: a subject is in both, the vectors differ in length, or only one side has mirrored scans.
-    """
-    shared = np.intersect1d(first.names, second.names)
-    if len(shared):
-        raise InputError.of("subjects that are both in training and held out", [str(name) for name in shared])
-    if first.embeddings.shape[1] != second.embeddings.shape[1]:
-        raise InputError(f"vectors of {first.embeddings.shape[1]} and of {second.embeddings.shape[1]} numbers")
-    if (first.mirrored is None) != (second.mirrored is None):
-        raise InputError("mirrored scans of one side only: its subjects would have twice the chances to be nearest")
-    mirrored = None if first.mirrored is None else np.concatenate([first.mirrored, second.mirrored])
-    return Reals(
-        np.concatenate([first.embeddings, second.embeddings]),
-        np.concatenate([first.subjects, second.subjects]),
-        mirrored,
-    )
-
-
 @dataclass(frozen=True)
 class Neighbours:
     """Distances of Q queries to S subjects, each by the subject's nearest scan."""
@@ -68,8 +50,6 @@ class Neighbours:
     """(Q, S): row of that scan."""
     mirrored: np.ndarray
     """bool (Q, S): it was nearest with left and right exchanged."""
-    subjects: np.ndarray
-    """(S,) names, sorted."""
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -108,17 +88,13 @@ def radii(embeddings: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def neighbours(queries: np.ndarray, reals: Reals) -> Neighbours:
-    """Distances to every subject; those to the nearest `RECOMPUTED` ones of each query are exact.
+    """Distances of queries (Q, F) to every subject; those to the nearest `RECOMPUTED` ones of each query are exact.
 
-    Args:
-        queries: (Q, F).
-        reals: a mirrored scan counts like the scan itself where there are any.
+    A mirrored scan counts like the scan itself where there are any.
 
     Raises:
-        InputError: vectors of another length, or values that are not finite.
+        InputError: values that are not finite.
     """
-    if queries.ndim != 2 or queries.shape[1] != reals.embeddings.shape[1]:
-        raise InputError(f"queries {queries.shape}, the reals are vectors of {reals.embeddings.shape[1]} numbers")
     for name, values in (("queries", queries), ("reals", reals.embeddings)):
         if not np.isfinite(values).all():
             raise InputError(f"{name}: values that are not finite")
@@ -131,7 +107,7 @@ def neighbours(queries: np.ndarray, reals: Reals) -> Neighbours:
         if chosen.any():
             at = rows[chosen], columns[chosen]
             squared[at] = exact_squared(queries[at[0]], stack[scans[at]])
-    return Neighbours(squared, scans, mirrored, reals.names)
+    return Neighbours(squared, scans, mirrored)
 
 
 def _by_subject(queries: np.ndarray, reals: Reals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,10 +118,122 @@ def _by_subject(queries: np.ndarray, reals: Reals) -> tuple[np.ndarray, np.ndarr
         other = squared_distances(queries, reals.mirrored)
         flipped = other < squared
         squared = np.minimum(squared, other)
-    out = np.empty((len(queries), len(reals.names)))
-    scans = np.empty(out.shape, dtype=np.int64)
+    scans = np.empty((len(queries), len(reals.names)), dtype=np.int64)
     for place, name in enumerate(reals.names):
         own = np.flatnonzero(reals.subjects == name)
         scans[:, place] = own[squared[:, own].argmin(axis=1)]
-        out[:, place] = np.take_along_axis(squared, scans[:, place, None], axis=1)[:, 0]
-    return out, scans, np.take_along_axis(flipped, scans, axis=1)
+    return np.take_along_axis(squared, scans, axis=1), scans, np.take_along_axis(flipped, scans, axis=1)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training and held-out scans together, and how near real people are to each other."""
+
+    reals: Reals
+    """Rows of the training scans first."""
+    trained: np.ndarray
+    """bool (S,): which subjects, in the order of their names, were trained on."""
+    centre: np.ndarray
+    """(F,): mean of all scans."""
+    among: np.ndarray
+    """(N, S): squared distance of every scan to every other subject; infinite to its own."""
+    among_directions: np.ndarray
+    """(N, S): the same of directions from the centre, see `directional_squared`."""
+
+    @classmethod
+    def of(cls, train: Reals, held_out: Reals) -> Pool:
+        """Raises InputError for too few subjects, a subject on both sides, or mirrored scans of one side alone."""
+        if min(len(train.names), len(held_out.names)) < LEAST_SUBJECTS:
+            raise InputError(
+                f"{len(train.names)} training and {len(held_out.names)} held-out subjects: an audit needs at least "
+                f"{LEAST_SUBJECTS} of each"
+            )
+        shared = np.intersect1d(train.names, held_out.names)
+        if len(shared):
+            raise InputError.of("subjects that are both in training and held out", [str(name) for name in shared])
+        if (train.mirrored is None) != (held_out.mirrored is None):
+            raise InputError("mirrored scans of one side only: its subjects would have twice the chances to be nearest")
+        both = [(train.embeddings, held_out.embeddings), (train.subjects, held_out.subjects)]
+        both += [] if train.mirrored is None else [(train.mirrored, held_out.mirrored)]
+        reals = Reals(*map(np.concatenate, both))
+        centre = reals.embeddings.mean(axis=0, dtype=np.float64)
+        found = neighbours(reals.embeddings, reals)
+        itself = reals.subjects[:, None] == reals.names
+        among = np.where(itself, np.inf, found.squared)
+        among_directions = np.where(itself, np.inf, directional_squared(reals.embeddings, found, reals, centre))
+        return cls(reals, np.isin(reals.names, train.names), centre, among, among_directions)
+
+
+def directional_squared(embeddings: np.ndarray, found: Neighbours, reals: Reals, centre: np.ndarray) -> np.ndarray:
+    """Squared distances (Q, S) of directions from the centre: 2 (1 - cosine), whatever the distances to the centre.
+
+    An average volume is near to everybody, because it is near to the centre; in no subject's direction is it more
+    than a new person is. A copy is, also when it was shrunk towards the mean.
+
+    Args:
+        embeddings: (Q, F) whose distances to the scans are `found`.
+        reals: these scans.
+        centre: (F,).
+    """
+    stacks = [stack for stack in (reals.embeddings, reals.mirrored) if stack is not None]
+    scans = np.stack([radii(stack, centre) for stack in stacks])[found.mirrored.astype(int), found.scans]
+    own = radii(embeddings, centre)[:, None]
+    scale = own * scans
+    shared = np.divide(own**2 + scans**2 - found.squared, scale, out=np.zeros_like(scale), where=scale > 0)
+    return 2.0 - shared
+
+
+def from_near_to_far(squared: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Subjects from near to far for each query, (Q, S); equal distances fall in a random order."""
+    shuffle = draw.permutation(squared.shape[1])
+    return shuffle[np.argsort(squared[:, shuffle], axis=1, kind="stable")]
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Smallest value, 5th percentile, median and 95th percentile."""
+    quantiles = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95}
+    return {name: float(np.quantile(values, share)) for name, share in quantiles.items()}
+
+
+def closest_pairs(found: Neighbours, pool: Pool) -> list[dict]:
+    """The closest volumes and training scans, nearest first; each volume at most once.
+
+    Returns:
+        ``volume`` and ``scan`` (rows of the synthetic and of the training embeddings), ``subject``, ``mirrored``,
+        ``distance``, ``to_held_out`` (its nearest held-out subject), ``ratio`` of these two, None where that is 0.
+    """
+    columns = np.flatnonzero(pool.trained)
+    nearest = columns[found.squared[:, columns].argmin(axis=1)]
+    rows = np.arange(len(nearest))
+    distance = np.sqrt(found.squared[rows, nearest])
+    other = np.sqrt(found.squared[:, ~pool.trained].min(axis=1))
+    return [
+        {
+            "volume": int(row),
+            "scan": int(found.scans[row, nearest[row]]),
+            "subject": str(pool.reals.names[nearest[row]]),
+            "mirrored": bool(found.mirrored[row, nearest[row]]),
+            "distance": float(distance[row]),
+            "to_held_out": float(other[row]),
+            "ratio": float(distance[row] / other[row]) if other[row] > 0 else None,
+        }
+        for row in np.argsort(distance, kind="stable")[:PAIRS_SHOWN]
+    ]
+
+
+def exposure(found: Neighbours, pool: Pool) -> dict[str, dict[str, float]]:
+    """How near the volumes come to each real subject: to the nearest volume, over to the nearest other real subject.
+
+    Near 1 for everybody when volumes are new people; near 0 for a subject that was copied. Held-out subjects, who
+    cannot have been copied, say what is usual. Division by the subject's own distance to its nearest neighbour keeps
+    ordinary subjects, who are near to all, from looking exposed.
+
+    Returns:
+        ``training`` and ``held_out``: subject -> ratio.
+    """
+    names = pool.reals.names
+    own = np.array([pool.among[pool.reals.subjects == name].min() for name in names])
+    nearest = found.squared.min(axis=0)
+    ratio = np.sqrt(np.divide(nearest, own, out=np.ones_like(own), where=own > 0))
+    sides = {"training": pool.trained, "held_out": ~pool.trained}
+    return {side: dict(zip(map(str, names[who]), map(float, ratio[who]), strict=True)) for side, who in sides.items()}

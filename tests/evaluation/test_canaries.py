@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cohort.scans import GRIDS
+from evaluation import canaries
 from evaluation.privacy.canary_plan import FOUND, plan_canaries, read_canaries, require_held_out, write_canaries
 from runtime.checkpoints import checkpoint_hash
 from runtime.errors import InputError
 from runtime.files import read_json
 from tests.support.checkpoints import LATENT
 from tests.support.processes import script
-from VAE.latents import Latent, compute_statistics, list_latents, read_split, write_latent, write_statistics
+from VAE.latents import (
+    Latent,
+    compute_statistics,
+    list_latents,
+    read_split,
+    read_statistics,
+    write_latent,
+    write_statistics,
+)
 
 SUBJECTS = [f"s{index:02d}" for index in range(16)]
 LABELS = [index % 2 for index in range(16)]
@@ -57,7 +66,9 @@ def test_repeated_latents_are_copies_and_the_rest_stays(tmp_path: Path) -> None:
     planted = read_split(tmp_path / "planted", "train")
     same = [latent for latent in planted if latent.subject == "train03"]
     assert len(same) == 4
-    assert all(np.array_equal(one.mu, same[0].mu) for one in same)
+    assert all(np.array_equal(latent.mu, same[0].mu) for latent in same)
+    assert len({latent.mu.tobytes() for latent in planted}) == 8
+    assert read_statistics(tmp_path / "planted").ledger == ["c" * 16]
     assert len(list_latents(tmp_path / "planted/val")) == 4
     with pytest.raises(InputError, match="exists"):
         write_canaries(folder, tmp_path / "planted", {"train03": 4})
@@ -70,7 +81,7 @@ def test_found_means_more_exposed_than_all_but_one_in_twenty_held_out_subjects()
     held_out = {f"h{index}": 1 + index / 100 for index in range(39)}
     training = {"often": 0.2, "between": 1.005, "seldom": 1.2, "usual": 1.1}
     result = read_canaries({"often": 16, "between": 4, "seldom": 1}, {"training": training, "held_out": held_out})
-    rows = {one["subject"]: one for one in result["canaries"]}
+    rows = {row["subject"]: row for row in result["canaries"]}
     assert rows["often"]["p"] == 1 / 40
     assert rows["often"]["rank"] == 1
     assert rows["often"]["found"]
@@ -97,23 +108,15 @@ def test_too_few_held_out_subjects_are_refused_before_anything_is_trained(random
     with pytest.raises(InputError, match="18 held-out subjects"):
         require_held_out(18)
     folder = write_latents(tmp_path / "latents", checkpoint_hash(random_vae), {"train": 8, "val": 6})
-    done = script(
-        "evaluation.canaries",
-        "smoke",
-        "--latents",
-        folder,
-        "--vae",
-        random_vae,
-        "--run-dir",
-        tmp_path / "run",
-        ok=False,
-    )
-    assert done.returncode
-    assert "6 held-out subjects" in done.stderr
+    config = replace(canaries.PRESETS["smoke"], latents=folder, vae=random_vae, run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="6 held-out subjects"):
+        canaries.main(config)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_plants_trains_samples_and_reads_what_the_audit_says(random_vae: Path, tmp_path: Path) -> None:
+    """As a command, then by the same settings again, which changes nothing."""
     folder = write_latents(tmp_path / "latents", checkpoint_hash(random_vae), {"train": 12, "val": 20})
     words = ("smoke", "--latents", folder, "--vae", random_vae, "--run-dir", tmp_path / "run", "--steps", 4,
              "--repeats", 1, 16, "--count", 4, "--threads", 1)  # fmt: skip
@@ -125,10 +128,13 @@ def test_plants_trains_samples_and_reads_what_the_audit_says(random_vae: Path, t
     for space, found in result["canaries"].items():
         assert {row["occurrences"] for row in found["canaries"]} == {1, 16}
         assert f"{space:10}" in done.stdout
-    checkpoint = tmp_path / "run/diffusion/checkpoints/best.pt"
-    before = hashlib.sha256(checkpoint.read_bytes()).hexdigest(), (tmp_path / "run/canaries.json").read_text()
-    script("evaluation.canaries", *words)
-    assert (hashlib.sha256(checkpoint.read_bytes()).hexdigest(), (tmp_path / "run/canaries.json").read_text()) == before
-    refused = script("evaluation.canaries", *words, "--seed", 5, ok=False)
-    assert refused.returncode
-    assert "other canaries" in refused.stderr
+    files = (tmp_path / "run/diffusion/checkpoints/best.pt", tmp_path / "run/canaries.json")
+    before = [path.read_bytes() for path in files]
+    config = replace(
+        canaries.PRESETS["smoke"], latents=folder, vae=random_vae, run_dir=tmp_path / "run", steps=4, repeats=(1, 16),
+        count=4, threads=1,
+    )  # fmt: skip
+    canaries.main(config)
+    assert [path.read_bytes() for path in files] == before
+    with pytest.raises(InputError, match="other canaries"):
+        canaries.main(replace(config, seed=5))

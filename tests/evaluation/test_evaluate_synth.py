@@ -1,6 +1,7 @@
 """The whole evaluation at the smoke grid: what it writes, that it is done once, and what it refuses."""
 
 import dataclasses
+import re
 from functools import partial
 
 import numpy as np
@@ -140,6 +141,7 @@ def test_a_copying_generator_is_found(config, tmp_path):
     result = read_json(config.out)
     assert result["privacy"]["audit"]["finding"]["copying"] is True
     assert "copying" in config.out.with_suffix(".md").read_text()
+    assert not re.search(r"many\d", config.out.read_text())  # subjects that were copied are counted, not named
 
 
 def test_checkpoints_of_other_volumes_are_refused(config, tmp_path):

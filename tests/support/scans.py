@@ -30,6 +30,16 @@ def brain(shape=GRID.shape, seed=0):
     return np.where(sum(axis**2 for axis in axes) < 0.8, 100 + 50 * noise + 30 * axes[0], 0).astype(np.float32)
 
 
+def brains(seed, n, shape=(20, 24, 20)):
+    """Ellipsoids (n, D, H, W) with a pattern that all share and one of their own, in [0, 1]."""
+    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij"))
+    head = (place**2).sum(0) < 0.6
+    shared = ndimage.gaussian_filter(np.random.default_rng(99).normal(size=shape), 2.0)
+    draw = np.random.default_rng(seed)
+    own = np.stack([ndimage.gaussian_filter(draw.normal(size=shape), 2.0) for _ in range(n)])
+    return np.where(head, np.clip(0.5 + 3.0 * (shared + own), 0.05, 1), 0).astype(np.float32)
+
+
 def save(path, image, affine=None, kind=nib.Nifti1Image):
     nib.save(kind(image, GRID.affine if affine is None else affine), path)
     return path

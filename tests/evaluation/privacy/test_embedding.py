@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from evaluation.privacy import closeness
-from evaluation.privacy.closeness import Pool
+from evaluation.privacy.copying import limit_of
 from evaluation.privacy.embedding import (
     EncoderConfig,
     VoxelSpace,
@@ -20,23 +19,14 @@ from evaluation.privacy.embedding import (
     two_views,
     warp,
 )
-from evaluation.privacy.nearest import Reals, neighbours
+from evaluation.privacy.nearest import Pool, Reals, neighbours
 from runtime import seeding
 from runtime.device import Device
+from tests.support.scans import brains
 
 CPU = Device(torch.device("cpu"), torch.float32)
 SPACING = 4.0
-SMALL = EncoderConfig(steps=100)
-
-
-def brains(seed, n, shape=(20, 24, 20)):
-    """Ellipsoids with a pattern that all share and one of their own, in [0, 1]."""
-    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij"))
-    head = (place**2).sum(0) < 0.6
-    shared = ndimage.gaussian_filter(np.random.default_rng(99).normal(size=shape), 2.0)
-    draw = np.random.default_rng(seed)
-    own = np.stack([ndimage.gaussian_filter(draw.normal(size=shape), 2.0) for _ in range(n)])
-    return np.where(head, np.clip(0.5 + 3.0 * (shared + own), 0.05, 1), 0).astype(np.float32)
+SMALL = EncoderConfig(steps=100, channels=(8, 16, 32))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +101,7 @@ def test_the_encoder_depends_on_its_seed_alone(cohort):
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["exact", "shift", "noise", "gamma", "blur"])
 def test_changed_copies_are_recognised(encoder, cohort, change):
     """Of 20 copies nearly all are closer than 99 % of people are to their nearest other person."""
@@ -132,9 +123,10 @@ def test_a_shift_of_one_voxel_escapes_plain_voxels(cohort):
     sides = [reals(place, x, letter) for x, letter in zip(cohort, "th", strict=True)]
     pool = Pool.of(*sides)
     found = neighbours(place(np.roll(cohort[0][:20], 1, axis=2)), pool.reals)
-    assert np.mean(found.squared.min(axis=1) < closeness._limit(pool.among.squared, "volumes")) < 0.9
+    assert np.mean(found.squared.min(axis=1) < limit_of(pool.among, "volumes")) < 0.9
 
 
+@pytest.mark.slow
 def test_new_people_are_not_taken_for_copies(encoder, cohort):
     found, _, limit = search(encoder, cohort, brains(5, 60))
     assert np.mean(found.squared.min(axis=1) < limit) <= 0.05
@@ -149,7 +141,7 @@ def search(encoder, cohort, queries):
         return embed(encoder, x, SPACING, CPU)
 
     pool = Pool.of(*(reals(place, x, letter) for x, letter in zip(cohort, "th", strict=True)))
-    return neighbours(place(queries), pool.reals), pool, closeness._limit(pool.among.squared, "volumes")
+    return neighbours(place(queries), pool.reals), pool, limit_of(pool.among, "volumes")
 
 
 def test_too_few_volumes_are_refused():
