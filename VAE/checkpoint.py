@@ -83,10 +83,10 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
         InputError: unreadable, another kind of network, a network that this model cannot hold (lists what stands in the
             way), or groups or a grid that do not divide.
     """
-    found = read_weights(path)
+    tensors, container = read_weights(path)
     if groups is None:
-        groups = RECIPE_GROUPS.get(found.container or "", MONAI_GROUPS)
-    config, weights = translate(found.tensors, groups, path)
+        groups = RECIPE_GROUPS.get(container or "", MONAI_GROUPS)
+    config, weights = translate(tensors, groups, path)
     model = Autoencoder(config)
     load_weights(model, weights, path)
     try:
