@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cohort.atlas import LICENCE_NOTE, Atlas
-from cohort.pictures import save
+from cohort.pictures import new_figure, save
 
 MIN_VOXELS = 10
 """Regions with fewer voxels on the grid are left out: so few lie all at a border, and say more about registration. At
@@ -96,7 +95,7 @@ def draw(path: Path, table: pd.DataFrame, count: int = 12) -> None:
     both = len(table) > 2 * count
     shown = pd.concat([table.head(count), table.tail(count)]) if both else table
     colours = ["#b2182b"] * (len(shown) - count) + ["#2166ac"] * count if both else ["#6b6b6b"] * len(shown)
-    figure = Figure(figsize=(7.5, 1.4 + 0.24 * len(shown)), layout="constrained")
+    figure = new_figure(figsize=(7.5, 1.4 + 0.24 * len(shown)), layout="constrained")
     axis = figure.subplots()
     axis.barh(range(len(shown)), shown["mae"], xerr=shown["mae_sd"], color=colours, ecolor="#333333")
     axis.set_yticks(range(len(shown)), [f"{row.region} ({row.voxels})" for row in shown.itertuples()], fontsize=8)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLANES = ("sagittal", "coronal", "axial")
 COLOURS = {"HC": "#2f6aa8", "TLE": "#d97a1d"}
@@ -59,7 +60,7 @@ def sheet(
     count = max(len(volumes) for _, volumes in rows)
     height, width = strip(rows[0][1][0]).shape
     inches = max(2.0 * count, min(3.4 * count, 10.0))  # readable planes, and no wider than a page where that can be
-    figure = Figure(figsize=(inches + 1.0, len(rows) * inches / count * height / width + 0.5), layout="constrained")
+    figure = new_figure(figsize=(inches + 1.0, len(rows) * inches / count * height / width + 0.5), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), count, squeeze=False)
     for index, (label, volumes) in enumerate(rows):
@@ -78,7 +79,16 @@ def sheet(
     return figure
 
 
+def new_figure(**options: Any) -> Figure:
+    """An empty figure that belongs to no window; takes what `matplotlib.figure.Figure` takes."""
+    from matplotlib.figure import Figure  # slow to import, and needed only where something is drawn
+
+    return Figure(**options)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, atomically and without a display."""
+    import matplotlib
+
     with matplotlib.rc_context({"savefig.dpi": 110}), atomic_write(path) as temporary:
         figure.savefig(temporary)

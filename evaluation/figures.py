@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from cohort.pictures import gallery, save
+from cohort.pictures import gallery, new_figure, save
 from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import controls, fid
@@ -20,7 +19,7 @@ def draw_chart(path: Path, result: dict) -> None:
     """FID to the held-out reals: floor, synthetic and controls, overall and per class, on a logarithmic axis."""
     groups = list(fid.GROUPS)
     names = ["floor", "training", "other_class", "synthetic", *controls.NAMES, "repeated"]
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = new_figure(figsize=(9.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(names):
         samples = [(x, result["results"][group]["held_out"].get(name)) for x, group in enumerate(groups)]
@@ -85,7 +84,7 @@ def draw_effects(
     first, truth = next(iter(effects.values()))["measures"], truth or {}
     known = [name for name in (first if names is None else names) if first[name]["d"] is not None]
     chosen = sorted(known, key=lambda name: abs(first[name]["d"]))[-shown:]
-    figure = Figure(figsize=(7.0, 1.4 + 0.24 * len(chosen)), layout="constrained")
+    figure = new_figure(figsize=(7.0, 1.4 + 0.24 * len(chosen)), layout="constrained")
     axes = figure.add_subplot()
     for place, (label, result) in enumerate(effects.items()):
         height = np.arange(len(chosen)) + 0.2 * ((len(effects) - 1) / 2 - place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from statsmodels.stats.proportion import proportion_confint
 
 from classifier.measures.nested_bootstrap import Draws
 from classifier.measures.runs import ArmRuns
@@ -98,6 +97,8 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> lis
         for each bin the mean probability ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``,
         ``high``, and ``count``. Equal probabilities may lie in two bins.
     """
+    from statsmodels.stats.proportion import proportion_confint  # slow to import
+
     rows = []
     for part in np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(labels))):
         low, high = proportion_confint(int(labels[part].sum()), len(part), method="wilson")

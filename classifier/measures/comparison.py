@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 from tqdm import tqdm
 
 from classifier import baselines
@@ -47,6 +46,8 @@ def compare_arms(runs: ArmRuns, draws: Draws, *, pairs: str, margin: float) -> C
         pairs: ``reference`` (every other arm with it) or ``all``.
         margin: largest difference of areas that does not matter.
     """
+    from statsmodels.stats.multitest import multipletests  # slow to import
+
     rows, auc = [], {}
     for arm in tqdm(runs.arms, desc="arms", unit="arm", disable=None):
         measured = nested_bootstrap.by_seed(runs, arm, draws)

@@ -6,7 +6,6 @@ import math
 from typing import Literal
 
 import numpy as np
-from statsmodels.stats import contingency_tables
 
 from classifier.measures.metrics import Z95
 
@@ -19,6 +18,8 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, flo
     Returns:
         how many only a had right, how many only b had right, p (1 when neither).
     """
+    from statsmodels.stats import contingency_tables  # slow to import
+
     only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(~correct_a & correct_b))
     test = contingency_tables.mcnemar([[0, only_a], [only_b, 0]], exact=True)
     return only_a, only_b, float(test.pvalue)

@@ -10,10 +10,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cohort.atlas import load_template, resample, tissue
-from cohort.pictures import planes, save
+from cohort.pictures import new_figure, planes, save
 from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES
 from cohort.scans import Grid
 from runtime.files import atomic_write
@@ -60,7 +59,7 @@ def draw(path: Path, whole: np.ndarray, brain: np.ndarray, grid: Grid) -> None:
     """
     high = float(np.percentile(whole[brain], 99.5)) if brain.any() else 1.0
     template, white = _edges(grid)
-    figure = Figure(figsize=(10, 3.9), facecolor="black", layout="constrained")
+    figure = new_figure(figsize=(10, 3.9), facecolor="black", layout="constrained")
     figure.get_layout_engine().set(w_pad=0, h_pad=0, wspace=0.01)
     slices = zip(planes(whole), planes(template), planes(white), planes(brain.astype(np.float32)), strict=True)
     for axis, (scan, outer, inner, mask) in zip(figure.subplots(1, 3), slices, strict=True):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 
-from cohort.pictures import COLOURS
+from cohort.pictures import COLOURS, new_figure
 from cohort.splitting.ties import tied
 from cohort.tables import CLASS_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 AGE_BAND_YEARS = 10
 
@@ -129,7 +132,7 @@ def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
         splits: tables by name, such as train, val and test; each may lack ages, sexes, sites or a class.
     """
     people = {name: frame.drop_duplicates("subject") for name, frame in splits.items()}
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    figure = new_figure(figsize=(12, 6.6), layout="constrained")
     above, below = figure.subfigures(2, 1)
     _ages(above, people)
     axes = below.subplots(1, 3)
