@@ -11,7 +11,6 @@ Source: Brain Imaging Data Structure 1.10.0 (https://bids-specification.readthed
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +42,15 @@ PARTICIPANTS = {
 """Columns of participants.tsv."""
 
 
-def participant(wanted: Wanted) -> str:
-    """Such as ``sub-synTLE0042`` for seed 41."""
-    return f"sub-syn{CLASS_NAMES[wanted.label]}{wanted.seed + 1:04d}"
-
-
 def image_path(folder: Path, wanted: Wanted) -> Path:
     """Where a volume's NIfTI file goes; its sidecar has the same name with ``.json``."""
-    name = participant(wanted)
+    name = f"sub-syn{CLASS_NAMES[wanted.label]}{wanted.seed + 1:04d}"
     return folder / name / "anat" / f"{name}_space-{SPACE}_desc-synthetic_T1w.nii.gz"
 
 
 def sidecar_path(folder: Path, wanted: Wanted) -> Path:
     """The JSON file that says what made a volume."""
-    image = image_path(folder, wanted)
-    return image.with_name(image.name.replace(".nii.gz", ".json"))
+    return image_path(folder, wanted).with_suffix("").with_suffix(".json")
 
 
 def sidecar(wanted: Wanted, settings: Settings, grid: Grid) -> dict[str, Any]:
@@ -94,12 +87,13 @@ def refuse_others(folder: Path, wanted: list[Wanted], settings: Settings, grid: 
             raise InputError(f"{description}: a dataset that {GENERATOR} did not make; choose another --bids")
     problems = []
     for item in wanted:
-        path = sidecar_path(folder, item)
-        if not path.exists():
-            continue
-        theirs, mine = read_json(path), sidecar(item, settings, grid)
-        differing = [name for name in mine if name != "Commit" and theirs.get(name) != mine[name]]
-        problems += [f"{path.name}: {name} {theirs.get(name)!r}, not {mine[name]!r}" for name in differing]
+        path, mine = sidecar_path(folder, item), sidecar(item, settings, grid)
+        theirs = read_json(path) if path.exists() else mine
+        problems += [
+            f"{path.name}: {name} {theirs.get(name)!r}, not {value!r}"
+            for name, value in mine.items()
+            if name != "Commit" and theirs.get(name) != value
+        ]
     if problems:
         raise InputError.of(f"{folder}: holds other volumes; choose another --bids", problems)
 
@@ -121,19 +115,11 @@ def describe(folder: Path) -> None:
     write_json(folder / "dataset_description.json", description)
     write_json(folder / "participants.json", PARTICIPANTS)
     with atomic_write(folder / "participants.tsv") as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(PARTICIPANTS), delimiter="\t", lineterminator="\n")
-        table.writeheader()
-        table.writerows(_participants(folder))
-
-
-def _participants(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob(f"sub-syn*/anat/*_space-{SPACE}_desc-synthetic_T1w.json")):
-        made = read_json(path)
-        yield {
-            "participant_id": path.parents[1].name,
-            "diagnosis": made["Diagnosis"],
-            "age": "n/a" if made["Age"] is None else made["Age"],
-            "sex": made["Sex"] or "n/a",
-            "synthetic": "true",
-            "seed": made["Seed"],
-        }
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(PARTICIPANTS)
+        for path in sorted(folder.glob(f"sub-syn*/anat/*_space-{SPACE}_desc-synthetic_T1w.json")):
+            made = read_json(path)
+            age = "n/a" if made["Age"] is None else made["Age"]
+            table.writerow([
+                path.parents[1].name, made["Diagnosis"], age, made["Sex"] or "n/a", "true", made["Seed"],
+            ])  # fmt: skip

@@ -9,12 +9,13 @@ checkpoint, and undone before decoding.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from runtime.checkpoints import plain_fields
 from runtime.device import Device
 from runtime.errors import InputError
 from VAE.latents import Statistics, read_split, statistics_from_dict
@@ -26,7 +27,7 @@ new one there would otherwise be many standard deviations away."""
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, d, h, w), classes (B,) and standardised covariates (B, K), NaN where not told."""
+    """Latents (B, C, d, h, w), classes (B,) and standardised covariates (B, K), NaN where unknown."""
 
     z: torch.Tensor
     y: torch.Tensor
@@ -42,7 +43,7 @@ class Latents:
 
     def __init__(self, folder: Path, split: str, classes: int, device: Device) -> None:
         records = read_split(folder, split)
-        self.vae, self.grid = records[0].vae, records[0].grid
+        self.vae = records[0].vae
         self.subjects = [record.subject for record in records]
         self.labels = torch.tensor([record.label for record in records])
         counts = torch.bincount(self.labels.clamp(min=0), minlength=classes)
@@ -55,6 +56,7 @@ class Latents:
             for name in ("mu", "logvar")
         )
         self.covariates = torch.zeros(len(records), 0, device=device.kind)
+        """Conditions besides the class, standardised (N, K)."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,10 +65,6 @@ class Latents:
     def shape(self) -> tuple[int, int, int, int]:
         """(C, d, h, w) of one latent."""
         return tuple(self.mu.shape[1:])  # type: ignore[return-value]
-
-    def set_covariates(self, standardised: torch.Tensor) -> None:
-        """Conditions besides the class, (N, K), in the order of the latents."""
-        self.covariates = standardised.to(self.device.kind)
 
     def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> Batch:
         """Samples of the posteriors of the given rows (B,) by the noise `eps` (B, C, d, h, w)."""
@@ -95,8 +93,7 @@ class LatentSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
-        statistics = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.statistics).items()}
-        return {"statistics": statistics, "centre": self.centre, "spread": self.spread}
+        return {"statistics": plain_fields(self.statistics), "centre": self.centre, "spread": self.spread}
 
 
 def space_from_dict(record: dict[str, Any]) -> LatentSpace:

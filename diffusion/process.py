@@ -1,7 +1,7 @@
 """What noise does to a latent, and what a network may predict of it: diffusion in discrete time, and rectified flow.
 
 z_t = alpha_t z + sigma_t eps. Diffusion keeps the variance, alpha^2 + sigma^2 = 1, over timesteps 0 ... T - 1; a flow
-goes straight, alpha = 1 - s and sigma = s, over continuous times s in (0, 1], which the network is told as t = s T. All
+goes straight, alpha = 1 - s and sigma = s, over continuous times s in (0, 1], which the network takes as t = s T. All
 methods are pure.
 """
 
@@ -62,7 +62,7 @@ class Process(ABC):
         """Sampling times on the network's scale, noisiest first; the clean state that follows is not among them.
 
         Raises:
-            ValueError: no steps, or more than a diffusion has times.
+            InputError: no steps, or more than a diffusion has times.
         """
 
     def multistep_times(self, steps: int) -> list[float]:
@@ -161,7 +161,7 @@ class Diffusion(Process):
 
     def _check(self, steps: int) -> None:
         if not 1 <= steps <= self.timesteps:
-            raise ValueError(f"{steps} sampling steps, the schedule has {self.timesteps}")
+            raise InputError(f"--steps {steps}: the schedule has {self.timesteps}")
 
     def _last(self, steps: int) -> int:
         """The noisiest timestep above `LEAST_ALPHA`, or of all where `steps` would not fit below it."""
@@ -225,7 +225,7 @@ class Flow(Process):
     def times(self, steps: int) -> list[float]:
         """Evenly spaced from T down to T / steps, then shifted."""
         if steps < 1:
-            raise ValueError(f"{steps} sampling steps")
+            raise InputError(f"--steps {steps}: expected 1 or more")
         return [shifted(1.0 - k / steps, self.shift) * self.timesteps for k in range(steps)]
 
 

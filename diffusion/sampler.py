@@ -10,13 +10,13 @@ others share its batch. A sampler's coefficients are float64 numbers, its latent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from diffusion.process import Process
+from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from diffusion.model import DiT
@@ -111,18 +111,15 @@ def schedule(name: str, process: Process, steps: int) -> list[float]:
     return process.multistep_times(steps) if name == "dpmpp" else process.times(steps)
 
 
-def transitions(name: str, process: Process, steps: int, desc: str | None) -> Iterator[tuple[float, Point, Point]]:
-    """Each time of a sampler's schedule with its alpha and sigma and the next ones; `desc` titles a progress bar."""
+def transitions(name: str, process: Process, steps: int) -> Iterable[tuple[float, Point, Point]]:
+    """Each time of a sampler's schedule with its alpha and sigma and the next ones."""
     times = schedule(name, process, steps)
     points = [*map(process.at, times), CLEAN]
-    path = list(zip(times, points[:-1], points[1:], strict=True))
-    yield from tqdm(path, desc=desc, leave=False, disable=desc is None)
+    return zip(times, points[:-1], points[1:], strict=True)
 
 
 @torch.no_grad()
-def ddpm(
-    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
-) -> torch.Tensor:
+def ddpm(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """Ancestral sampling: each step draws from the posterior of the next time given z_t and z_hat.
 
     Args:
@@ -131,9 +128,8 @@ def ddpm(
         process: path and sampling times.
         steps: of the schedule.
         draw: fresh noise in the shape of `z`.
-        desc: title of a progress bar; none without.
     """
-    for t, now, after in transitions("ddpm", process, steps, desc):
+    for t, now, after in transitions("ddpm", process, steps):
         z, std = posterior(z, denoise(z, t), now, after)
         if std > 0.0:
             z = z + std * draw()
@@ -141,26 +137,22 @@ def ddpm(
 
 
 @torch.no_grad()
-def ddim(
-    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
-) -> torch.Tensor:
+def ddim(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """Deterministic DDIM, first order; arguments as in `ddpm`, `draw` is not called."""
-    for t, now, after in transitions("ddim", process, steps, desc):
+    for t, now, after in transitions("ddim", process, steps):
         z = toward(z, denoise(z, t), now, after)
     return z
 
 
 @torch.no_grad()
-def dpmpp(
-    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
-) -> torch.Tensor:
+def dpmpp(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """DPM-Solver++(2M), second order from one evaluation a step; arguments as in `ddpm`, `draw` is not called.
 
     Source: Lu et al. 2022 (https://arxiv.org/abs/2211.01095), algorithm 2. Steps next to an end where lambda is
     infinite are first order.
     """
     before, step_before = z, math.inf
-    for t, now, after in transitions("dpmpp", process, steps, desc):
+    for t, now, after in transitions("dpmpp", process, steps):
         z_hat = denoise(z, t)
         step = half_log_snr(after) - half_log_snr(now)
         slope = 0.0 if math.inf in (step, step_before) else step / (2.0 * step_before)
@@ -170,32 +162,28 @@ def dpmpp(
 
 
 @torch.no_grad()
-def euler(
-    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
-) -> torch.Tensor:
+def euler(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """Euler's method along a flow, first order; arguments as in `ddpm`, `draw` is not called.
 
     Raises:
-        ValueError: the process is not a flow.
+        InputError: the process is not a flow.
     """
     check_sampler("euler", process, steps)
-    return ddim(denoise, z, process, steps, draw, desc)
+    return ddim(denoise, z, process, steps, draw)
 
 
 @torch.no_grad()
-def heun(
-    denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw, desc: str | None = None
-) -> torch.Tensor:
+def heun(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """Heun's method along a flow, second order from two evaluations a step; arguments as in `ddpm`, without `draw`.
 
     The last step is Euler's: at time 0 the velocity does not follow from a clean latent.
 
     Raises:
-        ValueError: the process is not a flow.
+        InputError: the process is not a flow.
     """
     check_sampler("heun", process, steps)
     following = [*schedule("heun", process, steps)[1:], 0.0]
-    for (t, now, after), t_after in zip(transitions("heun", process, steps, desc), following, strict=True):
+    for (t, now, after), t_after in zip(transitions("heun", process, steps), following, strict=True):
         z_hat = denoise(z, t)
         ahead = toward(z, z_hat, now, after)
         if after == CLEAN:
@@ -207,11 +195,7 @@ def heun(
 
 
 SAMPLERS: dict[str, Callable[..., torch.Tensor]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "dpmpp": dpmpp,
-    "euler": euler,
-    "heun": heun,
+    sampler.__name__: sampler for sampler in (ddpm, ddim, dpmpp, euler, heun)
 }
 FOR_FLOWS = ("euler", "heun")
 DEFAULT = "dpmpp"
@@ -232,11 +216,9 @@ def check_sampler(name: str, process: Process, steps: int) -> None:
     """Refuses what cannot be sampled, before any work.
 
     Raises:
-        ValueError: an unknown sampler, one that does not suit the process, or more steps than the schedule has.
+        InputError: a sampler that does not suit the process, or more steps than the schedule has.
     """
     fitting = samplers_for(process)
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r}, expected one of {', '.join(fitting)}")
     if name not in fitting:
-        raise ValueError(f"sampler {name} follows a flow; this process is a diffusion: use {', '.join(fitting)}")
+        raise InputError(f"--sampler {name} follows a flow; this process is a diffusion: use {', '.join(fitting)}")
     schedule(name, process, steps)

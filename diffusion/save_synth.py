@@ -185,10 +185,7 @@ def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: Load
             f"--guidance {config.guidance:g}: the model was trained without label dropout: it has no null class to "
             "guide against"
         )
-    try:
-        check_sampler(config.sampler, diffusion.process, config.steps)
-    except ValueError as error:
-        raise InputError(f"--sampler {config.sampler} --steps {config.steps}: {error}") from None
+    check_sampler(config.sampler, diffusion.process, config.steps)
     asked = {name for item in wanted for name, text in item.texts().items() if text}
     unknown = sorted(asked - set(diffusion.covariates))
     if unknown:

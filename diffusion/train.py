@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -66,7 +66,7 @@ class Data:
     val: Latents
     space: LatentSpace
     ledger: list[str]
-    scales: Scales = field(default_factory=dict)
+    scales: Scales
 
 
 def main(config: TrainConfig) -> None:
@@ -133,11 +133,9 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
         InputError: missing or mixed latents, statistics of another VAE, shapes that differ between the splits,
             covariates that the tables do not give.
     """
-    statistics = read_statistics(config.latents)
-    train, val = (
-        Latents(config.latents, split, config.model.classes, device) for split in (config.train_split, config.val_split)
-    )
-    for split, latents in ((config.train_split, train), (config.val_split, val)):
+    statistics, splits = read_statistics(config.latents), (config.train_split, config.val_split)
+    train, val = (Latents(config.latents, split, config.model.classes, device) for split in splits)
+    for split, latents in zip(splits, (train, val), strict=True):
         if latents.vae != statistics.vae:
             raise InputError(
                 f"{config.latents / split}: latents of VAE {latents.vae!r}, statistics.json is of {statistics.vae!r}"
@@ -147,7 +145,7 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
     values = [covariates_of(split.subjects, config.model.covariates, config.tables) for split in (train, val)]
     scales = fit_scales(values[0], config.model.covariates)
     for split, own in zip((train, val), values, strict=True):
-        split.set_covariates(standardise(own, scales))
+        split.covariates = standardise(own, scales).to(device.kind)
     space = fit_space(train.mu.cpu(), train.logvar.cpu(), statistics, centred=config.process.centre)
     return Data(train, val, space, statistics.ledger, scales)
 

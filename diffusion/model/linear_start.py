@@ -64,8 +64,8 @@ class LinearStart(nn.Module):
             gains = self.process.wanted(alpha * variances / spread, sigma / spread, t).flatten(1)  # (B, rank + 1)
             m = self.means[y].view_as(z_t)
             centred = (z_t - alpha * m).flatten(1)
-            along = (centred @ self.axes.T) * (gains[:, :-1] - gains[:, -1:])  # (B, rank)
-            prediction = gains[:, -1:] * centred + along @ self.axes
+            scores = (centred @ self.axes.T) * (gains[:, :-1] - gains[:, -1:])  # (B, rank)
+            prediction = gains[:, -1:] * centred + scores @ self.axes
             return prediction.view_as(z_t) + self.process.wanted(m, torch.zeros_like(m), t)
 
 

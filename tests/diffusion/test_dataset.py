@@ -41,7 +41,7 @@ def test_batches_are_samples_of_the_posterior(tmp_path: Path) -> None:
     torch.testing.assert_close(batch.z[0], torch.from_numpy(latents[2].mu) + np.exp(-1.0) * eps[0])
     assert batch.y.tolist() == [0, 1]
     assert batch.covariates.shape == (2, 0)
-    data.set_covariates(torch.tensor([[0.0], [1.0], [2.0]]))
+    data.covariates = torch.tensor([[0.0], [1.0], [2.0]])
     assert data.batch(rows, eps).covariates.tolist() == [[2.0], [1.0]]
 
 

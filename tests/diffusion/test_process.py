@@ -176,12 +176,12 @@ def test_sampling_times() -> None:
     assert process.times(3) == [999, 500, 0]
     assert process.times(1) == [999]
     for steps in (0, 1001):
-        with pytest.raises(ValueError, match=f"{steps} sampling steps"):
+        with pytest.raises(ValueError, match=f"--steps {steps}: "):
             process.times(steps)
     assert process_of("flow").times(4) == [1000, 750, 500, 250]
     assert process_of("flow", shift=3.0).times(2) == [1000, 750]
     assert len(process_of("flow").times(1001)) == 1001
-    with pytest.raises(ValueError, match="0 sampling steps"):
+    with pytest.raises(ValueError, match="--steps 0: "):
         process_of("flow").times(0)
 
 
@@ -210,7 +210,7 @@ def test_multistep_times_are_even_in_the_log_of_the_signal_to_noise_ratio(schedu
         assert len(set(times)) == steps
         assert times == sorted(times, reverse=True)
         assert 0 <= times[-1] <= times[0] <= 999
-    with pytest.raises(ValueError, match="1001 sampling steps"):
+    with pytest.raises(ValueError, match="--steps 1001: "):
         process.multistep_times(1001)
     assert process_of("flow").multistep_times(10) == process_of("flow").times(10)
 
