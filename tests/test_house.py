@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,9 @@ ALLOWED = {
     },
     "classifier": {"runtime", "cohort", "classifier"},
 }
+MOST_MODULES = 14
+"""Of a folder: more do not fit into a reader's head."""
+MOST_LINES = 350
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -33,7 +38,7 @@ def modules() -> list[Path]:
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, roots: tuple[str, ...] = FOLDERS) -> set[str]:
     """Dotted names of this project's modules that a file imports, with imported names appended."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -42,7 +47,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] in FOLDERS}
+    return {name for name in names if name.split(".")[0] in roots}
 
 
 def is_script(path: Path) -> bool:
@@ -52,10 +57,10 @@ def is_script(path: Path) -> bool:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     allowed = ALLOWED[path.relative_to(ROOT).parts[0]]
-    strangers = {
-        name for name in imports(path) if not any(name == one or name.startswith(f"{one}.") for one in allowed)
+    forbidden = {
+        name for name in imports(path) if not any(name == start or name.startswith(f"{start}.") for start in allowed)
     }
-    assert not strangers
+    assert not forbidden
 
 
 def test_nothing_imports_a_script() -> None:
@@ -66,15 +71,41 @@ def test_nothing_imports_a_script() -> None:
         assert not found, f"{path} imports {found}"
 
 
-def test_tests_and_benchmarks_import_nothing_of_each_other() -> None:
-    for folder, other in (("benchmarks", "tests"), ("tests", "benchmarks")):
+def test_tests_and_benchmarks_do_not_import_each_other() -> None:
+    for folder, other in (("tests", "benchmarks"), ("benchmarks", "tests")):
         for path in (ROOT / folder).rglob("*.py"):
-            names = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
-            assert not [name for name in names if name and name.split(".")[0] == other], path
+            assert not any(name.split(".")[0] == other for name in imports(path, roots=(other,))), path
 
 
-def test_no_drawer_has_a_name_for_everything() -> None:
+def test_no_module_has_a_name_for_everything() -> None:
     assert not [path for path in modules() if path.stem in FORBIDDEN_NAMES]
+
+
+def test_rooms_hold_few_modules_and_modules_are_short() -> None:
+    rooms = {path.parent for path in modules()}
+    crowded = {str(room.relative_to(ROOT)): count for room in rooms if (count := sizes(room)) > MOST_MODULES}
+    assert not crowded
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules()}
+    assert not {name: length for name, length in lengths.items() if length > MOST_LINES}
+
+
+def sizes(room: Path) -> int:
+    """Modules of a folder besides __init__.py."""
+    return len([path for path in room.glob("*.py") if path.name != "__init__.py"])
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    """A script that runs as a file has its own folder first on sys.path: `import statistics` must not find ours."""
+    for folder in FOLDERS:
+        names = {path.stem for path in (ROOT / folder).glob("*")} & set(sys.stdlib_module_names)
+        assert not names, f"{folder}: {names}"
+
+
+def test_architecture_names_files_that_exist() -> None:
+    for page in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        listed = set(re.findall(r"`((?:[a-zA-Z_]+/)+[a-z_]+\.(?:py|md|ipynb))`", text))
+        assert not [name for name in listed if not (ROOT / name).exists()], page
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -91,8 +122,6 @@ def test_only_the_restricted_reader_reads_pickles() -> None:
 
 def test_every_script_explains_itself_from_any_folder(tmp_path: Path) -> None:
     """`--help` as a module from the root and as a file from elsewhere."""
-    import sys
-
     for words, folder in (
         (("-m", "diffusion.save_synth", "--help"), ROOT),
         ((str(ROOT / "VAE/train.py"), "paper", "--help"), tmp_path),
