@@ -193,12 +193,13 @@ def _template_stack(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     for target, name in zip(stack, TEMPLATES, strict=True):
         image = load_template(name)
         values = np.asarray(image.dataobj)
+        box = ndimage.find_objects((values > 0).astype(np.uint8))[0]
+        values = values[box]
         inside = ndimage.binary_fill_holes(values > 0)
         quantiles = np.percentile(values[inside], levels)
         reference = quantiles / 255 if reference is None else reference
-        matched = np.where(inside, np.interp(values, quantiles, reference), 0)
-        box = ndimage.find_objects(inside.astype(np.uint8))[0]
         offset = np.round(image.affine[:3, 3] - origin).astype(int)
-        target[tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, offset, strict=True))] = matched[box]
+        place = tuple(slice(s.start + o, s.stop + o) for s, o in zip(box, offset, strict=True))
+        target[place] = np.where(inside, np.interp(values, quantiles, reference), 0)
         ndimage.gaussian_filter(target, antialias_sigma(grid.spacing_mm, np.ones(3)), output=target)
     return stack, origin

@@ -351,10 +351,10 @@ def test_figure_shows_what_the_table_counts():
     for axis in below.axes:
         totals = np.sum([[bar.get_height() for bar in values] for values in axis.containers], axis=0)
         np.testing.assert_allclose(totals, 100)
-    left = diagnosis.containers[[one.get_label() for one in diagnosis.containers].index("TLE-L")]
+    left = diagnosis.containers[[bars.get_label() for bars in diagnosis.containers].index("TLE-L")]
     for bar, rows in zip(left, splits.values(), strict=True):
         assert bar.get_height() == pytest.approx(100 * (rows["side"] == "L").mean())
-    women = sex.containers[[one.get_label() for one in sex.containers].index("F")]
+    women = sex.containers[[bars.get_label() for bars in sex.containers].index("F")]
     expected = [(rows.loc[rows["label"] == code, "sex"] == "F").mean() for rows in splits.values() for code in (0, 1)]
     np.testing.assert_allclose([bar.get_height() for bar in women], 100 * np.array(expected))
 
