@@ -19,8 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from cohort.resampling import resample, to_ras
-from cohort.scans import GRIDS
+from cohort.scans import GRIDS, resample, to_ras
 from cohort.simulation.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 from runtime.cli import describe, run_script
 from runtime.files import ROOT, read_json, write_json

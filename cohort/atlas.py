@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cohort.scans import Grid
+from cohort.scans import Grid, antialias_sigma
 from runtime.errors import InputError
 
 LICENCE_NOTE = (
@@ -153,16 +153,6 @@ def resample(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     smooth = ndimage.gaussian_filter(volume, antialias_sigma(grid.spacing_mm, spacing), output=np.float32)
     to_source = np.linalg.inv(affine) @ grid.affine
     return ndimage.affine_transform(smooth, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=1)
-
-
-def antialias_sigma(spacing_mm: float, source_mm: np.ndarray) -> np.ndarray:
-    """Gaussian low-pass, in source voxels per axis, before sampling every `spacing_mm` millimetres.
-
-    A voxel of an acquired scan averages over about its own width: full width at half maximum equal to the spacing, less
-    (in variance) what the source has already been averaged over.
-    """
-    fwhm = np.sqrt(np.maximum(spacing_mm**2 - np.asarray(source_mm) ** 2, 0))
-    return fwhm / (2 * np.sqrt(2 * np.log(2))) / source_mm
 
 
 def _read_ras(path: Path, dtype: type) -> nib.Nifti1Image:

@@ -1,6 +1,6 @@
 """From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way.
 
-The callers, `scans.load_scan` and `checking.faults.examine`, add the file's name to the reasons given here.
+The callers, such as `scans.load_scan`, add the file's name to the reasons given here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
     Returns:
         The voxels, float32 (three axes in the order of the file), finite and not all equal; and the affine to world
-        millimetres (RAS), float64 (4, 4), None for a pickle that has none.
+        millimetres (RAS), float64 (4, 4), invertible; None for a pickle that has none.
 
     Raises:
         RefusedError: with the reason; or InputError, naming the file, from the reader of pickles.
@@ -59,6 +59,8 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     except OSError as error:
         raise RefusedError(f"cannot be read: {error.strerror or error}") from None
     _check_voxels(image)
+    if affine is not None and not _is_invertible(affine):
+        raise RefusedError("the determinant of the affine is zero (or not finite)")
     return image, affine
 
 
@@ -183,6 +185,12 @@ def _check_voxels(image: np.ndarray) -> None:
         raise RefusedError(f"{bad} of {image.size} voxels are not finite (or beyond float32)")
     if image.min() == image.max():
         raise RefusedError(f"constant: every voxel is {image.flat[0]:g}")
+
+
+def _is_invertible(affine: np.ndarray) -> bool:
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    # Relative to the voxel's edges, so that small voxels are not taken for flat ones.
+    return bool(np.isfinite(affine).all() and edges.all() and abs(np.linalg.det(affine[:3, :3] / edges)) >= 1e-6)
 
 
 def _as_float32(image: np.ndarray) -> np.ndarray:

@@ -14,11 +14,13 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import pandas as pd
@@ -27,8 +29,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cohort.preparation.participants import list_scans
-from cohort.preparation.qc_page import Entry, Failure, draw, write_page
-from cohort.preparation.quality import judge
+from cohort.preparation.qc_page import Entry, draw, write_page
+from cohort.preparation.quality import flag
 from cohort.preparation.steps import AS_IT_IS, PREPARATION, Steps, prepare
 from cohort.scans import GRIDS
 from cohort.tables import write_table
@@ -100,7 +102,7 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """Where it is written how both were made; there last, so that with it everything is there."""
+        """Where it is written how both were made; written last, so that with it everything is there."""
         return self.out / "records" / f"{self.name}.json"
 
     def recipe(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Job:
 
 
 def main(config: Config) -> None:
-    """List, prepare what is missing, judge, write page and index."""
+    """List, prepare what is missing, flag, write page and index."""
     steps = steps_of(config)
     frame = list_scans(
         config.participants, data_root=config.data_root, label_column=config.label_column,
@@ -142,54 +144,59 @@ def steps_of(config: Config) -> Steps:
     return AS_IT_IS if config.assume_mni else chosen
 
 
-def run(jobs: list[Job], workers: int) -> dict[str, str]:
-    """Prepares all scans in parallel; returns the reason for each name that failed.
-
-    A process that dies (of memory, mostly) takes its pool with it: what was lost is then tried again one by one.
-    """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-    failures: dict[str, str] = {}
+def run(jobs: Sequence[Job], workers: int) -> dict[str, str]:
+    """Prepares all scans in parallel; returns the reason for each name that failed."""
     waiting = [job for job in tqdm(jobs, desc="what is there", unit="scan", delay=2) if not finished(job)]
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="preparing", unit="scan") as bar:
-        while waiting:
-            lost = []
-            for job, error in _pool(waiting, workers):
-                if isinstance(error, BrokenProcessPool):
-                    lost.append(job)
-                    continue
-                if error is not None:
-                    failures[job.name] = reason(error)
-                bar.update()
-            waiting = [job for job in waiting if job in lost]
-            if waiting and workers == 1:
-                failures[waiting.pop(0).name] = "the process that prepared it died; is there enough memory?"
-                bar.update()
-            workers = 1
-    return failures
+        errors = attempt(waiting, workers or len(os.sched_getaffinity(0)), bar)
+        # A process dies of too little memory, mostly: its scan is tried again when it has the machine to itself.
+        lost = [job for job in waiting if isinstance(errors[job.name], BrokenProcessPool)]
+        errors |= attempt(lost, 1, bar)
+    return {name: reason(error) for name, error in errors.items() if error is not None}
 
 
-def _pool(jobs: list[Job], workers: int) -> Iterator[tuple[Job, BaseException | None]]:
-    """Each job as it ends, and what it raised."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
-        futures: dict[Future, Job] = {pool.submit(work, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise error  # every other scan would meet the same full disk
-                yield futures[future], error
-        finally:
-            pool.shutdown(cancel_futures=True)
+def attempt(jobs: Sequence[Job], workers: int, bar: tqdm) -> dict[str, BaseException | None]:
+    """Prepares scans by several processes; returns what each raised, by name.
+
+    Raises:
+        OSError: a full disk, which every other scan would meet too.
+    """
+    with ExitStack() as started:
+        idle: SimpleQueue[Executor] = SimpleQueue()
+        for _ in range(min(workers, len(jobs))):
+            idle.put(started.enter_context(start_process()))
+
+        def error_of(job: Job) -> BaseException | None:
+            process = idle.get()
+            try:
+                error = process.submit(work, job).exception()
+            except BrokenProcessPool as died:  # while it was idle
+                error = died
+            lost = isinstance(error, BrokenProcessPool)
+            idle.put(started.enter_context(start_process()) if lost else process)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise error
+            bar.update(not lost)
+            return error
+
+        threads = started.enter_context(ThreadPoolExecutor(max(1, min(workers, len(jobs)))))
+        return dict(zip([job.name for job in jobs], threads.map(error_of, jobs), strict=True))
 
 
-def _start_worker() -> None:
+def start_process() -> Executor:
+    """One process of its own: if it dies, it takes no other scan with it."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
     threadpool_limits(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def reason(error: BaseException) -> str:
     """One line for the report; a defect is named as one."""
+    if isinstance(error, BrokenProcessPool):
+        return "the process that prepared it died; is there enough memory?"
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError) else f"unexpected {type(error).__name__}: {text}"
 
@@ -217,44 +224,39 @@ def finished(job: Job) -> bool:
     return found.get("recipe") == json.loads(json.dumps(recipe)) and found.get("sha256") == sha256(job.scan)
 
 
-def report(config: Config, frame: pd.DataFrame, jobs: list[Job], failures: dict[str, str]) -> None:
+def report(config: Config, frame: pd.DataFrame, jobs: Sequence[Job], failures: dict[str, str]) -> None:
     """Writes failures.csv, qc.html and the index, and prints what a user has to know."""
+    failed = pd.DataFrame(
+        [(job.name, job.source, failures[job.name]) for job in jobs if job.name in failures],
+        columns=["name", "file", "reason"],
+    )
     good = [job for job in jobs if job.name not in failures]
     records = [read_json(job.record) for job in good]
-    verdicts = judge([record["measures"] for record in records])
-    failed = [Failure(job.name, job.source, failures[job.name]) for job in jobs if job.name in failures]
+    flags = flag([record["measures"] for record in records])
     entries = [
-        Entry(job.name, job.picture, record["measures"], verdict.reasons, verdict.score)
-        for job, record, verdict in zip(good, records, verdicts, strict=True)
+        Entry(job.name, job.picture, record["measures"], reasons, score)
+        for job, record, (reasons, score) in zip(good, records, flags, strict=True)
     ]
     write_page(config.out / "qc.html", f"Quality of {config.participants.name}", entries, failed)
     with atomic_write(config.out / "failures.csv") as temporary:
-        pd.DataFrame([vars(one) for one in failed], columns=["name", "file", "reason"]).to_csv(temporary, index=False)
+        failed.to_csv(temporary, index=False)
     if good:
-        write_table(config.index, index_of(frame, good, records, [verdict.reasons for verdict in verdicts]))
+        index = frame[~frame["name"].isin(list(failures))].drop(columns=["mask", "name"])
+        index = index.assign(
+            file=[str(job.scan.resolve()) for job in good],
+            qc=["; ".join(entry.reasons) or "ok" for entry in entries],
+            sha256=[record["sha256"] for record in records],
+            source=[job.source for job in good],
+            source_sha256=[record["recipe"]["source_sha256"] for record in records],
+        )
+        write_table(config.index, index)
     odd = sum(bool(entry.reasons) for entry in entries)
     print(f"{len(good)} scans in {config.out / 'scans'}, {odd} flagged, {len(failed)} failed; {config.out / 'qc.html'}")
-    for one in failed:
-        print(f"failed: {one.name}: {one.reason}")
+    for name, why in failures.items():
+        print(f"failed: {name}: {why}")
     unnamed = int((frame["diagnosis"] == "").sum())
     if unnamed and good:
         print(f"{config.index}: fill in the column diagnosis of {unnamed} scans before cohort.split; no table named it")
-
-
-def index_of(
-    frame: pd.DataFrame, jobs: list[Job], records: list[dict[str, Any]], reasons: list[tuple[str, ...]]
-) -> pd.DataFrame:
-    """The rows that were prepared, pointing to the prepared scans, with qc, hashes and where they came from."""
-    place = {job.name: number for number, job in enumerate(jobs)}
-    kept = frame[frame["name"].isin(place)]
-    order = [place[name] for name in kept["name"]]
-    return kept.drop(columns=["mask", "name"]).assign(
-        file=[str(jobs[i].scan.resolve()) for i in order],
-        qc=["; ".join(reasons[i]) or "ok" for i in order],
-        sha256=[records[i]["sha256"] for i in order],
-        source=[jobs[i].source for i in order],
-        source_sha256=[records[i]["recipe"]["source_sha256"] for i in order],
-    )
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from cohort.decoding import RefusedError, read_voxels
-from cohort.resampling import extent_mm, is_flat, resample, to_ras
 from runtime.errors import InputError
 
 MIN_OVERLAP = 0.01
@@ -109,17 +109,113 @@ def _onto(image: np.ndarray, affine: np.ndarray | None, grid: Grid) -> np.ndarra
         if image.shape != grid.shape:
             raise RefusedError(f"no affine, and its shape {image.shape} is not that of {grid.name}, {grid.shape}")
         return image
-    if not np.isfinite(affine).all() or is_flat(affine):
-        raise RefusedError("the determinant of the affine is zero (or not finite)")
     image, affine = to_ras(image, affine)
     if image.shape == grid.shape and np.allclose(affine, grid.affine, rtol=0, atol=1e-3):
         return image
     moved, covered = resample(image, affine, grid.affine, grid.shape)
     if covered < MIN_OVERLAP:
-        low, high = extent_mm(image.shape, affine)
-        where = f"it reaches from {low} to {high} mm and covers {covered:.1%} of the grid"
+        where = f"{extent_text(image.shape, affine)} and covers {covered:.1%} of the grid"
         raise RefusedError(f"no overlap with the grid {grid.name}: {where}")
     return moved
+
+
+# Geometry: to RAS, and onto another grid of voxels in world millimetres.
+
+
+def edges_mm(affine: np.ndarray) -> np.ndarray:
+    """Edges of a voxel along the three axes of the array, in mm."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def to_ras(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reorders and flips the axes to the nearest of (left-right, back-front, foot-head); no voxel changes its value."""
+    turn = nib.orientations.io_orientation(affine)
+    turned = nib.orientations.apply_orientation(image, turn)
+    return turned, affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
+
+
+def resample(
+    image: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, float]:
+    """Resamples linearly in world millimetres.
+
+    Args:
+        image: float32, three axes.
+        affine: its voxel indices to mm, (4, 4), invertible.
+        target: the wanted grid's voxel indices to mm, (4, 4).
+        shape: the wanted grid's (D, H, W).
+
+    Returns:
+        float32 (D, H, W), 0 outside the image's field of view; and the share of the grid inside it.
+    """
+    steps, offset = _index_map(affine, target)
+    inside = _field_of_view(image.shape, steps, offset, shape)
+    smooth = _low_pass(image, edges_mm(affine), edges_mm(target).min())
+    moved = ndimage.affine_transform(smooth, steps, offset, shape, order=1, mode="nearest", output=np.float32)
+    moved[~inside] = 0
+    return moved, float(inside.mean())
+
+
+def box_mm(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest world coordinates, (3,) each, of an image's field of view."""
+    corners = np.array(np.meshgrid(*[(-0.5, size - 0.5) for size in shape], indexing="ij")).reshape(3, -1)
+    world = affine[:3, :3] @ corners + affine[:3, 3:]
+    return world.min(axis=1), world.max(axis=1)
+
+
+def extent_text(shape: tuple[int, ...], affine: np.ndarray) -> str:
+    """Where an image's field of view reaches, in whole mm, for a message."""
+    low, high = (np.round(end).astype(int).tolist() for end in box_mm(shape, affine))
+    return f"it reaches from {low} to {high} mm"
+
+
+def _index_map(affine: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix (3, 3) and offset (3,) from indices of the target to indices of the image.
+
+    Rounded far below what anyone can see (a ten-thousandth of a voxel): headers store float32, so that the same place
+    written from the left (RAS) and from the right (LAS) differs in the last digits, and both must give one result.
+    """
+    full = np.linalg.inv(affine) @ target
+    return np.round(full[:3, :3], 9), np.round(full[:3, 3], 4)
+
+
+def _field_of_view(
+    size: tuple[int, ...], steps: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """bool (D, H, W): grid points that lie in a voxel of the image, which reaches half a voxel beyond its centre."""
+    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    inside = np.ones(shape, dtype=bool)
+    for axis in range(3):
+        place = steps[axis, 0] * i + steps[axis, 1] * j + steps[axis, 2] * k + offset[axis]
+        # The tolerance keeps points on the very border inside, whatever the last digit of the header.
+        inside &= (place > -0.501) & (place < size[axis] - 0.499)
+    return inside
+
+
+def _low_pass(image: np.ndarray, edges: np.ndarray, wanted: float) -> np.ndarray:
+    """Blurs an image that is finer than the grid, so that detail between grid points is averaged and not aliased.
+
+    A voxel counts as a Gaussian whose full width at half maximum is its edge; the blur turns the image's into the
+    grid's (Cardoso et al. 2015, "Scale factor point spread function matching"). It vanishes as the two edges become
+    equal, so there is no threshold to cross.
+    """
+    sigma = np.round(antialias_sigma(wanted, edges), 4)
+    if not sigma.any():
+        return image
+    return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0, output=np.float32)
+
+
+def antialias_sigma(spacing_mm: float, source_mm: np.ndarray) -> np.ndarray:
+    """Gaussian low-pass, in source voxels per axis, before sampling every `spacing_mm` millimetres.
+
+    A voxel of an acquired scan averages over about its own width: full width at half maximum equal to the spacing, less
+    (in variance) what the source has already been averaged over.
+    """
+    fwhm = np.sqrt(np.maximum(spacing_mm**2 - np.asarray(source_mm) ** 2, 0))
+    return fwhm / (2 * np.sqrt(2 * np.log(2))) / source_mm
+
+
+# Intensities.
 
 
 def normalise(volume: np.ndarray) -> np.ndarray:
@@ -165,9 +261,13 @@ def head_mask(volume: np.ndarray) -> np.ndarray:
     parts, count = ndimage.label(above)
     if count == 0:
         return above
-    head = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return fill_holes(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask (D, H, W) and what it encloses; `scipy.ndimage.binary_fill_holes` is the same, and far slower."""
     # Holes are what is not joined to the border; one padded layer joins all the outside into the part with number 1.
-    outside, _ = ndimage.label(np.pad(~head, 1, constant_values=True))
+    outside, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
     return (outside != 1)[1:-1, 1:-1, 1:-1]
 
 

@@ -20,8 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.checking.checked import CACHE_DIR
-from cohort.checking.copies import find_copies
+from cohort.checking.checked import CACHE_DIR, find_copies
 from cohort.pictures import save
 from cohort.splitting.balance import balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cohort.bids import entities, participant_folder, t1_images
 from runtime.errors import InputError
 from runtime.files import atomic_write
 
@@ -80,12 +79,12 @@ def read_table(
         InputError: lists every fault of the table with file, line and column.
     """
     raw = read_delimited(Path(path))
-    known_as_bids = "participant_id" in raw.columns and "subject" not in raw.columns
+    is_bids = "participant_id" in raw.columns and "subject" not in raw.columns
     root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
-    if known_as_bids:
+    if is_bids:
         label_column = _expand_participants(raw, root, label_column, keep_absent)
     _check_columns(raw, label_column, label_map)
-    grouping = None if known_as_bids or label_column == "group" else "group"
+    grouping = None if is_bids or label_column == "group" else "group"
     frame = pd.DataFrame(
         {
             "subject": read_column(raw, "subject", _subject),
@@ -142,11 +141,12 @@ def read_delimited(path: Path) -> RawTable:
     begin = 1
     try:
         for fields in lines:
-            if any(value.strip() for value in fields):
-                if raw is None:
-                    raw = _header(path, [value.strip() for value in fields], begin)
-                else:
-                    _add_row(raw, [value.strip() for value in fields], begin)
+            values = [value.strip() for value in fields]
+            if raw is not None and any(values):
+                _add_row(raw, values, begin)
+            elif any(values):
+                _check_header(path, values, begin)
+                raw = RawTable(path, values)
             begin = lines.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}: line {begin}: not a delimited table: {error}") from None
@@ -157,13 +157,11 @@ def read_delimited(path: Path) -> RawTable:
     return raw
 
 
-def _header(path: Path, columns: list[str], line: int) -> RawTable:
+def _check_header(path: Path, columns: list[str], line: int) -> None:
     if len(columns) == 1 and ";" in columns[0]:
         raise InputError(f"{path}: line {line}: fields are separated by semicolons; save the table with commas")
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise InputError(f"{path}: line {line}: columns named more than once: {', '.join(repeated)}")
-    return RawTable(path, columns)
 
 
 def _add_row(raw: RawTable, fields: list[str], line: int) -> None:
@@ -183,7 +181,7 @@ def _check_columns(raw: RawTable, label_column: str, label_map: Mapping[str, str
             raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
     for value, diagnosis in (label_map or {}).items():
         if diagnosis not in DIAGNOSES:
-            raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {_one_of(DIAGNOSES)}")
+            raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {', '.join(DIAGNOSES)}")
 
 
 def read_column(raw: RawTable, name: str, read: Callable, default: object = "") -> list:
@@ -213,10 +211,10 @@ def _subject(text: str) -> str:
 def _diagnosis(text: str, label_map: Mapping[str, str] | None) -> str:
     if label_map is None:
         if text not in DIAGNOSES:
-            raise ValueError(f"unknown diagnosis {text!r}; expected {_one_of(DIAGNOSES)}, or give --label-map")
+            raise ValueError(f"unknown diagnosis {text!r}; expected {', '.join(DIAGNOSES)}, or give --label-map")
         return text
     if text not in label_map:
-        raise ValueError(f"{text!r} is not in --label-map, which has {_one_of(label_map)}")
+        raise ValueError(f"{text!r} is not in --label-map, which has {', '.join(label_map)}")
     return label_map[text]
 
 
@@ -243,10 +241,6 @@ def parse_sex(text: str) -> str:
     if text.lower() not in SEXES:
         raise ValueError(f"{text!r}; expected F, M, female or male (numbers mean different things in different tables)")
     return SEXES[text.lower()]
-
-
-def _one_of(values: Mapping[str, object]) -> str:
-    return ", ".join(values) if values else "nothing"
 
 
 def _files(raw: RawTable, root: Path, *, confined: bool, keep_absent: bool) -> list[str]:
@@ -287,67 +281,68 @@ def _relative(file: str, folder: Path | str) -> str:
 
 def _check_repeats(raw: RawTable, frame: pd.DataFrame) -> None:
     """A scan counted twice, or a subject with two sexes or two classes, would bias every number downstream."""
-    first: dict[tuple[str, ...], int] = {}
-
-    def repeats(index: int, *key: str) -> int | None:
-        """The line where `key` was met first, if that was an earlier row."""
-        met = first.setdefault(key, index)
-        return raw.lines[met] if met != index else None
-
+    rows: dict[tuple[str, str], int] = {}
+    files: dict[str, int] = {}
+    constants: dict[tuple[str, str], tuple[str, int]] = {}
     for index, row in enumerate(frame.itertuples(index=False)):
-        if row.subject and (line := repeats(index, "row", row.subject, row.session)):
-            session = f", session {row.session}" if row.session else ""
-            raw.fault(index, "subject", f"{row.subject}{session} is on line {line} already")
-        if row.file and (line := repeats(index, "file", os.path.realpath(row.file.replace("\0", "")))):
-            raw.fault(index, "file", f"the same file as on line {line}: {row.file}")
-        if row.subject:
-            _check_constant(raw, first, index, row)
-
-
-def _check_constant(raw: RawTable, first: dict[tuple[str, ...], int], index: int, row: tuple) -> None:
-    classes = CLASS_NAMES[DIAGNOSES[row.diagnosis]] if row.diagnosis in DIAGNOSES else ""
-    for column, value in (("sex", row.sex), ("diagnosis", classes)):
-        if not value:
+        if row.file and (first := files.setdefault(os.path.realpath(row.file.replace("\0", "")), index)) != index:
+            raw.fault(index, "file", f"the same file as on line {raw.lines[first]}: {row.file}")
+        if not row.subject:
             continue
-        first.setdefault((column, row.subject, value), index)
-        for other in {"sex": ("F", "M"), "diagnosis": CLASS_NAMES}[column]:
-            if other != value and (column, row.subject, other) in first:
-                line = raw.lines[first[column, row.subject, other]]
-                raw.fault(index, column, f"{row.subject} is {value} here and {other} on line {line}")
+        if (first := rows.setdefault((row.subject, row.session), index)) != index:
+            session = f", session {row.session}" if row.session else ""
+            raw.fault(index, "subject", f"{row.subject}{session} is on line {raw.lines[first]} already")
+        class_name = CLASS_NAMES[DIAGNOSES[row.diagnosis]] if row.diagnosis in DIAGNOSES else ""
+        for column, value in (("sex", row.sex), ("diagnosis", class_name)):
+            if value:
+                other, line = constants.setdefault((column, row.subject), (value, raw.lines[index]))
+                if other != value:
+                    raw.fault(index, column, f"{row.subject} is {value} here and {other} on line {line}")
 
 
 def _finish(raw: RawTable, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
     frame["label"] = frame["diagnosis"].map(DIAGNOSES).astype("int64")
     frame["side"] = frame["diagnosis"].map(lambda diagnosis: SIDES.get(diagnosis, ""))
     frame["group"] = frame["group"].where(frame["group"] != "", frame["subject"])
-    frame["age"] = frame["age"].astype("float64")
     taken = {*COLUMNS, "participant_id"}
     extra = {name: [row[name] for row in raw.rows] for name in raw.columns if name not in taken}
     return pd.concat([frame[list(COLUMNS)], pd.DataFrame(extra, index=frame.index)], axis=1)
 
 
 def _expand_participants(raw: RawTable, root: Path, label_column: str, keep_absent: bool) -> str:
-    """Turns the participants of a BIDS folder into scans: one row per T1-weighted image found under their folders.
-
-    `session` becomes what the file name says between the subject and ``_T1w``, such as ``ses-01_run-2``: unique within
-    the subject also where a session was scanned twice. Returns the column that holds the diagnosis.
-    """
+    """Turns the participants of a BIDS folder into its T1-weighted images; returns the column with the diagnosis."""
     listed = list(zip(raw.rows, raw.lines, strict=True))
     raw.rows, raw.lines = [], []
     search = "file" not in raw.columns
     for row, line in listed:
         scans = [{**row, "subject": row["participant_id"]}]
         if search:
-            folder = participant_folder(root, row["participant_id"])
+            # A name is one folder's name: separators in it could lead anywhere.
+            plain = re.sub(r"[/\\\0]", "_", row["participant_id"])
+            folder = root / (plain if plain.startswith("sub-") else f"sub-{plain}")
             images = t1_images(folder)
             if not images and keep_absent:
-                images = [folder / "anat" / f"{folder.name}_T1w.nii.gz"]
-            scans = [{**scans[0], "file": str(image), "session": entities(image, folder)} for image in images]
+                images = [(folder / "anat" / f"{folder.name}_T1w.nii.gz", "")]
             if not images:
                 raw.problems.append(
                     f"{raw.path}: line {line}, column participant_id: no anat/*_T1w.nii.gz in {folder} or its sessions"
                 )
+            scans = [{**scans[0], "file": str(image), "session": session} for image, session in images]
         raw.rows += scans
         raw.lines += [line] * len(scans)
     raw.columns += ["subject", *(["file", "session"] if search else [])]
     return "group" if label_column == "diagnosis" and "diagnosis" not in raw.columns else label_column
+
+
+def t1_images(folder: Path) -> list[tuple[Path, str]]:
+    """The T1-weighted images of a BIDS participant's folder and of its sessions, sorted, and the session of each.
+
+    A session is what the file's name says between participant and ``_T1w``, such as ``ses-01_run-2``, often nothing:
+    unique within the participant also where a session was scanned twice.
+    """
+    images = sorted([*folder.glob("anat/*_T1w.nii*"), *folder.glob("ses-*/anat/*_T1w.nii*")])
+    return [
+        (image, image.name.split("_T1w.nii")[0].removeprefix(folder.name).removeprefix("_"))
+        for image in images
+        if image.name.endswith((".nii", ".nii.gz"))
+    ]

@@ -1,4 +1,4 @@
-"""Scans examined and compared once: a cache of results keyed by content, and the check that training scripts run.
+"""Scans examined and compared once: a cache of results keyed by content, and the searches for copies that use it.
 
 Any number of processes may share the cache: every entry is named by what it was computed from and written whole. It may
 be deleted at any time.
@@ -9,51 +9,55 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from cohort.checking import duplicates, thumbnail
+from cohort.checking import duplicates
 from cohort.checking import faults as scan_faults
+from cohort.checking.duplicates import Pair, Search
 from cohort.checking.faults import Examination, examine
 from cohort.decoding import RefusedError, ending_of, refuse_absent
 from cohort.scans import PIPELINE
 from cohort.stacks import ScanStack
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, sha256, write_json
+from runtime.files import ROOT, atomic_write, sha256
 
 CACHE_DIR = ROOT / "data" / "cache" / "checked"
 
 
-@dataclass(frozen=True)
-class Examined:
+class Examined(NamedTuple):
     """A scan that can be read, and where its thumbnail lies."""
 
     examination: Examination
     entry: Path
 
     def thumbnail(self) -> np.ndarray:
-        """uint8 `cohort.checking.thumbnail.SHAPE`."""
+        """uint8 `cohort.checking.duplicates.SHAPE`."""
         with np.load(self.entry, allow_pickle=False) as stored:
             return stored["thumbnail"]
 
 
-@dataclass(frozen=True)
-class Match:
-    """Two images, by their keys, that are one."""
-
-    first: str
-    second: str
-    correlation: float
-    """At 4 mm; see `cohort.checking.duplicates`."""
-    mirrored: bool
+@contextmanager
+def _written(entry: Path, cache_dir: Path) -> Iterator[Path]:
+    """`atomic_write` of an entry; InputError where the cache cannot be written."""
+    try:
+        with atomic_write(entry) as temporary:
+            yield temporary
+    except OSError as error:
+        reason = f"the cache of checked scans cannot be written: {error.strerror or error}"
+        raise InputError(f"{cache_dir}: {reason}") from None
 
 
 def examine_all(files: Sequence[Path | str], cache_dir: Path = CACHE_DIR) -> list[Examined | InputError]:
@@ -64,36 +68,27 @@ def examine_all(files: Sequence[Path | str], cache_dir: Path = CACHE_DIR) -> lis
     """
     # Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        try:
-            outcomes = pool.map(lambda file: _refusal_or_examined(Path(file), cache_dir), files)
-            return list(tqdm(outcomes, desc="examining", unit="scan", total=len(files), delay=1))
-        except OSError as error:  # reading was guarded, so this is the cache
-            raise _no_cache(cache_dir, error) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        outcomes = pool.map(lambda file: _examined(Path(file), cache_dir), files)
+        return list(tqdm(outcomes, desc="examining", unit="scan", total=len(files), delay=1))
 
 
-def _refusal_or_examined(path: Path, cache_dir: Path) -> Examined | InputError:
-    try:
-        return _examined(path, cache_dir)
-    except InputError as refusal:
-        return refusal
-
-
-def _examined(path: Path, cache_dir: Path) -> Examined:
+def _examined(path: Path, cache_dir: Path) -> Examined | InputError:
     try:
         # The ending is a part of the name: the same bytes under a false ending are refused, not found in the cache.
         ending = ending_of(path)
         refuse_absent(path)
         digest = sha256(path)
     except (RefusedError, OSError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    version = f"{scan_faults.VERSION}.{thumbnail.VERSION}"
+        return InputError(f"{path}: {getattr(error, 'strerror', None) or error}")
+    version = f"{scan_faults.VERSION}.{duplicates.THUMBNAIL_VERSION}"
     entry = cache_dir / "scans" / f"{digest[:32]}{ending}-{version}.npz"
     if (known := _stored(entry)) is None:
-        known, picture = examine(path)
-        with atomic_write(entry) as temporary, temporary.open("wb") as file:
-            np.savez(file, thumbnail=picture, examination=np.array(json.dumps(known.to_dict())))
+        try:
+            known, picture = examine(path)
+        except InputError as refusal:
+            return refusal
+        with _written(entry, cache_dir) as temporary, temporary.open("wb") as file:
+            np.savez(file, thumbnail=picture, examination=np.array(json.dumps(asdict(known))))
     return Examined(known, entry)
 
 
@@ -101,23 +96,10 @@ def _stored(entry: Path) -> Examination | None:
     """A cached examination; None where there is none, or a part of one."""
     try:
         with np.load(entry, allow_pickle=False) as stored:
-            whole = stored["thumbnail"].shape == thumbnail.SHAPE
-            return Examination.from_dict(json.loads(str(stored["examination"]))) if whole else None
+            whole = stored["thumbnail"].shape == duplicates.SHAPE
+            return Examination(**json.loads(str(stored["examination"]))) if whole else None
     except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile):
         return None
-
-
-def _no_cache(cache_dir: Path, error: OSError) -> InputError:
-    return InputError(f"{cache_dir}: the cache of checked scans cannot be written: {error.strerror or error}")
-
-
-@dataclass(frozen=True)
-class Matches:
-    """The outcome of a search, and the correlations at 8 mm and at 4 mm that had to be exceeded in this cohort."""
-
-    pairs: tuple[Match, ...]
-    coarse_threshold: float
-    fine_threshold: float
 
 
 def search(
@@ -125,11 +107,11 @@ def search(
     groups: Sequence[str],
     thumbnail_of: Callable[[int], np.ndarray],
     cache_dir: Path = CACHE_DIR,
-) -> Matches:
-    """`cohort.checking.duplicates.find_pairs` through the cache.
+) -> Search:
+    """All pairs of rows of different groups that are one image (`find_pairs`, through the cache), in order.
 
     Args:
-        keys: per row, a name for the image's content; rows that share one are compared as one image.
+        keys: per row, a name for the image's content; rows that share one are one image without being compared.
         groups: per row, whose scan it is.
         thumbnail_of: the thumbnail of a row.
         cache_dir: where results are kept, each under a hash of all keys and groups.
@@ -137,37 +119,83 @@ def search(
     Raises:
         InputError: the cache cannot be written.
     """
+    found = _compared(keys, groups, thumbnail_of, cache_dir)
+    rows_of: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows_of.setdefault(key, []).append(row)
+    pairs = [Pair(*rows, None, False) for same in rows_of.values() for rows in combinations(same, 2)]
+    pairs += [
+        Pair(min(first, second), max(first, second), correlation, mirrored)
+        for key, other_key, correlation, mirrored in found["pairs"]
+        for first in rows_of[key]
+        for second in rows_of[other_key]
+    ]
+    pairs = [pair for pair in pairs if groups[pair.first] != groups[pair.second]]
+    pairs.sort(key=lambda pair: (pair.first, pair.second))
+    return Search(tuple(pairs), found["coarse_threshold"], found["fine_threshold"])
+
+
+def _compared(
+    keys: Sequence[str], groups: Sequence[str], thumbnail_of: Callable[[int], np.ndarray], cache_dir: Path
+) -> dict:
+    """`find_pairs` of the distinct images, by their keys: `pairs` [key, key, correlation, mirrored] and thresholds."""
     order = sorted(range(len(keys)), key=lambda row: (keys[row], groups[row]))
     listed = [[keys[row], groups[row]] for row in order]
-    version = [duplicates.VERSION, thumbnail.VERSION, PIPELINE]
+    version = [duplicates.VERSION, duplicates.THUMBNAIL_VERSION, PIPELINE]
     name = hashlib.sha256(json.dumps([version, listed]).encode()).hexdigest()[:32]
     entry = cache_dir / "searches" / f"{name}.json"
-    if (known := _stored_search(entry)) is not None:
-        return known
+    try:
+        return json.loads(entry.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pass  # absent or cut short: made below
     rows = [row for place, row in enumerate(order) if place == 0 or keys[row] != keys[order[place - 1]]]
     found = duplicates.find_pairs(lambda place: thumbnail_of(rows[place]), [groups[row] for row in rows])
-    pairs = tuple(
-        Match(keys[rows[pair.first]], keys[rows[pair.second]], round(pair.correlation, 4), pair.mirrored)
-        for pair in found.pairs
-    )
-    matches = Matches(pairs, round(found.coarse_threshold, 4), round(found.fine_threshold, 4))
-    try:
-        write_json(entry, asdict(matches))
-    except OSError as error:
-        raise _no_cache(cache_dir, error) from None
-    return matches
+    result = {
+        "pairs": [
+            [keys[rows[pair.first]], keys[rows[pair.second]], round(pair.correlation, 4), pair.mirrored]
+            for pair in found.pairs
+        ],
+        "coarse_threshold": round(found.coarse_threshold, 4),
+        "fine_threshold": round(found.fine_threshold, 4),
+    }
+    with _written(entry, cache_dir) as temporary:
+        temporary.write_text(json.dumps(result), encoding="utf-8")
+    return result
 
 
-def _stored_search(entry: Path) -> Matches | None:
-    try:
-        values = json.loads(entry.read_text(encoding="utf-8"))
-        return Matches(**{**values, "pairs": tuple(Match(**pair) for pair in values["pairs"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+def find_copies(frame: pd.DataFrame, cache_dir: Path = CACHE_DIR) -> list[str]:
+    """Reads every scan of a table to be split and compares each with every other one, through the cache.
+
+    Args:
+        frame: a table; scans of one `group` are expected to be alike and are not compared.
+        cache_dir: where results are kept; may be shared by processes.
+
+    Returns:
+        Per row, the name of a set of copies (equal, mirrored, re-sampled or otherwise altered); empty for none. The
+        sets do not depend on the order of the rows.
+
+    Raises:
+        InputError: scans that cannot be read, each with its reason; or the cache cannot be written.
+    """
+    scans = examine_all(frame["file"].tolist(), cache_dir)
+    unreadable = [str(result) for result in scans if isinstance(result, InputError)]
+    if unreadable:
+        raise InputError.of("scans that cannot be read; cohort.check reports all that is wrong with them", unreadable)
+    images = [scan.examination.image for scan in scans]
+    found = search(images, frame["group"].tolist(), lambda row: scans[row].thumbnail(), cache_dir)
+    names = name_sets(frame["subject"].tolist(), found.pairs)
+    return [f"copies of {name}" if name else "" for name in names]
 
 
-@dataclass(frozen=True)
-class Copies:
+def name_sets(names: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
+    """Per row, the smallest name in the set that pairs join it to; empty where it is in no pair."""
+    ends = np.array([(pair.first, pair.second) for pair in pairs], dtype=int).reshape(-1, 2)
+    edges = coo_array((np.ones(len(ends)), ends.T), shape=(len(names), len(names)))
+    rows = pd.Series(names, dtype=object).groupby(connected_components(edges, directed=False)[1])
+    return rows.transform("min").where(rows.transform("size") > 1, "").tolist()
+
+
+class Copies(NamedTuple):
     """Copies of scans under different groups, one line each, naming splits, subjects, files and the likeness."""
 
     across: tuple[str, ...]
@@ -198,23 +226,16 @@ def refuse_duplicates(
     """
     frames = [_real_rows(stack).assign(split=name) for name, stack in stacks.items()]
     frame = pd.concat(frames, ignore_index=True)
-    keys, groups = frame["key"].tolist(), frame["group"].tolist()
 
     def thumbnail_of(row: int) -> np.ndarray:
-        stack, place = stacks[frame["split"].iloc[row]], int(frame["place"].iloc[row])
-        entry = cache_dir / "thumbnails" / f"{stack.volumes.files[place].stem}-{thumbnail.VERSION}.npy"
-        return _stack_thumbnail(stack, place, entry)
+        return _stack_thumbnail(stacks[frame["split"].iloc[row]], int(frame["place"].iloc[row]), cache_dir)
 
-    try:
-        matches = search(keys, groups, thumbnail_of, cache_dir)
-    except OSError as error:
-        raise _no_cache(cache_dir, error) from None
+    texts = (frame["split"] + ": " + frame["subject"] + " (" + frame["file"] + ")").tolist()
     across, within = [], []
-    for first, second, match in paired_rows(keys, groups, matches.pairs):
-        one, other = frame.iloc[first], frame.iloc[second]
-        (within if one["split"] == other["split"] else across).append(
-            f"{_words(one)} and {_words(other)}: {likeness(match)}"
-        )
+    for pair in search(frame["key"].tolist(), frame["group"].tolist(), thumbnail_of, cache_dir).pairs:
+        same_split = frame["split"].iloc[pair.first] == frame["split"].iloc[pair.second]
+        text = f"{texts[pair.first]} and {texts[pair.second]}: {pair.likeness}"
+        (within if same_split else across).append(text)
     if across and not allow_leak:
         raise InputError.of(
             "the splits share scans under different names; put them into one group and split again "
@@ -231,53 +252,17 @@ def _real_rows(stack: ScanStack) -> pd.DataFrame:
     return frame[~made]
 
 
-def _words(row: pd.Series) -> str:
-    return f"{row['split']}: {row['subject']} ({row['file']})"
-
-
-def _stack_thumbnail(stack: ScanStack, place: int, entry: Path) -> np.ndarray:
-    """The thumbnail of a loaded scan, through the cache."""
+def _stack_thumbnail(stack: ScanStack, place: int, cache_dir: Path) -> np.ndarray:
+    """The thumbnail of a loaded scan, through the cache: half a second on the paper grid."""
+    name = f"{stack.volumes.files[place].stem}-{duplicates.THUMBNAIL_VERSION}.npy"
+    entry = cache_dir / "thumbnails" / name
     try:
         picture = np.load(entry, allow_pickle=False)
-        if picture.shape == thumbnail.SHAPE and picture.dtype == np.uint8:
+        if picture.shape == duplicates.SHAPE and picture.dtype == np.uint8:
             return picture
     except (OSError, ValueError, EOFError):
         pass  # absent or cut short: made below
-    picture = thumbnail.thumbnail(np.asarray(stack.volumes[place]), stack.grid.affine)
-    with atomic_write(entry) as temporary:
+    picture = duplicates.thumbnail(np.asarray(stack.volumes[place]), stack.grid.affine)
+    with _written(entry, cache_dir) as temporary:
         np.save(temporary, picture, allow_pickle=False)
     return picture
-
-
-def paired_rows(
-    keys: Sequence[str], groups: Sequence[str], matches: Sequence[Match]
-) -> list[tuple[int, int, Match | None]]:
-    """All pairs of rows of different groups that are one image, in the order of the rows.
-
-    Args:
-        keys: per row, the name of its image.
-        groups: per row, whose scan it is.
-        matches: images that are one (`search`).
-
-    Returns:
-        (row, later row, match); no match where the two have the same key.
-    """
-    rows_of: dict[str, list[int]] = {}
-    for row, key in enumerate(keys):
-        rows_of.setdefault(key, []).append(row)
-    same = [(one, other, None) for rows in rows_of.values() for one, other in combinations(rows, 2)]
-    alike = [
-        (*sorted((one, other)), match)
-        for match in matches
-        for one in rows_of.get(match.first, [])
-        for other in rows_of.get(match.second, [])
-    ]
-    pairs = sorted([*same, *alike], key=lambda pair: pair[:2])
-    return [pair for pair in pairs if groups[pair[0]] != groups[pair[1]]]
-
-
-def likeness(match: Match | None) -> str:
-    """How alike two rows are, in words."""
-    if match is None:
-        return "the same image"
-    return f"correlation {match.correlation:.3f}{', left and right exchanged' if match.mirrored else ''}"

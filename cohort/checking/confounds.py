@@ -32,20 +32,16 @@ _FOLDS = 5
 
 
 def confounds(frame: pd.DataFrame) -> dict[str, Any]:
-    """Measures how far site, age and sex go with the class.
-
-    Args:
-        frame: a table (`cohort.tables.read_table`).
+    """Measures how far site, age and sex go with the class in a table.
 
     Returns:
         Plain values: `subjects` per class; `sites`, per site the subjects of each class; `site_auc`, `age` and `sex`
         (`site_auc`, `difference_of_ages`, `difference_of_sexes`), None where a class has fewer than FEW known values.
     """
     people = frame.drop_duplicates("subject")
+    known_sex = people[people["sex"] != ""]
     ages = [people["age"][people["label"] == label].dropna().to_numpy(dtype=float) for label in (0, 1)]
-    women = [
-        (sex[sex != ""] == "F").to_numpy() for sex in (people["sex"][people["label"] == label] for label in (0, 1))
-    ]
+    women = [(known_sex["sex"][known_sex["label"] == label] == "F").to_numpy() for label in (0, 1)]
     return {
         "subjects": {name: int((people["label"] == code).sum()) for code, name in enumerate(CLASS_NAMES)},
         "sites": site_table(people),
@@ -59,10 +55,7 @@ def site_table(people: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Subjects by site and class; a site without a name is ``?``."""
     counts = pd.crosstab(people["site"].where(people["site"] != "", "?"), people["label"])
     counts = counts.reindex(columns=range(len(CLASS_NAMES)), fill_value=0)
-    return {
-        str(site): dict(zip(CLASS_NAMES, map(int, row), strict=True))
-        for site, row in zip(counts.index, counts.to_numpy(), strict=True)
-    }
+    return counts.set_axis(CLASS_NAMES, axis=1).to_dict("index")
 
 
 def site_auc(people: pd.DataFrame, *, seed: int = 0) -> dict[str, float] | None:
@@ -105,37 +98,21 @@ def _bootstrapped_auc(scores: np.ndarray, labels: np.ndarray, draw: np.random.Ge
 
 
 def difference_of_ages(controls: np.ndarray, patients: np.ndarray) -> dict[str, float]:
-    """Patients' mean age less that of controls, over the pooled standard deviation; p by Welch's test.
-
-    Args:
-        controls: years, at least two.
-        patients: the same.
-    """
+    """Patients' mean age (years) less that of controls, over the pooled standard deviation; p by Welch's test."""
     pooled = np.sqrt((controls.var(ddof=1) + patients.var(ddof=1)) / 2)
     apart = patients.mean() - controls.mean()
     d = _standardised(apart, pooled)
     p = float(stats.ttest_ind(patients, controls, equal_var=False).pvalue) if pooled > 0 else float(apart == 0)
-    return {
-        "HC": float(controls.mean()),
-        "TLE": float(patients.mean()),
-        **_interval(d, len(controls), len(patients)),
-        "p": p,
-    }
+    return _with_interval(controls, patients, d, p)
 
 
 def difference_of_sexes(controls: np.ndarray, patients: np.ndarray) -> dict[str, float]:
-    """Patients' share of women less that of controls, over the pooled standard deviation; p by Fisher's exact test.
-
-    Args:
-        controls: bool, whether female.
-        patients: the same.
-    """
+    """Patients' share of women (bool) less that of controls, over the pooled standard deviation; p by Fisher's test."""
     shares = float(controls.mean()), float(patients.mean())
     pooled = np.sqrt(sum(share * (1 - share) for share in shares) / 2)
-    d = _standardised(shares[1] - shares[0], pooled)
     table = [[int(group.sum()), int((~group).sum())] for group in (controls, patients)]
     p = float(stats.fisher_exact(table).pvalue)
-    return {"HC": shares[0], "TLE": shares[1], **_interval(d, len(controls), len(patients)), "p": p}
+    return _with_interval(controls, patients, _standardised(shares[1] - shares[0], pooled), p)
 
 
 def _standardised(apart: float, pooled: float) -> float:
@@ -143,42 +120,36 @@ def _standardised(apart: float, pooled: float) -> float:
     return float(np.clip(apart / pooled, -10, 10)) if pooled > 0 else 10 * float(np.sign(apart))
 
 
-def _interval(d: float, one: int, other: int) -> dict[str, float]:
-    """A standardised difference with its 95 % interval (Hedges and Olkin 1985, equation 5.14, large samples)."""
-    error = np.sqrt((one + other) / (one * other) + d**2 / (2 * (one + other)))
-    return {"difference": d, "low": float(d - 1.96 * error), "high": float(d + 1.96 * error)}
+def _with_interval(controls: np.ndarray, patients: np.ndarray, d: float, p: float) -> dict[str, float]:
+    """Means and a standardised difference with its 95 % interval (Hedges and Olkin 1985, equation 5.14)."""
+    n, m = len(controls), len(patients)
+    error = np.sqrt((n + m) / (n * m) + d**2 / (2 * (n + m)))
+    interval = {"difference": d, "low": float(d - 1.96 * error), "high": float(d + 1.96 * error)}
+    return {"HC": float(controls.mean()), "TLE": float(patients.mean()), **interval, "p": p}
 
 
 def confound_findings(measured: dict[str, Any], table: str) -> list[Finding]:
     """Warnings for what `confounds` measured, by MAX_DIFFERENCE and MAX_SITE_AUC."""
-    found = []
-
-    def warn(kind: str, message: str) -> None:
-        found.append(Finding("warning", kind, message, file=table))
-
-    for name, count in measured["subjects"].items():
-        if count < FEW:
-            warn("class", f"{count} subjects of class {name}; too few to judge its balance by site, age or sex")
+    found = [
+        ("class", f"{count} subjects of class {name}; too few to judge its balance by site, age or sex")
+        for name, count in measured["subjects"].items()
+        if count < FEW
+    ]
     alone = [site for site, counts in measured["sites"].items() if min(counts.values()) == 0]
     if len(measured["sites"]) > 1 and alone:
-        warn("site", f"one class only at {', '.join(alone)}: there, scanner and disease cannot be told apart")
+        text = f"one class only at {', '.join(alone)}: there, scanner and disease cannot be told apart"
+        found.append(("site", text))
     auc = measured["site_auc"]
     if auc and auc["auc"] >= MAX_SITE_AUC and auc["low"] > 0.5:
-        warn(
-            "site",
-            f"the site alone tells the classes apart: AUC {auc['auc']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})",
-        )
-    for kind, unit in (("age", "years"), ("sex", "female")):
+        interval = f"AUC {auc['auc']:.2f} ({auc['low']:.2f} to {auc['high']:.2f})"
+        found.append(("site", f"the site alone tells the classes apart: {interval}"))
+    for kind, unit, digits in (("age", "years", ".1f"), ("sex", "female", ".0%")):
         value = measured[kind]
         if value and abs(value["difference"]) > MAX_DIFFERENCE:
-            means = (
-                f"HC {value['HC']:.1f}, TLE {value['TLE']:.1f}"
-                if kind == "age"
-                else f"HC {value['HC']:.0%}, TLE {value['TLE']:.0%}"
+            text = (
+                f"HC {value['HC']:{digits}}, TLE {value['TLE']:{digits}} {unit}: standardised difference "
+                f"{value['difference']:.2f} ({value['low']:.2f} to {value['high']:.2f}), p {value['p']:.2g}; "
+                "a classifier can use it"
             )
-            warn(
-                kind,
-                f"{means} {unit}: standardised difference {value['difference']:.2f} "
-                f"({value['low']:.2f} to {value['high']:.2f}), p {value['p']:.2g}; a classifier can use it",
-            )
-    return found
+            found.append((kind, text))
+    return [Finding("warning", kind, text, file=table) for kind, text in found]

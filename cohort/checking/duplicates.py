@@ -5,27 +5,33 @@ is taken from the cohort itself, because distinct scans resemble each other more
 simulated. Found are copies of one acquisition, and often repeated scans of one person. Not found are copies that were
 turned by more than about 2 degrees (prepared scans no longer are), or blurred until little of the person is left. Exact
 copies are found by their voxels besides, however their headers were changed (`cohort.checking.faults`).
+
+What is compared are thumbnails: scans at 4 mm about the middle of the head. The frame is the head's own and not the
+world's: prepared scans lie in MNI space, raw ones anywhere, and a copy whose header lost its origin should still meet
+its original. Turning the head is not undone.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from cohort.checking.thumbnail import SHAPE
+from cohort.scans import edges_mm, head_mask, normalise, resample, to_ras
 from runtime import distributed
 from runtime.seeding import rng
 
-VERSION = 1
-"""Of what `find_pairs` computes. Raise it with any change: cached searches are then made anew."""
+VERSION, THUMBNAIL_VERSION = 2, 1
+"""Of what `find_pairs` and `thumbnail` compute. Raise them with any change: what was cached is then made anew."""
+
+SHAPE = (40, 48, 40)
+"""Voxels (D, H, W) of a thumbnail: 160 x 192 x 160 mm, a brain with some of the head around it."""
+SPACING_MM = 4.0
 
 COARSE_SHAPE = tuple(size // 2 for size in SHAPE)
 COARSE_FLOOR, FINE_FLOOR = 0.55, 0.93
@@ -52,19 +58,58 @@ class Pair:
     first: int
     second: int
     """Rows of the scans, the smaller one first."""
-    correlation: float
-    """At 4 mm, in [-1, 1]."""
+    correlation: float | None
+    """At 4 mm, in [-1, 1]; None where the images are known to be equal and were not compared."""
     mirrored: bool
     """Whether one is the other with left and right exchanged."""
+
+    @property
+    def likeness(self) -> str:
+        """How alike the two are, in words."""
+        if self.correlation is None:
+            return "the same image"
+        return f"correlation {self.correlation:.3f}{', left and right exchanged' if self.mirrored else ''}"
 
 
 @dataclass(frozen=True)
 class Search:
-    """The outcome of a search."""
+    """The outcome of a search: pairs, and the correlations at 8 mm and at 4 mm that had to be exceeded."""
 
     pairs: tuple[Pair, ...]
     coarse_threshold: float
     fine_threshold: float
+
+
+def thumbnail(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Makes the thumbnail of a scan.
+
+    Args:
+        image: float32, three axes in any order, finite.
+        affine: its voxel indices to world mm (RAS), (4, 4), invertible.
+
+    Returns:
+        uint8 SHAPE, axes (left-right, back-front, foot-head): intensities between the scan's own percentiles
+        (`cohort.scans.normalise`), 255 the brightest. Its middle is the centre of mass of the head's mask.
+    """
+    image, affine = _block_means(*to_ras(image, affine))
+    mask = head_mask(normalise(image))
+    middle = ndimage.center_of_mass(mask) if mask.any() else (np.array(image.shape) - 1) / 2
+    target = np.diag([SPACING_MM] * 3 + [1.0])
+    target[:3, 3] = (affine @ [*middle, 1])[:3] - SPACING_MM * (np.array(SHAPE) - 1) / 2
+    small, _ = resample(image, affine, target, SHAPE)
+    return np.round(255 * normalise(small)).astype(np.uint8)
+
+
+def _block_means(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over blocks of whole voxels whose edges stay within half the spacing: all later steps are then cheap."""
+    sizes = np.maximum(1, np.floor(SPACING_MM / 2 / edges_mm(affine) + 1e-3).astype(int))
+    sizes = np.minimum(sizes, image.shape)
+    counts = np.array(image.shape) // sizes
+    whole = image[tuple(slice(0, count * size) for count, size in zip(counts, sizes, strict=True))]
+    blocks = whole.reshape(counts[0], sizes[0], counts[1], sizes[1], counts[2], sizes[2])
+    step = np.diag([*sizes.astype(float), 1.0])
+    step[:3, 3] = (sizes - 1) / 2
+    return np.ascontiguousarray(blocks.mean(axis=(1, 3, 5), dtype=np.float32)), affine @ step
 
 
 def find_pairs(thumbnail_of: Callable[[int], np.ndarray], groups: Sequence[str]) -> Search:
@@ -80,7 +125,7 @@ def find_pairs(thumbnail_of: Callable[[int], np.ndarray], groups: Sequence[str])
     themselves (38 KB a scan) lie in a temporary file.
 
     Args:
-        thumbnail_of: the thumbnail (`cohort.checking.thumbnail`) of a row, called several times for each.
+        thumbnail_of: the thumbnail of a row, called several times for each.
         groups: per row, whose scan it is; scans of one group are expected to be alike and are not compared.
     """
     count = len(groups)
@@ -88,50 +133,31 @@ def find_pairs(thumbnail_of: Callable[[int], np.ndarray], groups: Sequence[str])
         return Search((), COARSE_FLOOR, FINE_FLOOR)
     codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
     with tempfile.TemporaryDirectory(prefix="duplicates-") as folder:
-        features = _Features(Path(folder) / "features.f32", count)
-        features.write(thumbnail_of)
-        scores, partners, mirrored = _nearest(features, codes)
-    return _confirm(thumbnail_of, scores, partners, mirrored)
+        best = _nearest(_features(Path(folder) / "features.f32", thumbnail_of, count), codes)
+    return _confirm(thumbnail_of, best)
 
 
-def join(count: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
-    """Joins pairs into sets: int (count,), per row the smallest row of its set, itself where it is in no pair."""
-    ends = np.array(list(pairs), dtype=int).reshape(-1, 2)
-    edges = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
-    labels = connected_components(edges, directed=False)[1]
-    return np.unique(labels, return_index=True)[1][labels]
+def _features(path: Path, thumbnail_of: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+    """Features at 8 mm less their mean, standardised: float32 (count, voxels), mapped from a file to cost no memory."""
+    total = np.zeros(np.prod(COARSE_SHAPE))
+    with path.open("wb") as file:  # written and not mapped yet, so that a full disk is an error and no crash
+        for row in tqdm(range(count), desc="comparing: features", unit="scan", **_bar()):
+            feature = coarse_feature(thumbnail_of(row))
+            total += feature
+            file.write(feature.tobytes())
+    features = np.memmap(path, np.float32, "r+", shape=(count, total.size))
+    mean = ((total + _flip(total[None])[0]) / (2 * count)).astype(np.float32)
+    for rows in _blocks(count):
+        features[rows] = _unit(features[rows] - mean)
+    return features
 
 
-class _Features:
-    """Standardised features at 8 mm, float32 (count, voxels), in a file: read in blocks, they cost no memory."""
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
 
-    def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
-        self.width = int(np.prod(COARSE_SHAPE))
 
-    def blocks(self) -> list[slice]:
-        return [slice(start, min(start + _BLOCK, self.count)) for start in range(0, self.count, _BLOCK)]
-
-    def read(self, rows: slice) -> np.ndarray:
-        values = np.fromfile(
-            self.path, np.float32, (rows.stop - rows.start) * self.width, offset=4 * rows.start * self.width
-        )
-        return values.reshape(-1, self.width)
-
-    def write(self, thumbnail_of: Callable[[int], np.ndarray]) -> None:
-        """Two passes: features and their mean; then the features less the mean."""
-        total = np.zeros(self.width)
-        with self.path.open("wb") as file:
-            bar = {"desc": "comparing: features", "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
-            for row in tqdm(range(self.count), **bar):
-                feature = coarse_feature(thumbnail_of(row))
-                total += feature
-                file.write(feature.tobytes())
-        mean = ((total + _flip(total[None])[0]) / (2 * self.count)).astype(np.float32)
-        with self.path.open("r+b") as file:
-            for rows in self.blocks():
-                file.seek(4 * rows.start * self.width)
-                file.write(_unit(self.read(rows) - mean).tobytes())
+def _bar() -> dict[str, object]:
+    return {"delay": 1, "disable": not distributed.is_main()}
 
 
 def coarse_feature(thumbnail: np.ndarray) -> np.ndarray:
@@ -161,33 +187,14 @@ def _flip(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, *COARSE_SHAPE)[:, ::-1]).reshape(rows.shape)
 
 
-def _nearest(features: _Features, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best partners of every scan, best first: correlation, row (-1 for none) and whether mirrored, (count, k)."""
-    shape = (features.count, NEIGHBOURS)
-    best = _Best(np.full(shape, -2.0, np.float32), np.full(shape, -1), np.zeros(shape, bool))
-    blocks = features.blocks()
-    work = [(one, other) for place, one in enumerate(blocks) for other in blocks[place:]]
-    loaded: slice | None = None
-    for one, other in tqdm(work, desc="comparing: pairs", unit="block", delay=1, disable=not distributed.is_main()):
-        if one != loaded:
-            left, loaded = features.read(one), one
-            turned = _flip(left)
-        right = left if other == one else features.read(other)
-        plain, flipped = left @ right.T, turned @ right.T
-        scores = np.maximum(plain, flipped)
-        scores[codes[one, None] == codes[None, other]] = -2.0
-        best.update(one, other, scores, flipped > plain)
-        if other != one:
-            best.update(other, one, scores.T, (flipped > plain).T)
-    return best.scores, best.partners, best.mirrored
-
-
 @dataclass
 class _Best:
-    """Running lists of the best partners."""
+    """The best partners of every scan, best first, each (count, NEIGHBOURS)."""
 
     scores: np.ndarray
+    """Correlations; -2 for none."""
     partners: np.ndarray
+    """Rows; -1 for none."""
     mirrored: np.ndarray
 
     def update(self, rows: slice, columns: slice, scores: np.ndarray, mirrored: np.ndarray) -> None:
@@ -204,29 +211,43 @@ class _Best:
             kept[rows] = np.take_along_axis(values, order, axis=1)
 
 
-def _confirm(
-    thumbnail_of: Callable[[int], np.ndarray], scores: np.ndarray, partners: np.ndarray, mirrored: np.ndarray
-) -> Search:
+def _nearest(features: np.ndarray, codes: np.ndarray) -> _Best:
+    shape = (len(features), NEIGHBOURS)
+    best = _Best(np.full(shape, -2.0, np.float32), np.full(shape, -1), np.zeros(shape, bool))
+    blocks = _blocks(len(features))
+    for place, rows in enumerate(tqdm(blocks, desc="comparing: pairs", unit="block", **_bar())):
+        left = np.array(features[rows])
+        turned = _flip(left)
+        for columns in blocks[place:]:
+            right = left if columns == rows else np.array(features[columns])
+            plain, flipped = left @ right.T, turned @ right.T
+            scores = np.maximum(plain, flipped)
+            scores[codes[rows, None] == codes[None, columns]] = -2.0
+            best.update(rows, columns, scores, flipped > plain)
+            if columns != rows:
+                best.update(columns, rows, scores.T, (flipped > plain).T)
+    return best
+
+
+def _confirm(thumbnail_of: Callable[[int], np.ndarray], best: _Best) -> Search:
     """Thresholds, and the pairs that exceed the one at 8 mm and then the one at 4 mm."""
 
     def fine(row: int, place: int) -> float:
-        first, second = (thumbnail_of(i) for i in (row, int(partners[row, place])))
-        second = second[::-1] if mirrored[row, place] else second
+        first, second = (thumbnail_of(i) for i in (row, int(best.partners[row, place])))
+        second = second[::-1] if best.mirrored[row, place] else second
         return float(fine_feature(first) @ fine_feature(second))
 
-    usable = np.flatnonzero(scores[:, _CALIBRATED] > -1.5)
-    coarse = calibrated(scores[usable, _CALIBRATED], COARSE_FLOOR, COARSE_CEILING)
+    usable = np.flatnonzero(best.scores[:, _CALIBRATED] > -1.5)
+    coarse = calibrated(best.scores[usable, _CALIBRATED], COARSE_FLOOR, COARSE_CEILING)
     candidates = {}
-    for row, place in np.argwhere(scores > coarse):
-        ends = tuple(sorted((int(row), int(partners[row, place]))))
-        candidates.setdefault(ends, (int(row), int(place)))
+    for row, place in np.argwhere(best.scores > coarse).tolist():
+        candidates.setdefault(tuple(sorted((row, int(best.partners[row, place])))), (row, place))
     if not candidates:
         return Search((), coarse, FINE_FLOOR)
     sample = rng(0, "duplicates").permutation(usable)[:_CALIBRATION_SCANS]
-    third = np.array([fine(int(row), _CALIBRATED) for row in sample])
-    threshold = calibrated(third, FINE_FLOOR, FINE_CEILING)
+    threshold = calibrated(np.array([fine(row, _CALIBRATED) for row in sample.tolist()]), FINE_FLOOR, FINE_CEILING)
     found = [
-        Pair(*ends, correlation, bool(mirrored[at]))
+        Pair(*ends, correlation, bool(best.mirrored[at]))
         for ends, at in sorted(candidates.items())
         if (correlation := fine(*at)) > threshold
     ]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from cohort.checking.thumbnail import thumbnail
+from cohort.checking.duplicates import thumbnail
 from cohort.decoding import RefusedError, read_header, read_voxels
-from cohort.resampling import edges_mm, is_flat, to_ras
-from cohort.scans import GRIDS
+from cohort.scans import GRIDS, edges_mm, to_ras
 from runtime.errors import InputError
 
-VERSION = 1
+VERSION = 2
 """Of what `examine` finds. Raise it with any change: cached examinations are then made anew."""
 
 EDGE_MM = (0.2, 10.0)
@@ -42,22 +39,19 @@ _MM, _UNKNOWN = 2, 0  # NIfTI-1 codes of units of length, the lower three bits o
 
 @dataclass(frozen=True)
 class Examination:
-    """What is known of a scan that can be read."""
+    """What is known of a scan that can be read; lists and not tuples, as JSON gives them back."""
 
-    shape: tuple[int, int, int]
+    shape: list[int]
     """Voxels along the axes of the file."""
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: list[float]
     """Edges of a voxel along these axes, rounded to a micrometre."""
     orientation: str
     """Where the axes point, such as ``LAS``."""
-    low: float
-    """0.5 percentile of the non-zero voxels, as :attr:`high` is the 99.5 percentile."""
-    high: float
     voxels: str
     """SHA-256 of the decoded voxels in RAS order, whatever the file's name, compression, number type or orientation."""
     mirrored: str
     """The same with left and right exchanged."""
-    warnings: tuple[tuple[str, str], ...]
+    warnings: list[list[str]]
     """Kind and message of what is unusual."""
 
     @property
@@ -65,22 +59,12 @@ class Examination:
         """One name for a scan's voxels and for their mirror image."""
         return min(self.voxels, self.mirrored)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Examination:
-        """The inverse of `to_dict`; KeyError or TypeError where `values` are none."""
-        texts = {name: tuple(values[name]) for name in ("shape", "spacing_mm")}
-        return cls(**{**values, **texts, "warnings": tuple((kind, text) for kind, text in values["warnings"])})
-
 
 def examine(path: Path) -> tuple[Examination, np.ndarray]:
     """Examines one scan.
 
     Returns:
-        What was found, and the scan's thumbnail (`cohort.checking.thumbnail`).
+        What was found, and the scan's thumbnail (`cohort.checking.duplicates.thumbnail`).
 
     Raises:
         InputError: the scan is refused; names the file and the reason.
@@ -88,24 +72,19 @@ def examine(path: Path) -> tuple[Examination, np.ndarray]:
     try:
         image, affine = read_voxels(path)
         header = read_header(path)
-        affine = _usable(affine, image.shape)
+        affine = _affine_of_shape(image.shape) if affine is None else affine
     except RefusedError as refusal:
         raise InputError(f"{path}: {refusal}") from None
     turned, turned_affine = to_ras(image, affine)
-    inside = image[image != 0]
-    low, high = np.percentile(inside, (0.5, 99.5))
+    warnings = [["geometry", text] for text in geometry_warnings(image.shape, affine, header)]
+    warnings += [["intensity", text] for text in intensity_warnings(image)]
     examination = Examination(
-        shape=image.shape,
-        spacing_mm=tuple(np.round(edges_mm(affine), 3).tolist()),
+        shape=list(image.shape),
+        spacing_mm=np.round(edges_mm(affine), 3).tolist(),
         orientation="".join(nib.aff2axcodes(affine)),
-        low=float(low),
-        high=float(high),
         voxels=hash_voxels(turned),
         mirrored=hash_voxels(turned[::-1]),
-        warnings=(
-            *(("geometry", text) for text in geometry_warnings(image.shape, affine, header)),
-            *(("intensity", text) for text in intensity_warnings(image, inside)),
-        ),
+        warnings=warnings,
     )
     return examination, thumbnail(turned, turned_affine)
 
@@ -116,16 +95,12 @@ def hash_voxels(image: np.ndarray) -> str:
     return hashlib.sha256(repr(image.shape).encode() + values.tobytes()).hexdigest()
 
 
-def _usable(affine: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """The affine; that of the grid with this shape where a pickle has none."""
-    if affine is None:
-        of_shape = [grid.affine for grid in GRIDS.values() if grid.shape == shape]
-        if not of_shape:
-            raise RefusedError(f"no affine, and its shape {shape} is that of no grid")
-        return of_shape[0]
-    if not np.isfinite(affine).all() or is_flat(affine):
-        raise RefusedError("the determinant of the affine is zero (or not finite)")
-    return affine
+def _affine_of_shape(shape: tuple[int, ...]) -> np.ndarray:
+    """The affine of the grid with a shape, for a pickle that has none."""
+    for grid in GRIDS.values():
+        if grid.shape == shape:
+            return grid.affine
+    raise RefusedError(f"no affine, and its shape {shape} is that of no grid")
 
 
 def geometry_warnings(shape: tuple[int, ...], affine: np.ndarray, header: nib.Nifti1Header | None) -> list[str]:
@@ -168,14 +143,10 @@ def _forms_apart(shape: tuple[int, ...], header: nib.Nifti1Header) -> float:
     return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
 
 
-def intensity_warnings(image: np.ndarray, inside: np.ndarray) -> list[str]:
-    """What is unusual about a scan's values.
-
-    Args:
-        image: the voxels, finite and not all equal.
-        inside: those that are not 0, flat.
-    """
+def intensity_warnings(image: np.ndarray) -> list[str]:
+    """What is unusual about a scan's values, which are finite and not all equal."""
     found = []
+    inside = image[image != 0]
     sample = inside[:: max(1, inside.size // 100_000)]
     if len(np.unique(sample)) < FEW_VALUES:
         found.append(f"only {len(np.unique(sample))} distinct values; a mask or a map of labels?")

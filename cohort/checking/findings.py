@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -32,19 +32,9 @@ class Finding:
 
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:
-    """Writes findings.csv, errors first; columns as in `Finding`, `file`, `subject` and `row` in front."""
-    names = [
-        "file",
-        "subject",
-        "row",
-        *[one.name for one in fields(Finding) if one.name not in ("file", "subject", "row")],
-    ]
-    frame = pd.DataFrame([asdict(one) for one in in_order(findings)], columns=names)
+    """Writes findings.csv."""
+    names = ["file", "subject", "row", "severity", "kind", "message"]
+    frame = pd.DataFrame([vars(finding) for finding in findings], columns=names)
     frame["row"] = frame["row"].astype("Int64")
     with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Errors before warnings, otherwise as they were found."""
-    return sorted(findings, key=lambda one: SEVERITIES.index(one.severity))

@@ -13,8 +13,7 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from scipy import ndimage
 
 from cohort.preparation.registration import Target, Working, itk_image, target
-from cohort.resampling import resample
-from cohort.scans import Grid
+from cohort.scans import Grid, resample
 from cohort.simulation import warps
 
 WARP_LEVELS = ((4.0, 60), (2.0, 30))

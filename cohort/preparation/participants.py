@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cohort.bids import entities, t1_images
-from cohort.tables import DIAGNOSES, read_table
+from cohort.tables import DIAGNOSES, read_table, t1_images
 from runtime.errors import InputError
-
-ENDINGS = (".nii.gz", ".nii")
 
 
 def list_scans(
@@ -65,42 +62,27 @@ def _folder(folder: Path) -> pd.DataFrame:
     """The scans of a folder without a table."""
     people = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     if people:
-        rows = [
-            (person.name, image, entities(image, person), person) for person in people for image in t1_images(person)
-        ]
+        rows = [(person.name, *image, person.name) for person in people for image in t1_images(person)]
     else:
-        rows = [(_stem(image), image, "", image.parent) for image in _images(folder)]
+        stem = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+        rows = [(stem.sub("", image.name), image, "", image.parent.name) for image in _images(folder)]
     if not rows:
         wanted = "sub-*/anat/*_T1w.nii.gz" if people else ".nii or .nii.gz files"
         raise InputError(f"{folder}: no {wanted} in it")
-    frame = pd.DataFrame(
-        {
-            "subject": [subject for subject, *_ in rows],
-            "file": [os.path.abspath(image) for _, image, *_ in rows],
-            "diagnosis": [home.name if home.name in DIAGNOSES else "" for *_, home in rows],
-            "session": [session for *_, session, _ in rows],
-        }
-    )
-    again = frame.duplicated(["subject", "session"], keep=False)
-    if again.any():
-        problems = [
-            f"{file}: another file is called {name} too"
-            for name, file in zip(frame.subject[again], frame.file[again], strict=True)
-        ]
+    frame = pd.DataFrame(rows, columns=["subject", "file", "session", "diagnosis"])
+    frame["file"] = frame["file"].map(os.path.abspath)
+    frame["diagnosis"] = frame["diagnosis"].where(frame["diagnosis"].isin(list(DIAGNOSES)), "")
+    again = frame[frame.duplicated(["subject", "session"], keep=False)]
+    if len(again):
+        problems = [f"{row.file}: another file is called {row.subject} too" for row in again.itertuples()]
         raise InputError.of(f"{folder}: files whose names are not unique; give a table", problems)
     return frame
 
 
 def _images(folder: Path) -> list[Path]:
     """All NIfTI files below a folder, sorted; not behind links to folders, which may lead in circles."""
-    found = [
-        Path(here) / name for here, _, names in os.walk(folder) for name in names if name.lower().endswith(ENDINGS)
-    ]
-    return sorted(path for path in found if not path.name.startswith("."))
-
-
-def _stem(image: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", image.name, flags=re.IGNORECASE)
+    found = [Path(here) / name for here, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.name.lower().endswith((".nii.gz", ".nii")))
 
 
 def _derived_masks(root: Path, files: pd.Series, derivatives: str | None) -> list[str]:

@@ -10,10 +10,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from cohort.atlas import load_template, resample, tissue
+from cohort.atlas import load_template, resample
 from cohort.pictures import new_figure, planes, save
-from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES
+from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES, reference
 from cohort.scans import Grid
 from runtime.files import atomic_write
 
@@ -35,17 +36,9 @@ class Entry:
     name: str
     picture: Path
     measures: dict[str, float | None]
-    reasons: tuple[str, ...]
+    reasons: Sequence[str]
+    """Why it is flagged (`cohort.preparation.quality.flag`); empty where it is not."""
     score: float
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A scan that was not prepared."""
-
-    name: str
-    file: str
-    reason: str
 
 
 def draw(path: Path, whole: np.ndarray, brain: np.ndarray, grid: Grid) -> None:
@@ -76,11 +69,18 @@ def _edges(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """The template's brain and white matter on a grid; their edges are where they are a half."""
     source = load_template("icbm2009a")
     inside = (np.asarray(source.dataobj) > 0).astype(np.float32)
-    return resample(inside, source.affine, grid), tissue(grid)["wm"]
+    return resample(inside, source.affine, grid), reference(grid)[1]["wm"]
 
 
-def write_page(path: Path, title: str, entries: Sequence[Entry], failures: Sequence[Failure]) -> None:
-    """Writes qc.html: failures, then scans, flagged ones first and the farthest from the cohort before the others."""
+def write_page(path: Path, title: str, entries: Sequence[Entry], failures: pd.DataFrame) -> None:
+    """Writes qc.html: failures, then scans, flagged ones first and the farthest from the cohort before the others.
+
+    Args:
+        path: the page; pictures are linked relative to it.
+        title: of the page.
+        entries: the scans that were prepared.
+        failures: the others, with the columns `name`, `file`, `reason`.
+    """
     ordered = sorted(entries, key=lambda entry: (not entry.reasons, -entry.score, entry.name))
     odd = sum(bool(entry.reasons) for entry in entries)
     summary = f"{len(entries)} scans prepared, {odd} to look at first, {len(failures)} failed."
@@ -91,11 +91,11 @@ def write_page(path: Path, title: str, entries: Sequence[Entry], failures: Seque
     )
     key = f'<b style="color:{EDGES}">edges of the template</b>, <b style="color:{MASK}">brain mask of the scan</b>'
     failed = "".join(
-        f"<li><b>{html.escape(one.name)}</b> <code>{html.escape(one.file)}</code><br>{html.escape(one.reason)}</li>"
-        for one in failures
+        "<li><b>{}</b> <code>{}</code><br>{}</li>".format(*map(html.escape, row))
+        for row in failures[["name", "file", "reason"]].itertuples(index=False)
     )
     body = f"<h1>{html.escape(title)}</h1><p>{summary}</p><p>{rules}</p><p>{key}; left is left.</p>"
-    body += f"<h2>Failed</h2><ul>{failed}</ul>" if failures else ""
+    body += f"<h2>Failed</h2><ul>{failed}</ul>" if failed else ""
     body += "".join(_article(entry, path.parent) for entry in ordered)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     with atomic_write(path) as temporary:

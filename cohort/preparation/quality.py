@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import ndimage
 
 from cohort.atlas import load_template, resample, tissue
-from cohort.scans import Grid
+from cohort.scans import Grid, fill_holes
 
 ROBUST_Z = 3.5
 """Distance from the median, in robust standard deviations, from which a scan is an outlier (Iglewicz & Hoaglin 1993,
@@ -37,14 +36,17 @@ class Rule:
     high: float = math.inf
     """Limits beyond which a scan is flagged whatever the others are."""
 
+    @property
+    def range(self) -> str:
+        """The limits in words."""
+        return f"{self.low:g} or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
+
 
 RULES = (
     Rule("template_correlation", "correlation with the template inside the brain", "low", 0.02, low=0.5),
     Rule("brain_ml", "brain mask, ml", "both", 60.0, low=800.0, high=2300.0),
     Rule("brain_seen", "share of the template's brain inside the field of view", "low", 0.01, low=0.95),
-    Rule(
-        "affine_jacobian", "Jacobian determinant of the affine (scan over template)", "both", 0.05, low=0.45, high=1.7
-    ),
+    Rule("affine_jacobian", "Jacobian determinant of the affine (scan over template)", "both", 0.05, 0.45, 1.7),
     Rule("warp_jacobian_min", "least Jacobian determinant of the warp", "low", 0.05, low=0.0),
     Rule("warp_jacobian_max", "largest Jacobian determinant of the warp", "high", 0.3),
     Rule("snr", "signal-to-noise in white matter", "low", 1.0),
@@ -68,9 +70,9 @@ def measure(image: np.ndarray, brain: np.ndarray, seen: np.ndarray, grid: Grid) 
         where the template's tissue is pure, as MRIQC defines them (Esteban et al. 2017, PLoS One 12:e0184661). None
         where it cannot be had.
     """
-    template, maps = _reference(grid)
+    template, maps = reference(grid)
     both = brain & seen & (template > 0)
-    white, grey = (image[(one > PURE) & both] for one in (maps["wm"], maps["gm"]))
+    white, grey = (image[(maps[name] > PURE) & both] for name in ("wm", "gm"))
     return {
         "template_correlation": _correlation(image[both], template[both]),
         "brain_seen": float(seen[template > 0].mean()),
@@ -82,53 +84,50 @@ def measure(image: np.ndarray, brain: np.ndarray, seen: np.ndarray, grid: Grid) 
 
 
 @cache
-def _reference(grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def reference(grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The template, 0 outside its brain and above 0 inside, and its tissue (`cohort.atlas.tissue`), on a grid."""
     source = load_template("icbm2009a")
     values = np.asarray(source.dataobj)
     template = resample(values, source.affine, grid)
-    inside = resample(ndimage.binary_fill_holes(values > 0).astype(np.float32), source.affine, grid) > 0.5
+    inside = resample(fill_holes(values > 0).astype(np.float32), source.affine, grid) > 0.5
     return np.where(inside, np.maximum(template, 1e-3), 0), tissue(grid)
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    if one.size < 50 or one.std() == 0 or other.std() == 0:
+def _correlation(scan: np.ndarray, template: np.ndarray) -> float | None:
+    if scan.size < 50 or scan.std() == 0 or template.std() == 0:
         return None
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(np.corrcoef(scan, template)[0, 1])
 
 
 def _over(signal: float, noise: float) -> float | None:
     return float(signal / noise) if noise > 0 else None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the rules say of one scan."""
+def flag(cohort: Sequence[Mapping[str, float | None]]) -> list[tuple[list[str], float]]:
+    """Applies RULES to the measures of a cohort; nothing is left out on account of them.
 
-    reasons: tuple[str, ...]
-    """Empty where nothing is odd."""
-    score: float
-    """Largest distance from the cohort in the bad direction, in robust standard deviations; for sorting."""
-
-
-def judge(cohort: Sequence[Mapping[str, float | None]]) -> list[Verdict]:
-    """Applies RULES to the measures of a cohort; nothing is left out on account of them."""
+    Returns:
+        Per scan: reasons, empty where nothing is odd; and a score for sorting, the largest distance from the cohort in
+        the bad direction, in robust standard deviations (twice ROBUST_Z beyond a fixed limit).
+    """
     reasons: list[list[str]] = [[] for _ in cohort]
     scores = np.zeros(len(cohort))
     for rule in RULES:
-        values = np.array([np.nan if one.get(rule.name) is None else one[rule.name] for one in cohort], dtype=float)
+        values = np.array([measures.get(rule.name) for measures in cohort], dtype=float)  # None becomes nan
         distance, middle = _distances(values, rule)
-        for row, value in enumerate(values):
-            if not rule.low <= value <= rule.high and not math.isnan(value):
-                reasons[row].append(f"{rule.title}: {value:.4g}, expected {_range(rule)}")
-                scores[row] = max(scores[row], 2 * ROBUST_Z)
-            elif distance[row] > ROBUST_Z:
-                reasons[row].append(f"{rule.title}: {value:.4g}, median {middle:.4g}")
-        scores = np.fmax(scores, distance)
-    return [Verdict(tuple(why), float(score)) for why, score in zip(reasons, scores, strict=True)]
+        beyond = (values < rule.low) | (values > rule.high)
+        for row in np.flatnonzero(beyond | (distance > ROBUST_Z)):
+            why = f"expected {rule.range}" if beyond[row] else f"median {middle:.4g}"
+            reasons[row].append(f"{rule.title}: {values[row]:.4g}, {why}")
+        scores = np.maximum(scores, np.where(beyond, np.maximum(distance, 2 * ROBUST_Z), distance))
+    return list(zip(reasons, scores.tolist(), strict=True))
 
 
 def _distances(values: np.ndarray, rule: Rule) -> tuple[np.ndarray, float]:
-    """Distance of each value from the median in the bad direction, in robust standard deviations; and the median."""
+    """Distance of each value from the median in the bad direction, in robust standard deviations; and the median.
+
+    -inf where there is no value, and everywhere in a cohort of less than FEWEST.
+    """
     known = values[~np.isnan(values)]
     if len(known) < FEWEST:
         return np.full(len(values), -np.inf), math.nan
@@ -137,9 +136,3 @@ def _distances(values: np.ndarray, rule: Rule) -> tuple[np.ndarray, float]:
     away = (values - middle) / spread
     signed = {"low": -away, "high": away, "both": np.abs(away)}[rule.worse]
     return np.where(np.isnan(signed), -np.inf, signed), middle
-
-
-def _range(rule: Rule) -> str:
-    if math.isinf(rule.high):
-        return f"{rule.low:g} or more"
-    return f"{rule.low:g} to {rule.high:g}"

@@ -21,9 +21,9 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from cohort.atlas import antialias_sigma, load_template
+from cohort.atlas import load_template
 from cohort.atlas import resample as onto_grid
-from cohort.scans import Grid, head_mask
+from cohort.scans import Grid, antialias_sigma, fill_holes, head_mask
 from runtime.errors import InputError
 
 CENTRE_MM = (0.0, -17.0, 8.0)
@@ -89,16 +89,13 @@ def target(spacing_mm: float) -> Target:
     grid = Grid("target", shape, spacing_mm, CENTRE_MM)
     source = load_template("icbm2009a")
     values = np.asarray(source.dataobj) / np.float32(255)
-    inside = ndimage.binary_fill_holes(values > 0).astype(np.float32)
+    inside = fill_holes(values > 0).astype(np.float32)
     brain = onto_grid(inside, source.affine, grid) > 0.5
     return Target(onto_grid(values, source.affine, grid), brain, grid)
 
 
-def register_affine(scan: Working) -> tuple[np.ndarray, float]:
-    """Finds the affine from template to scan.
-
-    Returns:
-        The matrix (4, 4), and the mutual information (nats) that it reaches in the brain and its rim.
+def register_affine(scan: Working) -> np.ndarray:
+    """Finds the affine (4, 4) from template to scan.
 
     Raises:
         InputError: the scan shows nothing, or nothing that the template could be laid on.
@@ -106,19 +103,18 @@ def register_affine(scan: Working) -> tuple[np.ndarray, float]:
     starts = search(scan)
     moving = itk_image(scan.image, scan.affine)
     level, *finer = AFFINE_LEVELS
-    found = [_affine_step(moving, start, *level) for start in starts]
-    matrix, score = max(found, key=lambda one: one[1])
+    matrix, _ = max((_affine_step(moving, start, *level) for start in starts), key=lambda found: found[1])
     for level in finer:
-        matrix, score = _affine_step(moving, matrix, *level)
-    return matrix, score
+        matrix, _ = _affine_step(moving, matrix, *level)
+    return matrix
 
 
-def refine_affine(scan: Working, matrix: np.ndarray) -> tuple[np.ndarray, float]:
+def refine_affine(scan: Working, matrix: np.ndarray) -> np.ndarray:
     """The finest level of `register_affine` once more, from a matrix that is nearly right."""
-    return _affine_step(itk_image(scan.image, scan.affine), matrix, *AFFINE_LEVELS[-1])
+    return _affine_step(itk_image(scan.image, scan.affine), matrix, *AFFINE_LEVELS[-1])[0]
 
 
-# ---- search ---------------------------------------------------------------------------------------------------------
+# Search.
 
 
 def search(scan: Working) -> list[np.ndarray]:
@@ -138,7 +134,7 @@ def search(scan: Working) -> list[np.ndarray]:
             options={"initial_simplex": np.vstack([pose, pose + np.diag(POSE_STEPS)]), "maxfev": 250, "fatol": 1e-4},
         )  # fmt: skip
         refined.append((-done.fun, done.x))
-    refined.sort(key=lambda one: -one[0])
+    refined.sort(key=lambda found: -found[0])
     return [_matrices(pose[None])[0] for pose in _apart([pose for _, pose in refined], KEPT_FINE)]
 
 
@@ -223,13 +219,13 @@ class _Score:
         return np.where(share > 0.5, share * information.sum(axis=(1, 2)), 0)
 
 
-# ---- affine ---------------------------------------------------------------------------------------------------------
+# Affine.
 
 
 def _affine_step(
     moving: sitk.Image, start: np.ndarray, spacing_mm: float, rim_mm: float, share: float
 ) -> tuple[np.ndarray, float]:
-    """Refines a matrix at one level; returns it with the mutual information reached."""
+    """Refines a matrix at one level; returns it with the mutual information (nats) reached in the brain and its rim."""
     fixed = target(spacing_mm)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
@@ -246,8 +242,8 @@ def _affine_step(
     transform = sitk.AffineTransform(3)
     transform.SetCenter(CENTRE_MM)
     transform.SetMatrix(start[:3, :3].ravel().tolist())
-    moved = start[:3, :3] @ np.array(CENTRE_MM) + start[:3, 3]
-    transform.SetTranslation((moved - np.array(CENTRE_MM)).tolist())
+    centre = np.array(CENTRE_MM)
+    transform.SetTranslation((start[:3, :3] @ centre + start[:3, 3] - centre).tolist())
     method.SetInitialTransform(transform, inPlace=True)
     # The scan is as fine as the finest level; for a coarser one it is blurred as the template was.
     blur = float(antialias_sigma(spacing_mm, moving.GetSpacing()[0])) * moving.GetSpacing()[0]
@@ -258,12 +254,11 @@ def _affine_step(
         raise InputError(f"registration to the template failed: {str(error).splitlines()[-1].strip()}") from None
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    centre = np.array(CENTRE_MM)
     matrix[:3, 3] = centre + np.array(transform.GetTranslation()) - matrix[:3, :3] @ centre
     return matrix, -float(method.GetMetricValue())
 
 
-# ---- between arrays and ITK -----------------------------------------------------------------------------------------
+# Between arrays and ITK.
 
 
 def itk_image(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:

@@ -6,19 +6,19 @@ the matrix; the bias field and the brain, both smooth, are brought to the same g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813, its documentation's own short name
+from scipy import ndimage
 
 from cohort.decoding import RefusedError, read_voxels
 from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
-from cohort.preparation.intensity import bias_field, rescale
 from cohort.preparation.quality import measure
 from cohort.preparation.registration import Working
-from cohort.resampling import extent_mm, is_flat, resample, to_ras
-from cohort.scans import MIN_OVERLAP, Grid, head_mask
+from cohort.scans import MIN_OVERLAP, Grid, box_mm, extent_text, head_mask, resample, to_ras
 from runtime.errors import InputError
 
 PREPARATION = 1
@@ -29,6 +29,15 @@ SMALLEST_BRAIN_ML = 300.0
 """Below, what was found is no brain of a child or an adult."""
 EXTENT_LIMITS_MM = (100.0, 700.0)
 """Longest side of a field of view; beyond these it is no head's, or not in mm."""
+
+BIAS_MM = 6.0
+"""Voxel size at which the bias field is fitted; the field varies over centimetres."""
+BIAS_ITERATIONS = (50, 40, 30)
+"""Most iterations of N4 at each of its levels, the lattice of control points being doubled from level to level."""
+BIAS_LATTICE = 4
+BIAS_CONVERGENCE = 5e-4
+SCALE = 1000.0
+"""What the 99.5th percentile inside the brain becomes."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,18 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Space:
+    """Where a scan lies, and what was found on the way; None for what was not asked for."""
+
+    matrix: np.ndarray
+    brain: Scan
+    warp: np.ndarray | None = None
+    """Displacement of the demons."""
+    field: Scan | None = None
+    """Bias field."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A scan on the grid and what was measured on the way."""
 
@@ -92,7 +113,10 @@ def prepare(path: Path | str, grid: Grid, steps: Steps, mask: Path | str | None 
         InputError: names the file and the reason.
     """
     scan = _read(Path(path), grid)
-    given = _read_mask(Path(mask), grid) if mask else None
+    given = None
+    if mask:
+        image = _read(Path(mask), grid)
+        given = Scan((image.image > 0).astype(np.float32), image.affine)
     try:
         return _prepared(scan, grid, steps, given)
     except (RefusedError, InputError) as refusal:
@@ -106,33 +130,24 @@ def _read(path: Path, grid: Grid) -> Scan:
             if image.shape != grid.shape:
                 raise RefusedError(f"no affine, and its shape {image.shape} is not that of {grid.name}, {grid.shape}")
             affine = grid.affine
-        if not np.isfinite(affine).all() or is_flat(affine):
-            raise RefusedError("the determinant of the affine is zero (or not finite)")
-        low, high = extent_mm(image.shape, affine)
-        longest = max(b - a for a, b in zip(low, high, strict=True))
-        if not EXTENT_LIMITS_MM[0] <= longest <= EXTENT_LIMITS_MM[1]:
-            raise RefusedError(f"it reaches from {low} to {high} mm: no head; are its voxel sizes in mm?")
+        low, high = box_mm(image.shape, affine)
+        if not EXTENT_LIMITS_MM[0] <= (high - low).max() <= EXTENT_LIMITS_MM[1]:
+            raise RefusedError(f"{extent_text(image.shape, affine)}: no head; are its voxel sizes in mm?")
     except RefusedError as refusal:
         raise InputError(f"{path}: {refusal}") from None
     return Scan(*to_ras(image, affine))
 
 
-def _read_mask(path: Path, grid: Grid) -> Scan:
-    mask = _read(path, grid)
-    return Scan((mask.image > 0).astype(np.float32), mask.affine)
-
-
 def _prepared(scan: Scan, grid: Grid, steps: Steps, given: Scan | None) -> Prepared:
-    matrix, brain, warp, field = _spatial(scan, steps, given)
-    onto = matrix @ grid.affine
+    space = _space(scan, steps, given)
+    onto = space.matrix @ grid.affine
     whole, covered = resample(scan.image, scan.affine, onto, grid.shape)
     if covered < MIN_OVERLAP:
-        low, high = extent_mm(scan.image.shape, scan.affine)
-        raise RefusedError(f"no overlap with the grid {grid.name}: it reaches from {low} to {high} mm")
-    if field is not None:
-        there = field.onto(onto, grid.shape)
+        raise RefusedError(f"no overlap with the grid {grid.name}: {extent_text(scan.image.shape, scan.affine)}")
+    if space.field is not None:
+        there = space.field.onto(onto, grid.shape)
         whole = np.where(there > 0, whole / np.maximum(there, 1e-3), 0).astype(np.float32)
-    inside = brain.onto(onto, grid.shape) > 0.5
+    inside = space.brain.onto(onto, grid.shape) > 0.5
     if not steps.strip and not steps.register and given is None:
         inside &= whole != 0
     seen = scan.field_of_view().onto(onto, grid.shape) > 0.5
@@ -141,82 +156,72 @@ def _prepared(scan: Scan, grid: Grid, steps: Steps, given: Scan | None) -> Prepa
     if steps.rescale:
         whole = rescale(whole, inside & seen)
     image = np.where(inside & seen, whole, 0).astype(np.float32) if steps.strip else whole
-    volume = inside.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000
-    measures = measure(whole, inside, seen, grid) | {"brain_ml": float(volume)} | _jacobians(matrix, warp, steps)
-    return Prepared(image, whole, inside, matrix, measures)
+    low, high = brain_extraction.jacobian_range(space.warp) if space.warp is not None else (None, None)
+    measures = measure(whole, inside, seen, grid) | {
+        "brain_ml": float(inside.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
+        "affine_jacobian": float(np.linalg.det(space.matrix[:3, :3])) if steps.register else None,
+        "warp_jacobian_min": low,
+        "warp_jacobian_max": high,
+    }
+    return Prepared(image, whole, inside, space.matrix, measures)
 
 
-def _spatial(scan: Scan, steps: Steps, given: Scan | None) -> tuple[np.ndarray, Scan, np.ndarray | None, Scan | None]:
-    """Matrix, brain, displacement of the demons and bias field; None for what was not asked for."""
-    matrix, warp, field = np.eye(4), None, None
-    brain = given or _template_brain(matrix, None)
+def _space(scan: Scan, steps: Steps, given: Scan | None) -> Space:
     if not steps.bias and not steps.register:
-        return matrix, brain, warp, field
+        return Space(np.eye(4), given or _template_brain(np.eye(4), None))
     working = _working(scan)
     field = np.ones_like(working.image)
     if steps.bias:
-        field = bias_field(working.image, _tissue(working, given), WORKING_MM)
+        # The first field is fitted to the given brain, or to all that is brighter than air.
+        air = head_mask(np.clip(working.image, 0, 1)) & (working.image > 0.05)
+        field = bias_field(working.image, air if given is None else _inside(given, working), WORKING_MM)
     if steps.register:
-        matrix, brain, warp, field = _registered(working, field, steps, given)
-    return matrix, brain, warp, Scan(field, working.affine)
+        return _registered(working, field, steps, given)
+    return Space(np.eye(4), given or _template_brain(np.eye(4), None), field=Scan(field, working.affine))
 
 
 def _working(scan: Scan) -> Working:
     """A copy of the scan with its axes along the world's, as fine as registration needs it."""
-    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in scan.image.shape], indexing="ij")).reshape(3, -1)
-    world = scan.affine[:3, :3] @ corners + scan.affine[:3, 3:]
-    low, high = world.min(axis=1), world.max(axis=1)
+    low, high = box_mm(scan.image.shape, scan.affine)
     shape = tuple(int(size) for size in np.maximum(np.ceil((high - low) / WORKING_MM), 8))
     affine = np.diag([WORKING_MM] * 3 + [1.0])
     affine[:3, 3] = low + WORKING_MM / 2
-    image = scan.onto(affine, shape)
     # Negative voxels are what some filters leave of zero; mutual information, N4 and thresholds want none.
-    image = np.maximum(image, 0)
-    high = float(np.percentile(image[image > 0], 99.5)) if (image > 0).any() else 0.0
-    if high == 0:
+    image = np.maximum(scan.onto(affine, shape), 0)
+    if not image.any():
         raise RefusedError("no voxel is above 0")
-    return Working(image / np.float32(high), affine, scan.field_of_view().onto(affine, shape) > 0.5)
+    image /= np.float32(np.percentile(image[image > 0], 99.5))
+    return Working(image, affine, scan.field_of_view().onto(affine, shape) > 0.5)
 
 
-def _tissue(working: Working, given: Scan | None) -> np.ndarray:
-    """Where the first bias field is fitted: the given brain, or all that is brighter than air."""
-    if given is not None:
-        return given.onto(working.affine, working.image.shape) > 0.5
-    return head_mask(np.clip(working.image, 0, 1)) & (working.image > 0.05)
-
-
-def _registered(
-    working: Working, field: np.ndarray, steps: Steps, given: Scan | None
-) -> tuple[np.ndarray, Scan, np.ndarray | None, np.ndarray]:
-    """Matrix, brain, displacement of the demons (or None) and bias field.
+def _registered(working: Working, field: np.ndarray, steps: Steps, given: Scan | None) -> Space:
+    """Registers a working copy and finds its brain.
 
     The whole head gives a first affine, and the demons the brain. Inside the brain the bias field is fitted again, now
     without scalp and marrow, whose intensities say little about it; what that changes refines the affine.
     """
-    plain = _divided(working, field)
-    if given is not None:
-        plain = _inside(plain, given)
-    matrix, _ = registration.register_affine(plain)
+    share = None if given is None else np.clip(given.onto(working.affine, working.image.shape), 0, 1)
+
+    def corrected(by: np.ndarray) -> Working:
+        """The scan without a bias field, and with nothing around the brain where one is given."""
+        image = (working.image / by).astype(np.float32)
+        return replace(working, image=image if share is None else (image * share).astype(np.float32))
+
+    plain = corrected(field)
+    matrix = registration.register_affine(plain)
     warp = brain_extraction.register_warp(plain, matrix) if steps.warp and given is None else None
     brain = given or _template_brain(matrix, warp)
-    inside = brain.onto(working.affine, working.image.shape) > 0.5
+    inside = _inside(brain, working)
     if inside.sum() * WORKING_MM**3 / 1000 < SMALLEST_BRAIN_ML:
         raise RefusedError(f"the brain found has less than {SMALLEST_BRAIN_ML:g} ml: a part of a head, or not in mm")
     if steps.bias:
         field = field * bias_field(plain.image, inside, WORKING_MM)
-    corrected = _divided(working, field)
-    matrix, _ = registration.refine_affine(corrected if given is None else _inside(corrected, given), matrix)
-    return matrix, brain, warp, field
+    matrix = registration.refine_affine(corrected(field), matrix)
+    return Space(matrix, brain, warp, Scan(field, working.affine))
 
 
-def _divided(working: Working, field: np.ndarray) -> Working:
-    return Working((working.image / field).astype(np.float32), working.affine, working.seen)
-
-
-def _inside(working: Working, brain: Scan) -> Working:
-    """The scan with nothing left around the brain."""
-    share = brain.onto(working.affine, working.image.shape)
-    return Working((working.image * np.clip(share, 0, 1)).astype(np.float32), working.affine, working.seen)
+def _inside(brain: Scan, working: Working) -> np.ndarray:
+    return brain.onto(working.affine, working.image.shape) > 0.5
 
 
 def _template_brain(matrix: np.ndarray, warp: np.ndarray | None) -> Scan:
@@ -225,7 +230,63 @@ def _template_brain(matrix: np.ndarray, warp: np.ndarray | None) -> Scan:
     return Scan(brain_extraction.brain_in(grid, warp).astype(np.float32), matrix @ grid.affine)
 
 
-def _jacobians(matrix: np.ndarray, warp: np.ndarray | None, steps: Steps) -> dict[str, float | None]:
-    low, high = brain_extraction.jacobian_range(warp) if warp is not None else (None, None)
-    affine = float(np.linalg.det(matrix[:3, :3])) if steps.register else None
-    return {"affine_jacobian": affine, "warp_jacobian_min": low, "warp_jacobian_max": high}
+# Intensities.
+
+
+def bias_field(image: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """The multiplicative field of a scan, by N4 (Tustison et al. 2010, IEEE TMI 29:1310).
+
+    Args:
+        image: (D, H, W), positive where it counts.
+        mask: bool, the tissue that the field is fitted to.
+        spacing_mm: edge of a voxel.
+
+    Returns:
+        float32 (D, H, W), positive, with geometric mean 1 inside the mask.
+    """
+    step = max(1, round(BIAS_MM / spacing_mm))
+    positive = mask & (image > 0)
+    small = _means(np.where(positive, image, 0), step)
+    filled = _means(positive.astype(np.float32), step)
+    inside = filled > 0.5
+    if inside.sum() < BIAS_LATTICE**3:
+        return np.ones(image.shape, np.float32)
+    values = np.where(inside, small / np.maximum(filled, 1e-6), 0).astype(np.float32)
+    filter_ = sitk.N4BiasFieldCorrectionImageFilter()
+    filter_.SetMaximumNumberOfIterations(BIAS_ITERATIONS)
+    filter_.SetConvergenceThreshold(BIAS_CONVERGENCE)
+    filter_.SetNumberOfControlPoints([BIAS_LATTICE] * 3)
+    coarse = sitk.GetImageFromArray(values)
+    filter_.Execute(coarse, sitk.GetImageFromArray(inside.astype(np.uint8)))
+    log_small = sitk.GetArrayFromImage(filter_.GetLogBiasFieldAsImage(coarse))
+    # The centre of a small voxel lies (step - 1) / 2 voxels beyond that of its first.
+    offset = -(step - 1) / 2 / step
+    log_field = ndimage.affine_transform(
+        log_small, np.full(3, 1 / step), offset, image.shape, order=1, mode="nearest", output=np.float32
+    )
+    return np.exp(log_field - log_field[positive].mean())
+
+
+def rescale(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Scales a volume so that the 99.5th percentile inside the brain is SCALE, and rounds it to whole numbers.
+
+    The brightest half per cent are vessels and what is left of fat; nothing is clipped. Inside the brain no voxel
+    falls below 1, so that 0 remains the mark of the background.
+
+    Args:
+        image: (D, H, W).
+        brain: bool, not empty.
+
+    Returns:
+        float32 (D, H, W), whole numbers.
+    """
+    high = float(np.percentile(image[brain], 99.5))
+    scaled = np.rint(image * (SCALE / high)) if high > 0 else np.zeros_like(image)
+    return np.where(brain, np.maximum(scaled, 1), scaled).astype(np.float32)
+
+
+def _means(image: np.ndarray, step: int) -> np.ndarray:
+    """Means of blocks of `step` voxels along each axis; the last block repeats the border."""
+    padded = np.pad(image, [(0, -size % step) for size in image.shape], mode="edge")
+    d, h, w = (size // step for size in padded.shape)
+    return padded.reshape(d, step, h, step, w, step).mean(axis=(1, 3, 5))

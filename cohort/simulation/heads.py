@@ -14,8 +14,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cohort.atlas import antialias_sigma, load_template, native_atlas, resample
-from cohort.scans import Grid
+from cohort.atlas import load_template, native_atlas, resample
+from cohort.scans import Grid, antialias_sigma, fill_holes
 from cohort.simulation import warps
 from cohort.simulation.acquisition import smooth_field
 from cohort.simulation.simulator import SCALES_MM
@@ -102,7 +102,7 @@ def canvas(look: Look, seed: int = 0, spacing_mm: float = 2.0, content: nib.Nift
     source = load_template("icbm2009a") if content is None else content
     values = np.asarray(source.dataobj, dtype=np.float32)
     values = values / np.percentile(values[values > 0], 99)
-    inside = ndimage.binary_fill_holes(values > 0).astype(np.float32)
+    inside = fill_holes(values > 0).astype(np.float32)
     tissue, brain = (resample(volume, source.affine, grid) for volume in (values, inside))
     draw = rng(seed, "tests.head")
     if look.warp:

@@ -19,8 +19,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cohort.atlas import REGIONS, TEMPLATES, antialias_sigma, load_template, native_atlas, resample
-from cohort.scans import GRIDS, Grid
+from cohort.atlas import REGIONS, TEMPLATES, load_template, native_atlas, resample
+from cohort.scans import GRIDS, Grid, antialias_sigma
 from cohort.simulation import warps
 from cohort.simulation.acquisition import SITES, acquire
 from cohort.simulation.effects import Subject

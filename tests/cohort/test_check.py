@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -255,10 +256,10 @@ def warned(path):
 
 def test_an_ordinary_scan_has_no_warning(tmp_path):
     found, picture = examine(save(tmp_path / "a.nii.gz", brain()))
-    assert found.warnings == ()
-    assert (found.shape, found.spacing_mm, found.orientation) == (GRID.shape, (8.0, 8.0, 8.0), "RAS")
+    assert found.warnings == []
+    assert (found.shape, found.spacing_mm, found.orientation) == (list(GRID.shape), [8.0, 8.0, 8.0], "RAS")
     assert picture.any()
-    assert Examination.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert Examination(**json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_sform_and_qform_that_differ(tmp_path):
@@ -312,7 +313,7 @@ def test_voxels_have_one_name_however_they_are_stored(tmp_path):
         turn = nib.orientations.ornt_transform(nib.io_orientation(ras.affine), nib.orientations.axcodes2ornt(codes))
         nib.save(ras.as_reoriented(turn), tmp_path / f"{codes}.nii.gz")
     found = {path.name: examine(path)[0] for path in sorted(tmp_path.iterdir())}
-    assert len({one.voxels for one in found.values()}) == 1
+    assert len({scan.voxels for scan in found.values()}) == 1
     assert {found["LAS.nii.gz"].orientation, found["PIR.nii.gz"].orientation} == {"LAS", "PIR"}
     mirror = examine(save(tmp_path / "mirror.nii", image[::-1]))[0]
     assert mirror.voxels != found["a.nii.gz"].voxels
@@ -384,15 +385,15 @@ def test_copies_across_splits_are_errors_that_name_both(tmp_path, check):
 def test_one_subject_in_two_splits_is_an_error(tmp_path, check):
     rows = cohort(tmp_path / "scans", 4)
     later = save(tmp_path / "later.nii", brain(seed=90))
-    one = table(tmp_path / "train.csv", rows)
-    two = table(tmp_path / "test.csv", [f"s0,{later},HC"])
-    status, _, frame, _ = check(one, two)
+    train = table(tmp_path / "train.csv", rows)
+    test = table(tmp_path / "test.csv", [f"s0,{later},HC"])
+    status, _, frame, _ = check(train, test)
     assert status == 1
     assert "subject s0 is in train and test" in of_kind(frame, "split", "error")["message"].tolist()
 
 
 def test_distinct_people_pass_and_a_second_run_examines_nothing(tmp_path, check, monkeypatch):
-    path = table(tmp_path / "t.csv", cohort(tmp_path / "scans", 40))
+    path = table(tmp_path / "t.csv", cohort(tmp_path / "scans", 32))
     status, printed, frame, out = check(path)
     assert status == 0
     assert len(frame) == 0
@@ -407,12 +408,12 @@ def test_the_cache_follows_content_and_version_and_survives_damage(tmp_path, mon
     cohort(tmp_path / "scans", 3)
     files = sorted((tmp_path / "scans").iterdir())
     cache = tmp_path / "cache"
-    first = [one.examination for one in examine_all(files, cache)]
+    first = [scan.examination for scan in examine_all(files, cache)]
     entries = sorted(cache.rglob("*.npz"))
     entries[0].write_bytes(entries[0].read_bytes()[:500])
     again = examine_all(files, cache)
-    assert [one.examination for one in again] == first
-    assert all(isinstance(one, Examined) and one.thumbnail().any() for one in again)
+    assert [scan.examination for scan in again] == first
+    assert all(isinstance(scan, Examined) and scan.thumbnail().any() for scan in again)
     save(files[0], brain(seed=77))
     assert examine_all(files, cache)[0].examination != first[0]
     monkeypatch.setattr(scan_faults, "VERSION", scan_faults.VERSION + 1)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from cohort import decoding
-from cohort.resampling import resample
-from cohort.scans import GRIDS, Grid, head_mask, load_scan, normalise
+from cohort.scans import GRIDS, Grid, head_mask, load_scan, normalise, resample
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError
 from tests.support.scans import brain, edit, save

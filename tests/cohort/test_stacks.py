@@ -1,7 +1,6 @@
 """The scans of a table: a cache that changes nothing, refusals all at once, and batches on a device."""
 
-import subprocess
-import sys
+import multiprocessing
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ from cohort.scans import GRIDS, load_scan
 from cohort.stacks import Volumes, load_scans
 from runtime.device import Device
 from runtime.errors import InputError
-from runtime.files import ROOT
 from tests.support.scans import brain, save
 
 GRID = GRIDS["smoke"]
@@ -72,23 +70,19 @@ def test_damaged_cache_is_made_anew_and_a_false_ending_is_no_hit(tmp_path):
         load_scans(frame, GRID, cache_dir=cache)
 
 
-LOADER = """
-import sys, pandas as pd, numpy as np
-from cohort.scans import GRIDS
-from cohort.stacks import load_scans
-stack = load_scans(pd.read_csv(sys.argv[1]), GRIDS["smoke"], cache_dir=sys.argv[2])
-print(repr(float(stack.volumes[:].sum(dtype=np.float64))))
-"""
-
-
 def test_two_processes_share_a_cache(tmp_path):
     frame = cohort(tmp_path, 12)
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    command = [sys.executable, "-c", LOADER, str(tmp_path / "t.csv"), str(tmp_path / "cache")]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    sums = [process.communicate(timeout=120)[0] for process in both]
+
+    def load(sums):
+        sums.put(load_scans(frame, GRID, cache_dir=tmp_path / "cache").volumes[:].sum(dtype=np.float64))
+
+    fork = multiprocessing.get_context("fork")  # starts at once, with all modules loaded
+    sums = fork.Queue()
+    both = [fork.Process(target=load, args=(sums,)) for _ in range(2)]
+    for process in both:
+        process.start()
     expected = load_scans(frame, GRID, cache_dir=tmp_path / "own").volumes[:].sum(dtype=np.float64)
-    assert [float(text) for text in sums] == [expected] * 2
+    assert [sums.get(timeout=120) for _ in both] == [expected] * 2
     assert len(list((tmp_path / "cache").iterdir())) == 12
 
 

@@ -1,7 +1,6 @@
 """Copies of scans: planted ones of every kind are found, distinct subjects are not, and a leak stops a training run."""
 
-import subprocess
-import sys
+import multiprocessing
 
 import numpy as np
 import pandas as pd
@@ -10,15 +9,21 @@ from scipy import ndimage
 
 from cohort.atlas import load_template
 from cohort.atlas import resample as template_on
-from cohort.checking import duplicates
-from cohort.checking.checked import Copies, Match, likeness, paired_rows, refuse_duplicates
-from cohort.checking.duplicates import NEIGHBOURS, calibrated, find_pairs, join
-from cohort.checking.thumbnail import SHAPE, SPACING_MM, thumbnail
-from cohort.resampling import resample
-from cohort.scans import GRIDS, normalise
+from cohort.checking import checked, duplicates
+from cohort.checking.checked import Copies, name_sets, refuse_duplicates
+from cohort.checking.duplicates import (
+    NEIGHBOURS,
+    SHAPE,
+    SPACING_MM,
+    Pair,
+    Search,
+    calibrated,
+    find_pairs,
+    thumbnail,
+)
+from cohort.scans import GRIDS, normalise, resample
 from cohort.stacks import load_scans
 from runtime.errors import InputError
-from runtime.files import ROOT
 from tests.support.scans import brain, save
 
 GRID = GRIDS["smoke"]
@@ -136,10 +141,8 @@ def test_blocks_of_any_size_give_one_result(people, thumbnails, monkeypatch):
 
 def test_neighbours_agree_with_numpy(thumbnails, tmp_path):
     """Correlations of every pair, plain and mirrored, computed at once and in float64."""
-    features = duplicates._Features(tmp_path / "f", 20)
-    features.write(lambda row: thumbnails[row])
-    scores, partners, mirrored = duplicates._nearest(features, np.arange(20))
-    rows = np.stack([duplicates.coarse_feature(one) for one in thumbnails[:20]]).astype(np.float64)
+    found = duplicates._nearest(duplicates._features(tmp_path / "f", thumbnails.__getitem__, 20), np.arange(20))
+    rows = np.stack([duplicates.coarse_feature(picture) for picture in thumbnails[:20]]).astype(np.float64)
     boxes = rows.reshape(-1, *duplicates.COARSE_SHAPE)
     boxes = boxes - (boxes.mean(axis=0) + boxes[:, ::-1].mean(axis=0)) / 2
     plain = np.corrcoef(boxes.reshape(20, -1))
@@ -147,9 +150,9 @@ def test_neighbours_agree_with_numpy(thumbnails, tmp_path):
     best = np.maximum(plain, both)
     np.fill_diagonal(best, -2)
     order = np.argsort(-best, axis=1)[:, :NEIGHBOURS]
-    assert np.array_equal(partners, order)
-    assert np.allclose(scores, np.take_along_axis(best, order, axis=1), atol=1e-4)
-    assert np.array_equal(mirrored, np.take_along_axis(both > plain, order, axis=1))
+    assert np.array_equal(found.partners, order)
+    assert np.allclose(found.scores, np.take_along_axis(best, order, axis=1), atol=1e-4)
+    assert np.array_equal(found.mirrored, np.take_along_axis(both > plain, order, axis=1))
 
 
 def test_threshold_is_a_robust_extreme_between_floor_and_ceiling():
@@ -162,12 +165,6 @@ def test_threshold_is_a_robust_extreme_between_floor_and_ceiling():
     assert calibrated(np.tanh(z[20_000:]), 0.9, 0.99) == 0.9
     assert calibrated(np.tanh(z[20_000:]), 0.1, 0.7) == 0.7
     assert calibrated(np.tanh(z[:29]), 0.123, 0.99) == 0.123
-
-
-def test_pairs_are_joined_into_sets():
-    assert join(7, [(5, 2), (2, 1), (6, 4)]).tolist() == [0, 1, 1, 3, 4, 1, 4]
-    assert join(3, []).tolist() == [0, 1, 2]
-    assert join(0, []).tolist() == []
 
 
 # Thumbnails ----------------------------------------------------------------------------------------------------------
@@ -277,26 +274,17 @@ def test_second_time_nothing_is_compared_and_damage_to_the_cache_is_mended(leaki
     assert compared == [1, 1]
 
 
-CHECK = """
-import sys
-from pathlib import Path
-import pandas as pd
-from cohort.checking.checked import refuse_duplicates
-from cohort.scans import GRIDS
-from cohort.stacks import load_scans
-stacks = {n: load_scans(pd.read_csv(sys.argv[1] + f"/{n}.csv"), GRIDS["smoke"], cache_dir=sys.argv[1] + "/scans")
-          for n in ("train", "test")}
-print(refuse_duplicates(stacks, allow_leak=True, cache_dir=Path(sys.argv[1]) / "cache"))
-"""
-
-
 def test_two_processes_share_the_cache(leaking, tmp_path):
-    for name, one in leaking.items():
-        one.frame.to_csv(tmp_path / f"{name}.csv", index=False)
-    command = [sys.executable, "-c", CHECK, str(tmp_path)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=120)[0].strip() for process in both]
-    assert printed == [str(refuse_duplicates(leaking, allow_leak=True, cache_dir=tmp_path / "own"))] * 2
+    def check(answers):
+        answers.put(refuse_duplicates(leaking, allow_leak=True, cache_dir=tmp_path / "cache"))
+
+    fork = multiprocessing.get_context("fork")  # starts at once, with all modules loaded
+    answers = fork.Queue()
+    both = [fork.Process(target=check, args=(answers,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    found = [answers.get(timeout=120) for _ in both]
+    assert found == [refuse_duplicates(leaking, allow_leak=True, cache_dir=tmp_path / "own")] * 2
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
 
 
@@ -306,9 +294,13 @@ def test_a_cache_that_cannot_be_written(leaking, tmp_path):
         refuse_duplicates(leaking, cache_dir=tmp_path / "file")
 
 
-def test_rows_are_paired_by_image_and_apart_by_group():
+def test_rows_are_paired_by_image_and_apart_by_group(monkeypatch, tmp_path):
+    """Rows 0 and 2 have one image, 1 and 4 too but are one group's; the images of rows 1 and 3 look alike."""
     keys, groups = ["x", "y", "x", "z", "y"], ["a", "b", "c", "d", "b"]
-    match = Match("y", "z", 0.98765, True)
-    pairs = paired_rows(keys, groups, [match])
-    assert pairs == [(0, 2, None), (1, 3, match), (3, 4, match)]
-    assert likeness(match) == "correlation 0.988, left and right exchanged"
+    monkeypatch.setattr(duplicates, "find_pairs", lambda *_: Search((Pair(1, 2, 0.98765, True),), 0.5, 0.9))
+    found = checked.search(keys, groups, None, tmp_path).pairs
+    assert found == (Pair(0, 2, None, False), Pair(1, 3, 0.9877, True), Pair(3, 4, 0.9877, True))
+    assert found[0].likeness == "the same image"
+    assert found[1].likeness == "correlation 0.988, left and right exchanged"
+    assert name_sets([], ()) == []
+    assert name_sets(["e", "d", "c", "b", "a", "z"], found) == ["c", "a", "c", "a", "a", ""]

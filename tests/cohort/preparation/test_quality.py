@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cohort.atlas import load_template, resample, tissue
-from cohort.preparation.qc_page import Entry, Failure, draw, write_page
-from cohort.preparation.quality import FEWEST, judge, measure
+from cohort.preparation.qc_page import Entry, draw, write_page
+from cohort.preparation.quality import FEWEST, flag, measure
 from cohort.scans import GRIDS
 
 GRID = GRIDS["demo"]
@@ -61,27 +62,27 @@ def test_planted_outliers_are_flagged_and_no_one_else():
     scans[7]["template_correlation"] = 0.72
     scans[9]["brain_ml"] = 2250.0
     scans[11]["brain_seen"] = 0.8
-    verdicts = judge(scans)
-    assert {row for row, verdict in enumerate(verdicts) if verdict.reasons} == {7, 9, 11}
-    assert "correlation" in verdicts[7].reasons[0]
-    assert "median" in verdicts[7].reasons[0]
-    assert "expected 0.95 or more" in verdicts[11].reasons[0]
-    others = [verdict.score for row, verdict in enumerate(verdicts) if row not in (7, 9, 11)]
-    assert min(verdicts[row].score for row in (7, 9, 11)) > max(others)
+    reasons, scores = zip(*flag(scans), strict=True)
+    assert {row for row, why in enumerate(reasons) if why} == {7, 9, 11}
+    assert "correlation" in reasons[7][0]
+    assert "median" in reasons[7][0]
+    assert "expected 0.95 or more" in reasons[11][0]
+    others = [score for row, score in enumerate(scores) if row not in (7, 9, 11)]
+    assert min(scores[row] for row in (7, 9, 11)) > max(others)
 
 
 def test_a_good_surprise_is_none():
     scans = cohort(40)
     scans[3]["snr"] = 60.0
     scans[3]["template_correlation"] = 0.999
-    assert not judge(scans)[3].reasons
+    assert flag(scans)[3][0] == []
 
 
 def test_few_scans_meet_only_the_fixed_limits():
     scans = cohort(FEWEST - 1)
     scans[0]["template_correlation"] = 0.72
     scans[1]["template_correlation"] = 0.3
-    assert [bool(verdict.reasons) for verdict in judge(scans)][:3] == [False, True, False]
+    assert [bool(why) for why, _ in flag(scans)][:3] == [False, True, False]
 
 
 def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, template):
@@ -95,7 +96,8 @@ def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, templ
         Entry("second", pictures / "a.png", values, ("snr low",), 4.0),
         Entry("near", pictures / "a.png", values, (), 2.0),
     ]
-    write_page(tmp_path / "qc.html", "Quality", entries, [Failure("lost", "x&y.nii", "no head <b>")])
+    failures = pd.DataFrame([("lost", "x&y.nii", "no head <b>")], columns=["name", "file", "reason"])
+    write_page(tmp_path / "qc.html", "Quality", entries, failures)
     page = (tmp_path / "qc.html").read_text()
     order = [page.index(f"<h2>{name}") for name in ("worst&lt;script&gt;", "second", "near", "fine")]
     assert order == sorted(order)

@@ -10,25 +10,19 @@ from scipy import ndimage
 from cohort.atlas import load_template
 from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
-from cohort.preparation.intensity import SCALE, bias_field, rescale
 from cohort.preparation.registration import Working, target
-from cohort.preparation.steps import Steps, prepare
-from cohort.resampling import resample, to_ras
-from cohort.scans import GRIDS, normalise
+from cohort.preparation.steps import SCALE, Steps, bias_field, prepare, rescale
+from cohort.scans import GRIDS, normalise, resample, to_ras
 from cohort.simulation.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 from runtime.errors import InputError
 
 GRID = GRIDS["demo"]
 CASES = {
-    "pitched 25 degrees, large, far off": (
-        Look(),
-        Pose(turn_degrees=(25, 5, -5), shift_mm=(12, -20, 30), scale=(1.14, 1.1, 1.15), spacing_mm=(3.0, 2.5, 2.5)),
-    ),
-    "small, bright fat, biased, noisy, thick slices, PIR": (
+    "pitched back, small, far off; bright fat, biased, noisy, thick slices, PIR": (
         Look(fat=1.4, scalp_mm=9, skull_mm=4),
         Pose(
-            turn_degrees=(-20, 12, 10), scale=(0.86, 0.9, 0.88), spacing_mm=(2.0, 2.0, 4.0), orientation="PIR",
-            bias=0.25, noise=0.05,
+            turn_degrees=(-25, 12, 10), shift_mm=(12, -20, 30), scale=(0.86, 0.9, 0.88), spacing_mm=(2.0, 2.0, 4.0),
+            orientation="PIR", bias=0.25, noise=0.05,
         ),
     ),
     "another brain, thick skull, no neck, LAS": (
@@ -36,6 +30,12 @@ CASES = {
         Pose(turn_degrees=(8, -15, 20), shear=0.04, orientation="LAS", cut_foot_mm=75),
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain_head() -> Head:
+    """A head at 4 mm, slightly turned."""
+    return scan(canvas(Look()), Pose(turn_degrees=(10, 0, 5), spacing_mm=(4, 4, 4)))
 
 
 def saved(head: Head, path) -> str:
@@ -49,6 +49,7 @@ def true_brain(head: Head, matrix: np.ndarray) -> np.ndarray:
     return resample(image, affine, matrix @ GRID.affine, GRID.shape)[0] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_moved_head_comes_back(case, tmp_path):
     look, pose = CASES[case]
@@ -65,8 +66,9 @@ def test_a_moved_head_comes_back(case, tmp_path):
     assert np.percentile(made.image[made.brain], 99.5) == pytest.approx(SCALE, rel=0.01)
 
 
-def test_a_given_mask_replaces_the_templates(tmp_path):
-    head = scan(canvas(Look()), Pose(turn_degrees=(10, 0, 5), spacing_mm=(4, 4, 4)))
+@pytest.mark.slow
+def test_a_given_mask_replaces_the_templates(plain_head, tmp_path):
+    head = plain_head
     half = head.brain.copy()
     half[:, :, : half.shape[2] // 2] &= head.brain[:, :, : half.shape[2] // 2]
     half[: half.shape[0] // 2 - 12] = False  # a mask that no template would give
@@ -78,23 +80,25 @@ def test_a_given_mask_replaces_the_templates(tmp_path):
     assert made.measures["warp_jacobian_min"] is None
 
 
+@pytest.mark.slow
 def test_the_template_registers_to_itself():
     goal = target(2.0)
-    matrix, score = registration.register_affine(Working(goal.image, goal.grid.affine, np.ones(goal.image.shape, bool)))
+    matrix = registration.register_affine(Working(goal.image, goal.grid.affine, np.ones(goal.image.shape, bool)))
     assert landmark_error_mm(matrix, np.eye(4)) < 0.15
-    assert score > 1.0
 
 
-def test_orientation_of_the_file_changes_nothing(tmp_path):
-    head = scan(canvas(Look()), Pose(spacing_mm=(4, 4, 4)))
-    turned = head.image.as_reoriented(nib.orientations.axcodes2ornt("SPL"))
+def test_orientation_of_the_file_changes_nothing_and_the_output_is_already_normal(plain_head, tmp_path):
+    turned = plain_head.image.as_reoriented(nib.orientations.axcodes2ornt("SPL"))
     plain = Steps(bias=False, register=False, warp=False)
-    nib.save(head.image, tmp_path / "a.nii.gz")
+    nib.save(plain_head.image, tmp_path / "a.nii.gz")
     nib.save(turned, tmp_path / "b.nii.gz")
-    one, other = (prepare(tmp_path / name, GRID, plain) for name in ("a.nii.gz", "b.nii.gz"))
-    assert (one.image == other.image).all()
+    made, again = (prepare(tmp_path / name, GRID, plain) for name in ("a.nii.gz", "b.nii.gz"))
+    assert (made.image == again.image).all()
+    assert 0 < normalise(made.image)[made.brain].mean() < 1
+    assert (normalise(made.image) > 0).sum() > 0.98 * made.brain.sum()
 
 
+@pytest.mark.slow
 def test_demons_find_a_known_deformation():
     goal = target(2.0)
     source = load_template("icbm2009a")
@@ -130,13 +134,6 @@ def test_rescaling_does_not_hang_on_gain_or_a_few_bright_voxels():
     inside = brain & (bright < 1e5)
     assert np.allclose(rescale(image, brain)[inside], rescale(bright, brain)[inside], rtol=0.02, atol=1)
     assert rescale(image, brain)[brain].min() >= 1
-
-
-def test_normalised_output_is_what_load_scan_would_make_of_it(tmp_path):
-    head = scan(canvas(Look()), Pose(spacing_mm=(4, 4, 4)))
-    made = prepare(saved(head, tmp_path / "h.nii.gz"), GRID, Steps(bias=False, register=False, warp=False))
-    assert 0 < normalise(made.image)[made.brain].mean() < 1
-    assert (normalise(made.image) > 0).sum() > 0.98 * made.brain.sum()
 
 
 @pytest.mark.parametrize(
