@@ -95,11 +95,9 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray]:
     with path.open("rb") as file:
-        magic = file.read(2)
-        if gzipped and magic != _GZIP_MAGIC:
-            raise RefusedError("named .nii.gz but not compressed; rename it to .nii, or compress it")
-        if not gzipped and magic == _GZIP_MAGIC:
-            raise RefusedError("named .nii but compressed; rename it to .nii.gz")
+        if gzipped != (file.read(2) == _GZIP_MAGIC):
+            wrong = "named .nii.gz but not compressed; rename it to .nii, or compress it"
+            raise RefusedError(wrong if gzipped else "named .nii but compressed; rename it to .nii.gz")
         file.seek(0)
         if gzipped:
             with igzip.IGzipFile(fileobj=file) as stream:

@@ -92,17 +92,15 @@ class Job:
 
     @property
     def scan(self) -> Path:
-        """Where the prepared scan goes."""
         return self.out / "scans" / f"{self.name}.nii.gz"
 
     @property
     def picture(self) -> Path:
-        """Where its picture goes."""
         return self.out / "pictures" / f"{self.name}.png"
 
     @property
     def record(self) -> Path:
-        """Where it is written how both were made; written last, so that with it everything is there."""
+        """How both were made; written last, so that with it everything is there."""
         return self.out / "records" / f"{self.name}.json"
 
     def recipe(self) -> dict[str, Any]:

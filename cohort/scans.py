@@ -257,11 +257,13 @@ def head_mask(volume: np.ndarray) -> np.ndarray:
     Returns:
         bool (D, H, W); all False for an empty volume.
     """
-    above = volume > np.clip(_otsu(volume) / 2, 0.05, 0.1)
-    parts, count = ndimage.label(above)
-    if count == 0:
-        return above
-    return fill_holes(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+    return fill_holes(largest_part(volume > np.clip(_otsu(volume) / 2, 0.05, 0.1)))
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask."""
+    parts, count = ndimage.label(mask)
+    return mask if count < 2 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

@@ -83,7 +83,12 @@ def read_table(
     root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
     if is_bids:
         label_column = _expand_participants(raw, root, label_column, keep_absent)
-    _check_columns(raw, label_column, label_map)
+    for name in ("subject", "file", label_column):
+        if name not in raw.columns:
+            raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
+    for value, diagnosis in (label_map or {}).items():
+        if diagnosis not in DIAGNOSES:
+            raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {', '.join(DIAGNOSES)}")
     grouping = None if is_bids or label_column == "group" else "group"
     frame = pd.DataFrame(
         {
@@ -173,15 +178,6 @@ def _add_row(raw: RawTable, fields: list[str], line: int) -> None:
         return
     raw.rows.append(dict(zip(raw.columns, fields, strict=True)))
     raw.lines.append(line)
-
-
-def _check_columns(raw: RawTable, label_column: str, label_map: Mapping[str, str] | None) -> None:
-    for name in ("subject", "file", label_column):
-        if name not in raw.columns:
-            raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
-    for value, diagnosis in (label_map or {}).items():
-        if diagnosis not in DIAGNOSES:
-            raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {', '.join(DIAGNOSES)}")
 
 
 def read_column(raw: RawTable, name: str, read: Callable, default: object = "") -> list:

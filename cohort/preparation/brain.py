@@ -13,7 +13,7 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from scipy import ndimage
 
 from cohort.preparation.registration import Target, Working, itk_image, target
-from cohort.scans import Grid, resample
+from cohort.scans import Grid, largest_part, resample
 from cohort.simulation import warps
 
 WARP_LEVELS = ((4.0, 60), (2.0, 30))
@@ -52,7 +52,7 @@ def register_warp(scan: Working, matrix: np.ndarray) -> np.ndarray:
         else:
             finer = sitk.Resample(field, fixed, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkVectorFloat64)
             field = method.Execute(fixed, moving, finer)
-    return _vectors(field).astype(np.float32)
+    return sitk.GetArrayFromImage(field).transpose(3, 2, 1, 0).astype(np.float32)
 
 
 def jacobian_range(displacement: np.ndarray) -> tuple[float, float]:
@@ -106,14 +106,4 @@ def brain_in(grid: Grid, displacement: np.ndarray | None) -> np.ndarray:
     if displacement is not None:
         at = at + warps.sample(displacement / np.float32(goal.grid.spacing_mm), at)
     share = warps.sample(goal.brain[None].astype(np.float32), at)[0]
-    return _largest(share > 0.5)
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    parts, count = ndimage.label(mask)
-    return mask if count < 2 else parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-
-
-def _vectors(field: sitk.Image) -> np.ndarray:
-    """A field of vectors as (3, D, H, W)."""
-    return sitk.GetArrayFromImage(field).transpose(3, 2, 1, 0)
+    return largest_part(share > 0.5)
