@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from tqdm import tqdm
 
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
-from cohort.pictures import gallery
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table
 from cohort.volumes import write_nifti
@@ -33,7 +33,8 @@ from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, write_json
 from VAE import regions
 from VAE.checkpoint import LoadedVAE, load_vae
-from VAE.metrics import PosteriorHealth, reconstruction_metrics
+from VAE.latents import stem
+from VAE.metrics import PosteriorHealth, draw_pairs, reconstruction_metrics
 from VAE.model import Autoencoder
 
 
@@ -69,28 +70,19 @@ class InferConfig:
     """Print the resolved configuration and stop."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One scan and its reconstruction, for the picture."""
-
-    psnr_head: float
-    subject: str
-    x: np.ndarray
-    x_hat: np.ndarray
-
-
 @dataclass
 class Results:
-    """What is kept of the scans: numbers of all, volumes of the two worst and two best by PSNR inside the head."""
+    """What is kept of the scans: numbers of all, volumes of the two worst and the two best by PSNR inside the head."""
 
     posterior: PosteriorHealth
     measures: list[dict] = field(default_factory=list)
     errors: list[pd.DataFrame] = field(default_factory=list)
-    cases: list[Case] = field(default_factory=list)
+    cases: list[tuple[float, str, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """PSNR inside the head, subject, reconstruction and scan."""
 
-    def keep(self, case: Case) -> None:
-        """Takes in one more case and lets go of what is neither worst nor best."""
-        ordered = sorted([*self.cases, case], key=lambda one: one.psnr_head)
+    def keep(self, cases: list) -> None:
+        """Takes in more cases and lets go of those that are neither worst nor best."""
+        ordered = sorted([*self.cases, *cases], key=itemgetter(0))
         self.cases = ordered if len(ordered) <= 4 else ordered[:2] + ordered[-2:]
 
     def merge(self, other: Results) -> Results:
@@ -98,8 +90,7 @@ class Results:
         self.posterior.merge(other.posterior)
         self.measures += other.measures
         self.errors += other.errors
-        for case in other.cases:
-            self.keep(case)
+        self.keep(other.cases)
         return self
 
 
@@ -131,8 +122,9 @@ def main(config: InferConfig) -> None:
         "regions": write_regions(results, labels, config.out) if labels else None,
     }  # fmt: skip
     write_json(config.out / "summary.json", summary)
-    draw(config.out / "worst_and_best.png", results.cases)
-    say(summary, config.out)
+    names = ", ".join(f"{subject} {psnr:.1f} dB" for psnr, subject, *_ in results.cases)
+    draw_pairs(config.out / "worst_and_best.png", [case[2:] for case in results.cases], f"worst to best: {names}")
+    tell(summary, config.out)
 
 
 @torch.no_grad()
@@ -150,13 +142,12 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas | None, device: 
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
         measures = reconstruction_metrics(x_hat, x)
         results.measures.append({**who, **measures})
-        results.keep(Case(measures["psnr_head"], str(entry.subject), x, x_hat))
+        results.keep([(measures["psnr_head"], str(entry.subject), x_hat, x)])
         if labels is not None:
             results.errors.append(regions.region_errors(x_hat, x, labels).assign(**who))
         if config.nifti:
-            stem = f"{entry.subject}_{entry.session}" if entry.session else f"{entry.subject}"
             for name, image in (("reconstruction", x_hat), ("scan", x)):
-                write_nifti(config.out / f"{stem}_{name}.nii.gz", image, vae.grid.affine)
+                write_nifti(config.out / f"{stem(entry)}_{name}.nii.gz", image, vae.grid.affine)
     return results
 
 
@@ -191,22 +182,7 @@ def write_regions(results: Results, labels: Atlas, out: Path) -> dict:
     return regions.report(table, labels)
 
 
-def draw(path: Path, cases: list[Case]) -> None:
-    """The worst and best cases: scan, reconstruction, difference."""
-    named = ", ".join(f"{case.subject} {case.psnr_head:.1f} dB" for case in cases)
-    gallery(
-        path,
-        [
-            ("scan", [case.x for case in cases]),
-            ("reconstruction", [case.x_hat for case in cases]),
-            ("difference", [case.x_hat - case.x for case in cases]),
-        ],
-        title=f"worst to best: {named}",
-        error_rows=(2,),
-    )
-
-
-def say(summary: dict, out: Path) -> None:
+def tell(summary: dict, out: Path) -> None:
     """The main numbers on the terminal."""
     mean, dead = summary["mean"], summary["posterior"]["dead"]
     print(f"{summary['scans']} scans: PSNR {mean['psnr_head']:.2f} dB, SSIM {mean['ssim_head']:.3f}, "

@@ -65,6 +65,11 @@ class Statistics:
         return tuple(torch.tensor(column, device=z.device).view(1, -1, 1, 1, 1) for column in (self.mean, self.std))  # type: ignore[return-value]
 
 
+def stem(entry: Any) -> str:
+    """What files of a table's row are called: its subject, and session where there is one."""
+    return f"{entry.subject}_{entry.session}" if entry.session else f"{entry.subject}"
+
+
 def write_latent(path: Path, latent: Latent) -> None:
     """Writes one latent atomically."""
     save_pickle(path, {**asdict(latent), "format": FORMAT})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cohort.pictures import gallery
 from cohort.scans import head_mask
 
 SSIM_KERNEL = 7
@@ -70,6 +72,16 @@ def reconstruction_metrics(x_hat: np.ndarray, x: np.ndarray) -> dict[str, float]
         "ssim": float(similarity.mean()),
         "nmse": nmse(x_hat, x),
     }
+
+
+def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], title: str) -> None:
+    """A picture of scans, their reconstructions and the differences; pairs are (reconstruction, scan)."""
+    rows = [
+        ("scan", [x for _, x in pairs]),
+        ("reconstruction", [x_hat for x_hat, _ in pairs]),
+        ("difference", [x_hat - x for x_hat, x in pairs]),
+    ]
+    gallery(path, rows, title=title, error_rows=(2,))
 
 
 class PosteriorHealth:

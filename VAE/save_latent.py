@@ -35,6 +35,7 @@ from VAE.latents import (
     list_latents,
     read_latent,
     read_split,
+    stem,
     write_latent,
     write_statistics,
 )
@@ -80,7 +81,7 @@ def main(config: SaveLatentConfig) -> None:
         volumes = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device)
         items = list_items(volumes, copies=config.augmented_copies if split == splits[0] else 0)
         if distributed.is_main():
-            refuse_strangers(config.out / split, items)
+            refuse_others(config.out / split, items)
         distributed.barrier()
         made, seconds, reading = encode(volumes, items, vae, device, config.out / split, config)
         speed = f", {made / seconds:.3g}/s, {reading / seconds:.1%} of the time reading scans" if made else ""
@@ -108,9 +109,8 @@ def list_items(volumes: Volumes, *, copies: int) -> list[Item]:
     """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
     items = []
     for row, entry in enumerate(volumes.frame.itertuples()):
-        stem = f"{entry.subject}_{entry.session}" if entry.session else f"{entry.subject}"
-        items.append(Item(row, 0, f"{stem}.pkl"))
-        items += [Item(row, variant, f"{stem}_variant{variant}.pkl") for variant in range(1, copies + 1)]
+        items.append(Item(row, 0, f"{stem(entry)}.pkl"))
+        items += [Item(row, variant, f"{stem(entry)}_variant{variant}.pkl") for variant in range(1, copies + 1)]
     return items
 
 
@@ -166,15 +166,15 @@ def _present(path: Path, vae_hash: str) -> bool:
     return True
 
 
-def refuse_strangers(folder: Path, items: list[Item]) -> None:
+def refuse_others(folder: Path, items: list[Item]) -> None:
     """Latents that the table and options do not ask for would silently join the training set.
 
     Raises:
         InputError: names the files.
     """
-    strangers = sorted({path.name for path in list_latents(folder)} - {item.name for item in items})
-    if strangers:
-        raise InputError.of(f"{folder}: latents that this table and these options would not make", strangers)
+    others = sorted({path.name for path in list_latents(folder)} - {item.name for item in items})
+    if others:
+        raise InputError.of(f"{folder}: latents that this table and these options would not make", others)
 
 
 def write_checksums(folder: Path) -> None:

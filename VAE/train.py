@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from cohort.checking.checked import refuse_duplicates
 from cohort.ledger import ledger_of, refuse_overlap
-from cohort.pictures import gallery
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import CLASS_NAMES, read_table
@@ -34,26 +33,29 @@ from runtime.training import (
     descend,
     learning_rate,
     rate_of_decay,
-    swapped_weights,
 )
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import augment, batch_rows
 from VAE.losses import LossNetworks, adversarial_counts, build_networks, discriminator_step, objective
-from VAE.metrics import reconstruction_metrics
+from VAE.metrics import draw_pairs, reconstruction_metrics
 from VAE.model import Autoencoder
 
 
 @dataclass
 class State:
-    """What changes from step to step besides the weights."""
+    """What changes from step to step, and what every checkpoint says of its origin."""
 
+    model: Autoencoder
+    networks: LossNetworks
+    optimiser: torch.optim.Optimizer
+    grid: Grid
+    ledger: list[str]
     ema: Weights
     step: int = 0
     best: float = -math.inf
     stale: int = 0
     """Validations since the best one."""
-    ledger: list[str] = field(default_factory=list)
 
 
 def main(config: TrainConfig) -> None:
@@ -69,14 +71,14 @@ def main(config: TrainConfig) -> None:
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
-        state = State(ema=copy_weights(model), ledger=ledger)
-        resume(run, grid, model, networks, optimiser, state)
+        state = State(model, networks, optimiser, grid, ledger, ema=copy_weights(model))
+        resume(run, state)
         parallel = distributed.wrap(model)
         guard = LossGuard(device.kind)
         started = time.perf_counter()
 
         for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "VAE"):
-            terms = train_step(parallel, networks, optimiser, train, step, config)
+            terms = train_step(parallel, state, train, step, config)
             guard.watch(step, terms["loss/train"])
             average(state.ema, model, rate_of_decay(config.ema_decay, step))
             state.step = step
@@ -85,12 +87,13 @@ def main(config: TrainConfig) -> None:
                 seconds = (time.perf_counter() - started) / config.log_every_steps
                 run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
                 started = time.perf_counter()
-            better = due(step, config.val_every_steps, config.steps) and validate(run, state, val, model, config)
-            if better:
-                save(run, "best", grid, model, networks, optimiser, state)
+            if due(step, config.val_every_steps, config.steps):
+                better = validate(run, state, val)
+                if better:
+                    save(run, "best", state)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
                 guard.check(run)
-                save(run, "last", grid, model, networks, optimiser, state)
+                save(run, "last", state)
             if finished(state, config):
                 run.say(f"stopped early: {state.stale} validations without a better one")
                 break
@@ -141,83 +144,65 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
 
 
 def train_step(
-    network: nn.Module,
-    networks: LossNetworks,
-    optimiser: torch.optim.Optimizer,
-    train: Volumes,
-    step: int,
-    config: TrainConfig,
+    parallel: nn.Module, state: State, train: Volumes, step: int, config: TrainConfig
 ) -> dict[str, torch.Tensor]:
-    """One update of the autoencoder, and of the discriminator when it takes part; returns named loss terms."""
+    """One update of the autoencoder, and of the discriminator when it takes part; returns its numbers by name.
+
+    `parallel` is the autoencoder, or the wrapper by which several processes share it.
+    """
     device = train.device
     x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
     x = augment(x, config.augment, seeding.generator(config.seed, "augment", step, distributed.rank()))
-    plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-    latent = plain.latent_shape(tuple(x.shape[2:]))
     eps = torch.randn(
-        (config.batch_size, *latent),
+        (config.batch_size, *state.model.latent_shape(tuple(x.shape[2:]))),
         generator=seeding.generator(config.seed, "posterior", step, device=device.kind),
         device=device.kind,
     )
     seeding.seed_layers(config.seed, step, distributed.rank())
 
     with device.autocast():
-        x_hat, mu, logvar = network(x, distributed.local(eps))
-        loss, terms = objective(x_hat, x, mu, logvar, networks, config.loss, step, config.seed)
+        x_hat, mu, logvar = parallel(x, distributed.local(eps))
+        loss, terms = objective(x_hat, x, mu, logvar, state.networks, config.loss, step, config.seed)
     lr = learning_rate(step, config.lr, config.steps, config.warmup_steps)
-    norm = descend(loss, network, optimiser, lr, config.clip_norm)
+    norm = descend(loss, parallel, state.optimiser, lr, config.clip_norm)
     if adversarial_counts(config.loss, step):
-        terms["loss/discriminator"] = discriminator_step(networks, x_hat.detach(), x, config.loss, device)
+        terms["loss/discriminator"] = discriminator_step(state.networks, x_hat.detach(), x, config.loss, device)
     return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
 
 
 @torch.no_grad()
-def validate(run: Run, state: State, val: Volumes, model: Autoencoder, config: TrainConfig) -> bool:
+def validate(run: Run, state: State, val: Volumes) -> bool:
     """Reconstructs the held-out scans from `mu` with the averaged weights, logs, draws; True when PSNR improved."""
     rows, pictures = [], []
-    with swapped_weights(model, state.ema):
-        for row in distributed.shard(range(len(val))):
-            x = val.batch(torch.tensor([row]))
-            with val.device.autocast():
-                x_hat = model.decode(model.encode(x)[0])
-            pair = [volume[0, 0].float().cpu().numpy() for volume in (x_hat, x)]
-            rows.append(reconstruction_metrics(*pair))
-            pictures = [*pictures, pair][:3]
+    averaged = val.device.module(Autoencoder(state.model.config)).eval()  # a new one: nothing is compiled for a scan
+    averaged.load_state_dict(state.ema)
+    for row in distributed.shard(range(len(val))):
+        x = val.batch(torch.tensor([row]))
+        with val.device.autocast():
+            x_hat = averaged.decode(averaged.encode(x)[0])
+        pair = [volume[0, 0].float().cpu().numpy() for volume in (x_hat, x)]
+        rows.append(reconstruction_metrics(*pair))
+        pictures = [*pictures, pair][:3]
     rows = [row for part in distributed.gather(rows) for row in part]
     means = {f"val/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     run.log(state.step, means)
     if distributed.is_main():
-        draw(run, state.step, pictures, means["val/psnr_head"])
+        title = f"held-out scans, step {state.step}, PSNR inside the head {means['val/psnr_head']:.1f} dB"
+        draw_pairs(run.samples / f"reconstruction_{state.step:06d}.png", pictures, title)
     better = means["val/psnr_head"] > state.best
     state.best = max(state.best, means["val/psnr_head"])
     state.stale = 0 if better else state.stale + 1
     return better
 
 
-def draw(run: Run, step: int, pairs: list, psnr_head: float) -> None:
-    """Held-out scans, their reconstructions and the differences, three planes each."""
-    gallery(
-        run.samples / f"reconstruction_{step:06d}.png",
-        [
-            ("scan", [x for _, x in pairs]),
-            ("reconstruction", [x_hat for x_hat, _ in pairs]),
-            ("difference", [x_hat - x for x_hat, x in pairs]),
-        ],
-        title=f"held-out scans, step {step}, PSNR inside the head {psnr_head:.1f} dB",
-        error_rows=(2,),
-    )
-
-
-def resume(
-    run: Run, grid: Grid, model: Autoencoder, networks: LossNetworks, optimiser: torch.optim.Optimizer, state: State
-) -> None:
+def resume(run: Run, state: State) -> None:
     """Takes up checkpoints/last.pt when there is one; checks that it is of this grid, architecture and cohort."""
-    path = run.checkpoint("last")
+    path, networks = run.checkpoint("last"), state.networks
     if path.exists():
-        record = resume_vae(path, model, grid)
+        record = resume_vae(path, state.model, state.grid)
         if record["ledger"] != state.ledger:
             raise InputError(f"{path}: the run was started with other subjects; use another --run-dir")
-        optimiser.load_state_dict(record["optimiser"])
+        state.optimiser.load_state_dict(record["optimiser"])
         for name, value in record["ema"].items():
             state.ema[name].copy_(value)
         if networks.discriminator is not None:
@@ -228,27 +213,17 @@ def resume(
     run.continue_from(state.step)
 
 
-def save(
-    run: Run,
-    name: str,
-    grid: Grid,
-    model: Autoencoder,
-    networks: LossNetworks,
-    optimiser: torch.optim.Optimizer,
-    state: State,
-) -> None:
+def save(run: Run, name: str, state: State) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if not distributed.is_main():
         return
-    adversary = {}
+    adversary, networks = {}, state.networks
     if networks.discriminator is not None:
-        adversary = {
-            "discriminator": networks.discriminator.state_dict(),
-            "discriminator_optimiser": networks.optimiser.state_dict(),
-        }
+        adversary["discriminator"] = networks.discriminator.state_dict()
+        adversary["discriminator_optimiser"] = networks.optimiser.state_dict()
     save_vae(
-        run.checkpoint(name), model, grid=grid, ledger=state.ledger, step=state.step, best=state.best,
-        stale=state.stale, ema=state.ema, optimiser=optimiser.state_dict(), **adversary,
+        run.checkpoint(name), state.model, grid=state.grid, ledger=state.ledger, step=state.step, best=state.best,
+        stale=state.stale, ema=state.ema, optimiser=state.optimiser.state_dict(), **adversary,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,16 +23,12 @@ from VAE.config import ModelConfig
 
 def space_to_depth(x: torch.Tensor, p: int) -> torch.Tensor:
     """Moves each block of p x p x p voxels into channels: (B, C, D, H, W) -> (B, C p^3, D/p, H/p, W/p)."""
-    B, C, D, H, W = x.shape
-    x = x.reshape(B, C, D // p, p, H // p, p, W // p, p)
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(B, C * p**3, D // p, H // p, W // p)
+    return rearrange(x, "b c (d p) (h q) (w r) -> b (c p q r) d h w", p=p, q=p, r=p)
 
 
 def depth_to_space(x: torch.Tensor, p: int) -> torch.Tensor:
     """Inverse of `space_to_depth`: (B, C p^3, D, H, W) -> (B, C, p D, p H, p W)."""
-    B, C, D, H, W = x.shape
-    x = x.reshape(B, C // p**3, p, p, p, D, H, W)
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(B, C // p**3, p * D, p * H, p * W)
+    return rearrange(x, "b (c p q r) d h w -> b c (d p) (h q) (w r)", p=p, q=p, r=p)
 
 
 def lowest_frequencies(p: int, count: int) -> torch.Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -14,11 +13,10 @@ import pytest
 import torch
 
 from cohort.scans import GRIDS, load_scan
-from runtime.errors import InputError
-from tests.support.processes import script
+from tests.support.processes import run_here, script
 from VAE.checkpoint import load_vae, save_vae
 from VAE.config import PRESETS
-from VAE.infer import InferConfig, main, there_and_back
+from VAE.infer import there_and_back
 from VAE.metrics import psnr
 from VAE.model import Autoencoder
 
@@ -38,24 +36,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def infer(cohort_dir: Path, checkpoint: Path, out: Path, **options: object) -> str:
-    """Runs the script in this process; returns what it printed."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        main(
-            InferConfig(
-                checkpoint=checkpoint, csv=cohort_dir / "test.csv", out=out, precision="float32", threads=1,
-                cache_dir=cohort_dir / "cache", **options,
-            )
-        )  # fmt: skip
-    return said.getvalue()
+def infer(cohort_dir: Path, checkpoint: Path, out: Path, *words: object, run: Callable = run_here, **options: object):
+    return run(
+        "VAE.infer", "--checkpoint", checkpoint, "--csv", cohort_dir / "test.csv", "--out", out, "--threads", 1,
+        "--precision", "float32", "--cache-dir", cohort_dir / "cache", *words, **options,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(cohort_dir: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Results of a run with NIfTI files, and what it printed."""
     out = tmp_path_factory.mktemp("whole")
-    return out, infer(cohort_dir, checkpoint, out, nifti=True)
+    return out, infer(cohort_dir, checkpoint, out, "--nifti").stdout
 
 
 def test_tables_and_summary(whole: tuple[Path, str]) -> None:
@@ -103,13 +95,11 @@ def test_volumes_lie_where_the_scan_lies(whole: tuple[Path, str], cohort_dir: Pa
     assert -10 * np.log10(mse) == pytest.approx(row.psnr, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes_finds_the_same(
     whole: tuple[Path, str], cohort_dir: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    script(
-        "VAE.infer", "--checkpoint", checkpoint, "--csv", cohort_dir / "test.csv", "--out", tmp_path, "--threads", 1,
-        "--precision", "float32", "--cache-dir", cohort_dir / "cache", processes=2,
-    )  # fmt: skip
+    infer(cohort_dir, checkpoint, tmp_path, run=script, processes=2)
     for name in ("metrics.csv", "regions.csv"):
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / name), pd.read_csv(whole[0] / name))
     expected, actual = (json.loads((out / "summary.json").read_text()) for out in (whole[0], tmp_path))
@@ -131,20 +121,21 @@ def test_tiles_are_close_to_the_whole(cohort_dir: Path, checkpoint: Path, tile: 
 def test_tiles_change_the_measures_little(
     whole: tuple[Path, str], cohort_dir: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    infer(cohort_dir, checkpoint, tmp_path, tile=16, regions=False)
+    infer(cohort_dir, checkpoint, tmp_path, "--tile", 16, "--no-regions")
     expected, actual = (json.loads((out / "summary.json").read_text()) for out in (whole[0], tmp_path))
     assert (expected["tile"], actual["tile"]) == (0, 16)
     assert actual["mean"]["psnr_head"] == pytest.approx(expected["mean"]["psnr_head"], abs=0.5)
 
 
 def test_without_regions(cohort_dir: Path, checkpoint: Path, tmp_path: Path) -> None:
-    said = infer(cohort_dir, checkpoint, tmp_path, regions=False)
+    said = infer(cohort_dir, checkpoint, tmp_path, "--no-regions").stdout
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "summary.json", "worst_and_best.png"}
     assert json.loads((tmp_path / "summary.json").read_text())["regions"] is None
     assert "CC BY-NC" not in said
 
 
 def test_a_tile_that_does_not_divide_is_refused_at_once(cohort_dir: Path, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--tile 7: this VAE needs a multiple of 4"):
-        infer(cohort_dir, checkpoint, tmp_path, tile=7)
+    refused = infer(cohort_dir, checkpoint, tmp_path, "--tile", 7, ok=False)
+    assert refused.returncode == 2
+    assert "--tile 7: this VAE needs a multiple of 4" in refused.stderr
     assert not list(tmp_path.iterdir())

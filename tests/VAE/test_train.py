@@ -1,4 +1,4 @@
-"""The VAE scripts as processes: train, resume after SIGKILL, two processes, infer, save_latent, refusals."""
+"""The VAE scripts: train, resume after SIGKILL, two processes, infer, save_latent, refusals."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ import torch
 from cohort.scans import GRIDS
 from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
-from tests.support.processes import fill, kill_at_step, script, small_disk
+from tests.support.processes import fill, kill_at_step, run_here, script, small_disk
 from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
 from VAE.latents import read_latent, read_split, read_statistics
 from VAE.losses import LossNetworks, term_weights
-from VAE.train import build, train_step
+from VAE.train import State, build, train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
-COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
+COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1,
+          "--precision", "float32")  # fmt: skip
 
 
 def tables(cohort_dir: Path, run_dir: Path) -> tuple:
@@ -59,53 +60,43 @@ def test_a_run_leaves_what_design_promises(trained: Path) -> None:
     assert len(vae.ledger) == 16 * 2
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_undisturbed(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     words = ("smoke", *COMMON, *tables(cohort_dir, tmp_path))
     kill_at_step("VAE.train", *words, run_dir=tmp_path, step=8)
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] < 12
-    script("VAE.train", *words)
+    run_here("VAE.train", *words)
     for name in ("last", "best"):
         expected, actual = weights(trained, name), weights(tmp_path, name)
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
-    script("VAE.train", *words)  # a third time: nothing left to do
+    run_here("VAE.train", *words)  # a third time: nothing left to do
     assert all(torch.equal(expected[key], value) for key, value in weights(tmp_path, "best").items())
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
-    script("VAE.train", "smoke", *COMMON, "--precision", "float32", *tables(cohort_dir, tmp_path / "one"))
-    script("VAE.train", "smoke", *COMMON, "--precision", "float32", *tables(cohort_dir, tmp_path / "two"), processes=2)
-    expected, actual = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], atol=2e-4, rtol=1e-3)
+    script("VAE.train", "smoke", *COMMON, *tables(cohort_dir, tmp_path), processes=2)
+    expected, actual = weights(trained), weights(tmp_path)
+    # Adam turns the rounding of gradients near zero into steps of up to the learning rate (2e-3).
+    apart = torch.cat([(actual[name] - expected[name]).flatten() for name in expected])
+    assert apart.abs().max() < 2e-3
+    assert apart.norm() < 1e-3 * torch.cat([value.flatten() for value in expected.values()]).norm()
     changed = load_vae(trained / "checkpoints/last.pt", weights="raw").model.state_dict()
     assert changed.keys() == {name.removeprefix("weights/") for name in expected if name.startswith("weights/")}
-
-
-def test_infer_measures_every_scan(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
-    script(
-        "VAE.infer", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "test.csv",
-        "--out", tmp_path, "--nifti", "--cache-dir", cohort_dir / "cache",
-    )  # fmt: skip
-    table = pd.read_csv(tmp_path / "metrics.csv")
-    assert len(table) == 8
-    assert (table.psnr_head > 5).all()
-    assert len(list(tmp_path.glob("*_reconstruction.nii.gz"))) == 8
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["mean"]["psnr_head"] == pytest.approx(table.psnr_head.mean())
-    assert summary["subjects_seen_in_training"] is False
 
 
 def test_infer_refuses_training_subjects_unless_told(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     words = ("VAE.infer", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "train.csv",
              "--out", tmp_path, "--cache-dir", cohort_dir / "cache")  # fmt: skip
-    refused = script(*words, ok=False)
+    refused = run_here(*words, ok=False)
     assert refused.returncode == 2
     assert "train00" in refused.stderr
     assert not list(tmp_path.iterdir())
-    script(*words, "--allow-leak")
+    run_here(*words, "--allow-leak")
     assert json.loads((tmp_path / "summary.json").read_text())["subjects_seen_in_training"] is True
 
 
+@pytest.mark.slow
 def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     words = (
         "VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--threads", 1, "--out", tmp_path,
@@ -125,10 +116,10 @@ def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, 
     missing = tmp_path / "train" / "train03.pkl"
     content = missing.read_bytes()
     missing.unlink()
-    script(*words)
+    run_here(*words)
     assert missing.read_bytes() == content
     assert all(path.stat().st_mtime_ns == before[path] for path in before if path != missing)
-    other = script(*words[:2], trained / "checkpoints/last.pt", *words[3:], ok=False)
+    other = run_here(*words[:2], trained / "checkpoints/last.pt", *words[3:], ok=False)
     assert other.returncode == 2
     assert "made by VAE" in other.stderr
 
@@ -139,7 +130,7 @@ def test_augmented_copies_join_the_training_split_only(cohort_dir: Path, tmp_pat
         "--cache-dir", cohort_dir / "cache", "--csv", cohort_dir / "train.csv", cohort_dir / "val.csv",
         "--augmented-copies", 2,
     )  # fmt: skip
-    script(*words)
+    run_here(*words)
     latents = {path.name: read_latent(path) for path in (tmp_path / "train").glob("*.pkl")}
     assert len(latents) == 36
     assert len(read_split(tmp_path, "val")) == 4
@@ -150,21 +141,21 @@ def test_augmented_copies_join_the_training_split_only(cohort_dir: Path, tmp_pat
     assert max(differences) < abs(plain.mu).mean() * 2
     content = (tmp_path / "train/train00_variant2.pkl").read_bytes()
     (tmp_path / "train/train00_variant2.pkl").unlink()
-    script(*words)
+    run_here(*words)
     assert (tmp_path / "train/train00_variant2.pkl").read_bytes() == content
-    refused = script(*words[:-2], ok=False)  # without copies, the folder holds files that would not be made
+    refused = run_here(*words[:-2], ok=False)  # without copies, the folder holds files that would not be made
     assert refused.returncode == 2
     assert "train00_variant1.pkl" in refused.stderr
 
 
 def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, trained: Path) -> None:
     words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, trained))
-    refused = script(*words, "--model.latent-channels", 3, ok=False)
+    refused = run_here(*words, "--model.latent-channels", 3, ok=False)
     assert refused.returncode == 2
     assert "'latent_channels': 4" in refused.stderr.replace('"', "'")
     (trained / "config.json").rename(trained / "config.old")
     try:
-        refused = script(*words, "--model.latent-channels", 3, ok=False)
+        refused = run_here(*words, "--model.latent-channels", 3, ok=False)
         assert refused.returncode == 2
         assert "latent_channels: the checkpoint has 4, this run 3" in refused.stderr
     finally:
@@ -173,17 +164,17 @@ def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, tra
 
 def test_a_shared_subject_and_a_grid_that_does_not_divide_are_refused(cohort_dir: Path, tmp_path: Path) -> None:
     words = tables(cohort_dir, tmp_path / "shared")
-    refused = script("VAE.train", "smoke", *words[:3], cohort_dir / "train.csv", *words[4:], ok=False)
+    refused = run_here("VAE.train", "smoke", *words[:3], cohort_dir / "train.csv", *words[4:], ok=False)
     assert refused.returncode == 2
     assert "train00" in refused.stderr
     words = tables(cohort_dir, tmp_path / "stem")
-    refused = script("VAE.train", "smoke", *words, "--model.stem-patch", 16, ok=False)
+    refused = run_here("VAE.train", "smoke", *words, "--model.stem-patch", 16, ok=False)
     assert refused.returncode == 2
     assert "does not divide by 16" in refused.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cohort_dir: Path, tmp_path: Path) -> None:
-    done = script("VAE.train", "smoke", *COMMON, "--lr", "1e30", *tables(cohort_dir, tmp_path), ok=False)
+    done = run_here("VAE.train", "smoke", *COMMON, "--lr", "1e30", *tables(cohort_dir, tmp_path), ok=False)
     assert done.returncode == 2
     assert "is not finite" in done.stderr
     assert "loss of step" in done.stderr
@@ -215,12 +206,13 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     model, networks = build(config, GRIDS["smoke"], CPU)
     assert isinstance(networks, LossNetworks)
     optimiser = torch.optim.AdamW(model.parameters())
+    state = State(model, networks, optimiser, GRIDS["smoke"], [], ema={})
     before = [parameter.clone() for parameter in networks.discriminator.parameters()]
-    first = train_step(model, networks, optimiser, _Scans(), 1, config)
+    first = train_step(model, state, _Scans(), 1, config)
     assert "loss/perceptual" in first
     assert "loss/adversarial" not in first
     assert all(torch.equal(a, b) for a, b in zip(before, networks.discriminator.parameters(), strict=True))
-    second = train_step(model, networks, optimiser, _Scans(), 2, config)
+    second = train_step(model, state, _Scans(), 2, config)
     assert {"loss/adversarial", "loss/discriminator"} <= second.keys()
     assert any(not torch.equal(a, b) for a, b in zip(before, networks.discriminator.parameters(), strict=True))
     expected = second["loss/reconstruction"] + config.loss.kl * second["loss/kl"]
@@ -243,7 +235,7 @@ def test_terms_count_from_their_first_step_and_the_adversarial_one_rises() -> No
 
 
 def test_missing_perceptual_weights_are_an_error_never_a_zero(cohort_dir: Path, tmp_path: Path) -> None:
-    refused = script(
+    refused = run_here(
         "VAE.train", "smoke", *tables(cohort_dir, tmp_path / "run"), "--loss.perceptual", 0.1,
         "--loss.perceptual-network", "radimagenet_resnet50", ok=False,
     )  # fmt: skip
@@ -256,10 +248,10 @@ def test_training_stops_early_and_stays_stopped(cohort_dir: Path, tmp_path: Path
     """With no learning rate nothing improves: the first validation is the best, and two more end the run."""
     words = ("smoke", "--steps", 40, "--val-every-steps", 2, "--save-every-steps", 20, "--lr", 0, "--patience", 2,
              "--threads", 1, *tables(cohort_dir, tmp_path))  # fmt: skip
-    script("VAE.train", *words)
+    run_here("VAE.train", *words)
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] == 6
     assert load_checkpoint(tmp_path / "checkpoints/best.pt", "vae")["step"] == 2
-    script("VAE.train", *words)
+    run_here("VAE.train", *words)
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] == 6
 
 
@@ -269,12 +261,13 @@ def test_a_table_of_one_class_is_refused_unless_told(cohort_dir: Path, tmp_path:
     table[table.diagnosis == "HC"].to_csv(tmp_path / "hc.csv", index=False)
     words = ("VAE.train", "smoke", "--steps", 2, "--train-csv", tmp_path / "hc.csv", "--threads", 1,
              *tables(cohort_dir, tmp_path / "run")[2:])  # fmt: skip
-    refused = script(*words, ok=False)
+    refused = run_here(*words, ok=False)
     assert refused.returncode == 2
     assert "no scan of class TLE" in refused.stderr
-    script(*words, "--allow-one-class")
+    run_here(*words, "--allow-one-class")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error_and_the_run_continues(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     with small_disk(tmp_path / "disk", megabytes=24) as disk:
         words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, disk / "run"))
@@ -282,13 +275,13 @@ def test_a_full_disk_is_one_clear_error_and_the_run_continues(cohort_dir: Path, 
         last = disk / "run/checkpoints/last.pt"
         before = last.read_bytes()
         filler = fill(disk, leave_kilobytes=200)
-        refused = script(*words, ok=False)
+        refused = run_here(*words, ok=False)
         assert refused.returncode == 2
         assert "error: " in refused.stderr
         assert "Traceback" not in refused.stderr
         assert last.read_bytes() == before
         filler.unlink()
-        script(*words)
+        run_here(*words)
         expected, actual = weights(trained), weights(disk / "run")
         assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
@@ -307,7 +300,7 @@ def test_scans_that_cannot_be_used_are_all_named_at_once(cohort_dir: Path, tmp_p
     for row, name in enumerate(("far", "flat", "cut")):
         frame.loc[row, "file"] = str(tmp_path / f"{name}.nii.gz")
     frame.to_csv(tmp_path / "train.csv", index=False)
-    refused = script(
+    refused = run_here(
         "VAE.train", "smoke", "--train-csv", tmp_path / "train.csv", "--val-csv", cohort_dir / "val.csv",
         "--cache-dir", tmp_path / "cache", "--run-dir", tmp_path / "run", ok=False,
     )  # fmt: skip
@@ -324,7 +317,7 @@ def test_a_checkpoint_of_another_format_is_refused(
 ) -> None:
     record = load_checkpoint(trained / "checkpoints/best.pt", "vae")
     torch.save({**record, "format": 99}, tmp_path / "future.pt")
-    refused = script(
+    refused = run_here(
         script_name, "--checkpoint", tmp_path / "future.pt", "--csv", cohort_dir / "test.csv",
         "--out", tmp_path / "out", ok=False,
     )  # fmt: skip

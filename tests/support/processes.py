@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -31,6 +35,21 @@ def script(module: str, *words: object, processes: int = 1, ok: bool = True) -> 
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def run_here(module: str, *words: object, ok: bool = True) -> subprocess.CompletedProcess:
+    """`script` in this process: the same command line, output and exit status, without starting Python and torch."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with ExitStack() as stack:
+        for manager in (redirect_stdout(out), redirect_stderr(err), patch("sys.argv", [module, *map(str, words)])):
+            stack.enter_context(manager)
+        stack.enter_context(warnings.catch_warnings(action="ignore"))  # runpy's, of a module that is imported already
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            status = ended.code or 0
+    assert not ok or status == 0, err.getvalue()
+    return subprocess.CompletedProcess([module, *words], status, out.getvalue(), err.getvalue())
 
 
 def kill_at_step(module: str, *words: object, run_dir: Path, step: int) -> None:
