@@ -4,20 +4,14 @@ Scans are random brains on the smoke grid, so that decoding them costs little an
 the table, the cache, the search for copies (whose time grows with the square), the split. Each command runs as a user
 runs it, in a process of its own; its time and its peak of memory are printed and written as JSON.
 
-    python -m benchmarks.check --scans 10000 --folder /tmp/check-benchmark --out benchmarks/check.json
+    python -m benchmarks.check --scans 10000 --out benchmarks/check.json
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -25,11 +19,12 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
+from benchmarks.timing import time_command
 from cohort.scans import GRIDS
 from cohort.tables import write_table
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import ROOT, write_json
+from runtime.files import ROOT, read_json, write_json
 from runtime.seeding import rng
 
 GRID = GRIDS["smoke"]
@@ -40,7 +35,7 @@ COPIES = ("renamed", "mirrored", "noise", "scaled")
 class BenchmarkConfig:
     """What to time."""
 
-    folder: Path
+    folder: Path = Path(tempfile.gettempdir()) / "check-benchmark"
     """Folder for the scans and all outputs; scans that are there already are used."""
     scans: int = 10_000
     """Size of the cohort, the copies besides."""
@@ -55,14 +50,12 @@ class BenchmarkConfig:
 def main(config: BenchmarkConfig) -> None:
     """Scans, then each command cold and warm."""
     index = make_cohort(config)
-    check = ["-m", "cohort.check", "--csv", index, "--out", config.folder / "report"]
-    check += ["--cache-dir", config.folder / "cache"]
-    rows = {
-        "check, nothing cached": timed(check, expected=1),
-        "check, everything cached": timed(check, expected=1),
-        "search alone": searched(config, check),
-        "split": timed(["-m", "cohort.split", "--index", index, "--out", config.folder / "splits", "--overwrite"]),
-    }
+    check = ("cohort.check", "--csv", index, "--out", config.folder / "report", "--cache-dir", config.folder / "cache")
+    split = ("cohort.split", "--index", index, "--out", config.folder / "splits", "--overwrite")
+    rows = {name: time_command(*check, expected=1) for name in ("check, nothing cached", "check, everything cached")}
+    for entry in (config.folder / "cache" / "searches").iterdir():
+        entry.unlink()
+    rows |= {"search alone": time_command(*check, expected=1), "split": time_command(*split)}
     found, false = copies_found(config)
     result = {"scans": config.scans, "copies": config.copies, "found": found, "false": false, "commands": rows}
     write_json(config.out, result)
@@ -116,37 +109,11 @@ def copy_of(image: np.ndarray, kind: str, seed: int) -> np.ndarray:
     return 3.7 * image if kind == "scaled" else image
 
 
-def timed(words: list[Any], *, expected: int = 0) -> dict[str, float]:
-    """Time and peak memory of one command, which must end with the expected status.
-
-    Processor time is told as well: on a machine with other work the wall's says little.
-    """
-    started = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        command = [sys.executable, *map(str, words)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        output.seek(0)
-        if os.waitstatus_to_exitcode(status) != expected:
-            raise InputError(f"{' '.join(command)} ended otherwise than expected:\n{output.read()}")
-    return {
-        "wall, s": round(time.perf_counter() - started, 1),
-        "processor, s": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak, MiB": round(usage.ru_maxrss / 1024),
-    }
-
-
-def searched(config: BenchmarkConfig, check: list[Any]) -> dict[str, float]:
-    """The check with its scans cached and its search not."""
-    for entry in (config.folder / "cache" / "searches").iterdir():
-        entry.unlink()
-    return timed(check, expected=1)
-
-
 def copies_found(config: BenchmarkConfig) -> tuple[int, int]:
     """Planted copies that the report names with their source, and pairs it calls that were not planted."""
-    told = json.loads((config.folder / "report" / "findings.json").read_text(encoding="utf-8"))["findings"]
-    called = {tuple(one["message"].split()[:3:2]) for one in told if one["kind"] in ("duplicate", "near-duplicate")}
+    findings = read_json(config.folder / "report" / "findings.json")["findings"]
+    copies = [finding for finding in findings if finding["kind"] in ("duplicate", "near-duplicate")]
+    called = {tuple(finding["message"].split()[:3:2]) for finding in copies}
     planted = {(f"p{config.scans + k:06d}", f"p{7 * k:06d}") for k in range(config.copies)}
     return len(called & planted), len(called - planted)
 

@@ -12,24 +12,23 @@ machine's measured matrix rate.
 from __future__ import annotations
 
 import math
-import os
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import matrix_rate, now, short, time_turns
+from benchmarks.timing import introduce, now, short, time_turns
 from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
-from diffusion.process import build_process
+from diffusion.process import Process, build_process
 from diffusion.sampler import SAMPLERS, guided
 from runtime.cli import describe, run_script
 from runtime.device import Device, cpu_has_bfloat16, pick_device
-from runtime.runs import environment
 from VAE.config import PRESETS as VAE_PRESETS
 from VAE.model import Autoencoder
 
@@ -61,55 +60,47 @@ class BenchmarkConfig:
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Times training, sampling and single volumes, and prints three tables."""
+    """Times training and sampling, and prints both tables."""
     device = pick_device("auto", config.threads)
-    for name, value in {**environment(device), "cores": len(os.sched_getaffinity(0)), "latent": LATENT}.items():
-        print(f"{name}: {value}")
-    rate = matrix_rate(device)
-    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s")
+    rate = introduce(device, latent=LATENT)
     training(config, device, rate)
     sampling(config, device, rate)
 
 
 def training(config: BenchmarkConfig, device: Device, rate: float) -> None:
-    """Forward, loss and backward; the optimiser's cost is the same for all."""
+    """Forward, loss and backward of noise prediction; the optimiser's cost is the same for all."""
     header = f"training, batch {config.train_batch} | attention | precision | median s | samples/s"
     header += " | times materialised float32 | model TFLOP/s | of matrix rate | peak"
     print(f"\n| {header} |\n|{'---|' * 9}")
-    precisions = [torch.float32, torch.bfloat16] if has_bfloat16(device) else [torch.float32]
+    fast = device.kind.type == "cuda" or cpu_has_bfloat16()
+    draw = torch.Generator().manual_seed(0)
+    z, eps = (torch.randn((config.train_batch, *LATENT), generator=draw).to(device.kind) for _ in range(2))
+    t = torch.randint(1000, (config.train_batch,), generator=draw).to(device.kind)
+    y = torch.randint(2, (config.train_batch,), generator=draw).to(device.kind)
+
+    def step(model: DiT, precision: torch.dtype, attention: Callable) -> None:
+        with attention(), Device(device.kind, precision).autocast():
+            loss = F.mse_loss(model(z, t, y), eps)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+
     for variant in config.variants:
         plain, fused = network(variant, device), network(variant, device)
         if device.kind.type == "cuda":
             for block in fused.blocks:
                 block.compile(dynamic=False)
-        rows = [
-            (attention, precision, TrainingStep(model, config.train_batch, Device(device.kind, precision), attention))
-            for precision in precisions
-            for attention, model in (("materialised", plain), ("fused", fused))
-        ]
-        seconds, peaks = time_turns([step for *_, step in rows], config.repeats, device)
+        jobs = {
+            f"{attention} | {short(precision)}": partial(step, model, precision, context)
+            for precision in ([torch.float32, torch.bfloat16] if fast else [torch.float32])
+            for attention, model, context in (("materialised", plain, materialised), ("fused", fused, nullcontext))
+        }
+        found = time_turns(jobs, config.repeats, device)
         flops = 3 * forward_flops(VARIANTS[variant]) * config.train_batch
-        for (attention, precision, _), median, peak in zip(rows, seconds, peaks, strict=True):
-            speed = f"{median:.4f} | {config.train_batch / median:.1f} | {seconds[0] / median:.2f}"
+        slowest = found["materialised | float32"][0]
+        for name, (median, peak) in found.items():
+            speed = f"{median:.4f} | {config.train_batch / median:.1f} | {slowest / median:.2f}"
             done = f"{flops / median / 1e12:.2f} | {flops / median / rate:.0%}"
-            print(f"| DiT-{variant} | {attention} | {str(precision)[6:]} | {speed} | {done} | {peak} |", flush=True)
-
-
-class TrainingStep:
-    """One forward and backward pass of noise prediction on random latents."""
-
-    def __init__(self, model: DiT, batch: int, device: Device, attention: str) -> None:
-        self.model, self.device, self.attention = model, device, attention
-        draw = torch.Generator().manual_seed(0)
-        self.z, self.eps = (torch.randn((batch, *LATENT), generator=draw).to(device.kind) for _ in range(2))
-        self.t = torch.randint(1000, (batch,), generator=draw).to(device.kind)
-        self.y = torch.randint(2, (batch,), generator=draw).to(device.kind)
-
-    def __call__(self) -> None:
-        with materialised() if self.attention == "materialised" else contextless(), self.device.autocast():
-            loss = F.mse_loss(self.model(self.z, self.t, self.y), self.eps)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
+            print(f"| DiT-{variant} | {name} | {speed} | {done} | {peak} |", flush=True)
 
 
 def sampling(config: BenchmarkConfig, device: Device, rate: float) -> None:
@@ -119,64 +110,56 @@ def sampling(config: BenchmarkConfig, device: Device, rate: float) -> None:
     print(f"\n| {header} | of matrix rate |\n|{'---|' * 10}")
     process = build_process(ProcessConfig())
     decoder = device.module(Autoencoder(VAE_PRESETS["paper"].model).eval().requires_grad_(False))
+    samplers = {"dpmpp": config.steps, "ddpm": process.timesteps}
     for variant in config.variants:
         model = network(variant, device).eval().requires_grad_(False)
         if device.kind.type == "cuda":
             model.forward = torch.compile(model.forward, mode="reduce-overhead", dynamic=False)
             decoder.decoder.compile()
+        sample("dpmpp", 4, model, process, decoder, device, config)  # warms up
         measured = {}
-        for name, steps, repeats in (("dpmpp", config.steps, config.repeats), ("ddpm", process.timesteps, 1)):
-            job = Sampling(name, steps, model, process, decoder, device, config)
-            if repeats > 1:
-                job()
-            runs = [job() for _ in range(repeats)]
-            measured[name] = tuple(statistics.median(part) for part in zip(*runs, strict=True))
+        for name, steps in samplers.items():
+            repeats = config.repeats if name == "dpmpp" else 1
+            made = [sample(name, steps, model, process, decoder, device, config) for _ in range(repeats)]
+            measured[name] = [statistics.median(part) for part in zip(*made, strict=True)]
         flops = forward_flops(VARIANTS[variant]) * (1 if config.guidance == 1.0 else 2)
-        slow_network, slow_decoding = measured["ddpm"]
-        for name, steps in (("dpmpp", config.steps), ("ddpm", process.timesteps)):
+        slow = measured["ddpm"]
+        for name, steps in samplers.items():
             of_network, decoding = measured[name]
-            total = of_network + decoding
-            done = flops * steps / of_network
+            total, done = of_network + decoding, flops * steps / of_network
             print(f"| DiT-{variant} | {name} | {steps} | {total:.3f} | {1 / total:.3f} | {decoding:.3f} s | "
-                  f"{(slow_network + slow_decoding) / total:.1f} | {slow_network / of_network:.1f} | "
-                  f"{done / 1e12:.2f} | {done / rate:.0%} |", flush=True)  # fmt: skip
+                  f"{sum(slow) / total:.1f} | {slow[0] / of_network:.1f} | {done / 1e12:.2f} | {done / rate:.0%} |",
+                  flush=True)  # fmt: skip
 
 
-class Sampling:
-    """Generates volumes in batches; a call returns seconds per volume of network and sampler, and of decoding."""
+@torch.no_grad()
+def sample(
+    name: str, steps: int, model: DiT, process: Process, decoder: Autoencoder, device: Device, config: BenchmarkConfig
+) -> tuple[float, float]:
+    """Makes volumes in batches; returns seconds per volume of network and sampler, and of decoding."""
+    size, batches = config.synth_batch, math.ceil(max(config.volumes, config.synth_batch) / config.synth_batch)
+    draw = torch.Generator(device.kind).manual_seed(0)
 
-    def __init__(self, name: str, steps: int, model: DiT, process, decoder: nn.Module, device: Device,
-                 config: BenchmarkConfig) -> None:  # fmt: skip
-        self.name, self.steps, self.model, self.process = name, steps, model, process
-        self.decoder, self.device, self.config = decoder, device, config
+    def noise() -> torch.Tensor:
+        return torch.randn((size, *LATENT), generator=draw, device=device.kind)
 
-    @torch.no_grad()
-    def __call__(self) -> tuple[float, float]:
-        size, count = self.config.synth_batch, max(self.config.volumes, self.config.synth_batch)
-        draw = torch.Generator(self.device.kind).manual_seed(0)
-
-        def noise() -> torch.Tensor:
-            return torch.randn((size, *LATENT), generator=draw, device=self.device.kind)
-
-        y = torch.ones(size, dtype=torch.long, device=self.device.kind)
-        spent = [0.0, 0.0]
-        for _ in range(0, count, size):
-            started = now(self.device)
-            with self.device.autocast():
-                denoise = guided(self.model, self.process, y, guidance=self.config.guidance)
-                z = SAMPLERS[self.name](denoise, noise(), self.process, self.steps, noise)
-                between = now(self.device)
-                self.decoder.decode(self.device.tensor(z))
-            spent[0] += between - started
-            spent[1] += now(self.device) - between
-        made = size * math.ceil(count / size)
-        return spent[0] / made, spent[1] / made
+    y = torch.ones(size, dtype=torch.long, device=device.kind)
+    of_network = decoding = 0.0
+    for _ in range(batches):
+        started = now(device)
+        with device.autocast():
+            z = SAMPLERS[name](guided(model, process, y, guidance=config.guidance), noise(), process, steps, noise)
+            between = now(device)
+            decoder.decode(device.tensor(z))
+        of_network += between - started
+        decoding += now(device) - between
+    return of_network / (size * batches), decoding / (size * batches)
 
 
 def network(variant: str, device: Device) -> DiT:
     """A DiT whose output is not zero, as after training."""
     torch.manual_seed(0)
-    model = DiT(replace(VARIANTS[variant]), LATENT)
+    model = DiT(VARIANTS[variant], LATENT)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -204,17 +187,6 @@ def materialised() -> Iterator[None]:
         yield
     finally:
         F.scaled_dot_product_attention = fused
-
-
-@contextmanager
-def contextless() -> Iterator[None]:
-    """Fused attention, as the model has it."""
-    yield
-
-
-def has_bfloat16(device: Device) -> bool:
-    """Whether the device has fast kernels for it."""
-    return device.kind.type == "cuda" or cpu_has_bfloat16()
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ one process and by two, for how the rate grows. Run it alone on the machine.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from benchmarks.timing import time_command
 from cohort.scans import GRIDS, resample, to_ras
 from cohort.simulation.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 from runtime.cli import describe, run_script
@@ -46,19 +43,15 @@ def main(config: BenchmarkConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         head = scan(canvas(LOOK, seed=1, spacing_mm=1.0), POSE, seed=1)
-        for number in range(2):
-            path = folder / "raw" / f"head{number}.nii.gz"
+        for path in (folder / "one/head0.nii.gz", folder / "two/head0.nii.gz", folder / "two/head1.nii.gz"):
             path.parent.mkdir(exist_ok=True)
             nib.save(head.image, path)
         figures: dict[str, object] = {"shape": list(head.image.shape), "spacing_mm": 1.0}
-        (folder / "one").mkdir()
-        (folder / "raw" / "head0.nii.gz").rename(folder / "one" / "head0.nii.gz")
         for label, flags in (("without deformable step", ["--no-warp"]), ("with deformable step", [])):
             out = folder / label.split()[0]
-            figures[label] = {"seconds": timed(folder / "one", out, 1, flags)} | accuracy(head, out)
-        (folder / "one" / "head0.nii.gz").rename(folder / "raw" / "head0.nii.gz")
+            figures[label] = timed(folder / "one", out, 1, *flags) | accuracy(head, out)
         if config.pairs:
-            each = {workers: timed(folder / "raw", folder / f"by{workers}", workers, []) for workers in (1, 2)}
+            each = {workers: timed(folder / "two", folder / f"by{workers}", workers)["wall, s"] for workers in (1, 2)}
             figures["two heads, seconds by 1 and 2 processes"] = list(each.values())
             figures["rate of 2 processes over 1"] = each[1] / each[2]
     for name, value in figures.items():
@@ -66,13 +59,12 @@ def main(config: BenchmarkConfig) -> None:
     write_json(config.out, figures)
 
 
-def timed(source: Path, out: Path, workers: int, flags: list[str]) -> float:
-    """Seconds by the clock."""
-    words = ["--participants", source, "--out", out, "--index", out / "index.csv", "--grid", "paper", *flags]
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "cohort.prepare", *map(str, words), "--workers", str(workers)]
-    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return time.perf_counter() - start
+def timed(source: Path, out: Path, workers: int, *flags: str) -> dict[str, float]:
+    """Seconds and memory of preparing a folder of heads, each process on one core."""
+    return time_command(
+        "cohort.prepare", "--participants", source, "--out", out, "--index", out / "index.csv", "--grid", "paper",
+        "--workers", workers, *flags, threads=1,
+    )  # fmt: skip
 
 
 def accuracy(head: Head, out: Path) -> dict[str, float]:

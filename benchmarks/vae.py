@@ -11,17 +11,16 @@ and ratios as a table in Markdown; on a GPU also peak memory and whether any con
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import AutoencoderKL
 from torch import nn
 
-from benchmarks.timing import count_flops, matrix_rate, short, time_turns, vol2col_kernels
+from benchmarks.timing import count_flops, introduce, short, time_turns, usual_device, vol2col_kernels
 from runtime.cli import describe, run_script
-from runtime.device import Device, cpu_has_bfloat16, pick_device
-from runtime.runs import environment
+from runtime.device import Device, pick_device
 from VAE.config import PRESETS
 from VAE.model import Autoencoder
 
@@ -42,93 +41,74 @@ class BenchmarkConfig:
     """Print the resolved configuration and stop."""
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A network with its own input tensors, and the precision it runs in."""
+JOBS = ("train", "encode", "decode")
+AS_RUN, SET = "as its users run it", "our settings"
 
-    name: str
-    network: nn.Module
-    x: torch.Tensor
-    z: torch.Tensor
-    device: Device
 
-    def train(self) -> None:
+def jobs_of(network: nn.Module, x: torch.Tensor, z: torch.Tensor, device: Device) -> dict[str, Callable[[], None]]:
+    """JOBS for one network, with tensors in its layout and the precision that it runs in."""
+
+    def train() -> None:
         """Forward with posterior noise, L1, backward; no optimiser, whose cost is the same for both."""
-        with self.device.autocast():
-            if isinstance(self.network, Autoencoder):
-                x_hat, _, _ = self.network(self.x, torch.randn_like(self.z))
-            else:
-                x_hat, _, _ = self.network(self.x)
-            loss = (x_hat.float() - self.x).abs().mean()
-        self.network.zero_grad(set_to_none=True)
+        with device.autocast():
+            inputs = (x, torch.randn_like(z)) if isinstance(network, Autoencoder) else (x,)
+            loss = (network(*inputs)[0].float() - x).abs().mean()
+        network.zero_grad(set_to_none=True)
         loss.backward()
 
-    @torch.no_grad()
-    def encode(self) -> None:
-        """Volumes to posterior."""
-        with self.device.autocast():
-            self.network.encode(self.x)
+    def encode() -> None:
+        with torch.no_grad(), device.autocast():
+            network.encode(x)
 
-    @torch.no_grad()
-    def decode(self) -> None:
-        """Latents to volumes."""
-        with self.device.autocast():
-            self.network.decode(self.z)
+    def decode() -> None:
+        with torch.no_grad(), device.autocast():
+            network.decode(z)
+
+    return dict(zip(JOBS, (train, encode, decode), strict=True))
 
 
 def main(config: BenchmarkConfig) -> None:
     """Times all contenders and prints the table."""
-    kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cuda = kind.type == "cuda"
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    precisions = [torch.float32, torch.bfloat16] if cuda or cpu_has_bfloat16() else [torch.float32]
+    usual = usual_device(config.threads)
+    kind = usual.kind
     theirs, ours = pair(kind)
     x = torch.rand(config.batch_size, 1, *config.shape, generator=torch.Generator().manual_seed(0)).to(kind)
     z = torch.randn((config.batch_size, *ours.latent_shape(config.shape)), device=kind)
-    jobs = ("train", "encode", "decode")
-    users = [Contender(f"MONAI, {short(p)}, as its users run it", theirs, x, z, Device(kind, p)) for p in precisions]
-    alone = {job: time_turns([getattr(one, job) for one in users], config.repeats, users[0].device) for job in jobs}
+    flops = {
+        name: {job: count_flops(run) for job, run in jobs_of(network, x, z, usual).items()}
+        for name, network in (("MONAI", theirs), ("ours", ours))
+    }
+    precisions = [Device(kind, precision) for precision in dict.fromkeys((torch.float32, usual.precision))]
+    users = {f"MONAI, {short(device.precision)}, {AS_RUN}": jobs_of(theirs, x, z, device) for device in precisions}
+    alone = {job: time_turns({name: jobs[job] for name, jobs in users.items()}, config.repeats, usual) for job in JOBS}
 
     device = pick_device("auto", config.threads)
     network = device.module(ours)
-    if cuda:
+    if kind.type == "cuda":
         network.encoder.compile()
         network.decoder.compile()
-    inputs = device.tensor(x), device.tensor(z)
-    together = [
-        contender
-        for p in precisions
-        for contender in (
-            Contender(f"MONAI, {short(p)}, our settings", theirs, x, z, Device(kind, p)),
-            Contender(f"ours, {short(p)}", network, *inputs, Device(kind, p)),
-        )
-    ]
-    turns = {job: time_turns([getattr(one, job) for one in together], config.repeats, device) for job in jobs}
-    for name, value in {**environment(device), "shape": config.shape, "batch": config.batch_size}.items():
-        print(f"{name}: {value}")
-    rate = matrix_rate(device)
-    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s")
+    together = {}
+    for own in precisions:
+        together[f"MONAI, {short(own.precision)}, {SET}"] = jobs_of(theirs, x, z, own)
+        together[f"ours, {short(own.precision)}"] = jobs_of(network, device.tensor(x), device.tensor(z), own)
+    turns = {
+        job: time_turns({name: jobs[job] for name, jobs in together.items()}, config.repeats, device) for job in JOBS
+    }
+    rate = introduce(device, shape=config.shape, batch=config.batch_size)
     print("\n| job | network | median s | volumes/s | times MONAI float32 as run | times MONAI same precision, as run "
           "| times MONAI same settings | GFLOP | of matrix rate | peak |\n|---" + "|---" * 9 + "|")  # fmt: skip
-    for job in jobs:
-        (before, memory), (after, memory_after) = alone[job], turns[job]
-        for place, one in enumerate(users):
-            report(job, one, before[place], (before[0], before[place], None), rate, memory[place])
-        for place, one in enumerate(together):
-            references = (before[0], before[place // 2], after[place - place % 2])
-            report(job, one, after[place], references, rate, memory_after[place])
-    if cuda:
-        print(f"\nkernels of vol2col in our training step: {vol2col_kernels(together[-1].train)}")
-
-
-def report(
-    job: str, one: Contender, seconds: float, references: tuple[float | None, ...], rate: float, memory: str
-) -> None:
-    """One row of the table; the operations are those that the network itself performs."""
-    flops = count_flops(getattr(one, job))
-    ratios = " | ".join("-" if reference is None else f"{reference / seconds:.2f}" for reference in references)
-    print(f"| {job} | {one.name} | {seconds:.3f} | {len(one.x) / seconds:.2f} | {ratios} | {flops / 1e9:.0f} | "
-          f"{flops / seconds / rate:.0%} | {memory} |")  # fmt: skip
+    for job in JOBS:
+        found = alone[job] | turns[job]
+        for name, (seconds, peak) in found.items():
+            network_name, precision = name.split(", ")[:2]
+            references = [f"MONAI, {way}, {AS_RUN}" for way in ("float32", precision)]
+            ratios = [f"{found[reference][0] / seconds:.2f}" for reference in references]
+            ratios.append("-" if name in users else f"{found[f'MONAI, {precision}, {SET}'][0] / seconds:.2f}")
+            operations = flops[network_name][job]
+            print(f"| {job} | {name} | {seconds:.3f} | {config.batch_size / seconds:.2f} | {' | '.join(ratios)} | "
+                  f"{operations / 1e9:.0f} | {operations / seconds / rate:.0%} | {peak} |")  # fmt: skip
+    if kind.type == "cuda":
+        print(f"\nkernels of vol2col in our training step: {vol2col_kernels(list(together.values())[-1]['train'])}")
 
 
 def pair(kind: torch.device) -> tuple[AutoencoderKL, Autoencoder]:
