@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -63,9 +64,8 @@ def read_arms(path: Path) -> dict[str, dict[str, str]]:
     header = lines[0] if lines else []
     if "arm" not in header or not {*header} <= {"arm", *COLUMNS} or len({*header}) < len(header) or len(lines) < 2:
         found = ", ".join(header) or "nothing"
-        raise InputError(
-            f"{path}: a table of arms has a column arm, any of {', '.join(COLUMNS)}, and rows; found {found}"
-        )
+        columns = ", ".join(COLUMNS)
+        raise InputError(f"{path}: a table of arms has a column arm, any of {columns}, and rows; found {found}")
     arms: dict[str, dict[str, str]] = {}
     problems = []
     for number, cells in enumerate(lines[1:], start=2):
@@ -102,23 +102,17 @@ def arm_runs(
 ) -> list[ArmRun]:
     """Every arm with every seed and fold, in this order; the run's folder is ``out/<arm>/seed<S>_fold<F>``.
 
-    Args:
-        arms: of `read_arms`.
-        shared: the preset and the flags that all runs have in common.
-        out: folder of the experiment.
-        seeds: of training.
-        folds: how many; 0 for the locked test table, which counts as fold 0.
+    `shared` are the preset and the flags that all runs have in common. 0 `folds` stand for the locked test table, which
+    counts as fold 0.
     """
     runs = []
-    for arm, settings in arms.items():
-        for seed in seeds:
-            for fold in range(max(1, folds)):
-                own = {"seed": seed, "folds": folds, "fold": fold, "run_dir": out / arm / f"seed{seed}_fold{fold}"}
-                words = list(shared)
-                for name, value in {**settings, **own}.items():
-                    flag = "--model.name" if name == "model" else f"--{name.replace('_', '-')}"
-                    words += [flag, str(value).replace("{fold}", str(fold)).replace("{seed}", str(seed))]
-                runs.append(ArmRun(arm, seed, fold, words, parse(PRESETS, words)))
+    for arm, seed, fold in product(arms, seeds, range(max(1, folds))):
+        own = {"seed": seed, "folds": folds, "fold": fold, "run_dir": out / arm / f"seed{seed}_fold{fold}"}
+        words = list(shared)
+        for name, value in {**arms[arm], **own}.items():
+            flag = "--model.name" if name == "model" else f"--{name.replace('_', '-')}"
+            words += [flag, str(value).replace("{fold}", str(fold)).replace("{seed}", str(seed))]
+        runs.append(ArmRun(arm, seed, fold, words, parse(PRESETS, words)))
     return runs
 
 

@@ -87,7 +87,10 @@ def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str 
     if real["label"].nunique() < 2:
         return {**found, **dict.fromkeys(names, "skipped: no real training scans of both classes")}
     frames = {"train": real, **{name: stack.frame for name, stack in held_out.items()}}
-    volumes = {"train": [train.volumes[row] for row in rows], **{name: one.volumes for name, one in held_out.items()}}
+    volumes = {
+        "train": [train.volumes[row] for row in rows],
+        **{name: stack.volumes for name, stack in held_out.items()},
+    }
     regional = {name: regional_features(part, train.grid) for name, part in volumes.items()}
     order = seeding.rng(0, "permuted labels").permutation(len(real))
     return {
@@ -123,20 +126,10 @@ def fit_closely(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
 def permutation_null(
     inputs: dict[str, np.ndarray], labels: np.ndarray, test_labels: np.ndarray, permutations: int, seed: int
 ) -> dict[str, float]:
-    """Area on the test subjects of baselines fitted to permuted training labels.
+    """Mean area on the test subjects of so many baselines fitted to permuted training labels, and 95 % of them.
 
     One permuted fit is a random direction among the features: where they do tell the classes apart, its area strays
     from 0.5 to either side by more than the sampling of test subjects explains. Over permutations it has mean 0.5.
-
-    Args:
-        inputs: ``train`` and ``test`` features (N, F), (M, F).
-        labels: (N,) of the training scans.
-        test_labels: (M,), not permuted.
-        permutations: how many fits.
-        seed: of the permutations.
-
-    Returns:
-        ``value``: the mean area, ``low`` and ``high``: 95 % of the permuted fits.
     """
     areas = []
     for number in range(permutations):

@@ -47,16 +47,11 @@ def save_classifier(
 ) -> None:
     """Writes a checkpoint; `state` holds ``ema``, ``temperature``, ``threshold`` and what the run wants back."""
     contents = {
-        "model_config": plain_fields(model.config),
-        "grid": grid.to_dict(),
+        "model_config": plain_fields(model.config), "grid": grid.to_dict(),
         "normalisation": {"mean": float(model.mean), "std": float(model.std)},
-        "weights": model.state_dict(),
-        "ledger": ledger,
-        "mean_hc": mean_hc,
-        "step": step,
-        **state,
-    }
-    save_checkpoint(path, KIND, contents)
+        "weights": model.state_dict(), "ledger": ledger, "mean_hc": mean_hc, "step": step,
+    }  # fmt: skip
+    save_checkpoint(path, KIND, {**contents, **state})
 
 
 def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedClassifier:

@@ -23,7 +23,7 @@ import tyro
 from classifier.measures import bands, figures
 from classifier.measures.comparison import Comparison, against_truth, compare_arms
 from classifier.measures.metrics import MEASURES
-from classifier.measures.nested_bootstrap import Draws, draws_of
+from classifier.measures.nested_bootstrap import draws_of
 from classifier.measures.resampling import cell_text
 from classifier.measures.runs import ArmRuns, arms_of, single_runs
 from runtime.cli import describe, run_script
@@ -73,14 +73,16 @@ def main(config: CompareConfig) -> None:
     draws = draws_of(runs, config.resamples, config.seed)
     found = compare_arms(runs, draws, pairs=config.pairs, margin=config.margin)
     truth = against_truth(runs, draws, found.auc, config.truth, config.train_csv) if config.truth else None
-    for lines in (head_lines(runs, config), row_lines(found), baseline_lines(found), test_lines(found)):
-        print(*lines, sep="\n")
-    if truth is not None:
-        print(*truth_lines(truth), sep="\n")
+    print(*head_lines(runs, config), *row_lines(found), *test_lines(found), *truth_lines(truth), sep="\n")
     if config.out is not None:
-        write(config.out, config, runs, found, truth)
+        write(config, runs, found, truth)
     if config.figures is not None:
-        draw(config.figures, runs, draws, found)
+        config.figures.mkdir(parents=True, exist_ok=True)
+        figures.roc_and_precision(config.figures / "roc_and_precision.png", bands.all_bands(runs, draws))
+        figures.reliability(config.figures / "reliability.png", bands.reliabilities(runs), found.rows)
+        figures.confusion(config.figures / "confusion.png", found.rows)
+        figures.auc_by_real(config.figures / "auc_by_real.png", found.rows)
+        figures.differences(config.figures / "differences.png", found.tests)
 
 
 def check(config: CompareConfig) -> None:
@@ -110,66 +112,61 @@ def head_lines(runs: ArmRuns, config: CompareConfig) -> list[str]:
 
 
 def row_lines(found: Comparison) -> list[str]:
-    """The measures of every arm."""
+    """The measures of every arm, and the baselines of the reference."""
     lines = []
     for row in found.rows:
         trained = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in row["counts"].items() if number)
         lines.append(f"{row['run']}  (trained on {trained}){'  LEAK ALLOWED' if row['leak'] else ''}")
-        lines += [f"    {name:24s}{cell_text(row['metrics'][name])}" for name in MEASURES]
-        lines.append(f"    {'auc, LeDell interval':24s}{cell_text(row['fold_averaged_auc'])}  (subjects only)")
+        texts = {name: cell_text(row["metrics"][name]) for name in MEASURES}
+        texts["auc, LeDell interval"] = f"{cell_text(row['fold_averaged_auc'])}  (subjects only)"
         if row["folds"] > 1:
             after = f"{row['pooled_auc_after_ranking']:.3f} after ranking within folds"
-            lines.append(f"    {'auc, folds pooled':24s}{row['pooled_auc']:.3f}, {after}")
+            texts["auc, folds pooled"] = f"{row['pooled_auc']:.3f}, {after}"
         if row["seeds"] > 1:
-            each = ", ".join(f"{value:.3f}" for value in row["auc_by_seed"].values())
-            lines.append(f"    {'auc by training seed':24s}{each}")
-    return lines
+            texts["auc by training seed"] = ", ".join(f"{value:.3f}" for value in row["auc_by_seed"].values())
+        lines += [f"    {name:24s}{text}" for name, text in texts.items()]
+    reference = found.rows[0]
+    if reference["baselines"]:
+        lines.append(f"baselines beside {reference['run']}, AUC:")
+    return lines + [f"    {name:24s}{cell_text(auc)}" for name, auc in reference["baselines"].items()]
+
+
+TEST_TEXT = """\
+{b} minus {a}: AUC {auc_difference:+.3f} [{auc_difference_low:+.3f}, {auc_difference_high:+.3f}], p {bootstrap_p:.3g} \
+(Holm {bootstrap_p_holm:.3g}); at a margin of {margin:g}: {verdict} (90 % interval [{auc_difference_low90:+.3f}, \
+{auc_difference_high90:+.3f}]){leak}
+    DeLong, probabilities averaged over seeds: {delong_difference:+.3f} [{delong_low:+.3f}, {delong_high:+.3f}], \
+p {delong_p:.3g} (Holm {delong_p_holm:.3g}){degenerate}
+    right answers {accuracy_difference:+.3f} [{accuracy_difference_low:+.3f}, {accuracy_difference_high:+.3f}], right \
+only in one {only_b_right} : {only_a_right}, McNemar p {mcnemar_p:.3g} (Holm {mcnemar_p_holm:.3g})"""
 
 
 def test_lines(found: Comparison) -> list[str]:
     """The differences between arms."""
-    lines = []
-    for test in found.tests:
-        leak = "  LEAK ALLOWED" if test["leak"] else ""
-        lines.append(
-            "{b} minus {a}: AUC {auc_difference:+.3f} [{auc_difference_low:+.3f}, {auc_difference_high:+.3f}], "
-            "p {bootstrap_p:.3g} (Holm {bootstrap_p_holm:.3g}); at a margin of {margin:g}: {verdict} (90 % interval "
-            "[{auc_difference_low90:+.3f}, {auc_difference_high90:+.3f}]){leak}".format(**{**test, "leak": leak})
+    return [
+        TEST_TEXT.format(
+            **{**test, "leak": "  LEAK ALLOWED" if test["leak"] else ""},
+            degenerate=", no variance" if test["delong_degenerate"] else "",
         )
-        lines.append(
-            "    DeLong, probabilities averaged over seeds: {delong_difference:+.3f} [{delong_low:+.3f}, "
-            "{delong_high:+.3f}], p {delong_p:.3g} (Holm {delong_p_holm:.3g}){flag}".format(
-                **test, flag=", no variance" if test["delong_degenerate"] else ""
-            )
-        )
-        lines.append(
-            "    right answers {accuracy_difference:+.3f} [{accuracy_difference_low:+.3f}, "
-            "{accuracy_difference_high:+.3f}], right only in one {only_b_right} : {only_a_right}, McNemar p "
-            "{mcnemar_p:.3g} (Holm {mcnemar_p_holm:.3g})".format(**test)
-        )
-    return lines
+        for test in found.tests
+    ]
 
 
-def baseline_lines(found: Comparison) -> list[str]:
-    """The logistic regressions beside the reference."""
-    row = found.rows[0]
-    lines = [f"baselines beside {row['run']}, AUC:"] if row["baselines"] else []
-    return lines + [f"    {name:24s}{cell_text(auc)}" for name, auc in row["baselines"].items()]
-
-
-def truth_lines(truth: dict[str, Any]) -> list[str]:
+def truth_lines(truth: dict[str, Any] | None) -> list[str]:
     """Every arm against the regression on true volumes."""
+    if truth is None:
+        return []
     lines = [f"regression on the true volumes of all changed regions: AUC {cell_text(truth['auc'])}"]
     for row in truth["arms"]:
         what = "ABOVE IT BY MORE THAN CHANCE: a shortcut?" if row["above"] else "not above it by more than chance"
-        lines.append(
-            "    {run} minus it: {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3g}; ".format(**row) + what
-        )
+        text = "    {run} minus it: {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3g}; "
+        lines.append(text.format(**row) + what)
     return lines
 
 
-def write(path: Path, config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
+def write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
     """Writes the JSON file, and the tables beside it."""
+    path = config.out
     write_json(
         path,
         {
@@ -178,10 +175,12 @@ def write(path: Path, config: CompareConfig, runs: ArmRuns, found: Comparison, t
             "left_out": runs.left_out, "runs": found.rows, "tests": found.tests, "truth": truth,
         },
     )  # fmt: skip
-    write_csv(path.with_suffix(".csv"), [flat(row) for row in found.rows])
-    write_csv(path.with_name(f"{path.stem}_tests.csv"), found.tests)
-    if truth is not None:
-        write_csv(path.with_name(f"{path.stem}_truth.csv"), truth["arms"])
+    tables = {"": [flat(row) for row in found.rows], "_tests": found.tests, "_truth": truth and truth["arms"]}
+    for name, rows in tables.items():
+        if rows is None:
+            continue
+        with atomic_write(path.with_name(f"{path.stem}{name}.csv")) as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -192,22 +191,6 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     values |= {f"baseline_{name}_auc": auc["value"] for name, auc in row["baselines"].items()}
     plain = {name: value for name, value in row.items() if not isinstance(value, dict)}
     return {**plain, **row["counts"], **row["confusion"], **values, **seeds}
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows as CSV, atomically."""
-    with atomic_write(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-
-
-def draw(folder: Path, runs: ArmRuns, draws: Draws, found: Comparison) -> None:
-    """All figures of the comparison."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures.roc_and_precision(folder / "roc_and_precision.png", bands.all_bands(runs, draws))
-    figures.reliability(folder / "reliability.png", bands.reliabilities(runs), found.rows)
-    figures.confusion(folder / "confusion.png", found.rows)
-    figures.auc_by_real(folder / "auc_by_real.png", found.rows)
-    figures.differences(folder / "differences.png", found.tests)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def select(config: TrainConfig) -> Selection:
     train = _joined(real, again, made, config)
     val = permuted(parts.val, config, "val") if config.shuffle == "all" else parts.val
     for name, frame in zip(names, (train, val, parts.test), strict=True):
-        _check_classes(name, frame)
+        absent = [label for label, code in LABELS.items() if not (frame["label"] == code).any()]
+        if absent:
+            raise InputError(f"{name}: {len(frame)} scans, and none of class {' or '.join(absent)}; both are needed")
     makers, unknown = synthetic_ledger(config) if len(made) else (set(), [])
     leaks, notes = _refuse_leaks(config, parts, names, makers)
     ledger = sorted({*ledger_of(real), *ledger_of(val), *makers})
@@ -97,25 +99,15 @@ def held_apart(config: TrainConfig) -> tuple[Parts, tuple[str, str, str]]:
 def divide(frame: pd.DataFrame, folds: int, fold: int, seed: int) -> Parts:
     """Fold `fold` to test on, the next one (the first after the last) to validate on, all others to learn from.
 
-    The division is that of ``cohort.split --folds`` with the same table and seed, so that a VAE and a diffusion model
-    may be fitted anew on its tables: by subject and group, class, side, age, sex and site in proportion.
-
-    Args:
-        frame: a table (`cohort.tables.read_table`); the order of its rows does not matter.
-        folds: how many, 3 or more.
-        fold: from 0.
-        seed: of the division.
-
-    Returns:
-        Rows sorted by subject, session and file.
+    The division is that of ``cohort.split --folds`` with the same table, in any order, and seed, so that a VAE and a
+    diffusion model may be fitted anew on its tables: by subject and group, class, side, age, sex and site in proportion.
 
     Raises:
         InputError: too few folds, no such fold, or too few subjects of a class for all of them.
     """
     if folds < FEWEST_FOLDS:
-        raise InputError(
-            f"--folds {folds}: at least {FEWEST_FOLDS}, one to test on, one to validate on, the others to learn from"
-        )
+        what = "one to test on, one to validate on, the others to learn from"
+        raise InputError(f"--folds {folds}: at least {FEWEST_FOLDS}, {what}")
     if not 0 <= fold < folds:
         raise InputError(f"--fold {fold}: the {folds} of --folds are numbered from 0 to {folds - 1}")
     frame = frame.sort_values(["subject", "session", "file"]).reset_index(drop=True)
@@ -157,12 +149,8 @@ def _joined(real: pd.DataFrame, again: pd.DataFrame, made: pd.DataFrame, config:
 def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFrame:
     """The table with its diagnoses permuted among its subjects; all scans of a subject get the same one.
 
-    The classes keep their numbers of subjects, and nothing but chance ties a label to an image.
-
-    Args:
-        frame: a table.
-        config: its seeds address the draw; `seed` too, so that the seeds of a null arm average over permutations.
-        part: names the draw.
+    The classes keep their numbers of subjects, and nothing but chance ties a label to an image. The training seed counts
+    too, so that the seeds of a null arm average over permutations.
     """
     people = frame.drop_duplicates("subject").sort_values("subject").set_index("subject")[DIAGNOSED]
     order = seeding.rng(config.seed, f"shuffle {part}", config.sample_seed).permutation(len(people))
@@ -194,12 +182,6 @@ def _check_numbers(config: TrainConfig) -> None:
         raise InputError.of("the configuration contradicts itself", problems)
 
 
-def _check_classes(name: str, frame: pd.DataFrame) -> None:
-    absent = [label for label, code in LABELS.items() if not (frame["label"] == code).any()]
-    if absent:
-        raise InputError(f"{name}: {len(frame)} scans, and none of class {' or '.join(absent)}; both are needed")
-
-
 def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame:
     """The rows of `count` subjects, in the order of the table; None means all.
 
@@ -226,10 +208,7 @@ def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFra
 def choose_repeated(real: pd.DataFrame, percent: float, seed: int) -> pd.DataFrame:
     """Rows of `real` to use once more, `percent` of each class; beyond 100 every row again, whole rounds first.
 
-    Args:
-        real: the chosen real rows.
-        percent: not negative.
-        seed: the sample seed; a smaller percentage's rows are among a larger one's.
+    A smaller percentage's rows are among a larger one's.
     """
     rows: list[int] = []
     draw = [seeding.address(seed, f"repeat:{row.subject}:{row.session}") for row in real.itertuples()]
@@ -238,11 +217,6 @@ def choose_repeated(real: pd.DataFrame, percent: float, seed: int) -> pd.DataFra
         count = round(percent / 100 * len(members))
         rows += (members * (count // max(1, len(members)) + 1))[:count]
     return real.iloc[rows].reset_index(drop=True)
-
-
-def folders(config: TrainConfig) -> dict[str, Path]:
-    """Where the synthetic volumes of each class lie."""
-    return {"HC": config.synth_hc, "TLE": config.synth_tle}
 
 
 def synthetic_counts(labels: np.ndarray, config: TrainConfig) -> dict[str, int]:
@@ -259,8 +233,8 @@ def choose_synthetic(config: TrainConfig, counts: dict[str, int]) -> pd.DataFram
         InputError: fewer volumes than asked for, or volumes that name another class; lists every folder.
     """
     rows, problems = [], []
-    for name, count in counts.items():
-        folder = folders(config)[name]
+    for name, folder in (("HC", config.synth_hc), ("TLE", config.synth_tle)):
+        count = counts[name]
         paths = list_volumes(folder) if count else []
         if count > len(paths):
             problems.append(f"{folder}: {count} synthetic {name} volumes are asked for, {len(paths)} are there")
@@ -269,25 +243,20 @@ def choose_synthetic(config: TrainConfig, counts: dict[str, int]) -> pd.DataFram
         if wrong:
             problems.append(f"{folder}: volumes of another class than {name}: {', '.join(wrong[:5])}")
         order = sorted(paths, key=lambda path: seeding.address(config.sample_seed, f"synthetic:{path.name}"))
-        rows += [_synthetic_row(path, name) for path in sorted(order[:count])]
+        for path in sorted(order[:count]):
+            subject = f"synthetic:{path.stem}"
+            row = {"subject": subject, "file": str(path.resolve()), "diagnosis": name, "label": LABELS[name]}
+            rows.append({**row, "side": "", "session": "", "age": np.nan, "sex": "", "site": "", "group": subject})
     if problems:
         raise InputError.of("synthetic volumes", problems)
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _synthetic_row(path: Path, name: str) -> dict[str, object]:
-    subject = f"synthetic:{path.stem}"
-    return {
-        "subject": subject, "file": str(path.resolve()), "diagnosis": name, "label": LABELS[name], "side": "",
-        "session": "", "age": np.nan, "sex": "", "site": "", "group": subject,
-    }  # fmt: skip
 
 
 def synthetic_ledger(config: TrainConfig) -> tuple[set[str], list[str]]:
     """The subjects behind the folders' volumes, and which folders cannot tell (allowed by --allow-leak only)."""
     seen: set[str] = set()
     unknown = []
-    for folder in folders(config).values():
+    for folder in (config.synth_hc, config.synth_tle):
         ledger = read_json(folder / "ledger.json") if (folder / "ledger.json").exists() else None
         if isinstance(ledger, dict) and isinstance(ledger.get("ledger"), list):
             seen.update(map(str, ledger["ledger"]))

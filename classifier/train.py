@@ -36,7 +36,7 @@ from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
-from runtime.training import LossGuard, average, balanced_rows, copy_weights, learning_rate, rate_of_decay
+from runtime.training import LossGuard, average, balanced_rows, copy_weights, descend, learning_rate, rate_of_decay
 
 
 @dataclass
@@ -107,10 +107,7 @@ def load_stacks(selection: Selection, config: TrainConfig, grid: Grid) -> dict[s
 
 
 def build(config: TrainConfig, grid: Grid, device: Device, constants: tuple[float, float]) -> Classifier:
-    """The network with weights by the seed, and a second logit where the side is learned.
-
-    `constants` are the mean and deviation it standardises by.
-    """
+    """The network with weights by the seed, the mean and deviation of its input, and a logit of the side if learned."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     architecture = replace(config.model, outputs=2) if config.side_weight else config.model
     return device.module(build_model(architecture, grid.shape, *constants))
@@ -124,29 +121,20 @@ def train_step(
     strength = config.augment.scaled(STRENGTH[config.augmentation])
     x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
     keep = dropout_mask(config, width, step).to(train.device.kind)
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup_steps)
     with train.device.autocast():
         logits = network(train.device.tensor(x), keep)
     terms = losses(logits.float(), train.labels[rows].to(logits.device), train.sides[rows].to(logits.device))
-    optimiser.zero_grad(set_to_none=True)
-    (terms["train"] + config.side_weight * terms.get("side", 0.0)).backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    optimiser.step()
+    loss = terms["train"] + config.side_weight * terms.get("side", 0.0)
+    lr = learning_rate(step, config.lr, config.steps, config.warmup_steps)
+    norm = descend(loss, network, optimiser, lr, config.clip_norm)
     return {**{f"loss/{name}": distributed.mean(term.detach()) for name, term in terms.items()}, "grad/norm": norm}
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor, sides: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Cross-entropy of TLE, and of the side where there is a second logit.
+    """Cross-entropy of TLE (``train``), and of the side (0 left, 1 right, -1 unknown) where there is a second logit.
 
-    Args:
-        logits: (B, outputs), float32.
-        labels: (B,), 0 HC and 1 TLE.
-        sides: (B,), 0 left, 1 right, -1 unknown or HC.
-
-    Returns:
-        ``train``, the mean over the batch, and ``side``, over those whose side is known; of this process's share, so
-        scaled that the mean over processes is that of the global batch.
+    They are of this process's share, so scaled that the mean over processes is that of the global batch, and for
+    ``side`` of those in it whose side is known.
     """
     terms = {"train": F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())}
     if logits.shape[1] > 1:

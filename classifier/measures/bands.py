@@ -52,11 +52,9 @@ def _cumulative(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> 
 
 
 def all_bands(runs: ArmRuns, draws: Draws) -> dict[str, dict[str, Any]]:
-    """Curves of each arm with their pointwise 95 % intervals.
+    """arm -> ``roc`` and ``precision``, ``share`` of TLE among the scans, ``leak``.
 
-    Returns:
-        arm -> ``roc`` and ``precision``: float64 (3, 101), the line, its lower and its upper end on GRID; ``share`` of
-        TLE among the scans; ``leak``.
+    Curves are (3, 101): the line, and the lower and upper end of its pointwise 95 % interval, on GRID.
     """
     labels = np.concatenate([runs.labels(fold) for fold in runs.folds])
     shares = draws.seeds[: RESAMPLES + 1]
@@ -87,15 +85,10 @@ def reliabilities(runs: ArmRuns) -> dict[str, list[dict[str, Any]]]:
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> list[dict[str, Any]]:
-    """Bins of equally many subjects, by rising probability: what was promised and what came true.
+    """So many bins of equally many subjects, by rising probability; equal ones may lie in two bins.
 
-    Args:
-        labels, probabilities: (N,).
-        bins: how many; at most N.
-
-    Returns:
-        for each bin the mean probability ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``,
-        ``high``, and ``count``. Equal probabilities may lie in two bins.
+    Each has the mean probability ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``,
+    ``high``, and ``count``.
     """
     from statsmodels.stats.proportion import proportion_confint  # slow to import
 

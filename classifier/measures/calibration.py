@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, logit
 
-CALIBRATION = ("calibration_intercept", "calibration_slope")
-"""0 and 1 for well calibrated probabilities."""
 SMALLEST = 1e-12
 """Probabilities nearer to 0 or 1 than this count as this far away: their logit would be infinite."""
 ITERATIONS = 100
@@ -15,7 +13,7 @@ ENTRIES = 2_000_000
 
 
 def recalibration(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Calibration intercept and slope for many weightings of the subjects at once.
+    """Calibration intercept and slope, (R,) each, for many weightings (R, N) of the subjects at once: 0 and 1 are good.
 
     With z the logit of the probability, the slope is b in the maximum-likelihood fit of logit P(TLE) = a + b z: below 1
     when probabilities are too extreme. The intercept is a in logit P(TLE) = a + z, slope held at 1
@@ -23,14 +21,8 @@ def recalibration(labels: np.ndarray, probabilities: np.ndarray, weights: np.nda
     subjects too: probabilities learned on balanced batches are too high where fewer than half are TLE.
     Source: Cox 1958, Biometrika 45:562; Van Calster et al. 2019, https://doi.org/10.1186/s12916-019-1466-7.
 
-    Args:
-        labels: (N,) of 0 and 1.
-        probabilities: (N,) in [0, 1].
-        weights: (R, N), not negative; each row holds both classes.
-
-    Returns:
-        arrays (R,). Where a value of z separates the classes, the likelihood has no maximum: the slope is then
-        infinity, minus infinity when TLE has the lower values, and not a number when all z are equal.
+    Where a value of z separates the classes, the likelihood has no maximum: the slope is then infinity, minus infinity
+    when TLE has the lower values, and not a number when all z are equal. Each weighting holds both classes.
     """
     z = logit(np.clip(probabilities, SMALLEST, 1 - SMALLEST))
     blocks = np.array_split(weights, max(1, -(-weights.size // ENTRIES)))

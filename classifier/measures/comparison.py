@@ -38,13 +38,9 @@ class Comparison:
 
 
 def compare_arms(runs: ArmRuns, draws: Draws, *, pairs: str, margin: float) -> Comparison:
-    """Measures every arm and tests every planned pair.
+    """Measures every arm and tests every planned pair: each arm with the first (``reference``), or ``all`` of them.
 
-    Args:
-        runs: the arms; the first is the reference.
-        draws: of `nested_bootstrap.draws_of`.
-        pairs: ``reference`` (every other arm with it) or ``all``.
-        margin: largest difference of areas that does not matter.
+    `margin` is the largest difference of areas that does not matter.
     """
     from statsmodels.stats.multitest import multipletests  # slow to import
 
@@ -73,27 +69,19 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
         name: float(np.mean([pooled_auc(labels, list(rows), ranked=ranked) for rows in zip(*scores, strict=True)]))
         for name, ranked in (("pooled_auc", False), ("pooled_auc_after_ranking", True))
     }
+    counts = pd.DataFrame([run.results["counts"]["train"] for run in cells]).fillna(0).mean()
     return {
-        "run": arm,
-        "leak": runs.leak(arm),
-        "recipe": recipe(cells[0].config),
-        "seeds": len(runs.seeds),
-        "folds": len(runs.folds),
-        "subjects": runs.subjects,
-        "counts": _mean_counts([run.results["counts"]["train"] for run in cells]),
+        "run": arm, "leak": runs.leak(arm), "recipe": recipe(cells[0].config),
+        "seeds": len(runs.seeds), "folds": len(runs.folds), "subjects": runs.subjects,
+        # Whole numbers stay whole.
+        "counts": {name: int(value) if value.is_integer() else round(value, 1) for name, value in counts.items()},
         "metrics": {name: cell(float(values[0]), values[1:]) for name, values in means.items()},
         "auc_by_seed": dict(zip(map(str, runs.seeds), measured["auc"][0].tolist(), strict=True)),
         "fold_averaged_auc": fold_averaged_auc(labels, scores, groups),
         **pooled,
         "confusion": _confusion(runs, arm),
         "baselines": _baselines(runs, arm),
-    }
-
-
-def _mean_counts(counts: list[dict[str, int]]) -> dict[str, float]:
-    """Counts averaged over the runs of an arm; whole numbers stay whole."""
-    means = {name: float(np.mean([each.get(name, 0) for each in counts])) for name in counts[0]}
-    return {name: int(value) if value.is_integer() else round(value, 1) for name, value in means.items()}
+    }  # fmt: skip
 
 
 def _confusion(runs: ArmRuns, arm: str) -> dict[str, float]:
@@ -150,36 +138,23 @@ def recipe(config: dict[str, Any]) -> str:
 
 def _test(runs: ArmRuns, a: str, b: str, difference: np.ndarray, margin: float) -> dict[str, Any]:
     """One pair: difference of areas (1 + R,) b minus a, DeLong on seed-averaged probabilities, McNemar."""
-    low, high = interval(difference[1:])
-    narrow = interval(difference[1:], level=0.9)
-    sides = {arm: [_seed_averaged(runs, arm, fold) for fold in runs.folds] for arm in (a, b)}
-    labels = [frame["label"].to_numpy() for frame in sides[a]]
-    scores = [[frame["probability"].to_numpy() for frame in sides[arm]] for arm in (a, b)]
-    delong = asdict(delong_by_fold(labels, *scores))
-    truth = np.concatenate(labels) == 1
-    correct = [np.concatenate([frame["call"].to_numpy() for frame in sides[arm]]) == truth for arm in (a, b)]
-    only_a, only_b, p = paired_tests.mcnemar(*correct)
-    share, share_low, share_high = paired_tests.share_difference(only_a, only_b, len(truth))
+    draws = difference[1:]
+    (low, high), narrow = interval(draws), interval(draws, level=0.9)
+    frames = {arm: [_seed_averaged(runs, arm, fold) for fold in runs.folds] for arm in (a, b)}
+    labels = [frame["label"].to_numpy() for frame in frames[a]]
+    scores = [[frame["probability"].to_numpy() for frame in frames[arm]] for arm in (a, b)]
+    right = [pd.concat(frames[arm]).eval("call == (label == 1)").to_numpy() for arm in (a, b)]
+    only_a, only_b, p = paired_tests.mcnemar(*right)
+    share, share_low, share_high = paired_tests.share_difference(only_a, only_b, len(right[0]))
     return {
-        "a": a,
-        "b": b,
-        "leak": runs.leak(a) or runs.leak(b),
-        "auc_difference": float(difference[0]),
-        "auc_difference_low": low,
-        "auc_difference_high": high,
-        "auc_difference_low90": narrow[0],
-        "auc_difference_high90": narrow[1],
-        "bootstrap_p": two_sided_p(difference[1:]),
-        "margin": margin,
-        "verdict": paired_tests.verdict(*narrow, margin),
-        **{f"delong_{name}": value for name, value in delong.items()},
-        "only_a_right": only_a,
-        "only_b_right": only_b,
-        "accuracy_difference": share,
-        "accuracy_difference_low": share_low,
-        "accuracy_difference_high": share_high,
-        "mcnemar_p": p,
-    }
+        "a": a, "b": b, "leak": runs.leak(a) or runs.leak(b),
+        "auc_difference": float(difference[0]), "auc_difference_low": low, "auc_difference_high": high,
+        "auc_difference_low90": narrow[0], "auc_difference_high90": narrow[1], "bootstrap_p": two_sided_p(draws),
+        "margin": margin, "verdict": paired_tests.verdict(*narrow, margin),
+        **{f"delong_{name}": value for name, value in asdict(delong_by_fold(labels, *scores)).items()},
+        "only_a_right": only_a, "only_b_right": only_b, "accuracy_difference": share,
+        "accuracy_difference_low": share_low, "accuracy_difference_high": share_high, "mcnemar_p": p,
+    }  # fmt: skip
 
 
 def _seed_averaged(runs: ArmRuns, arm: str, fold: int) -> pd.DataFrame:
@@ -199,10 +174,7 @@ def against_truth(
     the question of a shortcut. It is no proof: the regression is fitted to few subjects, which costs it some area (less
     so the more there are), and a network may use volumes in a way that no linear model can.
 
-    Args:
-        runs, draws, auc: as of `compare_arms`.
-        truth_csv: of `cohort.make_demo`.
-        tables: training tables of the runs; subjects that a fold holds out are left out of that fold's fit.
+    `tables` are the training tables of the runs; subjects that a fold holds out are left out of that fold's fit.
 
     Returns:
         ``auc`` (a cell), ``training_subjects`` per fold, and for each of ``arms`` its area minus the truth's:
@@ -222,7 +194,8 @@ def against_truth(
     true = nested_bootstrap.auc_of_scores(runs, scores, draws)
     arms = []
     for arm, area in auc.items():
-        low, high = interval((area - true)[1:])
-        row = {"run": arm, "difference": float(area[0] - true[0]), "low": low, "high": high}
-        arms.append({**row, "p": two_sided_p((area - true)[1:]), "above": low > 0})
+        difference = area - true
+        low, high = interval(difference[1:])
+        row = {"run": arm, "difference": float(difference[0]), "low": low, "high": high}
+        arms.append({**row, "p": two_sided_p(difference[1:]), "above": low > 0})
     return {"auc": cell(float(true[0]), true[1:]), "training_subjects": sizes, "arms": arms}

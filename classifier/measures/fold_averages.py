@@ -32,17 +32,11 @@ def influence(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def fold_averaged_auc(
     labels: list[np.ndarray], scores: list[np.ndarray], clusters: list[np.ndarray]
 ) -> dict[str, float]:
-    """Mean of the folds' areas, with the 95 % influence-curve interval of LeDell et al. 2015.
+    """Mean of the folds' areas (``value``), with the influence-curve interval of LeDell et al. 2015.
 
-    It covers the sampling of subjects, given the networks; not another training.
-
-    Args:
-        labels: of each fold, (N_f,).
-        scores: of each fold, (N_f,), or (S, N_f) for S training seeds, whose areas are averaged.
-        clusters: of each fold, (N_f,): scans of one name are not independent, and their influences are added first.
-
-    Returns:
-        ``value``, ``low`` and ``high`` (within [0, 1]) and ``se``.
+    It covers the sampling of subjects, given the networks; not another training. Scores of a fold are (N_f,), or
+    (S, N_f) for S training seeds, whose areas are averaged. Scans of one cluster are not independent: their influences
+    are added first.
     """
     areas, variance = [], 0.0
     for y, rows, names in zip(labels, scores, clusters, strict=True):
@@ -56,12 +50,7 @@ def fold_averaged_auc(
 
 
 def pooled_auc(labels: list[np.ndarray], scores: list[np.ndarray], *, ranked: bool) -> float:
-    """One area over the subjects of all folds.
-
-    Args:
-        labels, scores: of each fold, (N_f,).
-        ranked: replace scores by their rank within the fold, as a share, first; that takes out the folds' shifts.
-    """
+    """One area over the subjects of all folds; `ranked` first takes the folds' shifts out, by ranks within each."""
     parts = [(rankdata(row) - 0.5) / len(row) for row in scores] if ranked else scores
     return auc(np.concatenate(labels), np.concatenate(parts))
 

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from classifier.measures.calibration import CALIBRATION, recalibration
+from classifier.measures.calibration import recalibration
 from classifier.measures.resampling import bootstrap_weights, cell
 from runtime.errors import InputError
 
 Z95 = 1.959964
 """97.5 percentile of the normal distribution."""
-METRICS = (
+MEASURES = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "average_precision",
-    "brier",
+    "brier", "calibration_intercept", "calibration_slope",
 )  # fmt: skip
-"""Measures that are numbers whenever both classes are there."""
-MEASURES = METRICS + CALIBRATION
 """All that `evaluate` gives. The calibration slope has no value (None) where the classes are perfectly separated."""
 
 
@@ -77,16 +75,10 @@ def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:
 def weighted_metrics(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """All of MEASURES for many weightings of the subjects at once.
+    """All of MEASURES, (R,) each, for many weightings (R, N) of the subjects at once, each with both classes.
 
-    Args:
-        labels, probabilities: (N,).
-        threshold: at or above it is called TLE.
-        weights: (R, N), not negative, for example how often each subject was drawn; each row holds both classes.
-
-    Returns:
-        arrays (R,). Average precision is the step-wise sum over distinct scores, and precision is 0 where nobody is
-        called TLE, both as in scikit-learn. Calibration as in `calibration.recalibration`.
+    A probability at or above the threshold is called TLE. Average precision is the step-wise sum over distinct scores,
+    and precision is 0 where nobody is called TLE, both as in scikit-learn.
     """
     positive, weights = labels == 1, np.asarray(weights, np.float64)
     w_pos, w_neg = weights[:, positive], weights[:, ~positive]
@@ -137,11 +129,7 @@ def evaluate(
     rng: np.random.Generator,
     resamples: int = 2000,
 ) -> dict[str, dict[str, float]]:
-    """All of MEASURES with 95 % percentile intervals of a stratified bootstrap over subjects.
-
-    Returns:
-        {measure: cell}, as in `resampling.cell`; measures of METRICS have three numbers.
-    """
+    """The `resampling.cell` of each of MEASURES, with 95 % intervals of a stratified bootstrap over clusters."""
     check_labels(labels)
     weights = np.vstack([np.ones(len(labels)), bootstrap_weights(labels, clusters, resamples, rng)])
     drawn = weighted_metrics(labels, probabilities, threshold, weights)
@@ -175,23 +163,15 @@ def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas and their covariance, for K score vectors of the same subjects.
+    """Areas (K,) and their covariance (K, K), for K score vectors (K, N) of the same subjects.
 
     It covers the sampling of test subjects, not of training. Source: DeLong et al. 1988, Biometrics 44:837.
-
-    Args:
-        labels: (N,).
-        scores: (K, N).
-
-    Returns:
-        areas (K,) and covariance (K, K).
 
     Raises:
         InputError: fewer than two subjects of a class.
     """
     check_labels(labels)
-    P = int((labels == 1).sum())
-    N = len(labels) - P
+    N, P = np.bincount(labels)
     if min(P, N) < 2:
         raise InputError(f"DeLong's variance needs two subjects of each class; there are {N} HC and {P} TLE")
     v_pos, v_neg = (np.stack(part) for part in zip(*(placements(labels, row) for row in scores), strict=True))
@@ -208,12 +188,7 @@ def paired_test_of(areas: np.ndarray, covariance: np.ndarray) -> PairedTest:
     difference = float(areas[1] - areas[0])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     degenerate = variance < 1e-14  # rounding of placement values, which are of order 1
-    if degenerate:
-        deviation, p = 0.0, 1.0 if abs(difference) < 1e-12 else 0.0
-    else:
-        deviation = math.sqrt(variance)
-        p = math.erfc(abs(difference) / deviation / math.sqrt(2))
-    margin = Z95 * deviation
-    return PairedTest(
-        float(areas[0]), float(areas[1]), difference, difference - margin, difference + margin, p, degenerate
-    )
+    deviation = 0.0 if degenerate else math.sqrt(variance)
+    p = float(abs(difference) < 1e-12) if degenerate else math.erfc(abs(difference) / deviation / math.sqrt(2))
+    ends = difference - Z95 * deviation, difference + Z95 * deviation
+    return PairedTest(float(areas[0]), float(areas[1]), difference, *ends, p, degenerate)

@@ -73,13 +73,8 @@ def read_run(folder: Path, split: str) -> FinishedRun:
     """Reads a run folder; InputError that names the file when the run has not finished."""
     predictions = read_predictions(folder / "predictions.csv")
     frame = predictions[predictions["split"] == split].sort_values(["subject", "session"]).reset_index(drop=True)
-    config = folder / "config.json"
-    return FinishedRun(
-        frame,
-        frozenset(predictions["subject"]),
-        read_json(folder / "results.json"),
-        read_json(config) if config.exists() else {},
-    )
+    results, config = read_json(folder / "results.json"), folder / "config.json"
+    return FinishedRun(frame, frozenset(predictions["subject"]), results, read_json(config) if config.exists() else {})
 
 
 def single_runs(paths: tuple[Path, ...], split: str) -> ArmRuns:
@@ -118,13 +113,11 @@ def arms_of(folder: Path, reference: str, split: str) -> ArmRuns:
     usable = {arm: seeds for arm, seeds in complete.items() if seeds}
     if reference not in usable:
         there = ", ".join(usable) or "none"
-        raise InputError(
-            f"{folder}: no arm {reference!r} with a seed finished in all folds; with one there are: {there}"
-        )
+        message = f"no arm {reference!r} with a seed finished in all folds; with one there are: {there}"
+        raise InputError(f"{folder}: {message}")
     if len(usable) < 2:
-        raise InputError(
-            f"{folder}: only the arm {reference!r} has a finished seed; a comparison needs two arms or more"
-        )
+        message = f"only the arm {reference!r} has a finished seed; a comparison needs two arms or more"
+        raise InputError(f"{folder}: {message}")
     seeds = set.intersection(*usable.values())
     if not seeds:
         lines = [f"{arm}: seeds {sorted(have)}" for arm, have in usable.items()]

@@ -20,13 +20,7 @@ MODELS: dict[str, type[Classifier]] = {
 
 
 def build_model(config: ModelConfig, shape: Shape, mean: float, std: float) -> Classifier:
-    """The network of a configuration, with weights drawn from torch's global generator.
-
-    Args:
-        config: architecture.
-        shape: voxels (D, H, W) of the volumes it will see.
-        mean: subtracted from the input; of the training data.
-        std: the input is divided by it.
+    """The network of a configuration for volumes of a shape, with weights drawn from torch's global generator.
 
     Raises:
         InputError: an unknown name, numbers that do not fit together, or a grid of which the last level would keep
