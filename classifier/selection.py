@@ -100,7 +100,7 @@ def divide(frame: pd.DataFrame, folds: int, fold: int, seed: int) -> Parts:
     """Fold `fold` to test on, the next one (the first after the last) to validate on, all others to learn from.
 
     The division is that of ``cohort.split --folds`` with the same table, in any order, and seed, so that a VAE and a
-    diffusion model may be fitted anew on its tables: by subject and group, class, side, age, sex and site in proportion.
+    diffusion model may be fitted anew on its tables: by subject and group, classes, sides and sites in proportion.
 
     Raises:
         InputError: too few folds, no such fold, or too few subjects of a class for all of them.
@@ -149,8 +149,8 @@ def _joined(real: pd.DataFrame, again: pd.DataFrame, made: pd.DataFrame, config:
 def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFrame:
     """The table with its diagnoses permuted among its subjects; all scans of a subject get the same one.
 
-    The classes keep their numbers of subjects, and nothing but chance ties a label to an image. The training seed counts
-    too, so that the seeds of a null arm average over permutations.
+    The classes keep their numbers of subjects, and nothing but chance ties a label to an image. The training seed
+    counts too, so that the seeds of a null arm average over permutations.
     """
     people = frame.drop_duplicates("subject").sort_values("subject").set_index("subject")[DIAGNOSED]
     order = seeding.rng(config.seed, f"shuffle {part}", config.sample_seed).permutation(len(people))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from classifier.measures.metrics import cumulative
 from classifier.measures.nested_bootstrap import Draws
 from classifier.measures.runs import ArmRuns
 
@@ -22,7 +23,7 @@ def roc_rows(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.
 
     Linear between the points of the curve, as the area is; at a vertical step its upper end.
     """
-    hits, alarms = _cumulative(labels, scores, weights)
+    hits, alarms = cumulative(scores, weights * (labels == 1), weights * (labels == 0))
     start = np.zeros((len(weights), 1))
     hits, alarms = np.hstack([start, hits / hits[:, -1:]]), np.hstack([start, alarms / alarms[:, -1:]])
     return np.stack([np.interp(GRID, fpr, tpr) for fpr, tpr in zip(alarms, hits, strict=True)])
@@ -34,21 +35,12 @@ def precision_rows(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     It is that of the highest threshold which reaches the recall, not interpolated: a line between two points would be
     too good (Davis & Goadrich 2006).
     """
-    hits, alarms = _cumulative(labels, scores, weights)
+    hits, alarms = cumulative(scores, weights * (labels == 1), weights * (labels == 0))
     called = hits + alarms
     precision = np.divide(hits, called, out=np.ones(hits.shape), where=called > 0)
     recall = hits / hits[:, -1:]
     places = [np.searchsorted(row, np.maximum(GRID, 1e-9) - 1e-12) for row in recall]
     return np.stack([row[place] for row, place in zip(precision, places, strict=True)])
-
-
-def _cumulative(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of TLE and of HC at or above each of the K distinct scores, from the highest; (R, K) each."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    positive = labels[order] == 1
-    drawn = weights[:, order]
-    return tuple(np.cumsum(drawn * part, axis=1)[:, ends] for part in (positive, ~positive))
 
 
 def all_bands(runs: ArmRuns, draws: Draws) -> dict[str, dict[str, Any]]:

@@ -112,11 +112,15 @@ def _pairs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.sign(scores[labels == 1][:, None] - scores[labels == 0][None]) / 2 + 0.5
 
 
-def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def cumulative(scores: np.ndarray, *weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Weights (R, N) at or above each of the K distinct scores, from the highest; (R, K) each."""
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(weights[:, order] * positive[order], axis=1)[:, ends]
-    called = np.cumsum(weights[:, order], axis=1)[:, ends]
+    return tuple(np.cumsum(part[:, order], axis=1)[:, ends] for part in weights)
+
+
+def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    hits, called = cumulative(scores, positive * weights, weights)
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
     return (np.diff(hits, axis=1, prepend=0.0) * precision).sum(1) / hits[:, -1]
 

@@ -30,14 +30,17 @@ class Classifier(nn.Module, ABC):
 
     activation: nn.Module
     """The last layer of the features, never in place."""
-    axes = (0, 1, 2)
-    """Axes of the volume that the last level still has."""
 
     def __init__(self, config: ModelConfig, mean: float, std: float) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    @staticmethod
+    @abstractmethod
+    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+        """Voxels of the last level along each axis that it still has."""
 
     @abstractmethod
     def trunk(self, x: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,11 @@ class DenseNet121(Classifier):
         self.activation = nn.ReLU()
         self.add_head(published.class_layers.out.in_features, attention=False)
 
+    @staticmethod
+    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+        """The stem and the pooling behind it round up, the three transitions round down."""
+        return tuple(-(-side // (2 * config.stem_stride)) // 8 for side in shape)
+
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Standardised volumes (B, 1, D, H, W) to the last level (B, 1024, d, h, w), before its activation."""
         return self.layers(x)
@@ -45,8 +50,6 @@ class CoronalEfficientNet(Classifier):
     The first convolution mixes all slices; from there on the back-front axis is gone. Without stochastic depth, whose
     draws would come from torch's global generator. Depthwise convolutions are 2D here, where they are quick.
     """
-
-    axes = (0, 2)
 
     def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
         from monai.networks.nets.efficientnet import EfficientNetBN, MBConvBlock  # slow to import
@@ -66,6 +69,11 @@ class CoronalEfficientNet(Classifier):
         )  # fmt: skip
         self.activation = nn.SiLU()
         self.add_head(published._fc.in_features, attention=False)
+
+    @staticmethod
+    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+        """D and W are halved by four stages, rounding down; MONAI pads the stem by one voxel, not two."""
+        return tuple(((side - 2) // config.stem_stride + 1) // 16 for side in shape[::2])
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Standardised volumes (B, 1, D, H, W) to the last level (B, 1280, d, 1, w), before its activation."""

@@ -57,6 +57,12 @@ class ResNet3D(Classifier):
         self.activation = nn.SiLU()
         self.add_head(widths[-1], attention=config.pool == "attention")
 
+    @staticmethod
+    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+        """Every level after the first halves each axis, rounding up."""
+        shrink = config.stem_stride * 2 ** (len(config.widths) - 1)
+        return tuple(-(-side // shrink) for side in shape)
+
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Standardised volumes (B, 1, D, H, W) to the last level (B, C, d, h, w), before its activation."""
         return self.norm(self.blocks(self.stem(x)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier, Shape
 from classifier.model.published import CoronalEfficientNet, DenseNet121
@@ -37,33 +35,18 @@ def build_model(config: ModelConfig, shape: Shape, mean: float, std: float) -> C
         problems.append(f"--model.groups {config.groups}: at least 1")
     if problems:
         raise InputError.of(f"--model.name {config.name}: refused", problems)
-    left = voxels_left(config, shape)
+    network = MODELS[config.name]
+    left = min(network.last_level(config, shape))
     if left < 2:
         finer = dataclasses.replace(config, stem_stride=1)
-        ways = ["--model.stem-stride 1"] if voxels_left(finer, shape) >= 2 else []
+        ways = ["--model.stem-stride 1"] if min(network.last_level(finer, shape)) >= 2 else []
         ways.append("fewer --model.widths" if config.name == "resnet" else "--model.name resnet")
         raise InputError(
             f"--model.name {config.name} --model.stem-stride {config.stem_stride}: the last level has {left} "
             f"voxel{'' if left == 1 else 's'} of an axis of the grid {shape}, at least 2 are needed; "
             f"use {' or '.join(ways)}"
         )
-    return MODELS[config.name](config, shape, mean, std)
-
-
-def voxels_left(config: ModelConfig, shape: Shape) -> int:
-    """Voxels of the last level along its shortest axis, from a pass without numbers.
-
-    Raises:
-        InputError: groups that do not divide every width.
-    """
-    with torch.device("meta"), torch.no_grad():
-        try:
-            network = MODELS[config.name](config, shape, 0.0, 1.0)
-        except ValueError:  # of nn.GroupNorm
-            raise InputError(f"--model.groups {config.groups}: has to divide every width") from None
-        try:
-            # Several volumes, because GroupNorm refuses to normalise a single number.
-            level = network.trunk(torch.empty(2, 1, *shape)).shape[2:]
-        except RuntimeError:  # a kernel or a pooling window is larger than what is left
-            return 0
-    return min(level[axis] for axis in network.axes)
+    try:
+        return network(config, shape, mean, std)
+    except ValueError as error:  # of nn.GroupNorm
+        raise InputError(f"--model.groups {config.groups}: has to divide every width; {error}") from None

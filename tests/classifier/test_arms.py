@@ -106,6 +106,7 @@ def command(config, arms: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "classifier.run_arms", "smoke", str(arms), "--out", str(out), "--jobs", "2", *shared]
 
 
+@pytest.mark.slow
 def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(config, tmp_path):
     config = dataclasses.replace(config, steps=4, warmup_steps=1)
     arms = write(tmp_path / "arms.csv", "arm,synth_percent\ngreedy,400\nreal,\n")
@@ -163,6 +164,7 @@ def test_runs_take_turns_among_the_gpus(tmp_path, monkeypatch):
     assert {environment["CUDA_VISIBLE_DEVICES"] for environment in seen} <= {"4", "7"}
 
 
+@pytest.mark.slow
 def test_stopping_run_arms_stops_its_runs_which_save_first(config, tmp_path):
     config = dataclasses.replace(config, steps=5000, save_every_steps=5000, val_every_steps=1000)
     arms, out = write(tmp_path / "arms.csv", "arm\nreal\n"), tmp_path / "arms"

@@ -56,7 +56,13 @@ def assert_same(a, b, where=""):
         assert a == b, where
 
 
-def test_a_run_leaves_everything(config):
+@pytest.fixture(autouse=True)
+def _few_permutations(monkeypatch):
+    monkeypatch.setattr("classifier.evaluation.PERMUTATIONS", 20)
+
+
+def test_a_run_learns_and_leaves_everything_and_the_same_command_does_nothing_more(config):
+    config = dataclasses.replace(config, steps=40, val_every_steps=10, save_every_steps=40)
     train.main(config)
     results = read_json(config.run_dir / "results.json")
     predictions = read_predictions(config.run_dir / "predictions.csv")
@@ -68,7 +74,7 @@ def test_a_run_leaves_everything(config):
     assert results["leak"] is False
     none = dict.fromkeys(("repeated_HC", "repeated_TLE", "synthetic_HC", "synthetic_TLE"), 0)
     assert results["counts"]["train"] == {"real_HC": 12, "real_TLE": 12, **none}
-    assert results["seen"] == {"real_HC": 48, "real_TLE": 48, **none}  # 12 steps, 4 of each class
+    assert results["seen"] == {"real_HC": 160, "real_TLE": 160, **none}  # 40 steps, 4 of each class
     assert 0 < results["seconds"] < 600
     assert {"hippocampus", "age_sex", "site"} <= set(results["baselines"])
     assert "network_minus_baseline" in results["baselines"]["hippocampus"]
@@ -86,29 +92,13 @@ def test_a_run_leaves_everything(config):
     assert (config.run_dir / "curves.png").stat().st_size > 5000
     names = set().union(*(json.loads(line) for line in (config.run_dir / "log.jsonl").read_text().splitlines()))
     assert {"loss/train", "loss/val", "auc/val", "time/step_s"} <= names
-
-
-def test_it_learns_and_the_same_command_does_nothing_more(config):
-    config = dataclasses.replace(config, steps=40, val_every_steps=10, save_every_steps=40)
-    train.main(config)
-    results = read_json(config.run_dir / "results.json")
     assert results["metrics"]["test"]["auc"]["value"] > 0.9
     stamp = (config.run_dir / "results.json").stat().st_mtime_ns
     train.main(config)
     assert (config.run_dir / "results.json").stat().st_mtime_ns == stamp
 
 
-def test_arms_with_synthetic_volumes(config):
-    for name, arm in {"both": {"real": 12, "synth_percent": 50}, "synthetic": {"real": 0, "synth_count": 16}}.items():
-        arm = dataclasses.replace(config, run_dir=config.run_dir / name, steps=4, warmup_steps=1, **arm)
-        train.main(arm)
-        results = read_json(arm.run_dir / "results.json")
-        made = sum(count for key, count in results["counts"]["train"].items() if key.startswith("synthetic"))
-        assert made == (6 if name == "both" else 16)
-        assert results["steps"] == 4
-    assert "skipped" in results["baselines"]["site"]
-
-
+@pytest.mark.slow
 def test_killed_run_ends_in_the_same_weights(config):
     straight = dataclasses.replace(config, run_dir=config.run_dir / "straight")
     train.main(straight)
@@ -133,6 +123,7 @@ def test_killed_run_ends_in_the_same_weights(config):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(config):
     """Weights after a few steps of two gloo processes are those of one, to rounding."""
     config = dataclasses.replace(config, steps=4, warmup_steps=1, precision="float32", side_weight=0.5)
@@ -148,10 +139,10 @@ def test_two_processes_equal_one(config):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
-@pytest.mark.parametrize("module", [True, False])
-def test_refusal_ends_with_status_2_and_writes_no_results(config, tmp_path, module):
-    arguments = command(config, "--synth-percent", "400", module=module)
-    done = subprocess.run(arguments, cwd=ROOT if module else tmp_path, capture_output=True, text=True)
+def test_refusal_ends_with_status_2_and_writes_no_results(config, tmp_path):
+    """As a file, from another folder."""
+    arguments = command(config, "--synth-percent", "400", module=False)
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "48 synthetic HC volumes are asked for, 8 are there" in done.stderr
     assert "Traceback" not in done.stderr
@@ -189,21 +180,29 @@ def test_network_too_deep_for_its_grid(config):
         train.main(deep)
 
 
-def test_arms_of_different_size_take_the_same_steps_and_see_the_same_number_of_each_class(config):
-    arms = {"few": {"real": 8}, "more": {"real": 24, "synth_percent": 50}, "repeated": {"duplicate_percent": 100}}
-    seen = {}
+@pytest.mark.slow
+def test_arms_take_the_same_steps_and_see_the_same_number_of_each_class(config):
+    arms = {
+        "few": {"real": 8}, "more": {"real": 12, "synth_percent": 50}, "repeated": {"duplicate_percent": 100},
+        "synthetic": {"real": 0, "synth_count": 16},
+    }  # fmt: skip
+    found = {}
     for name, fields in arms.items():
         arm = dataclasses.replace(config, run_dir=config.run_dir / name, steps=4, warmup_steps=1, **fields)
         train.main(arm)
-        results = read_json(arm.run_dir / "results.json")
-        assert results["steps"] == 4
-        assert weights(arm.run_dir / "checkpoints" / "last.pt")["step"] == 4
-        seen[name] = results["seen"]
+        found[name] = results = read_json(arm.run_dir / "results.json")
+        assert results["steps"] == weights(arm.run_dir / "checkpoints" / "last.pt")["step"] == 4
         for label in ("HC", "TLE"):  # 4 steps, half of 8 volumes
             assert sum(count for key, count in results["seen"].items() if key.endswith(label)) == 16
-    assert seen["few"]["real_HC"] == 16
-    assert seen["more"]["synthetic_HC"] > 0
-    assert seen["repeated"]["repeated_TLE"] > 0
+    assert found["few"]["seen"]["real_HC"] == 16
+    assert found["more"]["seen"]["synthetic_HC"] > 0
+    assert found["repeated"]["seen"]["repeated_TLE"] > 0
+    made = {
+        name: sum(count for key, count in results["counts"]["train"].items() if key.startswith("synthetic"))
+        for name, results in found.items()
+    }
+    assert made == {"few": 0, "more": 6, "repeated": 0, "synthetic": 16}
+    assert "skipped" in found["synthetic"]["baselines"]["site"]
 
 
 def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):
