@@ -64,7 +64,7 @@ def test_features_are_those_of_the_published_networks(name, stem_stride, shape, 
 def test_no_volume_depends_on_its_batch(network):
     model, x = network
     together = model.both(x)
-    torch.testing.assert_close(torch.cat([model.both(one) for one in x.split(1)]), together)
+    torch.testing.assert_close(torch.cat([model.both(volume) for volume in x.split(1)]), together)
     assert together.std(0).min() > 1e-3
 
 
@@ -74,7 +74,7 @@ def test_features_in_training_do_not_depend_on_the_batch_but_by_their_norm(netwo
     before = {name: value.clone() for name, value in before.items()}
     model.train()
     pooled = model.pool(model.features(x))
-    torch.testing.assert_close(pooled, torch.cat([model.pool(model.features(one)) for one in x.split(1)]))
+    torch.testing.assert_close(pooled, torch.cat([model.pool(model.features(volume)) for volume in x.split(1)]))
     expected = F.linear(F.batch_norm(pooled, None, None, training=True, eps=1e-6), model.head.weight, model.head.bias)
     torch.testing.assert_close(model.both(x), expected)
     model.load_state_dict(before)

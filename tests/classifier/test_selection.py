@@ -208,8 +208,8 @@ def test_permuting_all_leaves_test_labels_alone(config):
     plain = select(dataclasses.replace(config, synth_count=8))
     null = select(dataclasses.replace(config, synth_count=8, duplicate_percent=50, shuffle="all"))
     pd.testing.assert_frame_equal(null.test, plain.test)
-    for one, other in ((null.train, plain.train), (null.val, plain.val)):
-        assert (labels_of(one) != labels_of(other)).any()
+    for permuted_frame, frame in ((null.train, plain.train), (null.val, plain.val)):
+        assert (labels_of(permuted_frame) != labels_of(frame)).any()
     assert (null.train.groupby("subject")["label"].nunique() == 1).all()  # a repeated scan has its subject's label
     seeds = [labels_of(select(dataclasses.replace(config, shuffle="all", seed=seed)).train) for seed in (0, 1)]
     assert (seeds[0] != seeds[1]).any()

@@ -56,8 +56,8 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_does():
     frame = table()
     first = divide(frame, 5, 2, seed=0)
     again = divide(frame.sample(frac=1, random_state=1), 5, 2, seed=0)
-    for one, other in zip(first, again, strict=True):
-        pd.testing.assert_frame_equal(one, other)
+    for before, after in zip(first, again, strict=True):
+        pd.testing.assert_frame_equal(before, after)
     assert set(divide(frame, 5, 2, seed=1).test["subject"]) != set(first.test["subject"])
 
 

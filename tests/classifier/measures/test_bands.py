@@ -63,10 +63,10 @@ def test_bands_of_arms(tmp_path):
 def test_reliability_averages_over_seeds(tmp_path):
     runs = arms_of(write_arms(tmp_path, {"real": (1.0, {}), "more": (3.0, {})}), "real", "test")
     bins = reliabilities(runs)["real"]
-    assert sum(one["count"] for one in bins) == 60
+    assert sum(row["count"] for row in bins) == 60
     cells = runs.arms["real"]
     mean = np.mean([run.frame["probability"].mean() for run in cells.values()])
-    assert np.average([one["promised"] for one in bins], weights=[one["count"] for one in bins]) == pytest.approx(mean)
+    assert np.average([row["promised"] for row in bins], weights=[row["count"] for row in bins]) == pytest.approx(mean)
 
 
 def test_bins_of_equal_mass():

@@ -31,8 +31,8 @@ def test_equals_the_published_formula():
     squares = []
     for y, x in zip(labels, scores, strict=True):
         area = metrics.auc(y, x)
-        below = [(x[y == 0] < one).mean() + (x[y == 0] == one).mean() / 2 for one in x[y == 1]]
-        above = [(x[y == 1] > one).mean() + (x[y == 1] == one).mean() / 2 for one in x[y == 0]]
+        below = [(x[y == 0] < score).mean() + (x[y == 0] == score).mean() / 2 for score in x[y == 1]]
+        above = [(x[y == 1] > score).mean() + (x[y == 1] == score).mean() / 2 for score in x[y == 0]]
         curve = np.concatenate([(np.array(below) - area) / 0.5, (np.array(above) - area) / 0.5])
         squares.append(np.mean(curve**2))
     got = fold_averaged_auc(labels, scores, names)
@@ -79,7 +79,7 @@ def test_delong_by_fold():
     labels, a, _ = folds(np.random.default_rng(6))
     _, b, _ = folds(np.random.default_rng(7), effect=1.4)
     assert delong_by_fold(labels[:1], a[:1], b[:1]) == metrics.delong_test(labels[0], a[0], b[0])
-    each = [metrics.delong_test(y, one, other) for y, one, other in zip(labels, a, b, strict=True)]
+    each = [metrics.delong_test(y, first, second) for y, first, second in zip(labels, a, b, strict=True)]
     got = delong_by_fold(labels, a, b)
     assert got.difference == pytest.approx(np.mean([test.difference for test in each]))
     widths = np.array([test.high - test.low for test in each])
