@@ -27,7 +27,7 @@ RECIPE_GROUPS = {"vae_state_dict": 16}  # of the recipe with 32, 64 and 128 chan
 
 @dataclass(frozen=True)
 class LoadedVAE:
-    """An autoencoder in evaluation mode, with what came along in its file."""
+    """An autoencoder in evaluation mode, with what else its file says."""
 
     model: Autoencoder
     grid: Grid

@@ -91,14 +91,8 @@ def read_latent(path: Path) -> Latent:
         raise InputError(f"{path}: mu {mu.shape} and logvar {logvar.shape}, expected two equal shapes (C, d, h, w)")
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         raise InputError(f"{path}: values that are not finite")
-    return Latent(
-        mu=mu,
-        logvar=logvar,
-        label=int(record["label"]),
-        subject=str(record.get("subject", path.stem)),
-        vae=str(record.get("vae", "")),
-        grid=record.get("grid", {}),
-    )
+    subject, vae, grid = record.get("subject", path.stem), record.get("vae", ""), record.get("grid", {})
+    return Latent(mu, logvar, int(record["label"]), str(subject), str(vae), grid)
 
 
 def list_latents(folder: Path) -> list[Path]:

@@ -115,10 +115,7 @@ class EfficientNetLite0(SliceNetwork):
 
 
 class RadImageNet(SliceNetwork):
-    """ResNet-50 trained on RadImageNet (Mei et al. 2022, https://doi.org/10.1148/ryai.210315), from a weights file.
-
-    Distance as MONAI's PerceptualLoss with network_type="radimagenet_resnet50".
-    """
+    """ResNet-50 trained on RadImageNet, from its file; distance as MONAI's PerceptualLoss has it with this network."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -158,10 +155,7 @@ class Lpips(SliceNetwork):
 
 
 class MedicalNet(nn.Module):
-    """A 3D ResNet of MedicalNet (Chen et al. 2019, https://arxiv.org/abs/1904.00625), from a weights file.
-
-    Distance as MONAI's PerceptualLoss with network_type="medicalnet_..."; it looks at whole volumes.
-    """
+    """A 3D ResNet of MedicalNet on whole volumes, from its file; distance as MONAI's PerceptualLoss has it."""
 
     def __init__(self, depth: str, weights: Path) -> None:
         super().__init__()
@@ -169,7 +163,6 @@ class MedicalNet(nn.Module):
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Mean distance of volumes (B, 1, D, H, W); nothing is drawn, so `count` and `generator` are not used."""
-        del count, generator
         return feature_distance(
             *(resnet_features(self.network, (volume - volume.mean()) / volume.std()) for volume in (x_hat, x))
         ).mean()
@@ -193,7 +186,7 @@ def perceptual_network(name: str, weights: Path | None) -> nn.Module:
 
 
 def generator_adversarial(logits_fake: torch.Tensor, kind: str) -> torch.Tensor:
-    """Loss of the autoencoder: its reconstructions should be judged real.
+    """Loss of the autoencoder: its reconstructions should be taken for real.
 
     "least_squares" is Mao et al. 2017 (https://arxiv.org/abs/1611.04076), equation 9; "hinge" is Lim and Ye 2017
     (https://arxiv.org/abs/1705.02894), equation 4.
@@ -266,10 +259,10 @@ def objective(
     Args:
         x_hat, x: reconstructions and volumes (B, 1, D, H, W).
         mu, logvar: posterior (B, C, d, h, w).
-        networks: networks that the terms need.
+        networks: that the terms need.
         config: kinds, weights and start steps.
-        step: from 1; decides which terms count.
-        seed: the run's, for the slices.
+        step: from 1.
+        seed: the run's.
 
     Returns:
         the scalar to descend, and numbers to log: each term as ``loss/<name>`` unscaled and ``scaled/<name>`` as it

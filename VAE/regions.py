@@ -51,12 +51,6 @@ def region_errors(x_hat: np.ndarray, x: np.ndarray, regions: Atlas) -> pd.DataFr
     return frame[voxels >= MIN_VOXELS].reset_index(drop=True)
 
 
-def small_regions(regions: Atlas) -> dict[str, int]:
-    """The regions that are left out, with their voxels on the grid."""
-    counts = np.bincount(regions.labels.ravel(), minlength=max(regions.names) + 1)
-    return {name: int(counts[code]) for code, name in regions.names.items() if counts[code] < MIN_VOXELS}
-
-
 def summarise(errors: pd.DataFrame) -> pd.DataFrame:
     """Over subjects, regions with the largest mean absolute error first.
 
@@ -80,11 +74,12 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
 def report(table: pd.DataFrame, regions: Atlas, count: int = 10) -> dict[str, Any]:
     """What summary.json says: the `count` worst regions of `summarise`, what is left out, and the notes."""
     worst = table.head(count).astype(object)
+    counts = np.bincount(regions.labels.ravel(), minlength=max(regions.names) + 1)
     return {
         "worst": worst.where(worst.notna(), None).to_dict("records"),
         "regions": len(table),
         "min_voxels": MIN_VOXELS,
-        "left_out": small_regions(regions),
+        "left_out": {name: int(counts[code]) for code, name in regions.names.items() if counts[code] < MIN_VOXELS},
         "note": NOTE,
         "licence": LICENCE_NOTE,
     }

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -79,17 +80,18 @@ def main(config: SaveLatentConfig) -> None:
     frames = [read_table(path) for path in config.csv]
     for path, split, frame in zip(config.csv, splits, frames, strict=True):
         volumes = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device)
-        items = list_items(volumes, copies=config.augmented_copies if split == splits[0] else 0)
-        if distributed.is_main():
-            refuse_others(config.out / split, items)
+        items = list_items(volumes.frame, copies=config.augmented_copies if split == splits[0] else 0)
+        refuse_others(config.out / split, items)
         distributed.barrier()
-        made, seconds, reading = encode(volumes, items, vae, device, config.out / split, config)
-        speed = f", {made / seconds:.3g}/s, {reading / seconds:.1%} of the time reading scans" if made else ""
+        started = time.perf_counter()
+        made = encode(volumes, items, vae, device, config.out / split, config)
+        speed = f", {made / (time.perf_counter() - started):.3g}/s" if made else ""
         print(f"{path}: {made} encoded by this process{speed}; {len(items)} latents in {config.out / split}")
     distributed.barrier()
     if distributed.is_main():
-        for split in splits:
-            write_checksums(config.out / split)
+        for folder in (config.out / split for split in splits):
+            with atomic_write(folder / "SHA256SUMS") as temporary:
+                temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in list_latents(folder)))
         ledger = sorted({*vae.ledger, *ledger_of(frames[0])})
         statistics = compute_statistics(read_split(config.out, splits[0]), split=splits[0], ledger=ledger)
         write_statistics(config.out, statistics)
@@ -105,10 +107,10 @@ class Item:
     name: str
 
 
-def list_items(volumes: Volumes, *, copies: int) -> list[Item]:
+def list_items(frame: pd.DataFrame, copies: int) -> list[Item]:
     """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
     items = []
-    for row, entry in enumerate(volumes.frame.itertuples()):
+    for row, entry in enumerate(frame.itertuples()):
         items.append(Item(row, 0, f"{stem(entry)}.pkl"))
         items += [Item(row, variant, f"{stem(entry)}_variant{variant}.pkl") for variant in range(1, copies + 1)]
     return items
@@ -117,11 +119,8 @@ def list_items(volumes: Volumes, *, copies: int) -> list[Item]:
 @torch.no_grad()
 def encode(
     volumes: Volumes, items: list[Item], vae: LoadedVAE, device: Device, folder: Path, config: SaveLatentConfig
-) -> tuple[int, float, float]:
-    """Writes the latents that are not there yet, this process's share.
-
-    Returns:
-        How many, the seconds it took, and how many of these the network waited for scans.
+) -> int:
+    """Writes this process's share of the latents that are not there yet; returns how many.
 
     Raises:
         InputError: a latent of another VAE is in the folder.
@@ -129,12 +128,9 @@ def encode(
     model, batch_size = device.module(vae.model), device.inference_batch(config.batch_size)
     share = [item for item in distributed.shard(items) if not _present(folder / item.name, vae.hash)]
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
-    started, reading = time.perf_counter(), 0.0
     for start in range(0, len(share), batch_size):
         batch = share[start : start + batch_size]
-        asked = time.perf_counter()
         x = torch.cat([volume(volumes, item, config) for item in batch])
-        reading += time.perf_counter() - asked
         with device.autocast():
             mu, logvar = model.encode(x)
         for place, item in enumerate(batch):
@@ -146,7 +142,7 @@ def encode(
             write_latent(folder / item.name, latent)
         bar.update(len(batch))
     bar.close()
-    return len(share), time.perf_counter() - started, reading
+    return len(share)
 
 
 def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tensor:
@@ -175,12 +171,6 @@ def refuse_others(folder: Path, items: list[Item]) -> None:
     others = sorted({path.name for path in list_latents(folder)} - {item.name for item in items})
     if others:
         raise InputError.of(f"{folder}: latents that this table and these options would not make", others)
-
-
-def write_checksums(folder: Path) -> None:
-    """<folder>/SHA256SUMS, in the format of the sha256sum command."""
-    with atomic_write(folder / "SHA256SUMS") as temporary:
-        temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in list_latents(folder)))
 
 
 if __name__ == "__main__":

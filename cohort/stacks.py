@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,45 +149,43 @@ def load_scans(
         InputError: lists every bad scan with its reason; or the cache cannot be written.
     """
     cache = Path(cache_dir) if cache_dir is not None else ROOT / "data" / "cache" / grid.name
-    results = list(_decode_all([Path(file) for file in frame["file"]], grid, cache))
-    bad = [(row, result) for row, result in enumerate(results) if isinstance(result, InputError)]
+    results = _decode_all([Path(file) for file in frame["file"]], grid, cache)
+    bad = [row for row, result in enumerate(results) if isinstance(result, InputError)]
     if bad and (skip_bad is None or len(bad) > MAX_SKIPPED * len(results)):
         more = "" if skip_bad is None else f", more than the {MAX_SKIPPED:.0%} of {len(results)} that may be skipped"
-        raise InputError.of(f"scans were refused{more}", [str(error) for _, error in bad])
+        raise InputError.of(f"scans were refused{more}", [str(results[row]) for row in bad])
     if skip_bad is not None:
-        _write_quarantine(Path(skip_bad), frame, bad)
+        listed = frame.iloc[bad][["subject", "file"]].assign(reason=[str(results[row]) for row in bad])
+        with atomic_write(skip_bad) as temporary:
+            listed.to_csv(temporary, index=False)
     kept = [row for row, result in enumerate(results) if not isinstance(result, InputError)]
-    return ScanStack(
-        frame=frame.iloc[kept].reset_index(drop=True),
-        volumes=VolumeStack([results[row][0] for row in kept], grid.shape),
-        grid=grid,
-        hashes=tuple(results[row][1] for row in kept),
-    )
+    volumes = VolumeStack([results[row][0] for row in kept], grid.shape)
+    hashes = tuple(results[row][1] for row in kept)
+    return ScanStack(frame.iloc[kept].reset_index(drop=True), volumes, grid, hashes)
 
 
-def _decode_all(files: list[Path], grid: Grid, cache: Path) -> Iterator[tuple[Path, str] | InputError]:
+def _decode_all(files: list[Path], grid: Grid, cache: Path) -> list[tuple[Path, str] | InputError]:
     """For each file its place in the cache and its hash, or why it was refused; in the order of `files`.
 
     Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
     """
+
+    def attempt(row: int) -> tuple[int, tuple[Path, str] | InputError]:
+        try:
+            return row, _cached(files[row], grid, cache)
+        except InputError as error:
+            return row, error
+
     # Every process of a distributed run comes here. Each begins at its own place and finds the others' work done.
     start = len(files) * distributed.rank() // distributed.world_size()
     order = [*range(start, len(files)), *range(start)]
+    bar = {"desc": f"scans ({grid.name})", "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        futures: dict[int, Future] = {row: pool.submit(_cached, files[row], grid, cache) for row in order}
         try:
-            bar = {"desc": f"scans ({grid.name})", "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
-            for row in tqdm(order, **bar):
-                futures[row].exception()
-            outcomes = [futures[row].exception() or futures[row].result() for row in range(len(files))]
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for outcome in outcomes:
-        if isinstance(outcome, OSError):  # reading was guarded, so this is the cache
-            raise InputError(f"{cache}: the cache of decoded scans cannot be written: {outcome.strerror}")
-        if isinstance(outcome, BaseException) and not isinstance(outcome, InputError):
-            raise outcome
-        yield outcome
+            results = dict(tqdm(pool.map(attempt, order), total=len(files), **bar))
+        except OSError as error:  # reading is guarded, so this is the cache
+            raise InputError(f"{cache}: the cache of decoded scans cannot be written: {error.strerror}") from error
+    return [results[row] for row in range(len(files))]
 
 
 def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str]:
@@ -213,9 +211,3 @@ def _is_whole(place: Path, grid: Grid) -> bool:
     except (OSError, ValueError, EOFError):
         return False
     return scan.shape == grid.shape and scan.dtype == np.float32
-
-
-def _write_quarantine(path: Path, frame: pd.DataFrame, bad: list[tuple[int, InputError]]) -> None:
-    rows = [(frame["subject"].iloc[row], frame["file"].iloc[row], str(error)) for row, error in bad]
-    with atomic_write(path) as temporary:
-        pd.DataFrame(rows, columns=["subject", "file", "reason"]).to_csv(temporary, index=False)

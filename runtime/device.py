@@ -56,12 +56,9 @@ class Device:
 
     def describe(self) -> dict[str, str]:
         """Name, precision and library versions, for environment.json."""
-        name = (
-            torch.cuda.get_device_name(self.kind)
-            if self.kind.type == "cuda"
-            else f"cpu, {torch.get_num_threads()} threads"
-        )
-        cudnn = str(torch.backends.cudnn.version()) if self.kind.type == "cuda" else "none"
+        gpu = self.kind.type == "cuda"
+        name = torch.cuda.get_device_name(self.kind) if gpu else f"cpu, {torch.get_num_threads()} threads"
+        cudnn = str(torch.backends.cudnn.version()) if gpu else "none"
         return {"device": name, "precision": str(self.precision).removeprefix("torch."), "cudnn": cudnn}
 
 

@@ -50,18 +50,9 @@ def load_pickle(path: Path | str) -> Any:
         value = _Unpickler(io.BytesIO(data)).load()
     # A damaged stream fails in whichever opcode it hits, and each opcode has its own exception.
     except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        UnicodeDecodeError,
-        ImportError,
-    ) as error:
+        pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError,
+        MemoryError, ImportError,
+    ) as error:  # fmt: skip
         raise InputError(f"{path}: refused as a data pickle: {error or type(error).__name__}") from None
     _refuse_objects(value, path)
     return value
@@ -71,11 +62,8 @@ def _refuse_objects(value: Any, path: Path | str) -> None:
     """Object arrays could smuggle anything numpy can hold; a data file has none."""
     if hasattr(value, "dtype") and value.dtype.hasobject:
         raise InputError(f"{path}: refused as a data pickle: an array of Python objects")
-    if isinstance(value, dict):
-        for item in value.values():
-            _refuse_objects(item, path)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
             _refuse_objects(item, path)
 
 

@@ -33,7 +33,7 @@ from runtime.errors import InputError
 from runtime.files import locked, read_json, write_json
 
 # May differ when a run is continued: where or how fast it runs, not what it computes.
-FREE_FIELDS = ("dry_run", "threads", "workers", "cache_dir", "run_dir", "compile", "recompute")
+FREE_FIELDS = ("dry_run", "threads", "cache_dir", "run_dir", "compile", "recompute")
 
 
 def due(step: int, every: int, last: int | None = None) -> bool:
@@ -67,7 +67,7 @@ class Run:
         self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line to log.jsonl the same numbers to TensorBoard, and losses to the bar."""
+        """Appends one line to log.jsonl; shows the same numbers in TensorBoard, and losses at the bar."""
         if not distributed.is_main():
             return
         values = {name: float(value) for name, value in values.items()}
@@ -80,11 +80,6 @@ class Run:
             shown = [f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items() if name.startswith("loss/")]
             self._bar.set_postfix_str(", ".join(shown[:3]), refresh=False)
 
-    def close(self) -> None:
-        """Flushes what TensorBoard still holds; `open_run` calls it, also after an error."""
-        if self._writer is not None:
-            self._writer.close()
-
     def say(self, text: str) -> None:
         """One line for people, above the progress bar."""
         if distributed.is_main():
@@ -96,13 +91,7 @@ class Run:
         A first Ctrl-C or SIGTERM sets `interrupted`: the loop's body still finishes its step (and saves), then
         KeyboardInterrupt is raised here. A second one interrupts at once.
         """
-        with tqdm(
-            total=total,
-            initial=start,
-            desc=desc,
-            unit="step",
-            disable=not distributed.is_main(),
-        ) as bar:
+        with tqdm(total=total, initial=start, desc=desc, unit="step", disable=not distributed.is_main()) as bar:
             self._bar = bar
             for step in range(start + 1, total + 1):
                 yield step
@@ -137,7 +126,7 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
             write_json(run_dir / "environment.json", environment(device))
         distributed.barrier()
         stack.enter_context(_catch_signals(run))
-        stack.callback(run.close)
+        stack.callback(lambda: run._writer and run._writer.close())  # also after an error
         yield run
 
 

@@ -23,7 +23,7 @@ def small_atlas() -> Atlas:
     return Atlas(labels, {3: "Left part", 7: "Right part", 9: "Speck", 11: "Nowhere"})
 
 
-def test_closed_forms_and_what_is_left_out() -> None:
+def test_closed_forms() -> None:
     labels = small_atlas()
     x = np.full((8, 8, 8), 0.5, np.float32)
     x[4:] = 0
@@ -35,10 +35,9 @@ def test_closed_forms_and_what_is_left_out() -> None:
     assert table.loc["Left part", ["mae", "bias", "nmse"]].tolist() == pytest.approx([0.1, 0, 0.04], abs=1e-6)
     assert table.loc["Right part", ["mae", "bias"]].tolist() == [0, 0]
     assert np.isnan(table.loc["Right part", "nmse"])
-    assert regions.small_regions(labels) == {"Speck": 4, "Nowhere": 0}
 
 
-def test_subjects_count_once() -> None:
+def test_subjects_count_once_and_small_regions_are_left_out() -> None:
     rows = [("a", 0.1), ("a", 0.3), ("b", 0.4)]
     errors = pd.DataFrame(
         [{"region": "R", "voxels": 50, "mae": mae, "bias": -mae, "nmse": np.nan, "subject": s} for s, mae in rows]
@@ -47,6 +46,7 @@ def test_subjects_count_once() -> None:
     row = summary.iloc[0]
     assert (row.mae, row.mae_sd, row.bias, row.subjects) == pytest.approx((0.3, 0.1, -0.3, 2))
     said = regions.report(summary, small_atlas())
+    assert said["left_out"] == {"Speck": 4, "Nowhere": 0}
     assert said["worst"][0]["nmse"] is None
     json.dumps(said, allow_nan=False)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from runtime.checkpoints import load_checkpoint, save_checkpoint
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, sha256, write_json
 from tests.support.processes import small_disk
@@ -64,39 +65,29 @@ def test_sha256_of_known_bytes(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
 
 
+def write_without_pause(path: Path) -> None:
+    for step in itertools.count(1):
+        save_checkpoint(path, "test", {"step": step, "x": torch.full((200_000,), float(step))})
+
+
 def test_kill_at_random_instants_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """A process that writes checkpoints without pause is killed 6 times; each time the file reads back whole."""
     path = tmp_path / "last.pt"
-    program = (
-        "import sys, torch\n"
-        "from runtime.checkpoints import save_checkpoint\n"
-        "k = 0\n"
-        "while True:\n"
-        "    k += 1\n"
-        "    save_checkpoint(sys.argv[1], 'test', {'step': k, 'x': torch.full((200_000,), float(k))})\n"
-    )
-    from runtime.checkpoints import load_checkpoint
-
-    process = None
     for round_ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
-        deadline = time.monotonic() + 60
+        process = multiprocessing.get_context("fork").Process(target=write_without_pause, args=(path,))
         before = path.stat().st_mtime_ns if path.exists() else 0
+        process.start()
+        deadline = time.monotonic() + 60
         while not (path.exists() and path.stat().st_mtime_ns > before) and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(0.006 * round_)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         record = load_checkpoint(path, "test")
         assert (record["x"] == record["step"]).all()
-    assert process is not None
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
-    import torch
-
-    from runtime.checkpoints import load_checkpoint, save_checkpoint
-
     with small_disk(tmp_path / "disk", megabytes=1) as disk:
         save_checkpoint(disk / "last.pt", "test", {"x": torch.ones(1000)})
         with pytest.raises(InputError, match=r"last\.pt: could not be written .*the previous checkpoint is intact"):
