@@ -9,6 +9,7 @@ runs it, in a process of its own; its time and its peak of memory are printed an
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class BenchmarkConfig:
 def main(config: BenchmarkConfig) -> None:
     """Scans, then each command cold and warm."""
     index = make_cohort(config)
+    shutil.rmtree(config.folder / "cache", ignore_errors=True)  # of an earlier run
     check = ("cohort.check", "--csv", index, "--out", config.folder / "report", "--cache-dir", config.folder / "cache")
     split = ("cohort.split", "--index", index, "--out", config.folder / "splits", "--overwrite")
     rows = {name: time_command(*check, expected=1) for name in ("check, nothing cached", "check, everything cached")}

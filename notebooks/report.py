@@ -87,45 +87,44 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     Raises:
         InputError: results are missing; names each and the command that makes it.
     """
-    runs = root / "runs" / preset
-    stages = ("vae", "diffusion", "classifier", "classifier_real_synthetic", "classifier_synthetic")
-    wanted = {"cohort.split": [tables / f"{name}.csv" for name in ("train", "val", "test")]}
-    for stage in stages:
-        command = f"{'VAE' if stage == 'vae' else stage.split('_')[0]}.train"
-        wanted.setdefault(command, []).extend(
-            runs / stage / name for name in ("config.json", "environment.json", "log.jsonl")
-        )
-    wanted["classifier.train"] += [
-        runs / stage / n for stage in stages[2:] for n in ("predictions.csv", "results.json")
+    runs, results = root / "runs" / preset, root / "fid_results"
+    arms = [runs / name for name in ("classifier", "classifier_real_synthetic", "classifier_synthetic")]
+    log = ("config.json", "environment.json", "log.jsonl")
+    needed = {
+        "cohort.split": [tables / f"{name}.csv" for name in ("train", "val", "test")],
+        "VAE.train": [runs / "vae" / name for name in log],
+        "VAE.infer": [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")],
+        "diffusion.train": [runs / "diffusion" / name for name in log],
+        "evaluation.evaluate_synth": [
+            results / f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png", "_effects.png")
+        ],
+        "classifier.train": [arm / name for arm in arms for name in (*log, "predictions.csv", "results.json")],
+        "classifier.compare": [
+            *(runs / f"{name}.csv" for name in ("arms", "arms_tests", "arms_truth")),
+            *(runs / "comparison" / f"{name}.png" for name in ("reliability", "confusion")),
+        ],
+        "classifier.generate_saliency_maps": [
+            runs / "saliency" / name for name in ("maps.json", "region_ranking.csv")
+        ],
+    }  # fmt: skip
+    refuse_missing(needed)
+    config = read_json(arms[0] / "config.json")
+    manifests = [root / config[name] / "manifest.csv" for name in ("synth_hc", "synth_tle")]
+    refuse_missing({"diffusion.save_synth": manifests})
+    optional = [
+        *(root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")),
+        *(results / f"{preset}{end}" for end in ("_steps.json", "_closest.png")),
+        *(runs / name for name in ("arms_study.json", "arms_study_tests.csv")),
+        *(runs / name / "validation.json" for name in ("validate_saliency", "validate_saliency_doses")),
     ]
-    wanted["VAE.infer"] = [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")]
-    figures = [f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png", "_effects.png")]
-    wanted["evaluation.evaluate_synth"] = [root / "fid_results" / name for name in figures]
-    compared = (
-        "arms.csv",
-        "arms_tests.csv",
-        "arms_truth.csv",
-        "comparison/reliability.png",
-        "comparison/confusion.png",
-    )
-    wanted["classifier.compare"] = [runs / name for name in compared]
-    wanted["classifier.generate_saliency_maps"] = [runs / "saliency" / n for n in ("maps.json", "region_ranking.csv")]
-    refuse_missing(wanted)
-    config = read_json(runs / "classifier" / "config.json")
-    wanted["diffusion.save_synth"] = [root / config[name] / "manifest.csv" for name in ("synth_hc", "synth_tle")]
-    refuse_missing(wanted)
-    optional = [root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")]
-    optional += [root / "fid_results" / f"{preset}{end}" for end in ("_steps.json", "_closest.png")]
-    planted = [f"{name}/validation.json" for name in ("validate_saliency", "validate_saliency_doses")]
-    optional += [runs / name for name in ("arms_study.json", "arms_study_tests.csv", *planted)]
-    return [path for paths in wanted.values() for path in paths] + [path for path in optional if path.exists()]
+    return [*(path for paths in needed.values() for path in paths), *manifests, *filter(Path.exists, optional)]
 
 
-def refuse_missing(wanted: dict[str, list[Path]]) -> None:
-    """Raises InputError if a file is missing; `wanted` holds files by the module that makes them."""
+def refuse_missing(needed: dict[str, list[Path]]) -> None:
+    """Raises InputError if a file is missing; `needed` holds files by the module that makes them."""
     missing = [
         f"{path}, made by `python -m {module}`"
-        for module, paths in wanted.items()
+        for module, paths in needed.items()
         for path in paths
         if not path.is_file()
     ]

@@ -30,9 +30,9 @@ def variety(result: dict) -> pd.DataFrame:
     support = result["diversity"]["support"]["support"]["overall"]
     metrics = ("precision", "recall", "density", "coverage")
     rows = {
-        sample: {metric: figure(one[metric], ".2f") for metric in metrics}
-        for sample, one in support.get("held_out", {}).items()
-        if metrics[0] in one
+        sample: {metric: figure(found[metric], ".2f") for metric in metrics}
+        for sample, found in support.get("held_out", {}).items()
+        if metrics[0] in found
     }
     return pd.DataFrame(rows).T
 
@@ -41,9 +41,9 @@ def likeness(result: dict) -> pd.DataFrame:
     """MS-SSIM of pairs of synthetic volumes and of pairs of scans, by group."""
     groups = result["diversity"]["ms_ssim"].get("results", {})
     rows = {
-        group: {side: figure(one[side]) for side in ("synthetic", "real", "difference")}
-        for group, one in groups.items()
-        if "skipped" not in one
+        group: {side: figure(found[side]) for side in ("synthetic", "real", "difference")}
+        for group, found in groups.items()
+        if "skipped" not in found
     }
     return pd.DataFrame(rows).T
 
@@ -53,11 +53,11 @@ def regions_that_differ(result: dict) -> pd.DataFrame:
     distributions = result["anatomy"]["distributions"]
     rows = {
         label: {
-            "regional measures": len(one["measures"]),
-            "differ": one["significant"],
+            "regional measures": len(found["measures"]),
+            "differ": found["significant"],
             "differ among training scans": distributions["train"][label]["significant"],
         }
-        for label, one in distributions["synthetic"].items()
+        for label, found in distributions["synthetic"].items()
     }
     return pd.DataFrame(rows).T
 
@@ -65,7 +65,7 @@ def regions_that_differ(result: dict) -> pd.DataFrame:
 def agreements(result: dict) -> pd.DataFrame:
     """Effects of the diagnosis over regions, one set against another."""
     anatomy = result["anatomy"]
-    truth = {f"{name} with true volumes": one for name, one in anatomy.get("agreement_with_truth", {}).items()}
+    truth = {f"{name} with true volumes": found for name, found in anatomy.get("agreement_with_truth", {}).items()}
     table = pd.DataFrame({**anatomy["agreement"], **truth}).T
     columns = ["correlation", "correlation_low", "correlation_high", "slope", "same_sign", "p"]
     return table.filter(columns).astype(float).round(3)
@@ -79,15 +79,14 @@ def label_alone(result: dict) -> pd.DataFrame:
 
 def attacks(result: dict) -> pd.DataFrame:
     """Membership attacks: AUC with interval, and the share of training subjects found at 1 % false alarms."""
-    found = result["privacy"].get("attacks", {})
     rows = {
-        name: {"AUC": one}
-        if isinstance(one, str)
+        name: {"AUC": found}
+        if isinstance(found, str)
         else {
-            "AUC": f"{one['auc']:.2f} [{one['low']:.2f}, {one['high']:.2f}]",
-            "found at 1 % false alarms": f"{one['tpr']['value']:.0%}",
+            "AUC": f"{found['auc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]",
+            "found at 1 % false alarms": f"{found['tpr']['value']:.0%}",
         }
-        for name, one in found.items()
+        for name, found in result["privacy"].get("attacks", {}).items()
     }
     return pd.DataFrame(rows).T.fillna("")
 
@@ -98,8 +97,8 @@ def differences_of_arms(path: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "AUC minus the reference's": [
-                f"{one.auc_difference:+.3f} [{one.auc_difference_low:+.3f}, {one.auc_difference_high:+.3f}]"
-                for one in tests.itertuples()
+                f"{test.auc_difference:+.3f} [{test.auc_difference_low:+.3f}, {test.auc_difference_high:+.3f}]"
+                for test in tests.itertuples()
             ],
             "p (Holm)": tests["bootstrap_p_holm"].round(3).to_list(),
             "DeLong p (Holm)": tests["delong_p_holm"].round(3).to_list(),
