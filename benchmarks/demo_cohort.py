@@ -1,6 +1,6 @@
 """Checks the demo cohort against the statistics it is made to have, at 400 subjects and 4 mm.
 
-The cohort is made by its own command in one process, timed, and judged by truth.csv alone; part of it is made again in
+The cohort is made by its own command in one process, timed, and checked by truth.csv alone; part of it is made again in
 two processes and compared byte for byte.
 
     python -m benchmarks.demo_cohort --out benchmarks/demo_cohort.json
@@ -120,18 +120,16 @@ def effects(truth: pd.DataFrame) -> list[Check]:
 def norms(truth: pd.DataFrame) -> list[Check]:
     """Variation of the hippocampus in controls."""
     left, right = volumes_of(truth[truth.group == "HC"])[:, :2].T
-    checks = []
-    for name, volume in (("left", left), ("right", right)):
-        cv = float(100 * volume.std(ddof=1) / volume.mean())
-        checks.append(Check(f"HC {name} hippocampus, CV %", "8 to 13", cv, 8 <= cv <= 13))
+    cvs = {side: float(100 * own.std(ddof=1) / own.mean()) for side, own in (("left", left), ("right", right))}
     r = float(np.corrcoef(left, right)[0, 1])
-    checks.append(Check("HC hippocampi, left-right correlation", "> 0.75", r, r > 0.75))
     ratio = float(right.mean() / left.mean())
-    checks.append(Check("HC hippocampi, mean right over left", "1.02 to 1.05", ratio, 1.02 <= ratio <= 1.05))
     asymmetry = float(100 * np.percentile(np.abs(right - left) / np.maximum(left, right), 90))
-    name = "HC |right - left| / larger, 90th percentile %"
-    checks.append(Check(name, "8.5 +- 1.5", asymmetry, abs(asymmetry - 8.5) <= 1.5))
-    return checks
+    return [
+        *(Check(f"HC {side} hippocampus, CV %", "8 to 13", cv, 8 <= cv <= 13) for side, cv in cvs.items()),
+        Check("HC hippocampi, left-right correlation", "> 0.75", r, r > 0.75),
+        Check("HC hippocampi, mean right over left", "1.02 to 1.05", ratio, 1.02 <= ratio <= 1.05),
+        Check("HC |right - left| / larger, 90th percentile %", "8.5 +- 1.5", asymmetry, abs(asymmetry - 8.5) <= 1.5),
+    ]
 
 
 def separations(truth: pd.DataFrame, seed: int) -> list[Check]:
@@ -162,7 +160,7 @@ def auc(model: Pipeline, features: np.ndarray, labels: np.ndarray, seed: int) ->
 def site_interval(site: np.ndarray, labels: np.ndarray, seed: int) -> list[float]:
     """95 % interval of the AUC of a classifier that knows the site alone.
 
-    It is fitted to each bootstrap sample and judged on the subjects left out. Pooled cross-validation would not do: in
+    It is fitted to each bootstrap sample and scored on the subjects left out. Pooled cross-validation would not do: in
     a balanced cohort the class that a fold's test part has more of, its training part has less of, so that a
     classifier without information scores below 0.5.
     """

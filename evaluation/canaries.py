@@ -52,10 +52,6 @@ class CanaryConfig:
     """Preset of diffusion.train."""
     steps: int | None = None
     """Optimiser steps; by default the preset's."""
-    train_split: str = "train"
-    """Subfolder in which canaries are planted."""
-    val_split: str = "val"
-    """Subfolder whose loss chooses the checkpoint."""
     held_out: tuple[str, ...] = ("val",)
     """Subfolders of subjects that are not trained on. A split of its own is better than the one that chooses the
     checkpoint, and the more subjects the better: they decide which p-values there can be."""
@@ -88,7 +84,7 @@ def main(config: CanaryConfig) -> None:
     """Plants, trains, samples, audits, writes."""
     if not distributed.is_main():
         return
-    train = read_split(config.latents, config.train_split)
+    train = read_split(config.latents, "train")
     held_out = [latent for split in config.held_out for latent in read_split(config.latents, split)]
     require_held_out(len({latent.subject for latent in held_out}))
     plan = plan_canaries(
@@ -133,7 +129,7 @@ def plant(config: CanaryConfig, plan: dict[str, int]) -> None:
     """
     folder = config.run_dir / "latents"
     if not folder.exists():
-        write_canaries(config.latents, folder, plan, train_split=config.train_split)
+        write_canaries(config.latents, folder, plan)
     elif read_json(folder / PLAN) != plan:
         raise InputError(f"{folder}: other canaries than these settings plan; choose another --run-dir")
 
@@ -145,8 +141,7 @@ def generate(config: CanaryConfig) -> Path:
     steps = [] if config.steps is None else ["--steps", config.steps]
     run_stage(
         "diffusion.train", config.preset, "--latents", config.run_dir / "latents", "--vae", config.vae,
-        "--run-dir", run_dir, "--train-split", config.train_split, "--val-split", config.val_split,
-        "--seed", config.seed, *steps, *threads,
+        "--run-dir", run_dir, "--seed", config.seed, *steps, *threads,
     )  # fmt: skip
     checkpoint = run_dir / "checkpoints" / "best.pt"
     for label in CLASS_NAMES:

@@ -67,8 +67,8 @@ def plan_canaries(
     return dict(zip(chosen[:count], np.repeat(repeats, each).tolist(), strict=True))
 
 
-def write_canaries(latents: Path, out: Path, plan: dict[str, int], *, train_split: str = "train") -> int:
-    """Copies a folder of latents, with the canaries repeated under new names and the statistics computed again.
+def write_canaries(latents: Path, out: Path, plan: dict[str, int]) -> int:
+    """Copies a folder of latents, with the canaries of ``train`` repeated under new names and the statistics renewed.
 
     The folder appears whole, with the plan in PLAN, or not at all.
 
@@ -76,7 +76,6 @@ def write_canaries(latents: Path, out: Path, plan: dict[str, int], *, train_spli
         latents: of VAE.save_latent.
         out: a new folder.
         plan: subject -> occurrences.
-        train_split: the subfolder in which they are repeated; the others are copied as they are.
 
     Returns:
         latents in the new training split.
@@ -84,24 +83,21 @@ def write_canaries(latents: Path, out: Path, plan: dict[str, int], *, train_spli
     Raises:
         InputError: planned subjects have no latents there, or the folder exists.
     """
-    found = {path: read_latent(path) for path in list_latents(latents / train_split)}
+    found = {path: read_latent(path) for path in list_latents(latents / "train")}
     missing = sorted(set(plan) - {latent.subject for latent in found.values()})
     if missing:
-        raise InputError.of(f"{latents / train_split}: no latents of planned canaries", missing)
+        raise InputError.of(f"{latents / 'train'}: no latents of planned canaries", missing)
     if out.exists():
         raise InputError(f"{out}: exists; repeated latents go into a folder of their own")
     partial = out.with_name(f".{out.name}-partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a stopped run left
-    for folder in sorted(path for path in latents.iterdir() if path.is_dir()):
-        (partial / folder.name).mkdir(parents=True)
-        for path in list_latents(folder):
-            shutil.copy2(path, partial / folder.name / path.name)
+    shutil.copytree(latents, partial)
     for path, latent in found.items():
         for repeat in range(1, plan.get(latent.subject, 1)):
-            write_latent(partial / train_split / f"{path.stem}_canary{repeat}.pkl", latent)
-    train = read_split(partial, train_split)
+            write_latent(partial / "train" / f"{path.stem}_canary{repeat}.pkl", latent)
+    train = read_split(partial, "train")
     ledger = read_statistics(latents).ledger
-    write_statistics(partial, compute_statistics(train, split=train_split, ledger=ledger))
+    write_statistics(partial, compute_statistics(train, split="train", ledger=ledger))
     write_json(partial / PLAN, plan)
     partial.replace(out)
     return len(train)

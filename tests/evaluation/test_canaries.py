@@ -115,8 +115,10 @@ def test_too_few_held_out_subjects_are_refused_before_anything_is_trained(random
 
 
 @pytest.mark.slow
-def test_plants_trains_samples_and_reads_what_the_audit_says(random_vae: Path, tmp_path: Path) -> None:
-    """As a command, then by the same settings again, which changes nothing."""
+def test_plants_trains_samples_and_reads_what_the_audit_says(
+    random_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a command; then the same settings again start the same stages, which continue by themselves."""
     folder = write_latents(tmp_path / "latents", checkpoint_hash(random_vae), {"train": 12, "val": 20})
     words = ("smoke", "--latents", folder, "--vae", random_vae, "--run-dir", tmp_path / "run", "--steps", 4,
              "--repeats", 1, 16, "--count", 4, "--threads", 1)  # fmt: skip
@@ -134,7 +136,10 @@ def test_plants_trains_samples_and_reads_what_the_audit_says(random_vae: Path, t
         canaries.PRESETS["smoke"], latents=folder, vae=random_vae, run_dir=tmp_path / "run", steps=4, repeats=(1, 16),
         count=4, threads=1,
     )  # fmt: skip
+    stages = []
+    monkeypatch.setattr(canaries, "run_stage", lambda module, *_: stages.append(module))
     canaries.main(config)
+    assert stages == ["diffusion.train", "diffusion.save_synth", "diffusion.save_synth"]
     assert [path.read_bytes() for path in files] == before
     with pytest.raises(InputError, match="other canaries"):
         canaries.main(replace(config, seed=5))

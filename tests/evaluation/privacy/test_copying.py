@@ -26,7 +26,7 @@ def people(draw, n):
     return draw.normal(size=(n, len(SPECTRUM))) * SPECTRUM
 
 
-def named(embeddings, letter, mirrored=None):
+def reals(embeddings, letter, mirrored=None):
     return Reals(embeddings, np.array([f"{letter}{k:03d}" for k in range(len(embeddings))]), mirrored)
 
 
@@ -34,7 +34,7 @@ def space(seed, synthetic=None, n=(60, 40, 60), **controls):
     draw = np.random.default_rng(seed)
     train, held_out, fresh = (people(draw, count) for count in n)
     made = fresh if synthetic is None else synthetic(draw, train, fresh)
-    return Space(named(train, "t"), named(held_out, "h"), made, controls)
+    return Space(reals(train, "t"), reals(held_out, "h"), made, controls)
 
 
 def result_of(cohort, seed=0):
@@ -50,7 +50,7 @@ def test_distances_equal_scikit_learn_and_near_ones_are_exact_far_from_the_origi
     expected = pairwise_distances(a.astype(np.float64), b.astype(np.float64), metric="sqeuclidean")
     np.testing.assert_allclose(squared_distances(a, b), expected, rtol=1e-9)
     a[0] = b[7] + np.float32(2**-14)  # far below what float32 norms could tell apart
-    found = neighbours(a, named(b, "t"))
+    found = neighbours(a, reals(b, "t"))
     assert found.squared[0].argmin() == 7
     assert found.squared[0, 7] == exact_squared(a[:1], b[7:8])[0] == pytest.approx(50 * 2.0**-28, rel=1e-12)
 
@@ -73,13 +73,13 @@ def test_a_subject_is_as_near_as_its_nearest_scan_or_mirror_image():
 
 
 def test_a_subject_on_both_sides_and_one_sided_mirrors_are_refused():
-    a, b = named(np.zeros((9, 3)), "t"), named(np.zeros((9, 3)), "h")
+    a, b = reals(np.zeros((9, 3)), "t"), reals(np.zeros((9, 3)), "h")
     with pytest.raises(InputError, match="both in training and held out"):
         Pool.of(a, a)
     with pytest.raises(InputError, match="mirrored"):
         Pool.of(a, replace(b, mirrored=b.embeddings))
     with pytest.raises(InputError, match="at least"):
-        Pool.of(a, named(np.zeros((3, 3)), "h"))
+        Pool.of(a, reals(np.zeros((3, 3)), "h"))
 
 
 # Closed forms.
@@ -253,7 +253,7 @@ def test_copied_volumes_are_found_in_voxels(change):
         "blur": lambda x: ndimage.gaussian_filter(x, (0, 1, 1, 1)),
     }[change](train[:20])
     place = VoxelSpace.fit(np.concatenate([train, held_out]), 4.0)
-    sides = [named(place(x), letter, place(mirrored(x))) for x, letter in ((train, "t"), (held_out, "h"))]
+    sides = [reals(place(x), letter, place(mirrored(x))) for x, letter in ((train, "t"), (held_out, "h"))]
     result = result_of(Space(*sides, place(fresh)))
     measured = result["spaces"]["vectors"]["synthetic"]
     assert result["finding"]["copying"]
@@ -265,8 +265,8 @@ def test_blurred_people_are_not_copies_in_voxels():
     train, held_out, fresh = brains(0, 40), brains(1, 40), brains(2, 40)
     place = VoxelSpace.fit(np.concatenate([train, held_out]), 4.0)
     smooth = place(ndimage.gaussian_filter(fresh, (0, 2, 2, 2)))
-    control = named(place(ndimage.gaussian_filter(held_out, (0, 2, 2, 2))), "h")
-    result = result_of(Space(named(place(train), "t"), named(place(held_out), "h"), smooth, {"blurred": control}))
+    control = reals(place(ndimage.gaussian_filter(held_out, (0, 2, 2, 2))), "h")
+    result = result_of(Space(reals(place(train), "t"), reals(place(held_out), "h"), smooth, {"blurred": control}))
     assert result["spaces"]["vectors"]["synthetic"]["copies"]["volumes"]["copies"] <= 1
     assert not result["finding"]["copying"]
 
