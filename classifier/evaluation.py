@@ -11,11 +11,10 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
-from classifier import baselines
 from classifier.checkpoint import load_classifier, set_operating_point
 from classifier.config import TrainConfig
 from classifier.dataset import Volumes, counts, counts_text, draws_per_row, without_repeats
-from classifier.measures import figures, metrics
+from classifier.measures import metrics
 from classifier.measures.predictions import by_subject, table_of, write_predictions
 from classifier.measures.resampling import cell_text
 from classifier.model import Classifier
@@ -41,6 +40,8 @@ def predict(model: Classifier, volumes: Volumes) -> np.ndarray:
 
 def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], device: Device, config: TrainConfig) -> None:
     """The best checkpoint on held-out subjects: predictions.csv, results.json, curves.png and the printed table."""
+    from classifier.measures import figures  # slow to import
+
     path = run.checkpoint("best")
     loaded = load_classifier(path)
     model = device.module(loaded.model)
@@ -128,6 +129,8 @@ def measure_baselines(
     Returns:
         results by name ({"skipped": reason} where there is nothing to fit), and (labels, probabilities) for the curves.
     """
+    from classifier import baselines  # slow to import
+
     train = without_repeats(stacks["train"])
     real = train.labels[~train.frame["synthetic"].to_numpy(dtype=bool)]
     results, scores = {}, {}
