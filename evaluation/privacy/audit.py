@@ -13,9 +13,9 @@ from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
 from evaluation import controls
 from evaluation.privacy import membership
-from evaluation.privacy.copying import Space, audit_spaces
+from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import FINE_MM, EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored, shrink
-from evaluation.privacy.nearest import LEAST_SUBJECTS, Reals
+from evaluation.privacy.nearest import LEAST_SUBJECTS, Reals, Space
 from runtime import seeding
 from runtime.device import Device
 from VAE.checkpoint import LoadedVAE

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -25,7 +24,7 @@ from evaluation.privacy.nearest import (
     LEAST_SUBJECTS,
     Neighbours,
     Pool,
-    Reals,
+    Space,
     closest_pairs,
     directional_squared,
     exposure,
@@ -51,19 +50,6 @@ RULES = {"pairs": 0.001, "volumes": 0.01}
 closer than the 99.9th percentile of closeness (Dar et al. 2025, https://doi.org/10.1038/s41551-025-01468-8); a volume
 meets many subjects, so that its false alarms are many times 0.1 %. ``volumes``: of each scan's distance to its nearest
 other subject, so that 1 % of new people are false alarms. Conclusions are drawn from the second."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """One space, and everything that was embedded in it."""
-
-    train: Reals
-    held_out: Reals
-    synthetic: np.ndarray
-    """(Q, F), one row per synthetic volume."""
-    controls: Mapping[str, Reals] = field(default_factory=dict)
-    """Volumes that are not copies but as smooth as synthetic ones, for example held-out scans through the VAE or
-    blurred. Their subjects are held-out ones or in neither set."""
 
 
 def audit_spaces(spaces: Mapping[str, Space], *, seed: int, permutations: int = PERMUTATIONS) -> dict:

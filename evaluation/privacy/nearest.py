@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +39,19 @@ class Reals:
         """The scans of some subjects."""
         rows = np.isin(self.subjects, names)
         return Reals(self.embeddings[rows], self.subjects[rows], None if self.mirrored is None else self.mirrored[rows])
+
+
+@dataclass(frozen=True)
+class Space:
+    """One space, and everything that was embedded in it."""
+
+    train: Reals
+    held_out: Reals
+    synthetic: np.ndarray
+    """(Q, F), one row per synthetic volume."""
+    controls: Mapping[str, Reals] = field(default_factory=dict)
+    """Volumes that are not copies but as smooth as synthetic ones, for example held-out scans through the VAE or
+    blurred. Their subjects are held-out ones or in neither set."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,17 @@ from scipy import ndimage, stats
 from sklearn.metrics import pairwise_distances
 
 from evaluation.privacy import copying, privacy_card
-from evaluation.privacy.copying import Space, audit_spaces
+from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import VoxelSpace, mirrored
-from evaluation.privacy.nearest import Pool, Reals, exact_squared, from_near_to_far, neighbours, squared_distances
+from evaluation.privacy.nearest import (
+    Pool,
+    Reals,
+    Space,
+    exact_squared,
+    from_near_to_far,
+    neighbours,
+    squared_distances,
+)
 from runtime import seeding
 from runtime.errors import InputError
 from tests.support.scans import brains
