@@ -66,9 +66,8 @@ class Distances:
     def __init__(self, sets: Mapping[str, FeatureSet]) -> None:
         vectors = np.concatenate([np.concatenate(list(features.pooled), axis=1) for features in sets.values()])
         self._table = euclidean_distances(vectors)
-        self._first = dict(
-            zip(sets, np.cumsum([0, *(len(features.labels) for features in sets.values())]), strict=False)
-        )
+        counts = [len(features.labels) for features in sets.values()]
+        self._first = dict(zip(sets, np.cumsum(counts) - counts, strict=True))
 
     def __call__(self, a: Rows, b: Rows) -> np.ndarray:
         """(len(a), len(b))."""
