@@ -167,6 +167,14 @@ def test_a_scan_of_exactly_the_field_of_view_fills_the_grid():
     assert (out == 1).all()
 
 
+def test_outside_the_field_of_view_is_zero_and_the_edge_is_not_drawn_out():
+    half = (GRID.shape[0] // 2, *GRID.shape[1:])
+    out, covered = resample(np.ones(half, np.float32), GRID.affine, GRID.affine, GRID.shape)
+    assert covered == 0.5
+    assert (out[: half[0]] == 1).all()
+    assert not out[half[0] :].any()
+
+
 def test_sform_counts_when_its_code_is_set_else_the_qform(tmp_path):
     mirrored = GRID.affine @ np.diag([-1, 1, 1, 1])
     mirrored[0, 3] = -GRID.affine[0, 3]

@@ -46,6 +46,17 @@ def test_a_failure_inside_the_block_keeps_the_old_content(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_who_is_reading_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old" * 10_000)
+    with path.open() as reader:
+        assert reader.read(3) == "old"
+        with atomic_write(path) as temporary:
+            temporary.write_text("new")
+        assert reader.read() == "old" * 9_999
+    assert path.read_text() == "new"
+
+
 def test_suffixes_are_kept_for_readers_that_go_by_name(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.nii.gz") as temporary:
         assert temporary.name.endswith(".nii.gz")

@@ -57,6 +57,24 @@ def test_jacobian_integrates_to_the_volume_of_the_box(velocity):
     assert determinant.mean() == pytest.approx(1, abs=1e-3)
 
 
+def test_compose_applies_the_inner_map_first():
+    at, centre = warps.nodes(SHAPE), (np.array(SHAPE).reshape(3, 1, 1, 1) - 1) / 2
+    shrink = (-0.5 * (at - centre)).astype(np.float32)
+    shift = np.zeros_like(shrink)
+    shift[1] = 2.0
+    first_shift = warps.compose(shrink, shift)
+    first_shrink = warps.compose(shift, shrink)
+    middle = (slice(None), *(slice(3, -3) for _ in SHAPE))  # a shift of 2 voxels stays inside there
+    np.testing.assert_allclose(first_shift[middle], (shift + shrink)[middle] - 0.5 * shift[middle], atol=1e-5)
+    np.testing.assert_allclose(first_shrink, shrink + shift, atol=1e-5)
+
+
+def test_jacobian_of_a_linear_map_is_its_determinant():
+    matrix = np.array([[1.1, 0.3, -0.2], [0.25, 0.9, 0.15], [-0.1, 0.35, 1.2]])
+    displacement = np.einsum("ij,jdhw->idhw", matrix - np.eye(3), warps.nodes(SHAPE)).astype(np.float32)
+    np.testing.assert_allclose(warps.jacobian_determinant(displacement), np.linalg.det(matrix), rtol=1e-4)
+
+
 def test_jacobian_sees_a_fold():
     folded = np.zeros((3, *SHAPE), np.float32)
     folded[0, 10] = 1.5
