@@ -1,8 +1,7 @@
 """Times listing, checking and splitting a large cohort of small scans, with copies planted among them.
 
 Scans are random brains on the smoke grid, so that decoding them costs little and what grows with the cohort is seen:
-the table, the cache, the search for copies (whose time grows with the square), the split. Each command runs as a user
-runs it, in a process of its own; its time and its peak of memory are printed and written as JSON.
+the table, the cache, the search for copies (whose time grows with the square), the split.
 
     python -m benchmarks.check --scans 10000 --out benchmarks/check.json
 """
@@ -20,7 +19,7 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from benchmarks.timing import time_command
+from benchmarks.timing import print_table, time_command
 from cohort.scans import GRIDS
 from cohort.tables import write_table
 from runtime.cli import describe, run_script
@@ -29,7 +28,7 @@ from runtime.files import ROOT, read_json, write_json
 from runtime.seeding import rng
 
 GRID = GRIDS["smoke"]
-COPIES = ("renamed", "mirrored", "noise", "scaled")
+KINDS, COPIES = ("renamed", "mirrored", "noise", "scaled"), 20
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,6 @@ class BenchmarkConfig:
     """Folder for the scans and all outputs; scans that are there already are used."""
     scans: int = 10_000
     """Size of the cohort, the copies besides."""
-    copies: int = 20
-    """Planted copies: renamed, mirrored, with noise, scaled, in turn."""
     out: Path = ROOT / "benchmarks" / "check.json"
     """The JSON file of the figures."""
     dry_run: bool = False
@@ -59,12 +56,11 @@ def main(config: BenchmarkConfig) -> None:
         entry.unlink()
     rows |= {"search alone": time_command(*check, expected=1), "split": time_command(*split)}
     found, false = copies_found(config)
-    result = {"scans": config.scans, "copies": config.copies, "found": found, "false": false, "commands": rows}
-    write_json(config.out, result)
-    print(f"{config.scans} scans; {found} of {config.copies} copies found, {false} others called")
-    print(pd.DataFrame(rows).T.to_string())
-    if found < config.copies or false:
-        raise InputError(f"{found} of {config.copies} copies were found, and {false} pairs that are none")
+    write_json(config.out, {"scans": config.scans, "found": found, "false": false, "commands": rows})
+    print(f"{config.scans} scans; {found} of {COPIES} copies found, {false} others called")
+    print_table([{"command": name, **row} for name, row in rows.items()])
+    if found < COPIES or false:
+        raise InputError(f"{found} of {COPIES} copies were found, and {false} pairs that are none")
 
 
 def make_cohort(config: BenchmarkConfig) -> Path:
@@ -72,23 +68,21 @@ def make_cohort(config: BenchmarkConfig) -> Path:
     folder = config.folder / "scans"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number in tqdm(range(config.scans + config.copies), desc="scans", unit="scan", delay=1):
+    for number in tqdm(range(config.scans + COPIES), desc="scans", unit="scan", delay=1):
         path = folder / f"p{number:06d}.nii"
         source = number if number < config.scans else 7 * (number - config.scans)
         if not path.exists():
-            kind = "" if number < config.scans else COPIES[number % len(COPIES)]
+            kind = "" if number < config.scans else KINDS[number % len(KINDS)]
             nib.save(nib.Nifti1Image(copy_of(brain(source), kind, number), GRID.affine), path)
         draw = rng(0, "bench row", source)
         rows.append(
             {
-                "subject": path.stem,
-                "file": str(path),
+                "subject": path.stem, "file": str(path),
                 "diagnosis": ("HC", "TLE-L", "TLE-R")[draw.choice(3, p=(0.5, 0.3, 0.2))],
-                "age": round(float(draw.uniform(15, 70)), 1),
-                "sex": "FM"[draw.integers(2)],
+                "age": round(float(draw.uniform(15, 70)), 1), "sex": "FM"[draw.integers(2)],
                 "site": f"site-{draw.integers(8)}",
             }
-        )
+        )  # fmt: skip
     index = config.folder / "index.csv"
     write_table(index, pd.DataFrame(rows))
     return index
@@ -102,7 +96,7 @@ def brain(seed: int) -> np.ndarray:
 
 
 def copy_of(image: np.ndarray, kind: str, seed: int) -> np.ndarray:
-    """The image itself, or one of COPIES of it."""
+    """The image itself, or one of KINDS of copies of it."""
     if kind == "mirrored":
         return np.ascontiguousarray(image[::-1])
     if kind == "noise":
@@ -116,7 +110,7 @@ def copies_found(config: BenchmarkConfig) -> tuple[int, int]:
     findings = read_json(config.folder / "report" / "findings.json")["findings"]
     copies = [finding for finding in findings if finding["kind"] in ("duplicate", "near-duplicate")]
     called = {tuple(finding["message"].split()[:3:2]) for finding in copies}
-    planted = {(f"p{config.scans + k:06d}", f"p{7 * k:06d}") for k in range(config.copies)}
+    planted = {(f"p{config.scans + k:06d}", f"p{7 * k:06d}") for k in range(COPIES)}
     return len(called & planted), len(called - planted)
 
 

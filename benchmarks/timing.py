@@ -1,4 +1,4 @@
-"""What benchmarks share: jobs timed in turns, commands timed as processes, and what the machine gives at best."""
+"""What benchmarks share: jobs timed in turns, commands timed as processes, tables, and the best rate of the machine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,64 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.device import Device, cpu_has_bfloat16
+from runtime.device import Device, cpu_has_bfloat16, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT
 from runtime.runs import environment
 
+Jobs = dict[str, Callable[[], object]]
+AS_RUN, SET = "as its users run it", "our settings"
 
-def time_turns(
-    jobs: dict[str, Callable[[], object]], repeats: int, device: Device, *, warm_ups: int = 2
-) -> dict[str, tuple[float, str]]:
+
+def contest(
+    usual: Device,
+    as_run: dict[str, Jobs],
+    set_up: Callable[[Device], dict[str, Jobs]],
+    *,
+    repeats: int,
+    batch: int,
+    references: Sequence[str],
+) -> None:
+    """Times networks as their users run them, then all with this project's settings, and prints seconds and ratios.
+
+    On a CPU freed memory is kept from `set_up` on, by every network of the process (see runtime.device); on a GPU the
+    kernels of vol2col, the slow fall-back of 3D convolutions, are counted in the first job of the last network.
+
+    Args:
+        usual: device of the first.
+        as_run: jobs by network.
+        set_up: makes the jobs of the others, the same ones, on the device that runs of this project have.
+        repeats: timed turns of each job; the median counts.
+        batch: volumes in a job.
+        references: networks that the others are compared with.
+    """
+    jobs = list(next(iter(as_run.values())))
+    alone = {job: time_turns({name: own[job] for name, own in as_run.items()}, repeats, usual) for job in jobs}
+    device = pick_device()
+    tuned = set_up(device)
+    together = {job: time_turns({name: own[job] for name, own in tuned.items()}, repeats, device) for job in jobs}
+    rate, rows = introduce(device, batch=batch), []
+    for job in jobs:
+        found = alone[job] | together[job]
+        for name, own in (as_run | tuned).items():
+            (seconds, peak), flops = found[name], count_flops(own[job])
+            row = {"job": job, "network": name, "median s": seconds, "volumes/s": batch / seconds}
+            row |= {f"times {reference}": found[reference][0] / seconds for reference in references}
+            rows.append(row | {"GFLOP": flops / 1e9, "of matrix rate": f"{flops / seconds / rate:.0%}", "peak": peak})
+    print_table(rows)
+    if device.kind.type == "cuda":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            tuned[list(tuned)[-1]][jobs[0]]()
+            torch.cuda.synchronize()
+        print(f"kernels of vol2col: {sum(event.count for event in profile.key_averages() if 'vol2col' in event.key)}")
+
+
+def time_turns(jobs: Jobs, repeats: int, device: Device, *, warm_ups: int = 2) -> dict[str, tuple[float, str]]:
     """Median seconds of each job, run in alternation after its warm-ups; and peak memory on a GPU."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     peaks = dict.fromkeys(jobs, "-")
@@ -46,9 +90,8 @@ def now(device: Device) -> float:
     return time.perf_counter()
 
 
-def usual_device(threads: int | None) -> Device:
+def usual_device() -> Device:
     """The GPU or the CPU and its fastest precision, with nothing of this project's settings made."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     cuda = torch.cuda.is_available()
     precision = torch.bfloat16 if cuda or cpu_has_bfloat16() else torch.float32
     return Device(torch.device("cuda" if cuda else "cpu"), precision)
@@ -56,33 +99,33 @@ def usual_device(threads: int | None) -> Device:
 
 def introduce(device: Device, **facts: object) -> float:
     """Prints what is timed where; returns the FLOP per second of a large matrix product on this machine."""
-    for name, value in {**environment(device), "cores": len(os.sched_getaffinity(0)), **facts}.items():
+    for name, value in {**environment(device), **facts}.items():
         print(f"{name}: {value}")
     n = 8192 if device.kind.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device.kind, dtype=device.precision) for _ in range(2))
     rate = 2 * n**3 / time_turns({"product": lambda: a @ b}, 9, device)["product"][0]
-    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s")
+    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s\n")
     return rate
 
 
 def count_flops(job: Callable[[], object]) -> int:
-    """Floating-point operations of convolutions and products in one call of eager code, as PyTorch counts them."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating-point operations of convolutions and products in one call, as PyTorch counts them in eager code."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         job()
     return counter.get_total_flops()
-
-
-def vol2col_kernels(job: Callable[[], object]) -> int:
-    """How many launched kernels are of the slow fall-back for 3D convolutions."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        job()
-        torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if "vol2col" in event.key)
 
 
 def short(precision: torch.dtype) -> str:
     """float32 or bfloat16."""
     return str(precision).removeprefix("torch.")
+
+
+def print_table(rows: list[dict[str, object]]) -> None:
+    """Prints rows that have the same columns in Markdown, numbers with four digits."""
+    print(f"| {' | '.join(rows[0])} |\n{'|---' * len(rows[0])}|")
+    for row in rows:
+        cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        print(f"| {' | '.join(cells)} |")
 
 
 def time_command(module: str, *words: object, expected: int = 0, threads: int | None = None) -> dict[str, float]:
@@ -92,11 +135,8 @@ def time_command(module: str, *words: object, expected: int = 0, threads: int | 
 
     Args:
         module, words: of the command.
-        expected: its exit status.
+        expected: its exit status; InputError with its output if it ends otherwise.
         threads: of the numerical libraries in each of its processes; by default theirs.
-
-    Raises:
-        InputError: it ended otherwise, with its output.
     """
     command = [sys.executable, "-m", module, *map(str, words)]
     variables = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})

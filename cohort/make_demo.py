@@ -12,6 +12,7 @@ region in each patient's scan is written too (folder regions).
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -72,10 +73,10 @@ class DemoConfig:
 def main(config: DemoConfig) -> None:
     """Makes the missing scans, then the index and the truth."""
     check(config)
-    claim(config)
+    settings = claim(config)
     cohort = subjects(config.seed, config.subjects, planted(config).get("effect_size"))
     if config.controls_from is not None:
-        copy_controls(config, cohort)
+        copy_controls(config, settings, cohort)
     missing = [subject for subject in cohort if not path_of(config.out, subject).exists()]
     done = len(cohort) - len(missing)
     for _ in tqdm(simulated(config, missing), total=len(cohort), initial=done, desc="demo cohort", unit="scan"):
@@ -91,19 +92,19 @@ def main(config: DemoConfig) -> None:
 
 def check(config: DemoConfig) -> None:
     """Refuses settings that make no cohort."""
-    low, high = SPACING_LIMITS_MM
-    size = f"--effect-size {config.effect_size:g}"
-    sizeless = config.effect == "enigma" and config.effect_size != DemoConfig.effect_size
-    faults = {
-        f"--subjects {config.subjects}: expected at least 1": config.subjects < 1,
-        f"--spacing-mm {config.spacing_mm}: expected {low:g} to {high:g}": not low <= config.spacing_mm <= high,
-        f"--workers {config.workers}: expected 0 (all cores) or more": config.workers < 0,
-        f"--seed {config.seed}: expected 0 or more": config.seed < 0,
-        f"{size}: published effects have no size; add --effect hippocampus": sizeless,
-        f"{size}: expected 0 to {LARGEST_PLANTED_D:g}": not 0 <= config.effect_size <= LARGEST_PLANTED_D,
-    }
-    if any(faults.values()):
-        raise InputError.of("settings refused", [problem for problem, found in faults.items() if found])
+    limits = {
+        "subjects": (1, math.inf), "spacing_mm": SPACING_LIMITS_MM, "workers": (0, math.inf), "seed": (0, math.inf),
+        "effect_size": (0, LARGEST_PLANTED_D),
+    }  # fmt: skip
+    problems = [
+        f"--{name.replace('_', '-')} {getattr(config, name):g}: expected {low:g} to {high:g}"
+        for name, (low, high) in limits.items()
+        if not low <= getattr(config, name) <= high
+    ]
+    if config.effect == "enigma" and config.effect_size != DemoConfig.effect_size:
+        problems.append(f"--effect-size {config.effect_size:g}: only for --effect hippocampus")
+    if problems:
+        raise InputError.of("settings refused", problems)
 
 
 def planted(config: DemoConfig) -> dict[str, Any]:
@@ -111,27 +112,23 @@ def planted(config: DemoConfig) -> dict[str, Any]:
     return {} if config.effect == "enigma" else {"effect": config.effect, "effect_size": config.effect_size}
 
 
-def settings_of(config: DemoConfig) -> dict[str, Any]:
-    """What all scans of a folder have in common."""
-    return {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm} | planted(config)
-
-
-def claim(config: DemoConfig) -> None:
-    """Marks the folder with the settings that its scans have, or refuses a folder with others."""
-    path, settings = config.out / "settings.json", settings_of(config)
+def claim(config: DemoConfig) -> dict[str, Any]:
+    """Marks the folder with the settings that all its scans have, or refuses a folder with others; returns them."""
+    path = config.out / "settings.json"
+    settings = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm} | planted(config)
     if not path.exists():
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
         raise InputError(f"{config.out} holds a cohort made with {found}, not {settings}; choose another --out")
+    return settings
 
 
-def copy_controls(config: DemoConfig, cohort: list[Subject]) -> None:
+def copy_controls(config: DemoConfig, ours: dict[str, Any], cohort: list[Subject]) -> None:
     """Copies the scans of controls that are missing here and present in the other cohort.
 
-    Raises:
-        InputError: the other folder holds no cohort, or one of another seed, voxel size or version of the simulation.
+    Raises InputError if the other folder holds no cohort, or one of another seed, voxel size or version.
     """
-    theirs, ours = read_json(config.controls_from / "settings.json"), settings_of(config)
+    theirs = read_json(config.controls_from / "settings.json")
     if theirs | {"effect_size": None} != ours | {"effect_size": None}:
         raise InputError(f"--controls-from {config.controls_from}: made with {theirs}, not {ours}")
     for subject in cohort:
@@ -160,12 +157,12 @@ def make_scan(config: DemoConfig, subject: Subject) -> None:
     simulator = simulator_of(config.spacing_mm)
     affine = simulator.grid.affine
     changed = "" if config.effect == "enigma" else sclerotic_region(subject.group, subject.side)
-    scan = simulator.scan(config.seed, subject, changed)
-    write_json(path_of(config.out, subject, ".json"), scan.facts)
-    if scan.region is not None:
-        write_nifti(config.out / "regions" / f"{subject.name}.nii.gz", scan.region, affine)
-    path = path_of(config.out, subject)
-    write_nifti(path, scan.image, affine, dtype=np.int16, description="simulated scan, no person")
+    image, facts, region = simulator.scan(config.seed, subject, changed)
+    write_json(path_of(config.out, subject, ".json"), facts)
+    if region is not None:
+        write_nifti(config.out / "regions" / f"{subject.name}.nii.gz", region, affine)
+    description = "simulated scan, no person"
+    write_nifti(path_of(config.out, subject), image, affine, dtype=np.int16, description=description)
 
 
 @cache
@@ -183,16 +180,12 @@ def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
     """One row of truth.csv; the columns are described by `truth_columns`."""
     facts = read_json(path_of(out, subject, ".json"))
     row = {
-        "subject": subject.name,
-        "diagnosis": subject.diagnosis,
-        "group": subject.group,
-        "side": subject.side,
+        "subject": subject.name, "diagnosis": subject.diagnosis, "group": subject.group, "side": subject.side,
         "mri_negative": int(subject.group == "MRI-negative"),
         **{name: getattr(subject, name) for name in ("age", "sex", "site", "etiv_cm3")},
         **{name: facts[name] for name in ("min_jacobian", "displacement_mm")},
-        "templates": "+".join(facts["templates"]),
-        "first_template_share": facts["first_template_share"],
-    }
+        "templates": "+".join(facts["templates"]), "first_template_share": facts["first_template_share"],
+    }  # fmt: skip
     row |= {volume_column(region): volume for region, volume in facts["volumes_mm3"].items()}
     for region, change in zip(REGIONS, subject.change, strict=True):
         row[f"change_{region.lower().replace(' ', '_')}"] = round(float(change), 5)

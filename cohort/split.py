@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -78,8 +78,7 @@ class Config:
     """Print the configuration and stop."""
 
 
-@dataclass(frozen=True)
-class Division:
+class Division(NamedTuple):
     """Three splits for one folder."""
 
     folder: Path
@@ -89,10 +88,6 @@ class Division:
     left_out: pd.DataFrame
     """Rows of the index that are in none of them."""
 
-    def tables(self) -> dict[Path, pd.DataFrame]:
-        """Each split's file and its rows."""
-        return {self.folder / f"{name}.csv": rows for name, rows in self.splits.items()}
-
 
 def main(config: Config) -> None:
     """Index, splits, tables, balance."""
@@ -101,9 +96,7 @@ def main(config: Config) -> None:
     )
     copies = copies_of(index, config)
     divisions = divide(join_groups(index, copies), config)
-    refuse_other_folders(config.out, divisions)
-    if not config.overwrite:
-        refuse_other_splits(divisions)
+    refuse_others(config, divisions)
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config)
     report(divisions, sum(name != "" for name in copies))
@@ -122,17 +115,15 @@ def divide(index: pd.DataFrame, config: Config) -> list[Division]:
         raise InputError("--folds and --holdout-site: give one of the two")
     if config.holdout_site:
         return divide_by_site(index, config)
-    share, seed = {"val_percent": config.val_percent}, {"seed": config.seed}
+    seed = {"seed": config.seed}
     if not config.folds:
-        settings = {**share, "test_percent": config.test_percent, **seed}
+        settings = {"val_percent": config.val_percent, "test_percent": config.test_percent, **seed}
         return [Division(config.out, partition(index, **settings), settings, index[:0])]
-    shared = {"folds": config.folds, "fold_validation": config.fold_validation, **seed}
-    if config.fold_validation == "next":
-        share = {"val_percent": None}
-    else:
-        shared |= share
+    share = {"val_percent": None if config.fold_validation == "next" else config.val_percent}
+    said = {"folds": config.folds, "fold_validation": config.fold_validation, **seed}
+    said |= {} if config.fold_validation == "next" else share
     return [
-        Division(config.out / f"fold_{fold}", splits, {"fold": fold, **shared}, index[:0])
+        Division(config.out / f"fold_{fold}", splits, {"fold": fold, **said}, index[:0])
         for fold, splits in enumerate(folds(index, count=config.folds, **share, **seed))
     ]
 
@@ -141,55 +132,43 @@ def divide_by_site(index: pd.DataFrame, config: Config) -> list[Division]:
     """One division for the sites of --holdout-site together, or one for each site of the table."""
     each = config.holdout_site == (ALL_SITES,)
     wanted = [(site,) for site in site_names(index)] if each else [config.holdout_site]
-    settings = {
-        "val_percent": config.val_percent,
-        "seed": config.seed,
-        "allow_one_class": config.allow_one_class,
-        "leave_out_shared": config.leave_out_shared,
-    }
-    found = hold_out(index, wanted, **settings)
-    names = site_folders([sites[0] for sites in wanted]) if each else [""]
+    names = [re.sub(r"[^\w.-]", "_", f"site_{sites[0]}") if each else "" for sites in wanted]
+    if twins := [site for (site, *_), name in zip(wanted, names, strict=True) if names.count(name) > 1]:
+        raise InputError(f"sites {', '.join(map(repr, twins))} would share a folder; rename one in the index")
+    fields = ("val_percent", "seed", "allow_one_class", "leave_out_shared")
+    settings = {name: getattr(config, name) for name in fields}
     return [
         Division(config.out / name, splits, {"holdout_site": list(sites), **settings}, left_out)
-        for sites, name, (splits, left_out) in zip(wanted, names, found, strict=True)
+        for sites, name, (splits, left_out) in zip(wanted, names, hold_out(index, wanted, **settings), strict=True)
     ]
 
 
-def site_folders(sites: list[str]) -> list[str]:
-    """A folder's name for each site; refuses sites that differ only in what a folder's name cannot hold."""
-    names = ["site_" + re.sub(r"[^\w.-]", "_", site) for site in sites]
-    twins = sorted(site for site, name in zip(sites, names, strict=True) if names.count(name) > 1)
-    if twins:
-        raise InputError(f"sites {', '.join(map(repr, twins))} would share a folder; rename one in the index")
-    return names
-
-
-def refuse_other_folders(out: Path, divisions: list[Division]) -> None:
-    """Raises InputError if folds or sites of another division lie beside the new ones and could be taken for theirs."""
+def refuse_others(config: Config, divisions: list[Division]) -> None:
+    """Raises InputError if folders of another division lie beside the new ones, or a table would change unasked."""
     made = {division.folder for division in divisions}
-    if made == {out}:
-        return
-    others = [folder.parent for kind in ("fold_*", "site_*") for folder in sorted(out.glob(f"{kind}/{RECORD}"))]
-    problems = [str(folder) for folder in others if folder not in made]
-    if problems:
-        raise InputError.of(f"{out} holds folders of another division; remove them or choose another --out", problems)
-
-
-def refuse_other_splits(divisions: list[Division]) -> None:
-    """Raises InputError if a table exists and has another content than it would get."""
+    others = {record.parent for kind in ("fold_*", "site_*") for record in config.out.glob(f"{kind}/{RECORD}")} - made
+    if others and made != {config.out}:
+        problems = sorted(map(str, others))
+        raise InputError.of(
+            f"{config.out} holds folders of another division; remove them or take another --out", problems
+        )
     problems = [
         f"{path} exists and would change"
-        for division in divisions
-        for path, rows in division.tables().items()
-        if path.exists() and path.read_bytes() != table_text(rows, division.folder).encode()
+        for path, rows in tables_of(divisions)
+        if path.exists() and path.read_bytes() != table_text(rows, path.parent).encode()
     ]
-    if problems:
+    if problems and not config.overwrite:
         raise InputError.of("nothing was written; give --overwrite or another --out", problems)
+
+
+def tables_of(divisions: list[Division]) -> list[tuple[Path, pd.DataFrame]]:
+    """Every split's file and its rows."""
+    return [(division.folder / f"{name}.csv", rows) for division in divisions for name, rows in division.splits.items()]
 
 
 def write(division: Division, config: Config) -> None:
     """Writes the tables, then how they were made, then their picture."""
-    for path, rows in division.tables().items():
+    for path, rows in tables_of([division]):
         write_table(path, rows)
     looked_for = "given" if config.groups else "looked for" if config.check else "not looked for"
     write_record(
@@ -202,10 +181,9 @@ def write(division: Division, config: Config) -> None:
 
 def report(divisions: list[Division], copies: int) -> None:
     """Prints the balance of the splits; of several divisions, that of their test splits. Then sizes and copies."""
+    shown = {division.folder.name: division.splits["test"] for division in divisions}
     if len(divisions) == 1:
         shown = divisions[0].splits
-    else:
-        shown = {division.folder.name: division.splits["test"] for division in divisions}
     with pd.option_context("display.width", 200, "display.max_colwidth", 60, "display.max_rows", None):
         print(balance(shown).to_string())
     for division in divisions:

@@ -37,13 +37,10 @@ class Volume:
     affine: np.ndarray | None = None
     """float64 (4, 4): voxel indices to millimetres, RAS."""
     vae: str | None = None
-    """Hash of the VAE checkpoint that decoded it."""
     diffusion: str | None = None
-    """Hash of the diffusion checkpoint that sampled it."""
+    """Hashes of the checkpoints that decoded and sampled it."""
     sampler: str | None = None
-    """Name of the sampler, for example ddim."""
     steps: int | None = None
-    """Number of sampling steps."""
     guidance: float | None = None
     """Scale of classifier-free guidance; 1 is none."""
 
@@ -58,44 +55,24 @@ def volume_name(label: int, seed: int) -> str:
 
 
 def list_volumes(folder: Path | str) -> list[Path]:
-    """The volume pickles in a folder, sorted by name; unfinished (hidden) files are left out.
-
-    Raises:
-        InputError: there is no such folder.
-    """
+    """The volume pickles in a folder, sorted by name; unfinished (hidden) files are left out."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder of volumes")
     return sorted(path for path in Path(folder).glob("*.pkl") if not path.name.startswith("."))
 
 
 def write_volume(path: Path | str, volume: Volume) -> None:
-    """Writes a volume pickle, atomically.
-
-    Raises:
-        InputError: `volume` would be refused by `read_volume`; then nothing is written.
-    """
-    contents = {
-        "format": FORMAT,
-        "image": np.ascontiguousarray(volume.image),
-        "label": int(volume.label),
-        "seed": None if volume.seed is None else int(volume.seed),
-        "affine": None if volume.affine is None else np.asarray(volume.affine, dtype=np.float64),
-        "steps": None if volume.steps is None else int(volume.steps),
-        "guidance": None if volume.guidance is None else float(volume.guidance),
-        "vae": volume.vae,
-        "diffusion": volume.diffusion,
-        "sampler": volume.sampler,
-    }
+    """Writes a volume pickle, atomically; nothing, but an InputError, where `read_volume` would refuse it."""
+    contents = {"format": FORMAT, "image": np.ascontiguousarray(volume.image), "label": int(volume.label)}
+    for name in ("seed", "affine", "steps", "guidance", "vae", "diffusion", "sampler"):
+        value = getattr(volume, name)
+        contents[name] = value.item() if isinstance(value, np.number) else value  # plain numbers
     _as_volume(contents, path)
     save_pickle(path, contents)
 
 
 def read_volume(path: Path | str) -> Volume:
-    """Reads a volume pickle; older files with only `image` and `label` too.
-
-    Raises:
-        InputError: names the file and every fault: keys, types, shapes, non-finite voxels, an unknown format.
-    """
+    """Reads a volume pickle, also an older one with `image` and `label` only; InputError names the file and faults."""
     return _as_volume(load_pickle(path), path)
 
 
@@ -103,9 +80,6 @@ def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
     """The array of a volume pickle as it is stored, and its affine, which is None when the file has none.
 
     For scans kept as pickles, whose voxels `cohort.scans.load_scan` checks like those of any other scan.
-
-    Raises:
-        InputError: not a pickle of plain data, not a dict, no array under `image`, or an `affine` that is none.
     """
     contents = load_pickle(path)
     _refuse(path, _problems_of_frame(contents))
@@ -115,17 +89,13 @@ def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
 def write_nifti(
     path: Path | str, image: np.ndarray, affine: np.ndarray, *, dtype: type = np.float32, description: str = ""
 ) -> None:
-    """Writes a NIfTI in MNI152 space that overlays the template in any viewer; atomic.
+    """Writes (D, H, W) as a NIfTI in MNI152 space that overlays the template in any viewer, atomically.
 
     Args:
-        path: ends in ``.nii`` or ``.nii.gz``.
-        image: (D, H, W).
         affine: (4, 4) in mm; stored as sform and as qform, both with code 4.
         dtype: of the voxels in the file.
         description: of the header, at most 79 bytes.
     """
-    if not str(path).endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{path}: a NIfTI file ends in .nii or .nii.gz")
     nifti = nib.Nifti1Image(np.asarray(image, dtype=dtype), affine)
     nifti.set_sform(affine, code=_MNI)
     nifti.set_qform(affine, code=_MNI)
@@ -162,14 +132,10 @@ def _problems_of_frame(contents: Any) -> list[str]:
     if not isinstance(contents.get("image"), np.ndarray):
         problems.append(f"image: expected an array, got {type(contents.get('image')).__name__}")
     affine = contents.get("affine")
-    if affine is not None and not _is_affine(affine):
+    numeric = isinstance(affine, np.ndarray) and affine.shape == (4, 4) and affine.dtype.kind in "fiu"
+    if affine is not None and not (numeric and np.isfinite(affine).all() and affine[3].tolist() == [0, 0, 0, 1]):
         problems.append("affine: expected 4x4 finite numbers with the last row 0 0 0 1")
     return problems
-
-
-def _is_affine(value: Any) -> bool:
-    numeric = isinstance(value, np.ndarray) and value.shape == (4, 4) and value.dtype.kind in "fiu"
-    return numeric and bool(np.isfinite(value).all()) and value[3].tolist() == [0, 0, 0, 1]
 
 
 def _problems_of_content(contents: dict) -> list[str]:

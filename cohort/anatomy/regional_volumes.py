@@ -20,9 +20,11 @@ MIN_VOXELS = 8
 """Regions with fewer voxels on the grid are left out, on both sides; at 4 mm the accumbens (8 and 9) stays."""
 ASYMMETRY = "asymmetry of "
 
-_FLUID = {"CSF", "Lateral Ventricle", "Inf Lat Vent", "3rd Ventricle", "4th Ventricle"}
-_WHITE = {"Cerebral White Matter", "Cerebellum White Matter", "Optic Chiasm"}
-_MIXED = {"Brain Stem", "Ventral DC"}
+_SUMMED = (
+    ({"CSF", "Lateral Ventricle", "Inf Lat Vent", "3rd Ventricle", "4th Ventricle"}, ("csf",)),
+    ({"Cerebral White Matter", "Cerebellum White Matter", "Optic Chiasm"}, ("wm",)),
+    ({"Brain Stem", "Ventral DC"}, ("gm", "wm")),
+)
 
 METHOD = (
     "ml of tissue inside each dilated atlas region: intensities divided by a smooth bias, then shares of CSF, grey and "
@@ -45,13 +47,9 @@ beside white matter has the intensity of grey matter at 4 mm.
 
 
 def tissues_in(region: str) -> tuple[str, ...]:
-    """The tissues that are summed in a region of the atlas: fluid, white matter, both tissues, or grey matter."""
+    """The tissues that are summed in a region of the atlas."""
     structure = region.removeprefix("Left ").removeprefix("Right ")
-    if structure in _FLUID:
-        return ("csf",)
-    if structure in _WHITE:
-        return ("wm",)
-    return ("gm", "wm") if structure in _MIXED else ("gm",)
+    return next((tissues for structures, tissues in _SUMMED if structure in structures), ("gm",))
 
 
 @cache
@@ -62,9 +60,8 @@ def _template(grid: Grid) -> tuple[Atlas, dict[str, np.ndarray]]:
 
 def dilated_mask(region: str, grid: Grid) -> np.ndarray:
     """A region of the atlas, grown by DILATE_MM: bool (D, H, W)."""
-    return ndimage.binary_dilation(
-        _template(grid)[0].mask(region), iterations=max(1, round(DILATE_MM / grid.spacing_mm))
-    )
+    steps = max(1, round(DILATE_MM / grid.spacing_mm))
+    return ndimage.binary_dilation(_template(grid)[0].mask(region), iterations=steps)
 
 
 @cache
@@ -83,16 +80,13 @@ def _summations(grid: Grid, regions: tuple[str, ...]) -> list[sparse.csr_array]:
 def region_volumes(
     volumes: Sequence[np.ndarray], grid: Grid, regions: tuple[str, ...], *, unbias: bool = True
 ) -> np.ndarray:
-    """Tissue (ml) in dilated regions of the atlas (METHOD), as many volumes at a time as there are cores.
+    """Tissue (ml) in dilated regions of the atlas (METHOD), float64 (N, regions), a volume per core at a time.
 
     Args:
         volumes: N of (D, H, W), on the grid, in [0, 1], 0 outside the brain; an array, or a stack that is read as it is
             indexed.
         regions: names in the atlas.
         unbias: divide each volume by its smooth bias first.
-
-    Returns:
-        float64 (N, regions).
     """
     matrices, tissues = _summations(grid, regions), _template(grid)[1]
 
@@ -111,13 +105,9 @@ def regions_on(grid: Grid) -> tuple[str, ...]:
     """Regions that have MIN_VOXELS on a grid; of a structure with two sides, both or none."""
     labels = _template(grid)[0]
     counts = np.bincount(labels.labels.ravel(), minlength=max(labels.names) + 1)
-    large = {name for name, code in labels.codes.items() if counts[code] >= MIN_VOXELS}
-    return tuple(name for name in labels.codes if name in large and _other_side(name) in large)
-
-
-def _other_side(name: str) -> str:
-    side, _, structure = name.partition(" ")
-    return f"{SIDES[1 - SIDES.index(side)]} {structure}" if side in SIDES else name
+    small = {name for name, code in labels.codes.items() if counts[code] < MIN_VOXELS}
+    small |= {f"{side} {name.partition(' ')[2]}" for name in small if name.startswith(SIDES) for side in SIDES}
+    return tuple(name for name in labels.codes if name not in small)
 
 
 def region_table(volumes: Sequence[np.ndarray], grid: Grid) -> tuple[tuple[str, ...], np.ndarray]:
@@ -130,7 +120,7 @@ def region_table(volumes: Sequence[np.ndarray], grid: Grid) -> tuple[tuple[str, 
     regions = regions_on(grid)
     ml = region_volumes(volumes, grid, regions)
     structures = [name.removeprefix("Left ") for name in regions if name.startswith("Left ")]
-    left, right = (ml[:, [regions.index(f"{side} {structure}") for structure in structures]] for side in SIDES)
+    left, right = (ml[:, columns_of(regions, [f"{side} {structure}" for structure in structures])] for side in SIDES)
     total = left + right
     asymmetry = np.divide(left - right, total, out=np.zeros_like(total), where=total > 0)
     return (*regions, *(ASYMMETRY + structure for structure in structures)), np.hstack([ml, asymmetry])

@@ -36,42 +36,19 @@ from scipy.stats import qmc
 from cohort.atlas import REGIONS, SIDES, STRUCTURES
 from runtime.seeding import rng
 
-ENIGMA_D: dict[str, dict[str, tuple[float, float]]] = {
-    "L": {
-        "Hippocampus": (-1.728, -0.204),
-        "Thalamus": (-0.843, -0.462),
-        "Pallidum": (-0.269, -0.452),
-        "Putamen": (-0.385, -0.285),
-        "Caudate": (-0.182, -0.063),
-        "Amygdala": (-0.219, 0.266),
-        "Accumbens": (-0.102, -0.123),
-        "Lateral Ventricle": (0.465, 0.363),
-    },
-    "R": {
-        "Hippocampus": (-0.169, -1.906),
-        "Thalamus": (-0.472, -0.727),
-        "Pallidum": (-0.298, -0.451),
-        "Putamen": (-0.302, -0.470),
-        "Caudate": (-0.196, -0.191),
-        "Amygdala": (0.228, 0.027),
-        "Accumbens": (0.055, -0.026),
-        "Lateral Ventricle": (0.390, 0.444),
-    },
+EFFECTS: dict[str, tuple[tuple[float, float], ...]] = {
+    "Hippocampus": ((-1.728, -0.204), (-0.169, -1.906), (-0.30, -0.10)),
+    "Thalamus": ((-0.843, -0.462), (-0.472, -0.727), (-0.25, -0.20)),
+    "Pallidum": ((-0.269, -0.452), (-0.298, -0.451), (-0.15, -0.15)),
+    "Putamen": ((-0.385, -0.285), (-0.302, -0.470), (-0.15, -0.10)),
+    "Caudate": ((-0.182, -0.063), (-0.196, -0.191), (-0.05, -0.05)),
+    "Amygdala": ((-0.219, 0.266), (0.228, 0.027), (0.0, 0.0)),
+    "Accumbens": ((-0.102, -0.123), (0.055, -0.026), (0.0, 0.0)),
+    "Lateral Ventricle": ((0.465, 0.363), (0.390, 0.444), (0.20, 0.20)),
 }
-"""Cohen's d against controls by side of the sclerosis: structure -> (left, right). Whelan et al. 2018, Brain 141:391,
-in the tables of the ENIGMA toolbox (case-controls, subcortical volumes, adjusted for head size)."""
-
-MRI_NEGATIVE: dict[str, tuple[float, float]] = {
-    "Hippocampus": (-0.30, -0.10),
-    "Thalamus": (-0.25, -0.20),
-    "Pallidum": (-0.15, -0.15),
-    "Putamen": (-0.15, -0.10),
-    "Caudate": (-0.05, -0.05),
-    "Amygdala": (0.0, 0.0),
-    "Accumbens": (0.0, 0.0),
-    "Lateral Ventricle": (0.20, 0.20),
-}
-"""The same for epilepsy without a visible lesion: structure -> (ipsilateral, contralateral). Chosen within 0 to 0.3."""
+"""Cohen's d against controls of three groups: sclerosis on the left and on the right, each (left, right), by Whelan et
+al. 2018, Brain 141:391, in the tables of the ENIGMA toolbox (case-controls, subcortical volumes, adjusted for head
+size); and epilepsy without a visible lesion, (ipsilateral, contralateral), chosen within 0 to 0.3."""
 
 
 class Norm(NamedTuple):
@@ -162,10 +139,7 @@ class Subject:
 def subjects(seed: int, count: int, planted: float | None = None) -> list[Subject]:
     """The first `count` subjects of the cohort with this seed; subject k does not depend on `count`.
 
-    Args:
-        seed: of the cohort.
-        count: how many.
-        planted: Cohen's d of a planted effect; None for the published ones.
+    `planted` is Cohen's d of a planted effect; None for the published ones.
     """
     block = _block(planted)
     orders = [rng(seed, "cohort.order", number).permutation(len(block)) for number in range(-(-count // len(block)))]
@@ -190,27 +164,25 @@ def effect_targets(group: str, side: str, planted: float | None = None) -> np.nd
         return np.zeros(len(REGIONS))
     if planted is not None:
         return np.array([-planted if region == sclerotic_region(group, side) else 0.0 for region in REGIONS])
-    if group == "HS":
-        return np.array([ENIGMA_D[side][structure][i] for structure in STRUCTURES for i in range(2)])
-    order = (0, 1) if side == "L" else (1, 0)
-    return np.array([MRI_NEGATIVE[structure][i] for structure in STRUCTURES for i in order])
+    column = "LR".index(side) if group == "HS" else 2
+    order = (1, 0) if (group, side) == ("MRI-negative", "R") else (0, 1)
+    return np.array([EFFECTS[structure][column][i] for structure in STRUCTURES for i in order])
 
 
 def _mean_changes(group: str, side: str, planted: float | None) -> np.ndarray:
     """Mean relative volume change per region that gives `effect_targets` under the model."""
     patients, controls = (_block(planted).count(kind) for kind in ((group, side), ("HC", "")))
-    changes = []
-    for region, spread, d in zip(REGIONS, _SPREADS, effect_targets(group, side, planted), strict=True):
+    changes = np.zeros(len(REGIONS))
+    for i, d in enumerate(effect_targets(group, side, planted)):
         if d == 0 and planted is not None:
-            changes.append(0.0)  # exactly: a root finder's 1e-17 would be another scan
-        elif region.endswith("Lateral Ventricle"):
-            changes.append(np.expm1(d * spread))
+            continue  # exactly 0: a root finder's 1e-17 would be another scan
+        if REGIONS[i].endswith("Lateral Ventricle"):
+            changes[i] = np.expm1(d * _SPREADS[i])
         else:
-            varies = planted is None and region == sclerotic_region(group, side)
-            changes.append(
-                _change_for(d, spread, _loss_quantiles()[2] if varies else 0.0, patients / (patients + controls))
-            )
-    return np.array(changes)
+            varies = planted is None and REGIONS[i] == sclerotic_region(group, side)
+            variable = _loss_quantiles()[2] if varies else 0.0
+            changes[i] = _change_for(d, _SPREADS[i], variable, patients / (patients + controls))
+    return changes
 
 
 def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray, planted: float | None) -> Subject:

@@ -52,10 +52,7 @@ class SimulatedScan(NamedTuple):
     image: np.ndarray
     """int16 (D, H, W), scanner units, 0 outside the brain."""
     facts: dict[str, Any]
-    """Plain values: `volumes_mm3`, the true volume of each region of `cohort.atlas.REGIONS` in the space of the scan;
-    `min_jacobian`, the smallest Jacobian determinant of the map, positive, so nothing folds; `displacement_mm`, the
-    root mean square length of the displacement inside the brain, rigid motion left out; `templates`, the two read; and
-    `first_template_share`, the share of the first in the patchwork, by volume of the field of view."""
+    """Plain values, described in `cohort.make_demo.truth_columns`."""
     region: np.ndarray | None
     """float32 (D, H, W), share of each voxel that lies in the region asked for, through the subject's own map."""
 
@@ -87,13 +84,8 @@ class Simulator:
         self.voxels_mm = warps.world(grid)
 
     def scan(self, seed: int, subject: Subject, region: str = "") -> SimulatedScan:
-        """The scan of one subject; a function of the seed and the subject alone.
-
-        Args:
-            seed: of the cohort.
-            subject: from `cohort.simulation.effects.subjects` with that seed.
-            region: name of an atlas region whose place in this scan is wanted as well; empty for none.
-        """
+        """The scan of a subject of the cohort with this seed, a function of the two alone; `region` names the atlas
+        region whose place in the scan is wanted as well."""
         warp = self.warp(seed, subject)
         draw = rng(seed, "cohort.look", subject.index)
         pair = [int(i) for i in draw.permutation(len(TEMPLATES))[:2]]
@@ -179,11 +171,10 @@ def demo_grid(spacing_mm: float) -> Grid:
 
 
 def _template_stack(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """The templates, low-passed for a grid's spacing, and the world position of their first voxel.
+    """The templates, low-passed for a grid's spacing, and the world position (3,) of their first voxel, in mm.
 
-    Returns:
-        float32 (templates, D, H, W) at 1 mm, on the intensity scale of ICBM 2009a over 255 (the brain voxels of the
-        others are mapped to its distribution of intensities), and the (3,) position in mm.
+    They are float32 (templates, D, H, W) at 1 mm, on the intensity scale of ICBM 2009a over 255: the brain voxels of
+    the others are mapped to its distribution of intensities.
     """
     extent = np.array(LATTICE.shape) * LATTICE.spacing_mm
     origin = np.round(np.array(LATTICE.centre_mm) - extent / 2)

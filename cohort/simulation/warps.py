@@ -48,7 +48,7 @@ def nodes(shape: Sequence[int]) -> np.ndarray:
 
 
 def world(grid: Grid) -> np.ndarray:
-    """World coordinates of a grid's voxels, float32 (3, D, H, W)."""
+    """Coordinates of a grid's voxels in millimetres, float32 (3, D, H, W)."""
     return nodes(grid.shape) * np.float32(grid.spacing_mm) + column(grid.affine[:3, 3])
 
 
@@ -63,17 +63,10 @@ def column(vector: np.ndarray | Sequence[float]) -> np.ndarray:
 
 
 def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Trilinear values of a field at points; beyond the lattice, the value at its border.
+    """Trilinear values (C, ...) of a field (C, D, H, W) at points (3, ...) in its voxels; outside, as at its border.
 
-    Twice as fast as `scipy.ndimage.map_coordinates` called for each component, because the cell and the weights of a
-    point are found once for all components.
-
-    Args:
-        field: float32 (C, D, H, W).
-        points: float32 (3, ...) in voxels of the field's lattice.
-
-    Returns:
-        float32 (C, ...).
+    All float32. Twice as fast as `scipy.ndimage.map_coordinates` called for each component, because the cell and the
+    weights of a point are found once for all components.
     """
     _, _, height, width = field.shape
     last = np.array(field.shape[1:], np.float32).reshape(3, 1) - 1
@@ -103,8 +96,7 @@ def random_velocity(
     White noise is filtered once by the root of the summed power spectra, which has the distribution of the sum.
 
     Args:
-        shape: nodes of the lattice.
-        spacing_mm: its spacing.
+        shape, spacing_mm: of the lattice.
         scales: (smoothness, amplitude) pairs in mm: the standard deviation of the Gaussian kernel, and the root mean
             square length of the three-component vector.
         rng: source of the noise.
@@ -138,10 +130,7 @@ def affine_basis(weight: np.ndarray) -> np.ndarray:
 def without_affine(field: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """A field less its weighted least-squares affine part: what is left after affine registration.
 
-    Args:
-        field: (3, D, H, W).
-        basis: from `affine_basis(weight)`.
-        weight: (D, H, W), non-negative.
+    `basis` is `affine_basis(weight)`, `weight` (D, H, W) non-negative.
     """
     flat = basis.reshape(4, -1)
     part = (field.reshape(3, -1) * (weight.ravel() / weight.sum())) @ flat.T
@@ -168,12 +157,9 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 def jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
-    """Determinant of the derivative of x + u(x) at the centre of each cell of the lattice.
+    """Determinant of the derivative of x + u(x) at the centre of each cell of the lattice, (D - 1, H - 1, W - 1).
 
     It is that of the trilinear map itself, not a difference over two voxels. Positive everywhere means no folding.
-
-    Returns:
-        float32 (D - 1, H - 1, W - 1).
     """
     rows = [[_cell_slope(component, axis) for axis in range(3)] for component in displacement]
     for axis in range(3):
@@ -186,10 +172,8 @@ def _cell_slope(values: np.ndarray, axis: int) -> np.ndarray:
     """Difference along one axis, averaged over the four edges of each cell."""
     slope = np.diff(values, axis=axis)
     for other in {0, 1, 2} - {axis}:
-        head = [slice(None)] * 3
-        tail = [slice(None)] * 3
-        head[other], tail[other] = slice(None, -1), slice(1, None)
-        slope = 0.5 * (slope[tuple(head)] + slope[tuple(tail)])
+        size = slope.shape[other]
+        slope = 0.5 * (slope.take(range(size - 1), other) + slope.take(range(1, size), other))
     return slope
 
 
@@ -240,16 +224,14 @@ def solve(
     Newton's method on the log-volumes, with Broyden's update of the derivative (Broyden 1965, Math. Comp. 19:577).
 
     Args:
-        model: from `region_model`.
-        random_forward: displacement (3, D, H, W), in voxels of the model's lattice, of the random map from the
-            template's side to the subject.
+        model: from `region_model`; all displacements (3, D, H, W) are in voxels of its lattice.
+        random_forward: displacement of the random map from the template's side to the subject.
         target_mm3: prescribed volumes in the subject.
 
     Returns:
-        Displacements (3, D, H, W) in voxels of the model's lattice, from the deformed template to the template (where
-        to read the image) and from the template to the subject (the random deformation included), and the volumes
-        reached, as integrals of the Jacobian determinant over the labels; None when the iteration reaches no such map
-        from this random deformation.
+        Displacements from the deformed template to the template (where to read the image) and from the template to the
+        subject (the random deformation included), and the volumes reached, as integrals of the Jacobian determinant
+        over the labels; None when the iteration reaches no such map from this random deformation.
     """
     response = model.response.copy()
     missing = np.log(target_mm3 / model.volumes(random_forward))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-AGE_BAND_YEARS = 10
+AGE_BAND_YEARS, AGE_BIN_YEARS = 10, 5
+"""Of the balance, and of the histograms."""
 
 # How much an uneven share of a trait costs. Each step down gives way to the one above: the size of the parts and the
 # class first, then the side, then what confounds the class when it is uneven.
@@ -24,9 +25,7 @@ _WEIGHTS = {"all": 1000.0, "class": 1000.0, "diagnosis": 100.0, "age": 10.0, "se
 _EMPTY_CLASS = 1e9
 _PROPOSALS_PER_UNIT = 20
 
-AGE_BIN_YEARS = 5
-_MOST_VALUES = 6
-_OTHERS = "others"
+_MOST_VALUES, _OTHERS = 6, "others"
 # Opacity tells the sides apart, the class keeps its colour.
 _DIAGNOSIS_COLOURS = {
     "HC": COLOURS["HC"], "TLE": COLOURS["TLE"], "TLE-L": COLOURS["TLE"] + "c0", "TLE-R": COLOURS["TLE"] + "70",
@@ -41,9 +40,9 @@ def place_rows(frame: pd.DataFrame, shares: Sequence[float], draw: np.random.Gen
     the wanted ones; then random moves and exchanges are tried and kept when they bring the shares nearer.
 
     Args:
-        frame: a table (`cohort.tables.read_table`).
+        frame: a table (`cohort.tables.read_table`). The order of its rows has no influence.
         shares: wanted share of the subjects in each part, above 0, sum 1.
-        draw: the only source of chance. The order of the rows has no influence.
+        draw: the only source of chance.
 
     Returns:
         int (rows,): the part of each row. A class may be missing from a part when it has too few units.
@@ -105,24 +104,20 @@ def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Counts are of subjects (each with its first scan), `scans` excepted. `age` is mean and standard deviation in years,
     `site` the number of subjects at each site.
     """
-    rows = []
+    rows = {}
     for name, frame in splits.items():
         for label in (*CLASS_NAMES, "all"):
             scans = frame if label == "all" else frame[frame["label"] == CLASS_NAMES.index(label)]
-            rows.append({"split": name, "class": label, "scans": len(scans), **_describe(scans)})
-    return pd.DataFrame(rows).set_index(["split", "class"])
-
-
-def _describe(scans: pd.DataFrame) -> dict[str, object]:
-    people = scans.drop_duplicates("subject")
-    ages = people["age"].dropna()
-    return {
-        "subjects": len(people),
-        **{name: int((people["side"] == side).sum()) for name, side in (("left", "L"), ("right", "R"))},
-        **{name: int((people["sex"] == sex).sum()) for name, sex in (("female", "F"), ("male", "M"))},
-        "age": f"{ages.mean():.1f} ({ages.std(ddof=0):.1f})" if len(ages) else "",
-        "site": ", ".join(f"{site or '?'} {count}" for site, count in sorted(people["site"].value_counts().items())),
-    }
+            people = scans.drop_duplicates("subject")
+            ages, sites = people["age"].dropna(), sorted(people["site"].value_counts().items())
+            rows[name, label] = {
+                "scans": len(scans), "subjects": len(people),
+                "left": sum(people["side"] == "L"), "right": sum(people["side"] == "R"),
+                "female": sum(people["sex"] == "F"), "male": sum(people["sex"] == "M"),
+                "age": f"{ages.mean():.1f} ({ages.std(ddof=0):.1f})" if len(ages) else "",
+                "site": ", ".join(f"{site or '?'} {count}" for site, count in sites),
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["split", "class"])
 
 
 def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
@@ -136,14 +131,14 @@ def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
     above, below = figure.subfigures(2, 1)
     _ages(above, people)
     axes = below.subplots(1, 3)
-    _stacked(axes[0], "diagnosis", {name: rows["diagnosis"] for name, rows in people.items()}, _DIAGNOSIS_COLOURS)
-    by_class = {
-        f"{name}\n{label}": rows[rows["label"] == code]
-        for name, rows in people.items()
-        for code, label in enumerate(CLASS_NAMES)
-    }
+    _stacked(axes[0], "diagnosis", {name: rows["diagnosis"] for name, rows in people.items()})
     for axis, trait in zip(axes[1:], ("sex", "site"), strict=True):
-        _stacked(axis, f"{trait} by class", {name: rows[trait] for name, rows in by_class.items()})
+        by_class = {
+            f"{name}\n{label}": rows.loc[rows["label"] == code, trait]
+            for name, rows in people.items()
+            for code, label in enumerate(CLASS_NAMES)
+        }
+        _stacked(axis, f"{trait} by class", by_class)
     return figure
 
 
@@ -156,29 +151,27 @@ def _ages(figure: SubFigure, people: Mapping[str, pd.DataFrame]) -> None:
     for axis, (name, rows) in zip(axes, people.items(), strict=True):
         for code, label in enumerate(CLASS_NAMES):
             known = rows.loc[rows["label"] == code, "age"].dropna()
-            axis.hist(
-                known, bins, weights=np.full(len(known), 100 / max(len(known), 1)), histtype="stepfilled", alpha=0.45,
-                color=COLOURS[label], label=f"{label}, {len(known)} ages",
-            )  # fmt: skip
+            shares = np.full(len(known), 100 / max(len(known), 1))
+            look = {"histtype": "stepfilled", "alpha": 0.45, "color": COLOURS[label]}
+            axis.hist(known, bins, weights=shares, label=f"{label}, {len(known)} ages", **look)
         axis.set(title=f"{name}, {len(rows)} subjects", xlabel="age (years)")
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("% of the class")
 
 
-def _stacked(
-    axis: Axes, title: str, columns: Mapping[str, pd.Series], colours: Mapping[str, str] | None = None
-) -> None:
-    """One bar of 100 % per column, divided by value; few colours, so the rarest values are taken together."""
+def _stacked(axis: Axes, title: str, columns: Mapping[str, pd.Series]) -> None:
+    """One bar of 100 % per column, divided by value; few greys can be told apart, so the rarest values are one."""
     columns = {name: column.replace("", "not known") for name, column in columns.items()}
-    everything = pd.concat(columns.values()).value_counts()
-    frequent = sorted(everything.index[:_MOST_VALUES])
-    values = [*frequent, _OTHERS] if len(everything) > _MOST_VALUES else frequent
-    grouped = {name: column.where(column.isin(frequent), _OTHERS) for name, column in columns.items()}
-    shares = pd.DataFrame({name: column.value_counts(normalize=True) for name, column in grouped.items()})
-    greys = {value: str(level) for value, level in zip(values, np.linspace(0.3, 0.9, len(values)), strict=True)}
+    counts = pd.concat(columns.values()).value_counts()
+    frequent = sorted(counts.index[:_MOST_VALUES])
+    values = [*frequent, _OTHERS] if len(counts) > _MOST_VALUES else frequent
+    greys = dict(zip(values, np.linspace(0.3, 0.9, len(values)).astype(str), strict=True))
     bottom = np.zeros(len(columns))
-    for value, height in (100 * shares.reindex(values).fillna(0)).iterrows():
-        axis.bar(list(columns), height, bottom=bottom, color=(colours or greys)[value], edgecolor="white", label=value)
+    for value in values:
+        taken = [column == value if value in frequent else ~column.isin(frequent) for column in columns.values()]
+        height = np.array([100 * rows.mean() if len(rows) else 0.0 for rows in taken])
+        colour = _DIAGNOSIS_COLOURS.get(value, greys[value])
+        axis.bar(list(columns), height, bottom=bottom, color=colour, edgecolor="white", label=value)
         bottom += height
     axis.set(title=title, ylabel="% of subjects")
     axis.tick_params(axis="x", labelsize=8)

@@ -19,19 +19,14 @@ _NOWHERE = -1
 
 
 def partition(frame: pd.DataFrame, *, val_percent: float, test_percent: float, seed: int) -> dict[str, pd.DataFrame]:
-    """Divides a table into training, validation and test subjects.
+    """Divides a table (`cohort.tables.read_table`) into training, validation and test subjects.
 
-    Args:
-        frame: a table (`cohort.tables.read_table`).
-        val_percent: share of the subjects that go to validation, above 0.
-        test_percent: share of the subjects that go to test, above 0; the sum below 100.
-        seed: the same seed and the same rows, in whatever order, give the same splits.
-
-    Returns:
-        "train", "val" and "test", each with its rows in the order of `frame`.
+    The same seed and the same rows, in whatever order, give the same splits: "train", "val" and "test", each with its
+    rows in the order of `frame`.
 
     Raises:
-        InputError: impossible percentages, or a class that would be missing from a split.
+        InputError: percentages (of the subjects) that are not above 0 with a sum below 100, or a class that would be
+            missing from a split.
     """
     if not (val_percent > 0 and test_percent > 0 and val_percent + test_percent < 100):
         raise InputError(f"val-percent {val_percent:g} and test-percent {test_percent:g}: each above 0, sum below 100")
@@ -45,22 +40,16 @@ def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: i
     """Divides a table into k folds: every subject is in the test split of exactly one of them.
 
     Args:
-        frame: a table.
+        frame, seed: as of `partition`, and so the splits of each fold.
         count: number of folds, 2 or more.
         val_percent: share of the subjects outside the test split that validate; None takes the next fold's test
             subjects instead, which needs 3 folds or more.
-        seed: as of `partition`.
-
-    Returns:
-        Splits per fold, as of `partition`.
 
     Raises:
         InputError: impossible numbers, or a class that would be missing from a split; names fold and split.
     """
     if count < (3 if val_percent is None else 2):
-        least = "3, or 2 with validation subjects taken from the training share"
-        raise InputError(f"{count} folds: expected at least {least}")
-    _check_val_percent(val_percent)
+        raise InputError(f"{count} folds: expected at least 3, or 2 with --fold-validation share")
     homes = place_rows(frame, np.full(count, 1 / count), rng(seed, "folds", count))
     found = []
     for fold in range(count):
@@ -101,16 +90,31 @@ def hold_out(
         InputError: an unknown site, none left to train on, one class or shared subjects where that was not allowed, or
             a class missing from training or validation; of all sets at once.
     """
-    _check_val_percent(val_percent)
-    known = site_names(frame)
-    faults = [
-        fault for sites in wanted for fault in _site_faults(frame, sites, known, allow_one_class, leave_out_shared)
-    ]
-    if faults:
-        raise InputError.of("these sites cannot be held out", faults)
-    found = []
+    known, units = site_names(frame), tied(frame["subject"], frame["group"])
+    problems, chosen = [], []
     for sites in wanted:
-        there, shared = _held_out_rows(frame, sites)
+        there = frame["site"].isin(sites).to_numpy()
+        shared = np.isin(units, units[there]) & ~there  # elsewhere, and tied to the site by a subject or a group
+        chosen.append((there, shared))
+        problems += [
+            f"site {site} is not in the table, which has {', '.join(known)}" for site in sites if site not in known
+        ]
+        if not there.any():
+            continue
+        name, classes = ", ".join(sites), frame.loc[there, "label"].unique()
+        if not (~there & ~shared).any():
+            problems.append(f"{name}: no scan of another site is left to train on")
+        if len(classes) < len(CLASS_NAMES) and not allow_one_class:
+            problems.append(f"{name}: only {CLASS_NAMES[classes[0]]}, nothing can be told apart; or --allow-one-class")
+        if not leave_out_shared:
+            problems += [
+                f"{name}: subject {row.subject} (group {row.group}) has a scan at {row.site}; or --leave-out-shared"
+                for row in frame[shared].itertuples()
+            ]
+    if problems:
+        raise InputError.of("these sites cannot be held out", problems)
+    found = []
+    for sites, (there, shared) in zip(wanted, chosen, strict=True):
         draw = rng(seed, "holdout-site " + "\n".join(sorted(set(sites))))
         splits = _divided(frame, _train_and_val(frame, ~there & ~shared, there, val_percent, draw))
         _refuse_missing_class({name: splits[name] for name in ("train", "val")})
@@ -156,47 +160,13 @@ def _refuse_missing_class(splits: Mapping[str, pd.DataFrame]) -> None:
         raise InputError.of("too few subjects (or groups) of a class for so many splits", problems)
 
 
-def _site_faults(
-    frame: pd.DataFrame, sites: Sequence[str], known: list[str], allow_one_class: bool, leave_out_shared: bool
-) -> list[str]:
-    """Why sites cannot be held out together, one line per reason."""
-    unknown = [f"site {site} is not in the table, which has {', '.join(known)}" for site in sites if site not in known]
-    if unknown:
-        return unknown
-    name = ", ".join(sites)
-    there, shared = _held_out_rows(frame, sites)
-    found = []
-    if not (~there & ~shared).any():
-        found.append(f"{name}: no scan of another site is left to train on")
-    classes = sorted(set(frame.loc[there, "label"]))
-    if len(classes) < len(CLASS_NAMES) and not allow_one_class:
-        found.append(f"{name}: only {CLASS_NAMES[classes[0]]}, so nothing can be told apart; or --allow-one-class")
-    if not leave_out_shared:
-        found += [
-            f"{name}: subject {row.subject} (group {row.group}) has a scan at {row.site} that is tied to them; "
-            "or --leave-out-shared"
-            for row in frame[shared].itertuples()
-        ]
-    return found
-
-
-def _held_out_rows(frame: pd.DataFrame, sites: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """bool (rows,) twice: scans of the sites, and scans elsewhere that a subject or a group ties to them."""
-    there = frame["site"].isin(sites).to_numpy()
-    units = tied(frame["subject"], frame["group"])
-    return there, np.isin(units, units[there]) & ~there
-
-
 def _train_and_val(
     frame: pd.DataFrame, rest: np.ndarray, test: np.ndarray, val_percent: float, draw: np.random.Generator
 ) -> np.ndarray:
     """int (rows,): places, with the rows of `rest` divided between training and validation."""
+    if not 0 < val_percent < 100:
+        raise InputError(f"val-percent {val_percent:g}: expected above 0 and below 100")
     places = np.full(len(frame), _NOWHERE)
     places[test] = _TEST
     places[rest] = place_rows(frame[rest], [1 - val_percent / 100, val_percent / 100], draw)
     return places
-
-
-def _check_val_percent(val_percent: float | None) -> None:
-    if val_percent is not None and not 0 < val_percent < 100:
-        raise InputError(f"val-percent {val_percent:g}: expected above 0 and below 100")

@@ -32,16 +32,7 @@ def write_record(
     groups: Path | None,
     left_out: pd.DataFrame,
 ) -> None:
-    """Writes split.json beside the tables, which have been written already.
-
-    Args:
-        folder: of train.csv, val.csv and test.csv.
-        splits: their content.
-        settings: how the split was made; numbers, texts and lists.
-        index: the table that was divided.
-        groups: the table of copies that were kept together, if there was one.
-        left_out: rows of the index that are in no split.
-    """
+    """Writes split.json beside the tables (`splits` is their content), which have been written already."""
     sources = {"index": index, "groups": groups}
     record = {
         "format": FORMAT,
@@ -54,32 +45,25 @@ def write_record(
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The checked split.json of a folder; None where there is none.
+    """The split.json of a folder, None where there is none; InputError unless it describes the tables beside it.
 
-    Raises:
-        InputError: another format, a table that is missing or has been changed since it was written, or one subject or
-            group in the ledgers of two splits; names each.
+    That is: its format is ours, no table is missing or has been changed since, no two ledgers share an entry.
     """
     path = folder / RECORD
     if not path.exists():
         return None
     record = read_json(path)
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path}: format {found!r}; this version reads {FORMAT}: run cohort.split again")
-    if set(record.get("splits", {})) != set(SPLITS):
-        raise InputError(f"{path}: expected the splits {', '.join(SPLITS)}; run cohort.split again")
-    problems = []
-    for name, entry in record["splits"].items():
-        table = folder / f"{name}.csv"
-        if not table.is_file():
-            problems.append(f"{table} is missing")
-        elif sha256(table) != entry["sha256"]:
-            problems.append(f"{table} has been changed since")
-    for pair in combinations(SPLITS, 2):
-        first, second = (set(record["splits"][name]["ledger"]) for name in pair)
-        if first & second:
-            problems.append(f"{' and '.join(pair)} share subjects or groups")
+    if record.get("format") != FORMAT or set(record.get("splits", {})) != set(SPLITS):
+        found = f"format {record.get('format')!r} with {', '.join(record.get('splits', {})) or 'no splits'}"
+        raise InputError(f"{path}: {found}, expected {FORMAT} with {', '.join(SPLITS)}; run cohort.split again")
+    tables = {folder / f"{name}.csv": entry["sha256"] for name, entry in record["splits"].items()}
+    problems = [f"{table} is missing" for table in tables if not table.is_file()]
+    problems += [
+        f"{table} has been changed since" for table in tables if table.is_file() and sha256(table) != tables[table]
+    ]
+    for first, second in combinations(SPLITS, 2):
+        if set(record["splits"][first]["ledger"]) & set(record["splits"][second]["ledger"]):
+            problems.append(f"{first} and {second} share subjects or groups")
     if problems:
         raise InputError.of(f"{path} does not describe the tables beside it; run cohort.split again", problems)
     return record

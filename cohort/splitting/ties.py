@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +11,15 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cohort.tables import CLASS_NAMES
+from cohort.tables import CLASS_NAMES, read_delimited
 from runtime.errors import InputError
 
 
 def tied(keys: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Numbers the sets of rows that are connected, in however many steps, by an equal value in one of two columns.
 
-    Args:
-        keys: a value per row, such as the subject.
-        others: a value per row, such as the group. A value here never equals one of `keys`, whatever they say.
-
-    Returns:
-        int (rows,), counted in the order of each set's smallest value of `keys`, not in that of the rows.
+    A value of `keys` never equals one of `others`. Returns int (rows,), counted in the order of each set's smallest
+    value of `keys`, not in that of the rows.
     """
     names, key = np.unique(np.asarray(keys, dtype=object), return_inverse=True)
     groups, other = np.unique(np.asarray(others, dtype=object), return_inverse=True)
@@ -36,17 +31,10 @@ def tied(keys: Sequence[str], others: Sequence[str]) -> np.ndarray:
 
 
 def join_groups(frame: pd.DataFrame, copies: Sequence[str]) -> pd.DataFrame:
-    """Puts the groups of scans that are copies of one another together.
+    """The table with `group` changed where copies connect different groups: to the smallest name among them.
 
-    Args:
-        frame: a table, with `subject`, `group`, `label`.
-        copies: per row, the name of a set of copies; empty where the scan is in none.
-
-    Returns:
-        The table with `group` changed where copies connect different groups: to the smallest name among them.
-
-    Raises:
-        InputError: copies of one scan are labelled HC in one row and TLE in another; names the subjects.
+    `copies` names the set of each row, empty where the scan is in none. Raises InputError, with the subjects, where
+    copies of one scan are labelled HC in one row and TLE in another.
     """
     copies = np.asarray(copies, dtype=object)
     known = copies != ""
@@ -67,27 +55,21 @@ def join_groups(frame: pd.DataFrame, copies: Sequence[str]) -> pd.DataFrame:
 
 
 def read_copies(path: Path, files: Sequence[str]) -> list[str]:
-    """Which set of copies each scan is in, by a table with the columns `file` and `group`.
+    """Which set of copies each scan is in, by a table with the columns `file` and `group`; empty for none.
 
     Args:
         path: groups.csv of cohort.check; `file` absolute or relative to its folder. Scans that are not listed, and rows
             with an empty `group`, are in no set.
         files: paths of the scans in question.
 
-    Returns:
-        A name per scan, empty for none.
-
     Raises:
         InputError: no such table, a column is missing, or none of its files is among `files`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such table; cohort.check writes it")
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    missing = [name for name in ("file", "group") if not rows or rows[0].get(name) is None]
-    if missing:
-        raise InputError(f"{path}: expected rows with the columns file and group; {' and '.join(missing)} missing")
-    sets = {os.path.realpath(path.parent / row["file"]): row["group"] or "" for row in rows}
+    table = read_delimited(path)
+    missing = [f"column {name} is missing" for name in ("file", "group") if name not in table.columns]
+    if missing or table.problems:
+        raise InputError.of(f"{path}: expected what cohort.check writes", missing + table.problems)
+    sets = {os.path.realpath(path.parent / row["file"]): row["group"] for row in table.rows}
     real = [os.path.realpath(file) for file in files]
     if not set(real) & set(sets):
         raise InputError(f"{path}: none of its {len(sets)} files is in the index; is it of another cohort?")

@@ -4,7 +4,6 @@ import pytest
 
 from cohort import atlas
 from cohort.scans import GRIDS
-from runtime.errors import InputError
 
 
 def centroid_mm(mask, grid):
@@ -68,11 +67,6 @@ def test_brains_fit_into_the_field_of_view():
         world = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0))
         half = np.array(grid.shape) * grid.spacing_mm / 2
         assert (np.abs(world - np.array(grid.centre_mm)) <= half).all(), name
-
-
-def test_unknown_template_is_refused_with_the_choice():
-    with pytest.raises(InputError, match="icbm2009a, icbm2009c, fsl6"):
-        atlas.load_template("colin27")
 
 
 def test_tissue_sums_to_the_brain():

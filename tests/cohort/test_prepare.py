@@ -22,11 +22,11 @@ from cohort.atlas import load_template
 from cohort.preparation.participants import list_scans
 from cohort.prepare import Config, Job, finished, main, steps_of
 from cohort.scans import GRIDS, load_scan, resample
-from cohort.simulation.heads import dice
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, sha256
+from tests.support.heads import dice
 from tests.support.processes import fill, script, small_disk
 
 GRID = GRIDS["smoke"]

@@ -118,7 +118,7 @@ def test_record_holds_ledgers_and_notices_changed_tables(index, split):
     ("change", "message"),
     [
         (lambda record: record.update(format=2), "format 2"),
-        (lambda record: record["splits"].pop("val"), "expected the splits"),
+        (lambda record: record["splits"].pop("val"), "with train, test, expected 1 with train, val, test"),
         (
             lambda record: record["splits"]["val"].update(ledger=record["splits"]["test"]["ledger"]),
             "val and test share",
@@ -277,8 +277,8 @@ def test_script_refuses_copies_of_two_classes_and_unreadable_scans(scanned, spli
     ("content", "message"),
     [
         ("file,group\n/elsewhere/a.nii,x\n", "none of its 1 files is in the index"),
-        ("subject,group\ns001,x\n", "file missing"),
-        ("", "file and group missing"),
+        ("subject,group\ns001,x\n", "column file is missing"),
+        ("", "the table is empty"),
     ],
 )
 def test_script_refuses_groups_of_something_else(index, split, content, message):

@@ -13,8 +13,8 @@ from cohort.preparation import registration
 from cohort.preparation.registration import Working, target
 from cohort.preparation.steps import SCALE, Steps, bias_field, prepare, rescale
 from cohort.scans import GRIDS, normalise, resample, to_ras
-from cohort.simulation.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 from runtime.errors import InputError
+from tests.support.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 
 GRID = GRIDS["demo"]
 CASES = {
