@@ -35,7 +35,7 @@ from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import Latent, read_split
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""The synthetic data card: what a set of volumes was made from, all that was measured of it, and what it is not for.
+"""Two cards: of the synthetic data (their origin, all that was measured, what they are not for), and of their privacy.
 
-Written from the evaluation's JSON alone, so that the card says nothing that was not measured; it names no subject.
+Written from the evaluation's JSON alone, so that they say nothing that was not measured; they name no subject.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cohort.atlas import LICENCE_NOTE
+from evaluation.diversity import METRICS
+from evaluation.privacy.copying import QUANTILE, p_values
 from runtime.files import atomic_write
 
 INTENDED = (
@@ -21,7 +23,14 @@ LIMITS = (
     "Ranges are over draws of subjects of one cohort and one training: another cohort or training may differ by more.",
     "A p-value against real scans becomes small for any imperfect generator when there are enough volumes.",
 )
-SUPPORT = ("precision", "recall", "density", "coverage")
+PRIVACY_LIMITS = (
+    "No figure here shows that the generator remembers nobody. Each search has a detection limit, and only copies that "
+    "its space recognises count towards it.",
+    "Copies of parts of a scan, and knowledge that other attacks could extract, were not searched for.",
+    "p-values exchange the roles of training and held-out subjects; they assume that nothing but training tells the "
+    "two apart.",
+    "More held-out subjects lower the detection limit; more synthetic volumes alone hardly do.",
+)
 
 
 def facts(result: dict) -> dict[str, object]:
@@ -44,10 +53,28 @@ def write(path: Path, result: dict) -> None:
     parts = {"diversity": ("Diversity", diversity), "anatomy": ("Anatomy", anatomy), "privacy": ("Privacy", privacy)}
     sections |= {title: section(result[key]) for key, (title, section) in parts.items() if key in result}
     sections |= {"Use": listed(INTENDED), "Limits": listed(LIMITS), "Licences": LICENCE_NOTE}
-    head = [f"# Synthetic data card: {path.stem}", listed(f"{name}: {value}" for name, value in facts(result).items())]
-    body = [part for title, text in sections.items() if text for part in (f"## {title}", text)]
+    _write(path, f"Synthetic data card: {path.stem}", result, sections)
+
+
+def write_privacy(path: Path, result: dict) -> None:
+    """Writes what was searched for in synthetic volumes, what was found, what would have been missed."""
+    audit = result["privacy"]["audit"]
+    rule = f"Copies: closer than {1 - QUANTILE:.0%} of scans are to their nearest other subject."
+    sections = {
+        "Findings": listed(audit["finding"]["text"]),
+        "Nearest neighbours": f"{_spaces(audit['spaces'])}\n\n{rule}",
+        "Membership attacks": _attacks(result["privacy"]["attacks"]),
+        "Power: planted canaries": "None were planted, so the power of these searches on this generator is not known.",
+        "How to read this": listed(PRIVACY_LIMITS),
+    }
+    _write(path, "Privacy card", result, sections)
+
+
+def _write(path: Path, title: str, result: dict, sections: Mapping[str, str]) -> None:
+    parts = [f"# {title}", listed(f"{name}: {value}" for name, value in facts(result).items())]
+    parts += [part for heading, text in sections.items() if text for part in (f"## {heading}", text)]
     with atomic_write(path) as temporary:
-        temporary.write_text("\n\n".join([*head, *body]) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def realism(result: dict) -> str:
@@ -79,17 +106,17 @@ def diversity(found: dict) -> str:
             continue
         for sample in ("floor", "synthetic"):
             metrics = references["held_out"][sample]
-            rows.append([f"{group}, {sample}", *(figure(metrics[name]) for name in SUPPORT)])
+            rows.append([f"{group}, {sample}", *(figure(metrics[name]) for name in METRICS)])
     alike = found["ms_ssim"]
     if "skipped" in alike:
-        return "\n\n".join([table(("sample", *SUPPORT), rows), f"MS-SSIM: {alike['skipped']}"])
+        return "\n\n".join([table(("sample", *METRICS), rows), f"MS-SSIM: {alike['skipped']}"])
     lines = []
     for group, pairs in alike["results"].items():
         shown = ", ".join(
             f"{name} {figure(pairs[name])}" for name in ("synthetic", "real", "difference") if name in pairs
         )
         lines.append(f"MS-SSIM of pairs, {group}: {pairs.get('skipped', shown)}")
-    return "\n\n".join([table(("sample", *SUPPORT), rows), listed(lines)])
+    return "\n\n".join([table(("sample", *METRICS), rows), listed(lines)])
 
 
 def anatomy(found: dict) -> str:
@@ -134,6 +161,49 @@ def privacy(found: dict) -> str:
         for name, attack in found["attacks"].items()
     ]
     return listed([*found["audit"]["finding"]["text"], f"Membership attacks (no leak: 0.5): {'; '.join(shown)}"])
+
+
+def _spaces(spaces: Mapping[str, dict]) -> str:
+    rows = [
+        [space, name, *_row(measured)]
+        for space, found in spaces.items()
+        for name, measured in (("synthetic", found["synthetic"]), *found["controls"].items())
+    ]
+    head = ("space", "volumes", "N", "training / held-out subjects", "nearer to training (95 %; expected 50 %)", "p",
+            "copies (95 %)", "p", "close to held-out", "detection limit")  # fmt: skip
+    return table(head, rows)
+
+
+def _row(measured: dict) -> list[str]:
+    n, share, copies = measured["n"], measured["closer_to_training"], measured["copies"]
+    p, limit = p_values(measured), measured["detection_limit"]["share"]
+    return [
+        str(n["volumes"]),
+        f"{n['training_subjects']} / {n['held_out_subjects']}",
+        f"{share['share']:.1%} ({share['low']:.1%} to {share['high']:.1%})",
+        f"{p['membership']:.4f}",
+        f"{copies['copies']}: {copies['share']:.1%} ({copies['low']:.1%} to {copies['high']:.1%})",
+        f"{p['copies']:.4f}",
+        str(copies["towards_held_out"]),
+        "none" if limit is None else f"{limit:.1%}",
+    ]
+
+
+def _attacks(attacks: Mapping[str, dict | str]) -> str:
+    rows = [
+        [name, attack, "", "", ""]
+        if isinstance(attack, str)
+        else [
+            name,
+            f"{attack['n']['members']} / {attack['n']['others']}",
+            f"{attack['auc']:.3f} ({attack['low']:.3f} to {attack['high']:.3f})",
+            f"{attack['tpr']['value']:.1%} ({attack['tpr']['low']:.1%} to {attack['tpr']['high']:.1%})",
+            attack["note"],
+        ]
+        for name, attack in attacks.items()
+    ]
+    head = ("attack", "members / others", "AUC (95 %; no leak 0.5)", "found at 1 % false positives", "note")
+    return table(head, rows)
 
 
 def figure(summary: dict[str, float]) -> str:

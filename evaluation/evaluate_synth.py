@@ -25,7 +25,6 @@ from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
 from evaluation.networks import Weights, open_networks, read_weights
 from evaluation.privacy import audit as privacy
-from evaluation.privacy import privacy_card
 from runtime import distributed
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
@@ -34,7 +33,7 @@ from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import load_vae
 
-FORMAT = 2
+FORMAT = 3
 PARTS = ("diversity", "anatomy", "privacy")
 
 
@@ -121,8 +120,7 @@ def main(config: EvaluateConfig) -> None:
     figures.draw_chart(figure_path(config, "fid"), result)
     figures.draw_nearest(figure_path(config, "nearest"), scans["train"], synthetic.volumes, synthetic.labels)
     if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
-        path = config.out.with_name(f"{config.out.stem}_privacy.md")
-        privacy_card.write(path, result["privacy"], cards.facts(result))
+        cards.write_privacy(config.out.with_name(f"{config.out.stem}_privacy.md"), result)
     cards.write(config.out.with_suffix(".md"), result)
     write_json(config.out, result)
     print(report(result))
@@ -159,7 +157,7 @@ def measure(
         found = privacy.measure(scans, synthetic.volumes, grid, vae, diffusion, device, config.seed)
         if "skipped" not in found:
             pairs = found["audit"]["spaces"]["voxels"]["synthetic"]["pairs"]
-            privacy_card.draw_pairs(figure_path(config, "closest"), synthetic.volumes, scans["train"].volumes, pairs)
+            figures.draw_pairs(figure_path(config, "closest"), synthetic.volumes, scans["train"].volumes, pairs)
             found = privacy.without_names(found)
         result["privacy"] = found
     return result

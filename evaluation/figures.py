@@ -1,4 +1,4 @@
-"""Figures of an evaluation: distances beside floor and controls, nearest training scans, effects of the diagnosis."""
+"""Figures of an evaluation: distances beside floor and controls, nearest training scans, closest pairs, effects."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import controls, fid
 
+PAIRS_PER_ROW = 5
 _COLOURS = ("black", "tab:red", "tab:blue", "tab:green")
 
 
@@ -27,15 +28,8 @@ def draw_chart(path: Path, result: dict) -> None:
         left = [x + (place - len(names) / 2 + 0.5) / (len(names) + 1) for x, _ in shown]
         mean, low, high = (np.array([fids[key] for _, fids in shown]) for key in ("mean", "low", "high"))
         colour = "tab:red" if name == "synthetic" else f"{0.85 - 0.09 * place:.2f}"
-        bars = axes.bar(
-            left,
-            mean,
-            1 / (len(names) + 1),
-            yerr=(mean - low, high - mean),
-            color=colour,
-            ecolor="tab:blue",
-            label=name,
-        )
+        reach, width = (mean - low, high - mean), 1 / (len(names) + 1)
+        bars = axes.bar(left, mean, width, yerr=reach, color=colour, ecolor="tab:blue", label=name)
         axes.bar_label(bars, fmt="{:.3g}", fontsize=6)
     axes.set_yscale("log")
     axes.margins(y=0.1)
@@ -48,20 +42,32 @@ def draw_chart(path: Path, result: dict) -> None:
 
 
 def draw_nearest(path: Path, train: ScanStack, volumes: np.ndarray, labels: np.ndarray, per_class: int = 3) -> None:
-    """The first synthetic volumes of each class above the training scans nearest to them, voxel by voxel.
-
-    Args:
-        path: of the PNG.
-        train: training scans.
-        volumes: synthetic volumes (N, D, H, W), normalised as the scans are.
-        labels: their classes (N,).
-        per_class: volumes to show of each class.
-    """
+    """The first synthetic volumes of each class above the training scans nearest to them, voxel by voxel."""
     picked = volumes[np.concatenate([np.flatnonzero(labels == code)[:per_class] for code in range(len(CLASS_NAMES))])]
     distances = np.array([[np.mean((volume - scan) ** 2) for scan in train.volumes] for volume in picked])
     nearest = [np.asarray(train.volumes[int(index)]) for index in distances.argmin(axis=1)]
     title = f"Synthetic volumes ({per_class} HC, {per_class} TLE, the first seeds) and their nearest training scans"
     gallery(path, [("synthetic", list(picked)), ("nearest real", nearest)], title=title)
+
+
+def draw_pairs(path: Path, synthetic: Sequence[np.ndarray], train: Sequence[np.ndarray], pairs: Sequence[dict]) -> None:
+    """The closest synthetic volumes above the training scans that they are closest to, and the differences.
+
+    Volumes and scans are (D, H, W), in the order of the rows in `pairs` (`nearest.closest_pairs`).
+    """
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    for start in range(0, len(pairs), PAIRS_PER_ROW):
+        part = pairs[start : start + PAIRS_PER_ROW]
+        made = [synthetic[pair["volume"]] for pair in part]
+        real = [np.asarray(train[pair["scan"]])[:: -1 if pair["mirrored"] else 1] for pair in part]
+        numbers = f"{start + 1} to {start + len(part)}"
+        rows += [(f"synthetic\n{numbers}", made), (f"training\n{numbers}", real)]
+        rows.append((f"difference\n{numbers}", [a - b for a, b in zip(made, real, strict=True)]))
+    flipped = [str(place + 1) for place, pair in enumerate(pairs) if pair["mirrored"]]
+    title = f"The {len(pairs)} closest pairs, closest first. Shows training scans: not for publication"
+    if flipped:
+        title += f"\nmirrored: {', '.join(flipped)}"
+    gallery(path, rows, title=title, error_rows=tuple(range(2, len(rows), 3)))
 
 
 def draw_effects(
@@ -75,7 +81,6 @@ def draw_effects(
     """Cohen's d of TLE against HC with 95 % intervals, one row per measure, the first set's largest effects at the top.
 
     Args:
-        path: of the PNG.
         effects: name of a set -> result of `effects.class_effects`; the real one first, 4 at most.
         names: the measures to choose from; by default all of the first set.
         truth: d of the true volumes, for those measures that have one; a cross.

@@ -45,18 +45,10 @@ def measure(
     device: Device,
     seed: int,
 ) -> dict:
-    """`copying.audit_spaces` and all attacks there can be.
+    """``audit`` (`copying.audit_spaces`) and ``attacks``, or ``skipped``: too few volumes to say anything.
 
-    Args:
-        scans: ``train`` and ``test`` (held out).
-        volumes: synthetic, (D, H, W) each, normalised like scans.
-        grid: of all.
-        vae, diffusion: the generator's checkpoints; without them what needs them is skipped, with the reason.
-        device: of the networks.
-        seed: of everything random.
-
-    Returns:
-        ``audit`` and ``attacks``; or ``skipped`` with the reason, where there are too few to say anything.
+    `scans` are ``train`` and ``test`` (held out), `volumes` synthetic, (D, H, W) each. Attacks on a checkpoint that was
+    not given are skipped, with the reason.
     """
     fewest = min(len(volumes), *(scans[side].frame["subject"].nunique() for side in SIDES))
     if fewest < LEAST_SUBJECTS:
@@ -145,11 +137,7 @@ def spaces_of(
         reals: ``train`` and ``test`` (held out), (N, D, H, W) each, in [0, 1].
         names: their subjects (N,).
         synthetic: (Q, D, H, W).
-        spacing_mm: edge of the voxels of all.
-        device: where the encoder is trained.
-        seed: of the encoder.
         smooth: controls made from the held-out scans, row by row.
-        config: of the encoder.
     """
     everybody = np.concatenate([reals[side] for side in SIDES])
     encoder = fit_encoder(everybody, spacing_mm, device, seed=seed, config=config)
@@ -176,22 +164,16 @@ def latents(volumes: Sequence[np.ndarray], vae: LoadedVAE, device: Device) -> np
 
 
 def without_names(found: dict) -> dict:
-    """The result of `measure` as it may be passed on: it names no subject."""
+    """The result of `measure` as it may be passed on: without the exposure of single subjects."""
+
+    def anonymous(measured: dict) -> dict:
+        return {key: value for key, value in measured.items() if key != "exposure"}
+
     spaces = {
         name: {
-            "synthetic": _anonymous(space["synthetic"]),
-            "controls": {control: _anonymous(measured) for control, measured in space["controls"].items()},
+            "synthetic": anonymous(space["synthetic"]),
+            "controls": {control: anonymous(measured) for control, measured in space["controls"].items()},
         }
         for name, space in found["audit"]["spaces"].items()
     }
     return {"audit": {**found["audit"], "spaces": spaces}, "attacks": found["attacks"]}
-
-
-def _anonymous(measured: dict) -> dict:
-    kept = {key: value for key, value in measured.items() if key != "exposure"}
-    kept["pairs"] = [{key: value for key, value in pair.items() if key != "subject"} for pair in measured["pairs"]]
-    kept["copies"] = {
-        rule: {**copies, "memorized": {"share": copies["memorized"]["share"]}}
-        for rule, copies in measured["copies"].items()
-    }
-    return kept

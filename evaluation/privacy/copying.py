@@ -30,7 +30,6 @@ from evaluation.privacy.nearest import (
     exposure,
     from_near_to_far,
     neighbours,
-    spread,
 )
 from runtime import seeding
 from runtime.errors import InputError
@@ -45,24 +44,19 @@ TESTS = {
     "copies": "synthetic volumes are closer to training subjects than different people are",
 }
 """The two tests that a conclusion may rest on, in words."""
-RULES = {"pairs": 0.001, "volumes": 0.01}
-"""Quantiles of real distances below which a volume is taken for a copy. ``pairs``: of all pairs of different subjects,
-closer than the 99.9th percentile of closeness (Dar et al. 2025, https://doi.org/10.1038/s41551-025-01468-8); a volume
-meets many subjects, so that its false alarms are many times 0.1 %. ``volumes``: of each scan's distance to its nearest
-other subject, so that 1 % of new people are false alarms. Conclusions are drawn from the second."""
+QUANTILE = 0.01
+"""Of real scans' distances to their nearest other subject: a volume closer than that is taken for a copy, and so are
+1 % of new people. (Dar et al. 2025, https://doi.org/10.1038/s41551-025-01468-8, take a quantile over all pairs.)"""
 
 
 def audit_spaces(spaces: Mapping[str, Space], *, seed: int, permutations: int = PERMUTATIONS) -> dict:
-    """The whole audit: every space, its controls, and what may be said.
+    """The whole audit of spaces that hold the same synthetic volumes: each, its controls, and what may be said.
 
     Args:
-        spaces: name to space; all hold the same synthetic volumes in the same order.
-        seed: of the permutations.
         permutations: of the roles of subjects; the smallest p is 1 / (permutations + 1).
 
     Returns:
-        ``spaces``: name -> ``synthetic`` and ``controls`` (name -> ...), each as `audit` returns it; ``finding``: see
-        `conclude`.
+        ``spaces``: name -> ``synthetic`` and ``controls`` (name -> ...), each as of `audit`; ``finding`` of `conclude`.
 
     Raises:
         InputError: too few subjects, or so few permutations that no p-value could be small enough.
@@ -72,23 +66,22 @@ def audit_spaces(spaces: Mapping[str, Space], *, seed: int, permutations: int = 
         raise InputError(
             f"{permutations} permutations: p-values below {alpha:.2g} need at least {math.ceil(1 / alpha)}"
         )
-    results = {}
-    for name, space in spaces.items():
-        pool = Pool.of(space.train, space.held_out)
-        settings = {"alpha": alpha, "seed": seed, "permutations": permutations}
-        results[name] = {
-            "synthetic": audit(space.synthetic, pool, **settings),
+    settings = {"alpha": alpha, "seed": seed, "permutations": permutations}
+    results = {
+        name: {
+            "synthetic": audit(space.synthetic, Pool.of(space.train, space.held_out), **settings),
             "controls": audit_controls(space, **settings),
         }
+        for name, space in spaces.items()
+    }
     return {"spaces": results, "finding": conclude(results, alpha)}
 
 
 def audit_controls(space: Space, *, alpha: float, seed: int, permutations: int) -> dict[str, dict]:
     """The same audit for volumes that are known not to be copies, and for half of the held-out scans themselves.
 
-    A control made from a held-out scan would find itself in the held-out set. So held-out subjects are halved: one half
-    is searched in, and controls of the other half are the queries. A control of other subjects is used whole. What is
-    left with fewer than `LEAST_SUBJECTS` is left out.
+    A control made from a held-out scan would find itself in the held-out set. So one half of the held-out subjects is
+    searched in, and controls of the other half (or of other subjects) are the queries, if `LEAST_SUBJECTS` or more.
     """
     names = seeding.rng(seed, "memorization halves").permutation(space.held_out.names)
     asked, searched = names[: len(names) // 2], names[len(names) // 2 :]
@@ -105,14 +98,12 @@ def audit_controls(space: Space, *, alpha: float, seed: int, permutations: int) 
 
 
 def audit(queries: np.ndarray, pool: Pool, *, alpha: float, seed: int, permutations: int) -> dict:
-    """All that is measured of one set of volumes (Q, F) in one space.
+    """All that is measured of one set of volumes (Q, F) in one space; ``exposure`` alone names subjects.
 
-    Returns:
-        JSON values: ``n``, ``nearest``, ``closer_to_training``, ``copies`` (by rule), ``detection_limit``, ``pairs``
-        (the closest ones) and ``exposure`` (by subject).
+    ``nearest``: quantiles of the distances; ``pairs``: the closest ones; the rest as of the functions of these names.
 
     Raises:
-        InputError: fewer than `LEAST_SUBJECTS` volumes, and where `neighbours` does.
+        InputError: fewer than `LEAST_SUBJECTS` volumes, or values that are not finite.
     """
     if len(queries) < LEAST_SUBJECTS:
         raise InputError(f"{len(queries)} volumes: an audit needs at least {LEAST_SUBJECTS}")
@@ -120,20 +111,15 @@ def audit(queries: np.ndarray, pool: Pool, *, alpha: float, seed: int, permutati
     roles = assign_roles(pool.trained, permutations, seeding.rng(seed, "memorization roles"))
     order = from_near_to_far(found.squared, seeding.rng(seed, "memorization ties"))
     n_train, n_held_out = int(pool.trained.sum()), int((~pool.trained).sum())
+    nearest = {}
+    for side, subjects in (("to_training", pool.trained), ("to_held_out", ~pool.trained)):
+        values = np.quantile(np.sqrt(found.squared[:, subjects].min(axis=1)), (0.0, 0.05, 0.5, 0.95))
+        nearest[side] = dict(zip(("min", "p05", "median", "p95"), values.tolist(), strict=True))
     return {
-        "n": {
-            "volumes": len(queries),
-            "training_subjects": n_train,
-            "held_out_subjects": n_held_out,
-            "features": int(queries.shape[1]),
-            "mirrored_searched": pool.reals.mirrored is not None,
-        },
-        "nearest": {
-            "to_training": spread(np.sqrt(found.squared[:, pool.trained].min(axis=1))),
-            "to_held_out": spread(np.sqrt(found.squared[:, ~pool.trained].min(axis=1))),
-        },
+        "n": {"volumes": len(queries), "training_subjects": n_train, "held_out_subjects": n_held_out},
+        "nearest": nearest,
         "closer_to_training": closer_to_training(order, roles),
-        "copies": {name: count_copies(queries, found, pool, roles, rule=name) for name in RULES},
+        "copies": count_copies(queries, found, pool, roles),
         "detection_limit": detection_limit(len(queries), n_train, n_held_out, alpha),
         "pairs": closest_pairs(found, pool),
         "exposure": exposure(found, pool),
@@ -148,13 +134,7 @@ def assign_roles(trained: np.ndarray, permutations: int, draw: np.random.Generat
 
 
 def closer_to_training(order: np.ndarray, roles: np.ndarray) -> dict[str, float]:
-    """Share of volumes whose nearest of m training subjects is nearer than their nearest of m held-out ones.
-
-    m is the smaller of the two numbers; see `shares`.
-
-    Args:
-        order: (Q, S) subjects from near to far.
-        roles: bool (P + 1, S), the truth first.
+    """Mean of `shares`, from subjects from near to far (Q, S) and roles (P + 1, S), the truth first.
 
     Returns:
         ``share``; ``low`` and ``high``, 95 % over volumes and subjects (variance over volumes plus jackknife over
@@ -178,8 +158,9 @@ def closer_to_training(order: np.ndarray, roles: np.ndarray) -> dict[str, float]
 def shares(trained: np.ndarray) -> np.ndarray:
     """For each query (Q,), how often its nearest of m training subjects is nearer than its nearest of m held-out ones.
 
-    This is the mean over all subsets of m of the larger side, in closed form: with k training subjects before the first
-    held-out one, none of them is in a random m of n with probability C(n - k, m) / C(n, m).
+    m is the smaller of the two numbers. This is the mean over all subsets of m of the larger side, in closed form: with
+    k training subjects before the first held-out one, none of them is in a random m of n with probability
+    C(n - k, m) / C(n, m).
 
     Args:
         trained: bool (Q, S), from the nearest subject of each query to the farthest.
@@ -201,10 +182,7 @@ def jackknife_variance(order: np.ndarray, trained: np.ndarray) -> float:
     """Variance of the mean of `shares` over the choice of subjects, each left out once (Efron and Stein 1981).
 
     Training and held-out subjects are two samples, so each value is compared with the mean of its own side.
-
-    Args:
-        order: (Q, S) subjects from near to far.
-        trained: bool (S,).
+    `order` is (Q, S), from near to far.
     """
     by_rank = trained[order]
     left_out = np.array([shares(by_rank[order != s].reshape(len(order), -1)).mean() for s in range(len(trained))])
@@ -213,29 +191,28 @@ def jackknife_variance(order: np.ndarray, trained: np.ndarray) -> float:
     return float(np.sum((n - 1) / n * (left_out - means) ** 2))
 
 
-def count_copies(queries: np.ndarray, found: Neighbours, pool: Pool, roles: np.ndarray, *, rule: str) -> dict:
-    """Volumes closer to a training subject than a quantile of real distances; see `RULES`.
+def count_copies(queries: np.ndarray, found: Neighbours, pool: Pool, roles: np.ndarray) -> dict:
+    """Volumes closer to a training subject than `QUANTILE` of real scans are to their nearest other subject.
 
     ``closer`` counts by distance alone. ``copies`` must also lie in the subject's direction from the centre, by the
-    same quantile of the same real pairs (`directional_squared`): an average brain is not a copy.
+    same quantile of the same real scans (`directional_squared`): an average brain is not a copy.
 
     Returns:
         ``quantile``, ``threshold``; ``closer``, ``copies``, ``share`` of the volumes with ``low`` and ``high`` (95 %,
         Clopper-Pearson, given the rule); ``towards_held_out``, the number that the same rule finds close to held-out
         subjects, whom nobody can have copied; ``p`` of a surplus towards training subjects that large;
-        ``false_alarms``, the same rule asked of held-out scans; ``memorized``, the training subjects concerned.
+        ``false_alarms``, the same rule asked of held-out scans; ``memorized``, share of the training subjects.
     """
     trained = pool.trained
-    limit, angle_limit = (limit_of(values, rule) for values in (pool.among, pool.among_directions))
+    limit, angle_limit = limit_of(pool.among), limit_of(pool.among_directions)
     close = found.squared < limit
     copied = close & (directional_squared(queries, found, pool.reals, pool.centre) < angle_limit)
     towards_training, towards_held_out = (_any(copied, who) for who in (roles, ~roles))
     count, n = int(towards_training[0]), int(trained.sum())
     held_out = np.isin(pool.reals.subjects, pool.reals.names[~trained])
     alarms = ((pool.among < limit) & (pool.among_directions < angle_limit))[held_out][:, trained].any(axis=1)
-    concerned = trained & copied.any(axis=0)
     return {
-        "quantile": RULES[rule],
+        "quantile": QUANTILE,
         "threshold": float(math.sqrt(limit)),
         "closer": int(close[:, trained].any(axis=1).sum()),
         "copies": count,
@@ -243,22 +220,14 @@ def count_copies(queries: np.ndarray, found: Neighbours, pool: Pool, roles: np.n
         **exact_interval(count, len(queries)),
         "towards_held_out": int(towards_held_out[0]),
         "p": _upper_p(towards_training - n / (~trained).sum() * towards_held_out),
-        "false_alarms": {
-            "share": float(alarms.mean()),
-            **exact_interval(int(alarms.sum()), len(alarms)),
-            "n": len(alarms),
-        },
-        "memorized": {
-            "subjects": [str(name) for name in pool.reals.names[concerned]],
-            "share": int(concerned.sum()) / n,
-        },
+        "false_alarms": {"share": float(alarms.mean()), **exact_interval(int(alarms.sum()), len(alarms))},
+        "memorized": float(copied.any(axis=0)[trained].mean()),
     }
 
 
-def limit_of(values: np.ndarray, rule: str) -> float:
-    """The quantile of a rule over real scans' (N, S) distances, infinite to themselves."""
-    asked = values.min(axis=1) if rule == "volumes" else values[np.isfinite(values)]
-    return float(np.quantile(asked, RULES[rule], method="lower"))
+def limit_of(values: np.ndarray) -> float:
+    """`QUANTILE` of the smallest of real scans' (N, S) distances, infinite to themselves."""
+    return float(np.quantile(values.min(axis=1), QUANTILE, method="lower"))
 
 
 def _any(hits: np.ndarray, roles: np.ndarray) -> np.ndarray:
@@ -279,11 +248,11 @@ def exact_interval(count: int, n: int) -> dict[str, float]:
 
 
 def detection_limit(volumes: int, n_train: int, n_held_out: int, alpha: float) -> dict:
-    """The smallest share of copies that the audit would report, and what a clean result still allows.
+    """The smallest share of copies that the audit would report. It holds for recognisable copies of different subjects.
 
     c copies of c different subjects, all of them training ones, have p = C(n, c) / C(S, c) among S subjects of either
     role; the least c with p < alpha is needed, and a share gives so many among `volumes` with probability `POWER` by
-    the binomial distribution. It holds for copies that the rule recognises, and different subjects.
+    the binomial distribution.
 
     Returns:
         ``copies_needed`` and ``share``, None where no number would do; ``alpha``, ``power``; ``rule_of_three``, the
@@ -305,18 +274,14 @@ def detection_limit(volumes: int, n_train: int, n_held_out: int, alpha: float) -
 
 def p_values(measured: dict) -> dict[str, float]:
     """The p-value of each of `TESTS` in what `audit` returned."""
-    return {"membership": measured["closer_to_training"]["p"], "copies": measured["copies"]["volumes"]["p"]}
+    return {"membership": measured["closer_to_training"]["p"], "copies": measured["copies"]["p"]}
 
 
 def conclude(results: Mapping[str, dict], alpha: float) -> dict:
     """What may be said: copying only when a test fires for the synthetic volumes, in a space whose controls are silent.
 
-    Args:
-        results: space -> ``synthetic`` and ``controls``, as `audit_spaces` makes them.
-        alpha: level of each test.
-
     Returns:
-        ``copying`` (bool), ``alpha``, ``alpha_per_test``, and ``text``, sentences for people.
+        ``copying`` (bool), ``alpha``, ``alpha_per_test`` (given), and ``text``, sentences for people.
     """
     copying, silent, text = False, True, []
     for space, measured in results.items():

@@ -67,13 +67,10 @@ class Neighbours:
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances (N_a, N_b), float64, in blocks of rows.
+    """Squared Euclidean distances (N_a, N_b), float64, of rows (N_a, F) and (N_b, F), in blocks.
 
     By |a|^2 + |b|^2 - 2 a.b around the mean of `b`, which loses digits only where a distance is small against the
     spread of the set: there, `exact_squared` is to be used.
-
-    Args:
-        a, b: (N_a, F) and (N_b, F).
     """
     centre = b.mean(axis=0, dtype=np.float64)
     out = np.empty((len(a), len(b)))
@@ -179,15 +176,11 @@ class Pool:
 
 
 def directional_squared(embeddings: np.ndarray, found: Neighbours, reals: Reals, centre: np.ndarray) -> np.ndarray:
-    """Squared distances (Q, S) of directions from the centre: 2 (1 - cosine), whatever the distances to the centre.
+    """Squared distances (Q, S) of directions from the centre (F,): 2 (1 - cosine), whatever the distances to it.
 
     An average volume is near to everybody, because it is near to the centre; in no subject's direction is it more
-    than a new person is. A copy is, also when it was shrunk towards the mean.
-
-    Args:
-        embeddings: (Q, F) whose distances to the scans are `found`.
-        reals: these scans.
-        centre: (F,).
+    than a new person is. A copy is, also when it was shrunk towards the mean. `found` are the distances of `embeddings`
+    (Q, F) to `reals`.
     """
     stacks = [stack for stack in (reals.embeddings, reals.mirrored) if stack is not None]
     scans = np.stack([radii(stack, centre) for stack in stacks])[found.mirrored.astype(int), found.scans]
@@ -203,44 +196,31 @@ def from_near_to_far(squared: np.ndarray, draw: np.random.Generator) -> np.ndarr
     return shuffle[np.argsort(squared[:, shuffle], axis=1, kind="stable")]
 
 
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Smallest value, 5th percentile, median and 95th percentile."""
-    quantiles = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95}
-    return {name: float(np.quantile(values, share)) for name, share in quantiles.items()}
-
-
 def closest_pairs(found: Neighbours, pool: Pool) -> list[dict]:
-    """The closest volumes and training scans, nearest first; each volume at most once.
+    """The closest ``volume`` and training ``scan`` (rows of their embeddings), nearest first; each volume at most once.
 
-    Returns:
-        ``volume`` and ``scan`` (rows of the synthetic and of the training embeddings), ``subject``, ``mirrored``,
-        ``distance``, ``to_held_out`` (its nearest held-out subject), ``ratio`` of these two, None where that is 0.
+    With their ``distance``, and whether the scan was ``mirrored``.
     """
     columns = np.flatnonzero(pool.trained)
     nearest = columns[found.squared[:, columns].argmin(axis=1)]
     rows = np.arange(len(nearest))
     distance = np.sqrt(found.squared[rows, nearest])
-    other = np.sqrt(found.squared[:, ~pool.trained].min(axis=1))
     return [
         {
             "volume": int(row),
             "scan": int(found.scans[row, nearest[row]]),
-            "subject": str(pool.reals.names[nearest[row]]),
             "mirrored": bool(found.mirrored[row, nearest[row]]),
             "distance": float(distance[row]),
-            "to_held_out": float(other[row]),
-            "ratio": float(distance[row] / other[row]) if other[row] > 0 else None,
         }
         for row in np.argsort(distance, kind="stable")[:PAIRS_SHOWN]
     ]
 
 
 def exposure(found: Neighbours, pool: Pool) -> dict[str, dict[str, float]]:
-    """How near the volumes come to each real subject: to the nearest volume, over to the nearest other real subject.
+    """Distance of each real subject to the nearest volume, over that to the nearest other real subject.
 
     Near 1 for everybody when volumes are new people; near 0 for a subject that was copied. Held-out subjects, who
-    cannot have been copied, say what is usual. Division by the subject's own distance to its nearest neighbour keeps
-    ordinary subjects, who are near to all, from looking exposed.
+    cannot have been copied, say what is usual. Without the division ordinary subjects, near to all, look exposed.
 
     Returns:
         ``training`` and ``held_out``: subject -> ratio.

@@ -10,7 +10,8 @@ import pytest
 from scipy import ndimage, stats
 from sklearn.metrics import pairwise_distances
 
-from evaluation.privacy import copying, privacy_card
+from evaluation import cards, figures
+from evaluation.privacy import copying
 from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import VoxelSpace, mirrored
 from evaluation.privacy.nearest import (
@@ -152,7 +153,7 @@ def test_copies_at_the_detection_limit_are_found_about_as_often_as_stated():
         pool = Pool.of(cohort.train, cohort.held_out)
         near = neighbours(cohort.synthetic, pool.reals)
         roles = copying.assign_roles(pool.trained, 999, np.random.default_rng(seed))
-        found.append(copying.count_copies(cohort.synthetic, near, pool, roles, rule="volumes")["p"] < alpha)
+        found.append(copying.count_copies(cohort.synthetic, near, pool, roles)["p"] < alpha)
     assert np.mean(found) > copying.POWER - 3 * math.sqrt(0.05 * 0.95 / 40)
 
 
@@ -170,7 +171,7 @@ def test_new_people_raise_alarms_at_the_stated_rate():
         roles = copying.assign_roles(pool.trained, 199, np.random.default_rng(seed))
         order = from_near_to_far(found.squared, np.random.default_rng(seed))
         share = copying.closer_to_training(order, roles)
-        copies = copying.count_copies(cohort.synthetic, found, pool, roles, rule="volumes")
+        copies = copying.count_copies(cohort.synthetic, found, pool, roles)
         p_share.append(share["p"])
         p_copies.append(copies["p"])
         covered.append(share["low"] <= 0.5 <= share["high"])
@@ -199,7 +200,7 @@ def test_smooth_people_are_near_to_everybody_and_no_copies(shrink):
     cohort = space(3, lambda draw, train, fresh: shrink * fresh + 1e-3 * draw.normal(size=fresh.shape))
     result = result_of(cohort)
     measured = result["spaces"]["vectors"]["synthetic"]
-    assert measured["copies"]["volumes"]["copies"] <= 1
+    assert measured["copies"]["copies"] <= 1
     assert not result["finding"]["copying"]
 
 
@@ -219,12 +220,12 @@ def test_copies_are_found_and_named(copy):
     result = result_of(space(4, synthetic))
     measured = result["spaces"]["vectors"]["synthetic"]
     assert result["finding"]["copying"]
-    copies = measured["copies"]["volumes"]
-    assert {f"t{k:03d}" for k in range(20, 40)} <= set(copies["memorized"]["subjects"])
+    copies = measured["copies"]
+    assert 20 / 60 <= copies["memorized"] <= 22 / 60
     assert copies["low"] < 20 / 60 < copies["high"]
     assert copies["copies"] - 20 <= 2
     assert {pair["volume"] for pair in measured["pairs"]} <= set(range(20))
-    assert all(pair["subject"] == f"t{pair['volume'] + 20:03d}" for pair in measured["pairs"])
+    assert all(pair["scan"] == pair["volume"] + 20 for pair in measured["pairs"])
     exposed = measured["exposure"]["training"]
     assert max(exposed[f"t{k:03d}"] for k in range(20, 40)) < min(measured["exposure"]["held_out"].values())
 
@@ -265,7 +266,10 @@ def test_copied_volumes_are_found_in_voxels(change):
     result = result_of(Space(*sides, place(fresh)))
     measured = result["spaces"]["vectors"]["synthetic"]
     assert result["finding"]["copying"]
-    assert set(measured["copies"]["volumes"]["memorized"]["subjects"]) >= {f"t{k:03d}" for k in range(20)}
+    assert measured["copies"]["memorized"] >= 20 / 40
+    exposed = measured["exposure"]["training"]
+    assert max(exposed[f"t{k:03d}"] for k in range(20)) < min(measured["exposure"]["held_out"].values())
+    assert all(pair["scan"] == pair["volume"] for pair in measured["pairs"])
     assert all(pair["mirrored"] == (change == "flip") for pair in measured["pairs"])
 
 
@@ -275,7 +279,7 @@ def test_blurred_people_are_not_copies_in_voxels():
     smooth = place(ndimage.gaussian_filter(fresh, (0, 2, 2, 2)))
     control = reals(place(ndimage.gaussian_filter(held_out, (0, 2, 2, 2))), "h")
     result = result_of(Space(reals(place(train), "t"), reals(place(held_out), "h"), smooth, {"blurred": control}))
-    assert result["spaces"]["vectors"]["synthetic"]["copies"]["volumes"]["copies"] <= 1
+    assert result["spaces"]["vectors"]["synthetic"]["copies"]["copies"] <= 1
     assert not result["finding"]["copying"]
 
 
@@ -286,8 +290,11 @@ def test_results_are_json_repeatable_and_make_a_card_without_names(tmp_path):
     cohort = space(7, lambda draw, train, fresh: np.concatenate([train[:15], fresh[15:]]))
     result = result_of(cohort)
     assert json.dumps(result, allow_nan=False) == json.dumps(result_of(cohort), allow_nan=False)
+    sizes = {key: {"HC": 30, "TLE": 30} for key in ("real_train", "real_test", "synthetic")}
+    grid = {"name": "smoke", "spacing_mm": 8.0}
     found = {"audit": result, "attacks": {"losses": "skipped: no checkpoint"}}
-    privacy_card.write(tmp_path / "card.md", found, {"training subjects": 60})
+    facts = {"n": sizes, "protocol": {"grid": grid}, "checkpoints": {}, "commit": "c0ffee"}
+    cards.write_privacy(tmp_path / "card.md", {"privacy": found, **facts})
     card = (tmp_path / "card.md").read_text()
     assert "copying" in card
     assert "skipped: no checkpoint" in card
@@ -295,7 +302,7 @@ def test_results_are_json_repeatable_and_make_a_card_without_names(tmp_path):
     assert not any(name in card for name in cohort.train.names)
     volumes = brains(0, 60)
     pairs = result["spaces"]["vectors"]["synthetic"]["pairs"]
-    privacy_card.draw_pairs(tmp_path / "pairs.png", volumes, list(volumes), pairs)
+    figures.draw_pairs(tmp_path / "pairs.png", volumes, list(volumes), pairs)
     assert (tmp_path / "pairs.png").stat().st_size > 10_000
 
 

@@ -123,7 +123,7 @@ def test_a_shift_of_one_voxel_escapes_plain_voxels(cohort):
     sides = [reals(place, x, letter) for x, letter in zip(cohort, "th", strict=True)]
     pool = Pool.of(*sides)
     found = neighbours(place(np.roll(cohort[0][:20], 1, axis=2)), pool.reals)
-    assert np.mean(found.squared.min(axis=1) < limit_of(pool.among, "volumes")) < 0.9
+    assert np.mean(found.squared.min(axis=1) < limit_of(pool.among)) < 0.9
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def search(encoder, cohort, queries):
         return embed(encoder, x, SPACING, CPU)
 
     pool = Pool.of(*(reals(place, x, letter) for x, letter in zip(cohort, "th", strict=True)))
-    return neighbours(place(queries), pool.reals), pool, limit_of(pool.among, "volumes")
+    return neighbours(place(queries), pool.reals), pool, limit_of(pool.among)
 
 
 def test_too_few_volumes_are_refused():
