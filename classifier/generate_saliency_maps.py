@@ -6,9 +6,8 @@
 
 Writes, in <method>/<origin>/ (origins: real, synthetic, reconstruction), one NIfTI map per volume, pictures, and mean
 maps by class, side and outcome; beside the methods cases.csv, groups.csv, region_ranking.csv, lateralisation.csv,
-agreement.csv, a figure of each method, and maps.json (settings, completeness). The same command goes on where it was
-stopped, and makes again only maps whose checkpoint, volume or settings have changed. How to read all this:
-SALIENCY_README.md.
+agreement.csv, and maps.json (settings, completeness). The same command goes on where it was stopped, and makes again
+only maps whose checkpoint, volume or settings have changed. How to read all this: SALIENCY_README.md.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from tqdm import tqdm
 
 from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
-from classifier.saliency import attribution, figures, files, tables
+from classifier.saliency import attribution, figures, files
 from classifier.saliency.cases import groups_of, read_cases, with_outcomes
 from classifier.saliency.regions import Relevance, choose_regions, region_means
-from classifier.saliency.tables import Found, Maps
+from classifier.saliency.tables import Maps, tables_of
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
-from cohort.stacks import ScanStack, load_scans
+from cohort.stacks import load_scans
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import write_nifti
 from runtime.checkpoints import git_commit
@@ -54,8 +53,8 @@ class SaliencyConfig:
     volumes: tuple[Path, ...] = ()
     """Folders of synthetic volumes to explain; their outcome is against the class they were made for."""
     reconstructions: tuple[Path, ...] = ()
-    """Folders of reconstructions to explain: of VAE.infer with --nifti, or of volume pickles. Class and side are those
-    of their scans in --csv; without it the class is what VAE.infer's metrics.csv beside them says."""
+    """Folders of reconstructions to explain, of VAE.infer with --nifti; class and side are those of their scans in
+    --csv."""
     methods: tuple[str, ...] = ("smoothgrad", "integrated_gradients", "integrated_gradients_hc", "occlusion")
     """Attribution methods; a wrong name lists the known ones."""
     regions: tuple[str, ...] = ()
@@ -65,8 +64,7 @@ class SaliencyConfig:
     limit: int | None = None
     """Explain only so many volumes of each origin, HC and TLE in turn from the top of the table; by default all."""
     pictures: int = 8
-    """Pictures for the first so many volumes of each origin and method (maps are written for all); 0: not even of means
-    and rankings."""
+    """Pictures for the first so many volumes of each origin and method; 0: not even of means and rankings."""
     ig_steps: int = 32
     """Points on the path of integrated gradients."""
     noise_samples: int = 16
@@ -95,18 +93,17 @@ class Job:
     loaded: LoadedClassifier
     cases: pd.DataFrame
     """One row per volume: classifier.saliency.cases."""
-    scans: ScanStack
     volumes: Volumes
     regions: Atlas
     context: attribution.Context
 
-    def folder(self, method: str, origin: str) -> Path:
-        """Where the maps of one method and origin are."""
-        return self.config.out / method / origin
+    def stem(self, method: str, origin: str, name: str) -> Path:
+        """Path of a map, without an ending."""
+        return self.config.out / method / origin / name
 
-    def stem(self, method: str, row: int) -> Path:
-        """Path of a case's map, without an ending."""
-        return self.folder(method, self.cases["origin"][row]) / self.cases["stem"][row]
+    def case_stem(self, method: str, row: int) -> Path:
+        """Path of a case's map."""
+        return self.stem(method, self.cases["origin"][row], self.cases["stem"][row])
 
 
 def main(config: SaliencyConfig) -> None:
@@ -120,13 +117,8 @@ def main(config: SaliencyConfig) -> None:
     with locked(config.out):
         job = open_job(config, loaded, regions, cases)
         made = {method: make_maps(job, method) for method in config.methods}
-        found = {
-            (method, origin): gather(job, method, origin)
-            for method in config.methods
-            for origin in job.cases["origin"].unique()
-        }
-        for (method, origin), maps in tqdm(found.items(), desc="group means", unit="method", delay=1):
-            write_means(job, method, origin, maps)
+        pairs = [(method, origin) for method in config.methods for origin in cases["origin"].unique()]
+        found = {pair: gather(job, *pair) for pair in tqdm(pairs, desc="group means", unit="method", delay=1)}
         write_tables(job, found)
         write_json(config.out / "maps.json", summary(job, found, leak, made))
 
@@ -135,8 +127,7 @@ def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, c
     """Loads the volumes, and compares their logits with the checkpoint's threshold."""
     device = pick_device("float32", config.threads)  # bfloat16 would round small attributions away
     device.module(loaded.model)
-    scans = load_scans(cases, loaded.grid, cache_dir=config.cache_dir)
-    volumes = Volumes(scans, device)
+    volumes = Volumes(load_scans(cases, loaded.grid, cache_dir=config.cache_dir), device)
     context = attribution.context_for(
         loaded, regions, device, batch=config.batch, ig_steps=config.ig_steps, noise_samples=config.noise_samples,
         seed=config.seed,
@@ -145,54 +136,53 @@ def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, c
         rows = torch.arange(len(volumes)).split(context.batch)
         logits = torch.cat([loaded.model(volumes.batch(part)).float().cpu() for part in rows]).double().numpy()
     cases = with_outcomes(cases, logits, loaded.temperature, loaded.threshold)
-    return Job(config, loaded, cases, scans, volumes, regions, context)
+    return Job(config, loaded, cases, volumes, regions, context)
 
 
 def make_maps(job: Job, method: str) -> int:
     """Makes the maps of a method that are not there yet; returns how many."""
-    settings = attribution.settings_of(method, job.context)
-    recipes = [files.recipe(job.loaded.hash, volume, method, settings) for volume in job.scans.hashes]
-    missing = [row for row, wanted in enumerate(recipes) if not files.is_made(job.stem(method, row), wanted)]
+    settings, hashes = attribution.settings_of(method, job.context), job.volumes.scans.hashes
+    recipes = [files.recipe(job.loaded.hash, volume, method, settings) for volume in hashes]
+    missing = [row for row, wanted in enumerate(recipes) if not files.is_made(job.case_stem(method, row), wanted)]
     with tqdm(total=len(recipes), initial=len(recipes) - len(missing), desc=method, unit="map") as bar:
         for start in range(0, len(missing), job.context.batch):
             rows = missing[start : start + job.context.batch]
             x = job.volumes.batch(torch.tensor(rows))
-            indices = [files.volume_index(job.scans.hashes[row]) for row in rows]
+            indices = [files.volume_index(hashes[row]) for row in rows]
             maps = attribution.attribute(job.loaded.model, x, method, job.context, indices)
             errors = attribution.completeness_errors(job.loaded.model, x, method, job.context, maps)
             for row, map_, error in zip(rows, maps, errors, strict=True):
-                files.write_map(job.stem(method, row), map_, job.scans.grid.affine, recipes[row], error)
+                files.write_map(job.case_stem(method, row), map_, job.volumes.grid.affine, recipes[row], error)
             bar.update(len(rows))
     return len(missing)
 
 
 def gather(job: Job, method: str, origin: str) -> Maps:
-    """Reads the maps of one method and origin once: sums by group, strength by region; draws the first ones."""
+    """Reads the maps of one method and origin once: strength by region, means by group; draws the first ones."""
     cases = job.cases[job.cases["origin"] == origin]
     magnitudes = np.empty((len(cases), len(job.regions.names)))
     columns = cases["label"].to_numpy(np.int64), cases["diagnosis"].to_numpy(str), cases["group"].to_numpy(str)
     found = Maps(Relevance(magnitudes, *columns))
     for place, (row, case) in enumerate(cases.iterrows()):
-        map_, error = files.read_map(job.stem(method, row))
+        map_, error = files.read_map(job.case_stem(method, row))
         magnitudes[place] = region_means(np.abs(map_), job.regions)
         found.add(map_, groups_of(case), error)
         if place < job.config.pictures:
             outcome = f"p(TLE) = {case['probability']:.2f}" + (f", {case['outcome']}" if case["outcome"] else "")
             title = f"{method}, {origin} {case['subject']} ({case['diagnosis']}), {outcome}"
-            draw(job, method, job.stem(method, row), job.scans.volumes[row], map_, title)
+            draw(job, method, job.case_stem(method, row), job.volumes.scans.volumes[row], map_, title)
+    write_means(job, method, origin, found)
     return found
 
 
-def draw(
-    job: Job, method: str, stem: Path, anatomy: np.ndarray, map_: np.ndarray, title: str, *, difference: bool = False
-) -> None:
-    """One picture of a map, or of the difference TLE minus HC of two, over anatomy."""
+def draw(job: Job, method: str, stem: Path, anatomy: np.ndarray, map_: np.ndarray, title: str) -> None:
+    """One picture of a map over anatomy."""
     kind = attribution.METHODS[method]
     ends = ("speaks for HC", "speaks for TLE") if kind.signed else None
-    figures.over_anatomy(
-        stem.with_name(f"{stem.name}.png"), anatomy, map_, job.scans.grid.affine, title=title, unit=kind.unit,
-        ends=("more in HC", "more in TLE") if difference else ends,
-    )  # fmt: skip
+    if stem.name == "mean_TLE_minus_HC":
+        ends = ("more in HC", "more in TLE")
+    picture = stem.with_name(f"{stem.name}.png")
+    figures.over_anatomy(picture, anatomy, map_, job.volumes.grid.affine, title=title, unit=kind.unit, ends=ends)
 
 
 def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
@@ -203,47 +193,39 @@ def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
         means["TLE_minus_HC"] = means["TLE"] - means["HC"]
         titles["TLE_minus_HC"] = f"mean TLE minus mean HC (n = {maps.counts['TLE']} and {maps.counts['HC']})"
     for group, mean in means.items():
-        stem = job.folder(method, origin) / f"mean_{group}"
-        write_nifti(stem.with_name(f"{stem.name}.nii.gz"), mean, job.scans.grid.affine)
+        stem = job.stem(method, origin, f"mean_{group}")
+        write_nifti(stem.with_name(f"{stem.name}.nii.gz"), mean, job.volumes.grid.affine)
         if job.config.pictures:
-            title, difference = f"{method}, {origin}, {titles[group]}", group == "TLE_minus_HC"
-            draw(job, method, stem, job.loaded.mean_hc.numpy(), mean, title, difference=difference)
+            draw(job, method, stem, job.loaded.mean_hc.numpy(), mean, f"{method}, {origin}, {titles[group]}")
 
 
-def write_tables(job: Job, found: Found) -> None:
+def write_tables(job: Job, found: dict[tuple[str, str], Maps]) -> None:
     """The tables beside the methods, their figures, and what they say in a few printed lines."""
-    config, resamples, seed = job.config, job.config.resamples, job.config.seed
-    ranking = tables.ranking(found, job.regions, resamples, seed)
-    lateral = tables.sides(found, job.regions, resamples, seed)
-    agreements = tables.agreements(found, resamples, seed)
-    written = {"region_ranking": ranking, "lateralisation": lateral, "agreement": agreements}
-    written |= {"groups": tables.group_counts(found), "cases": job.cases[list(CASE_COLUMNS)]}
+    config = job.config
+    written = tables_of(found, job.regions, config.resamples, config.seed) | {"cases": job.cases[list(CASE_COLUMNS)]}
     for name, table in written.items():
         with atomic_write(config.out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
+    ranking = written["region_ranking"]
     if config.pictures:
         for method, table in ranking.groupby("method", sort=False):
             title, unit = f"{method}: the strongest regions", attribution.METHODS[method].unit
             figures.ranking(config.out / method / "ranking.png", table, title=title, unit=unit)
-        for (method, origin), table in lateral.groupby(["method", "origin"], sort=False):
-            title = f"{method}, {origin}: side of the relevance"
-            figures.lateralisation(job.folder(method, origin) / "lateralisation.png", table, title=title)
     for (method, origin), table in ranking.groupby(["method", "origin"], sort=False):
         top = ", ".join(f"{row.region} ({row.voxels} voxels)" for row in table.head(5).itertuples())
         differ = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
         print(f"{method}, {origin}: {top}; TLE and HC differ in {len(differ)} of {len(table)} regions (95 % intervals)")
-    for row in agreements[agreements["between"] == "origins"].itertuples():
-        print(f"{row.method_a}: {row.origin_a} and {row.origin_b} agree in {row.quantity}: "
-              f"{row.spearman:.2f} [{row.low:.2f}, {row.high:.2f}]")  # fmt: skip
     if job.loaded.threshold is None:
         print("no means of true and false positives and negatives: the run has not finished and has no threshold")
 
 
-def summary(job: Job, found: Found, leak: bool, made: dict[str, int]) -> dict[str, Any]:
+def summary(job: Job, found: dict[tuple[str, str], Maps], leak: bool, made: dict[str, int]) -> dict[str, Any]:
     """What maps.json says."""
     methods = {name: attribution.METHODS[name] for name in job.config.methods}
-    errors = {name: [error for (method, _), maps in found.items() if method == name for error in maps.errors]
-              for name in methods}  # fmt: skip
+    errors = {
+        name: np.abs([error for (method, _), maps in found.items() if method == name for error in maps.errors])
+        for name in methods if name in attribution.COMPLETE
+    }  # fmt: skip
     volumes = job.cases.groupby("origin", sort=False)["label"]
     return {
         "checkpoint": job.loaded.hash, "commit": git_commit(), "grid": job.loaded.grid.to_dict(), "leak": leak,
@@ -257,8 +239,7 @@ def summary(job: Job, found: Found, leak: bool, made: dict[str, int]) -> dict[st
         "units": {name: method.unit for name, method in methods.items()},
         "not_signed": [name for name, method in methods.items() if not method.signed],
         "completeness_error_logits": {
-            name: {"mean_abs": float(np.mean(np.abs(values))), "max_abs": float(np.max(np.abs(values)))}
-            for name, values in errors.items() if values
+            name: {"mean_abs": float(values.mean()), "max_abs": float(values.max())} for name, values in errors.items()
         },
         "licence": LICENCE_NOTE,
     }  # fmt: skip

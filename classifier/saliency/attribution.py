@@ -1,47 +1,155 @@
-"""Which voxels speak for TLE: the table of attribution methods, and maps of volumes.
+"""Which voxels speak for TLE: the attribution methods, and maps of volumes.
 
-Every map is float32 (D, H, W), per voxel; positive speaks for TLE in all methods that are signed. What its numbers are
-stands in the table: in a complete method they are logits and sum to the difference of the volume's logit from that of
-its baseline.
+Positive speaks for TLE in all methods that are signed. The map of a volume does not depend on what else is in its
+batch: SmoothGrad's noise has the address (seed, purpose, index of the volume, number of the draw), which captum's
+NoiseTunnel cannot give. A method is a function of (network, volumes (B, 1, D, H, W), context, indices of the volumes)
+that returns maps of the volumes' shape, and its row in METHODS.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from captum.attr import FeatureAblation, InputXGradient, IntegratedGradients, LayerGradCam, Saliency
 from torch import nn
 
 from classifier.checkpoint import LoadedClassifier
-from classifier.saliency.activation import attention, grad_cam, occlusion
-from classifier.saliency.gradients import (
-    Context,
-    input_x_gradient,
-    integrated_gradients,
-    integrated_gradients_hc,
-    saliency,
-    smoothgrad,
-)
 from cohort.atlas import Atlas
+from runtime import seeding
 from runtime.device import Device
 from runtime.errors import InputError
 
 
 @dataclass(frozen=True)
+class Context:
+    """What every method is given besides network and volumes."""
+
+    mean_hc: torch.Tensor
+    """(1, 1, D, H, W), the mean control of the training data."""
+    regions: torch.Tensor
+    """int64 (1, 1, D, H, W), atlas labels, 0 outside every region."""
+    ig_steps: int = 32
+    """Points of the Gauss-Legendre rule on the path of integrated gradients."""
+    noise_samples: int = 16
+    """Noisy copies in SmoothGrad."""
+    noise: float = 0.1
+    """Standard deviation of their noise, in intensity units (volumes span 0 to 1)."""
+    batch: int = 8
+    """Volumes evaluated at once: points of paths, noisy copies and occluded copies count each."""
+    seed: int = 0
+    """Seed of all noise."""
+
+
+def saliency(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """The gradient of the logit, signed. Source: Simonyan et al. 2013, arXiv 1312.6034."""
+    return Saliency(model).attribute(x.detach().requires_grad_(True), abs=False)
+
+
+def smoothgrad(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """The gradient, averaged over noisy copies of the volume. Source: Smilkov et al. 2017, arXiv 1706.03825."""
+
+    def noise(row: int, draw: int) -> torch.Tensor:
+        source = seeding.generator(context.seed, "smoothgrad", indices[row], draw, device=x.device)
+        return torch.randn(x.shape[1:], generator=source, device=x.device)
+
+    copies = list(itertools.product(range(len(x)), range(context.noise_samples)))
+    total = torch.zeros_like(x)
+    for start in range(0, len(copies), context.batch):
+        chosen = copies[start : start + context.batch]
+        rows = torch.tensor([row for row, _ in chosen], device=x.device)
+        noisy = x[rows] + context.noise * torch.stack([noise(row, draw) for row, draw in chosen])
+        total.index_add_(0, rows, saliency(model, noisy, context, ()))
+    return total / context.noise_samples
+
+
+def input_x_gradient(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """Intensity times gradient: the first-order effect of blackening each voxel. Source: arXiv 1605.01713."""
+    return InputXGradient(model).attribute(x.detach().requires_grad_(True))
+
+
+def integrated_gradients(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """Integrated gradients from the empty volume. Source: Sundararajan et al. 2017, arXiv 1703.01365, equation 1."""
+    return _integrate(model, x, torch.zeros_like(context.mean_hc), context)
+
+
+def integrated_gradients_hc(
+    model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]
+) -> torch.Tensor:
+    """Integrated gradients from the mean control: what distinguishes this volume from an average healthy one."""
+    return _integrate(model, x, context.mean_hc, context)
+
+
+def _integrate(model: nn.Module, x: torch.Tensor, baseline: torch.Tensor, context: Context) -> torch.Tensor:
+    # captum divides the batch among the volumes; each needs one point of its path at least
+    size = max(context.batch, len(x))
+    return IntegratedGradients(model).attribute(
+        x, baselines=baseline, n_steps=context.ig_steps, internal_batch_size=size
+    )
+
+
+def occlusion(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """How much the logit falls when one atlas region becomes the mean control's, spread over the region's voxels.
+
+    Voxels outside every region get 0. Replacing by the mean control stays nearer to real volumes than a hole would; its
+    borders are sharp all the same.
+    """
+    codes, features = torch.unique(context.regions, return_inverse=True)
+    fall = FeatureAblation(model).attribute(
+        x, baselines=context.mean_hc, feature_mask=features, perturbations_per_eval=max(1, context.batch // len(x))
+    )
+    voxels = torch.bincount(features.flatten(), minlength=len(codes))[features]
+    return torch.where(context.regions > 0, fall / voxels, 0.0)
+
+
+def grad_cam(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """Activations of the last convolution, weighted by their mean gradients, signed. For comparison only.
+
+    One value per place of the last level, constant in H where a network has the coronal slices as channels. Source:
+    Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2 without the ReLU.
+    """
+    layer = getattr(model, "last_convolution", None)
+    if layer is None:
+        raise InputError(f"grad_cam: {type(model).__name__} names no last convolution; use another method")
+    with torch.enable_grad():
+        coarse = LayerGradCam(model, layer).attribute(x.detach().requires_grad_(True))  # (B, 1, d, h, w)
+    return _onto_grid(coarse, x)
+
+
+@torch.no_grad()
+def attention(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
+    """Where the pooling head takes its features from: not signed, sums to 1, says nothing about the direction.
+
+    Source: Ilse et al. 2018, arXiv 1802.04712, equation 8.
+    """
+    weights = model.attention(x) if hasattr(model, "attention") else None
+    if weights is None:
+        raise InputError(
+            f"attention: {type(model).__name__} has no attention head; train --model.name resnet --model.pool attention"
+        )
+    fine = _onto_grid(weights[:, None].float(), x)
+    return fine / fine.sum((2, 3, 4), keepdim=True)
+
+
+def _onto_grid(coarse: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(coarse, size=x.shape[2:], mode="trilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
 class Method:
-    """One row of the table."""
+    """One row of the table of methods."""
 
     function: Callable[[nn.Module, torch.Tensor, Context, Sequence[int]], torch.Tensor]
-    """(network, volumes (B, 1, D, H, W), context, indices of the volumes) to maps of the volumes' shape."""
     unit: str
     """What the numbers of its maps are."""
     baseline: Literal["none", "empty", "mean_hc"] = "none"
-    """What a complete map is relative to; none where maps sum to nothing in particular."""
+    """Whose logit a complete map, summed, is relative to; none where maps sum to nothing in particular."""
     signed: bool = True
     """Whether a positive value speaks for TLE and a negative one for HC."""
     settings: tuple[str, ...] = ()
@@ -64,14 +172,10 @@ COMPLETE = tuple(name for name, method in METHODS.items() if method.baseline != 
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Raises InputError that names the unknown methods, guesses what was meant, and lists the known ones."""
+    """Refuses unknown methods, and none at all; lists the known ones."""
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
-        meant = {guess for name in unknown for guess in difflib.get_close_matches(name, METHODS, n=1)}
-        hint = f" (did you mean {', '.join(sorted(meant))}?)" if meant else ""
-        raise InputError(
-            f"--methods: unknown: {', '.join(unknown) or 'none given'}{hint}; there are: {', '.join(METHODS)}"
-        )
+        raise InputError(f"--methods: unknown: {', '.join(unknown) or 'none given'}; there are: {', '.join(METHODS)}")
 
 
 def context_for(
@@ -95,7 +199,7 @@ def settings_of(method: str, context: Context) -> dict[str, float | str]:
 def attribute(
     model: nn.Module, x: torch.Tensor, method: str, context: Context, indices: Sequence[int] = (0,)
 ) -> np.ndarray:
-    """Maps of several volumes; each is what it would be alone, up to rounding.
+    """Maps of several volumes, float32 (B, D, H, W); each is what it would be alone, up to rounding.
 
     Args:
         model: gives logits (B,) for volumes (B, 1, D, H, W); in evaluation mode.
@@ -103,9 +207,6 @@ def attribute(
         method: a name in METHODS.
         context: baseline, regions and numbers.
         indices: B numbers, the addresses of the volumes' random draws.
-
-    Returns:
-        float32 (B, D, H, W).
 
     Raises:
         InputError: volumes that are not the network's, or a method that this network does not allow.

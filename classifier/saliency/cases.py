@@ -16,8 +16,8 @@ from cohort.tables import CLASS_NAMES, COLUMNS, read_table
 from cohort.volumes import list_volumes, read_volume
 from runtime.errors import InputError
 
-_RECONSTRUCTION = "_reconstruction"
-"""How VAE.infer ends the names of its reconstructions."""
+_RECONSTRUCTION = re.compile(r"(?!\.)(.+)_reconstruction\.nii(\.gz)?")
+"""How VAE.infer calls the reconstruction of a scan; unfinished files are hidden ones."""
 
 
 def read_cases(
@@ -28,9 +28,8 @@ def read_cases(
     Args:
         csv: table of real scans.
         volumes: folders of synthetic volume pickles; the intended class is their label.
-        reconstructions: folders of VAE.infer (``--nifti``) or of volume pickles. A reconstruction is its subject's: the
-            ledger, the class and the side are those of the scan in `csv`; without it the class is what the folder's
-            metrics.csv or the pickle says.
+        reconstructions: folders of VAE.infer (``--nifti``). A reconstruction has the subject, class and side of its
+            scan in `csv`.
         grid: the classifier's; what is not a real scan has to be on it already.
         limit: at most so many of each origin, HC and TLE in turn.
 
@@ -39,18 +38,18 @@ def read_cases(
         the case's files, unique within its origin.
 
     Raises:
-        InputError: nothing given or found, two cases of one name, reconstructions without a label, another grid.
+        InputError: nothing given or found, two cases of one name, reconstructions of other scans, another grid.
     """
     if csv is None and not volumes and not reconstructions:
         raise InputError("nothing to explain: give --csv (scans), --volumes or --reconstructions (folders)")
     real = pd.DataFrame(columns=list(COLUMNS)) if csv is None else read_table(csv)
     parts = {
         "real": real,
-        "synthetic": _table([row for folder in volumes for row in _synthetic(folder)]),
-        "reconstruction": _table([row for folder in reconstructions for row in _reconstructed(folder, real)]),
+        "synthetic": pd.DataFrame([row for folder in volumes for row in _synthetic(folder)], columns=list(COLUMNS)),
+        "reconstruction": _reconstructed(reconstructions, real),
     }
     parts = [_first_cases(part, origin, limit) for origin, part in parts.items() if len(part)]
-    frame = pd.concat(parts, ignore_index=True)
+    frame = pd.concat(parts, ignore_index=True).astype({"label": "int64", "age": "float64"})
     _refuse_other_grid(frame.loc[frame["origin"] != "real", "file"], grid)
     return frame
 
@@ -76,7 +75,7 @@ def groups_of(row: pd.Series) -> list[str]:
 
 def _first_cases(frame: pd.DataFrame, origin: str, limit: int | None) -> pd.DataFrame:
     """The cases that count, with `origin` and `stem`; InputError where two stems of the whole table are equal."""
-    stems = [re.sub(r"[^\w.-]", "_", _scan_name(row.subject, row.session)) for row in frame.itertuples()]
+    stems = [re.sub(r"[^\w.-]", "_", name) for name in _scan_names(frame)]
     frame = frame.assign(origin=origin, stem=stems)
     twice = frame[frame.duplicated("stem", keep=False)]
     if len(twice):
@@ -85,63 +84,38 @@ def _first_cases(frame: pd.DataFrame, origin: str, limit: int | None) -> pd.Data
     return frame.iloc[np.lexsort((frame["label"], turn))[:limit]]
 
 
-def _scan_name(subject: str, session: str) -> str:
-    return f"{subject}_{session}" if session else str(subject)
-
-
-def _table(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label": "int64", "age": "float64"})
-
-
-def _row(path: Path, subject: str, label: int, session: str = "") -> dict:
-    texts = {"side": "", "session": session, "sex": "", "site": "", "diagnosis": CLASS_NAMES[label]}
-    return {"subject": subject, "group": subject, "file": str(path.resolve()), "label": label, **texts}
+def _scan_names(frame: pd.DataFrame) -> list[str]:
+    return [f"{row.subject}_{row.session}" if row.session else row.subject for row in frame.itertuples()]
 
 
 def _synthetic(folder: Path) -> list[dict]:
     paths = list_volumes(folder)
     if not paths:
         raise InputError(f"{folder}: no volume pickles (*.pkl) to explain")
-    return [_row(path, f"synthetic_{path.stem}", read_volume(path).label) for path in paths]
-
-
-def _reconstructed(folder: Path, real: pd.DataFrame) -> list[dict]:
-    """Rows of a folder of reconstructions: NIfTI files of VAE.infer, volume pickles, or both."""
-    pickles = list_volumes(folder)
-    niftis = [*folder.glob(f"*{_RECONSTRUCTION}.nii.gz"), *folder.glob(f"*{_RECONSTRUCTION}.nii")]
-    niftis = sorted(path for path in niftis if not path.name.startswith("."))
-    if not pickles and not niftis:
-        raise InputError(f"{folder}: no reconstructions (*{_RECONSTRUCTION}.nii.gz of VAE.infer --nifti, or *.pkl)")
-    known = {_scan_name(row["subject"], row["session"]): row.to_dict() for _, row in real.iterrows()}
-    measured = _measured(folder / "metrics.csv") if niftis else {}
-    rows, unlabelled = [], []
-    for path in [*niftis, *pickles]:
-        name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".pkl").removesuffix(_RECONSTRUCTION)
-        if name in known:
-            rows.append({**known[name], "file": str(path.resolve())})
-        elif path.suffix == ".pkl":
-            rows.append(_row(path, name, read_volume(path).label))
-        elif name in measured:
-            rows.append(_row(path, *measured[name]))
-        else:
-            unlabelled.append(str(path))
-    if unlabelled:
-        raise InputError.of(
-            "reconstructions of unknown class; give --csv with their scans, or keep metrics.csv beside them", unlabelled
-        )
+    rows = []
+    for path in paths:
+        name, label = f"synthetic_{path.stem}", read_volume(path).label
+        unknown = dict.fromkeys(("side", "session", "sex", "site"), "")
+        given = {"subject": name, "group": name, "file": str(path.resolve())}
+        rows.append({**given, **unknown, "label": label, "diagnosis": CLASS_NAMES[label]})
     return rows
 
 
-def _measured(path: Path) -> dict[str, tuple[str, int, str]]:
-    """Subject, label and session by scan from VAE.infer's metrics.csv; nothing when it is not there."""
-    if not path.is_file():
-        return {}
-    frame = pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=False)
-    missing = [name for name in ("subject", "session", "label") if name not in frame.columns]
-    if missing or not frame["label"].isin([0, 1]).all():
-        raise InputError(f"{path}: not VAE.infer's measurements: no column {', '.join(missing) or 'label of 0 and 1'}")
-    return {_scan_name(row.subject, row.session): (row.subject, int(row.label), row.session)
-            for row in frame.itertuples()}  # fmt: skip
+def _reconstructed(folders: Sequence[Path], real: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the scans that folders hold reconstructions of, with these as their files."""
+    rows_of, rows, files, unknown = {name: row for row, name in enumerate(_scan_names(real))}, [], [], []
+    for folder in folders:
+        found = [
+            (path, match[1]) for path in sorted(folder.glob("*")) if (match := _RECONSTRUCTION.fullmatch(path.name))
+        ]
+        if not found:
+            raise InputError(f"{folder}: no reconstructions (*_reconstruction.nii.gz of VAE.infer --nifti)")
+        unknown += [str(path) for path, name in found if name not in rows_of]
+        rows += [rows_of[name] for _, name in found if name in rows_of]
+        files += [str(path.resolve()) for path, name in found if name in rows_of]
+    if unknown:
+        raise InputError.of("reconstructions of unknown class: their scans are not in --csv", unknown)
+    return real.iloc[rows].assign(file=files)
 
 
 def _refuse_other_grid(files: Sequence[str], grid: Grid) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of attributions: over anatomy, by region, by side. Left of the picture is left of the patient throughout."""
+"""Pictures of attributions: over anatomy and by region. Left of the picture is left of the patient throughout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from cohort.pictures import COLOURS, PLANES, planes, save
+from cohort.pictures import PLANES, planes, save
 from cohort.scans import head_mask
 
 _ORIGIN_LOOK = {
@@ -18,15 +18,9 @@ _ORIGIN_LOOK = {
     "synthetic": {"color": "#7a4fa3", "marker": "D"},
     "reconstruction": {"color": "#3a8f6b", "marker": "s"},
 }
-_SIDE_LOOK = {
-    "HC": {"color": COLOURS["HC"], "marker": "o"},
-    "TLE-L": {"color": COLOURS["TLE"], "marker": "<"},
-    "TLE-R": {"color": COLOURS["TLE"], "marker": ">"},
-    "TLE": {"color": COLOURS["TLE"], "marker": "o"},
-}
 _LETTER_BOX = {"facecolor": "black", "edgecolor": "none", "pad": 1.5, "alpha": 0.6}
 _SHOWN = 12
-"""Regions or structures in a figure."""
+"""Regions in a figure."""
 
 
 def over_anatomy(
@@ -91,7 +85,8 @@ def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
     strength, difference = figure.subplots(1, 2, sharey=True)
     for number, origin in enumerate(origins):
         rows = table[table["origin"] == origin].set_index("region").reindex(names)
-        places = np.arange(len(names)) + _offset(number, len(origins))
+        # a line is 1 high; marks of several origins stand below each other, the first on top
+        places = np.arange(len(names)) + (0.0 if len(origins) == 1 else 0.5 * (0.5 - number / (len(origins) - 1)))
         _points(strength, rows, ("mean_abs", "low", "high"), places, origin, _ORIGIN_LOOK[origin])
         if rows["TLE_minus_HC"].notna().any():
             columns = ("TLE_minus_HC", "difference_low", "difference_high")
@@ -110,37 +105,6 @@ def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
         strength.legend(fontsize=8, loc="lower right", frameon=False)
     figure.suptitle(title, fontsize=10)
     save(figure, path)
-
-
-def lateralisation(path: Path, table: pd.DataFrame, *, title: str) -> None:
-    """On which side the relevance of each structure lies, one mark per diagnosis; from `regions.lateralisation`."""
-    contrast = "TLE-L minus TLE-R"
-    sorting = contrast if contrast in set(table["group"]) else table["group"].iloc[0]
-    order = table[table["group"] == sorting].sort_values("index", key=np.abs, ascending=False)
-    names = order["structure"].head(_SHOWN).tolist()[::-1]
-    groups = [group for group in _SIDE_LOOK if group in set(table["group"])]
-    figure = Figure(figsize=(7.2, 0.34 * len(names) + 1.6), layout="constrained")
-    axis = figure.subplots()
-    for number, group in enumerate(groups):
-        rows = table[table["group"] == group].set_index("structure").reindex(names)
-        places = np.arange(len(names)) + _offset(number, len(groups))
-        label = f"{group} ({int(rows['volumes'].iloc[0])})"
-        _points(axis, rows, ("index", "low", "high"), places, label, _SIDE_LOOK[group])
-    reach = max(0.1, 1.05 * float(table.loc[table["group"].isin(groups), ["low", "high"]].abs().to_numpy().max()))
-    axis.set_xlim(reach, -reach)  # left is drawn on the left
-    axis.axvline(0, color="0.6", linewidth=0.8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xlabel("more on the LEFT  ←  (L - R) / (L + R)  →  more on the RIGHT", fontsize=8)
-    axis.tick_params(axis="x", labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
-
-
-def _offset(number: int, count: int) -> float:
-    """Where in its line, 1 high, one of several marks stands; the first on top."""
-    return 0.0 if count == 1 else 0.5 * (0.5 - number / (count - 1))
 
 
 def _points(

@@ -34,33 +34,26 @@ def volume_index(volume: str) -> int:
 
 def is_made(stem: Path, wanted: dict[str, Any]) -> bool:
     """Whether the map with this recipe is there."""
-    if not _note(stem).is_file() or not _nifti(stem).is_file():
-        return False
-    return read_json(_note(stem))["recipe"] == json.loads(json.dumps(wanted))
+    note, nifti = _files(stem)
+    return note.is_file() and nifti.is_file() and read_json(note)["recipe"] == json.loads(json.dumps(wanted))
 
 
 def write_map(stem: Path, map_: np.ndarray, affine: np.ndarray, made_from: dict[str, Any], error: float | None) -> None:
     """Writes a map (D, H, W) and its note; `error` is how far from complete it is in logits, None if it need not be."""
-    write_nifti(_nifti(stem), map_, affine)
-    write_json(_note(stem), {"recipe": made_from, "completeness_error_logits": error})
+    note, nifti = _files(stem)
+    write_nifti(nifti, map_, affine)
+    write_json(note, {"recipe": made_from, "completeness_error_logits": error})
 
 
 def read_map(stem: Path) -> tuple[np.ndarray, float | None]:
-    """The map (D, H, W) and its error of completeness.
-
-    Raises:
-        InputError: a file that cannot be read; names it.
-    """
+    """The map (D, H, W) and its error of completeness; InputError for a damaged file."""
+    note, nifti = _files(stem)
     try:
-        map_ = np.asarray(nib.load(_nifti(stem)).dataobj, dtype=np.float32)
+        map_ = np.asarray(nib.load(nifti).dataobj, dtype=np.float32)
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise InputError(f"{_nifti(stem)}: not a whole map: {error}; delete it, and it is made again") from None
-    return map_, read_json(_note(stem))["completeness_error_logits"]
+        raise InputError(f"{nifti}: not a whole map: {error}; delete it, and it is made again") from None
+    return map_, read_json(note)["completeness_error_logits"]
 
 
-def _nifti(stem: Path) -> Path:
-    return stem.with_name(f"{stem.name}.nii.gz")
-
-
-def _note(stem: Path) -> Path:
-    return stem.with_name(f"{stem.name}.json")
+def _files(stem: Path) -> tuple[Path, Path]:
+    return stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.nii.gz")

@@ -34,20 +34,13 @@ class Relevance:
 
 
 def choose_regions(atlas: Atlas, names: Sequence[str]) -> Atlas:
-    """The atlas with only the regions of these names; all for no names.
-
-    Raises:
-        InputError: unknown regions; guesses what was meant and says how many there are.
-    """
-    unknown = [name for name in names if name not in atlas.codes]
-    if unknown:
-        guesses = [(name, difflib.get_close_matches(name, atlas.codes, n=3, cutoff=0.4)) for name in unknown]
-        raise InputError.of(
-            f"--regions: unknown, and none of the atlas's {len(atlas.names)}",
-            [f"{name!r}" + (f"; near it: {', '.join(near)}" if near else "") for name, near in guesses],
-        )
+    """The atlas with only the regions of these names; all for no names."""
     if not names:
         return atlas
+    near = {name: difflib.get_close_matches(name, atlas.codes, n=3, cutoff=0.4) for name in names}
+    unknown = [f"{name!r}; near it: {', '.join(near[name])}" for name in names if name not in atlas.codes]
+    if unknown:
+        raise InputError.of(f"--regions: unknown, and none of the atlas's {len(atlas.names)}", unknown)
     kept = {atlas.codes[name]: name for name in names}
     return Atlas(np.where(np.isin(atlas.labels, list(kept)), atlas.labels, 0).astype(atlas.labels.dtype), kept)
 
@@ -65,11 +58,10 @@ def region_means(map_: np.ndarray, atlas: Atlas) -> np.ndarray:
 
 
 def rank_regions(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
-    """Ranks regions by their mean |attribution| over subjects.
+    """One row per region that has voxels, strongest mean |attribution| over subjects first.
 
-    Returns:
-        One row per region that has voxels, strongest first: rank, region, voxels, mean_abs with low and high,
-        mean_abs_HC, mean_abs_TLE, and TLE_minus_HC with difference_low and difference_high (NaN with one class only).
+    Columns: rank, region, voxels, mean_abs with low and high, mean_abs_HC, mean_abs_TLE, and TLE_minus_HC with
+    difference_low and difference_high (NaN with one class only).
     """
     kept = np.flatnonzero(np.isfinite(maps.magnitudes).all(0))
     weights = _weights(maps.labels, maps.clusters, resamples, rng)
@@ -91,14 +83,11 @@ def rank_regions(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamp
 
 
 def agreement(a: Relevance, b: Relevance, rng: np.random.Generator, resamples: int) -> dict[str, dict[str, float]]:
-    """Spearman's correlation of two rankings of the same regions.
+    """Spearman's correlation of two rankings of the same regions: {quantity: {"value", "low", "high"}}.
 
-    Subjects that are in both sets are drawn together. Resampling adds its own noise to both rankings, so that with few
-    subjects the interval lies low.
-
-    Returns:
-        {quantity: {"value", "low", "high"}} for ``mean_abs`` and, where both sets have both classes, ``TLE_minus_HC``.
-        Strength follows the image's edges in any set of heads: agreement of the differences says more.
+    The quantities are ``mean_abs`` and, where both sets have both classes, ``TLE_minus_HC``, which says more: strength
+    follows the image's edges in any set of heads. Subjects that are in both sets are drawn together. Resampling adds
+    its own noise to both rankings, so that with few subjects the interval lies low.
     """
     kept = np.isfinite(a.magnitudes).all(0) & np.isfinite(b.magnitudes).all(0)
     pairs: dict[str, list[np.ndarray]] = {"mean_abs": [], "TLE_minus_HC": []}
@@ -114,14 +103,11 @@ def agreement(a: Relevance, b: Relevance, rng: np.random.Generator, resamples: i
 
 
 def lateralisation(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
-    """On which side each structure's relevance lies, by diagnosis.
+    """On which side each structure's relevance lies, a row per diagnosis and structure, and ``TLE-L minus TLE-R``.
 
     The index of a map is (left - right) / (left + right) of the two regions' mean |attribution|, from -1 (all right) to
     1 (all left), 0 where there is none at all. Brains, atlas and network have sides of their own: the last
     group, left cases minus right cases, is free of what all share.
-
-    Returns:
-        group, structure, volumes, index, low, high; a row per diagnosis and structure, and ``TLE-L minus TLE-R``.
     """
     codes = list(atlas.names)
     pairs = [(name, codes.index(left), codes.index(right)) for name, left, right in bilateral_pairs(atlas.names)]

@@ -34,45 +34,34 @@ class Maps:
         self.errors += [] if error is None else [error]
 
 
-Found = dict[tuple[str, str], Maps]
-"""Maps by (method, origin)."""
+def tables_of(found: dict[tuple[str, str], Maps], regions: Atlas, resamples: int, seed: int) -> dict[str, pd.DataFrame]:
+    """The tables of maps by (method, origin): `region_ranking`, `lateralisation`, `agreement` and `groups`.
 
+    Agreement is between origins (of one method) and between methods (of one origin); groups are the volumes behind each
+    mean map, the same for every method.
+    """
 
-def ranking(found: Found, regions: Atlas, resamples: int, seed: int) -> pd.DataFrame:
-    """`regions.rank_regions` of every method and origin."""
-    return _join(found, lambda part: rank_regions(part, regions, seeding.rng(seed, "regions"), resamples))
+    def joined(table_of: Callable, purpose: str) -> pd.DataFrame:
+        tables = {pair: table_of(maps.relevance, regions, seeding.rng(seed, purpose), resamples)
+                  for pair, maps in found.items()}  # fmt: skip
+        return pd.concat(tables, names=["method", "origin", "row"]).reset_index(["method", "origin"])
 
-
-def sides(found: Found, regions: Atlas, resamples: int, seed: int) -> pd.DataFrame:
-    """`regions.lateralisation` of every method and origin."""
-    return _join(found, lambda part: lateralisation(part, regions, seeding.rng(seed, "sides"), resamples))
-
-
-def agreements(found: Found, resamples: int, seed: int) -> pd.DataFrame:
-    """Rank correlations between origins (of one method) and between methods (of one origin), one row each."""
-    rows = []
-    for (name_a, a), (name_b, b) in combinations(found.items(), 2):
-        same_method, same_origin = name_a[0] == name_b[0], name_a[1] == name_b[1]
-        if same_method == same_origin:
+    agreements = []
+    for ((method_a, origin_a), a), ((method_b, origin_b), b) in combinations(found.items(), 2):
+        if (method_a == method_b) == (origin_a == origin_b):
             continue
-        between = "origins" if same_method else "methods"
-        for quantity, cell in agreement(a.relevance, b.relevance, seeding.rng(seed, "agreement"), resamples).items():
-            rows.append((between, *name_a, *name_b, quantity, cell["value"], cell["low"], cell["high"]))
+        between = "origins" if method_a == method_b else "methods"
+        cells = agreement(a.relevance, b.relevance, seeding.rng(seed, "agreement"), resamples)
+        agreements += [
+            (between, method_a, origin_a, method_b, origin_b, quantity, *cell.values())
+            for quantity, cell in cells.items()
+        ]
     columns = ("between", "method_a", "origin_a", "method_b", "origin_b", "quantity", "spearman", "low", "high")
-    return pd.DataFrame(rows, columns=list(columns))
-
-
-def group_counts(found: Found) -> pd.DataFrame:
-    """How many volumes are behind each mean map: origin, group, volumes (the same for every method)."""
     counts = {origin: maps.counts for (_, origin), maps in found.items()}
-    rows = [(origin, group, number) for origin, part in counts.items() for group, number in sorted(part.items())]
-    return pd.DataFrame(rows, columns=["origin", "group", "volumes"])
-
-
-def _join(found: Found, table_of: Callable[[Relevance], pd.DataFrame]) -> pd.DataFrame:
-    """One table below the other, with the columns method and origin in front."""
-    tables = {names: table_of(maps.relevance) for names, maps in found.items()}
-    for (method, origin), table in tables.items():
-        table.insert(0, "method", method)
-        table.insert(1, "origin", origin)
-    return pd.concat(tables.values(), ignore_index=True)
+    groups = [(origin, group, number) for origin, part in counts.items() for group, number in sorted(part.items())]
+    return {
+        "region_ranking": joined(rank_regions, "regions"),
+        "lateralisation": joined(lateralisation, "sides"),
+        "agreement": pd.DataFrame(agreements, columns=list(columns)),
+        "groups": pd.DataFrame(groups, columns=["origin", "group", "volumes"]),
+    }

@@ -186,9 +186,7 @@ def test_settings_name_what_a_map_depends_on():
 
 
 def test_unknown_methods_are_listed_with_the_known_ones():
-    with pytest.raises(
-        InputError, match=r"unknown: magic, gradcam \(did you mean grad_cam\?\); there are: smoothgrad, "
-    ):
+    with pytest.raises(InputError, match=r"unknown: magic, gradcam; there are: smoothgrad, "):
         attribution.check_methods(("saliency", "magic", "gradcam"))
     with pytest.raises(InputError, match="none given"):
         attribution.check_methods(())
