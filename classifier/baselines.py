@@ -1,14 +1,15 @@
 """Logistic regressions to hold a network against: regional volumes, brain size, age and sex, site, and true volumes.
 
-The volumes are atlas volumes: tissue inside fixed, dilated regions of the template, with no registration of the
-individual. At 4 mm they follow a person's true volumes only in part, so that beating them proves little; the true
-volumes of simulated scans (`truth_features`) are the other end.
+The volumes are tissue inside fixed, dilated regions of the template, with no registration of the individual. At 4 mm
+they follow a person's true volumes only in part, so that beating them proves little; the true volumes of simulated
+scans (`truth_features`) are the other end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
 
 
 def brain_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
-    """Volume (ml) of the mask of brain (or head); (N, 1). A cue of preparation rather than of disease."""
+    """Volume (ml) of the mask of brain or head; (N, 1). A cue of preparation rather than of disease."""
     return np.array([[np.count_nonzero(head_mask(volume)) * grid.spacing_mm**3 / 1000] for volume in volumes])
 
 
@@ -72,39 +73,29 @@ def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str 
     """The inputs of each baseline for the training scans and every held-out stack, or why there are none.
 
     Returns:
-        for each name {"train": (N, F), and one for each held-out stack}, or ``skipped: reason``. ``hippocampus`` comes
-        from all training scans, synthetic ones too; all others from the real ones alone, in the order of the table.
-        ``permuted`` is ``regional`` with the training rows in random order: labels that belong to other people. It can
-        miss an area of 0.5 by more than its interval over test subjects: see `permutation_null`.
+        for each name {"train": (N, F), and one for each held-out stack}, or the reason. ``hippocampus`` comes from all
+        training scans, synthetic ones too; all others from the real ones alone, in the order of the table.
+        ``permuted`` is ``regional`` with the training rows in random order: labels that belong to other people. It
+        can miss an area of 0.5 by more than its interval over test subjects: see `permutation_null`.
     """
-    stacks = {"train": train, **held_out}
-    found: dict[str, str | dict[str, np.ndarray]] = {
-        "hippocampus": {name: hippocampal_features(stack) for name, stack in stacks.items()}
-    }
-    rows = np.flatnonzero(~train.frame["synthetic"].to_numpy(dtype=bool))
-    real = train.frame.iloc[rows]
-    names = ("regional", "brain_volume", "age_sex", "site", "permuted")
-    if real["label"].nunique() < 2:
-        return {**found, **dict.fromkeys(names, "skipped: no real training scans of both classes")}
-    frames = {"train": real, **{name: stack.frame for name, stack in held_out.items()}}
-    volumes = {
-        "train": [train.volumes[row] for row in rows],
-        **{name: stack.volumes for name, stack in held_out.items()},
-    }
-    regional = {name: regional_features(part, train.grid) for name, part in volumes.items()}
+    all_scans = {"train": train, **held_out}
+    real = train.take(np.flatnonzero(~train.frame["synthetic"].to_numpy(dtype=bool)))
+    stacks, table = {"train": real, **held_out}, real.frame
+    found: dict[str, Any] = {"hippocampus": {name: hippocampal_features(stack) for name, stack in all_scans.items()}}
+    if table["label"].nunique() < 2:
+        names = ("regional", "brain_volume", "age_sex", "site", "permuted")
+        return {**found, **dict.fromkeys(names, "no real training scans of both classes")}
+    regional = {name: regional_features(stack.volumes, train.grid) for name, stack in stacks.items()}
+    found["regional"] = regional
+    found["brain_volume"] = {name: brain_features(stack.volumes, train.grid) for name, stack in stacks.items()}
+    found["age_sex"] = "the training table has neither age nor sex"
+    if table["age"].notna().any() or table["sex"].ne("").any():
+        found["age_sex"] = {name: age_sex_features(stack.frame, table) for name, stack in stacks.items()}
+    found["site"] = "the training table has fewer than two sites"
+    if table["site"].nunique() > 1:
+        found["site"] = {name: site_features(stack.frame, table) for name, stack in stacks.items()}
     order = seeding.rng(0, "permuted labels").permutation(len(real))
-    return {
-        **found,
-        "regional": regional,
-        "brain_volume": {name: brain_features(part, train.grid) for name, part in volumes.items()},
-        "age_sex": {name: age_sex_features(frame, real) for name, frame in frames.items()}
-        if real["age"].notna().any() or real["sex"].ne("").any()
-        else "skipped: the training table has neither age nor sex",
-        "site": {name: site_features(frame, real) for name, frame in frames.items()}
-        if real["site"].nunique() > 1
-        else "skipped: the training table has fewer than two sites",
-        "permuted": {**regional, "train": regional["train"][order]},
-    }
+    return {**found, "permuted": {**regional, "train": regional["train"][order]}}
 
 
 def fit(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
@@ -115,7 +106,7 @@ def fit(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
 def fit_closely(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     """`fit` with the ridge penalty that cross-validation within these subjects prefers (log loss, 5 folds at most).
 
-    For bounds from above: a penalty that leaves noise in would put them too low. Both classes have two subjects.
+    For bounds from above: a penalty that leaves noise in would put them too low.
     """
     folds = StratifiedKFold(min(5, int(np.bincount(labels).min())), shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))

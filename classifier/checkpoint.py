@@ -55,11 +55,7 @@ def save_classifier(
 
 
 def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedClassifier:
-    """Rebuilds the network from nothing but its file, strictly; with the EMA weights by default.
-
-    Raises:
-        InputError: not a classifier checkpoint, damaged, or weights that do not fit its own configuration.
-    """
+    """Rebuilds the network from nothing but its file, strictly; InputError where the file contradicts itself."""
     record = load_checkpoint(path, KIND)
     grid, normalisation = Grid.from_dict(record["grid"]), record["normalisation"]
     try:
@@ -82,11 +78,7 @@ def set_operating_point(path: Path, *, temperature: float, threshold: float) -> 
 
 
 def resume_classifier(path: Path, model: Classifier, grid: Grid) -> dict[str, Any]:
-    """Loads the raw weights into `model` for further training and returns the file's contents.
-
-    Raises:
-        InputError: the checkpoint is of another grid or architecture; names each field with both values.
-    """
+    """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
     record = load_checkpoint(path, KIND)
     wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
     refuse_other(path, record, wanted, "another grid or architecture")

@@ -15,18 +15,15 @@ class ModelConfig:
     """Architecture of the network; travels in the checkpoint."""
 
     name: Literal["resnet", "densenet121", "efficientnet"] = "resnet"
-    """Network: a dense 3D ResNet; MONAI's 3D DenseNet121; MONAI's 2D EfficientNet-B0 with coronal slices as channels.
-    The latter two have their published widths and depths, and average over the last level."""
+    """A dense 3D ResNet, MONAI's 3D DenseNet121, or MONAI's 2D EfficientNet-B0 with coronal slices as channels."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of each level (resnet); every level after the first halves each axis."""
     blocks: int = 2
     """Residual blocks per level (resnet)."""
     pool: Literal["attention", "mean"] = "attention"
-    """How places of the last level are put together (resnet): weighted by a learned score, whose map can be shown, or
-    averaged."""
+    """How places of the last level are put together (resnet): weighted by a learned score, or averaged."""
     feature_norm: bool = True
-    """Bring the pooled features to mean 0 and variance 1 over the batch (in evaluation: by running statistics) before
-    the last layer."""
+    """Bring the pooled features to mean 0 and variance 1 over the batch before the last layer."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 for fine grids, 1 for coarse ones."""
     groups: int = 8
@@ -53,7 +50,6 @@ class AugmentConfig:
     """Standard deviation of added white noise, in intensity units (volumes span 0 to 1)."""
 
     def scaled(self, factor: float) -> AugmentConfig:
-        """The same with every standard deviation times `factor`."""
         return AugmentConfig(**{name: factor * value for name, value in asdict(self).items()})
 
 
@@ -75,33 +71,32 @@ class TrainConfig:
     """Table of held-out scans, used once, at the end."""
     folds: int = 0
     """Cross-validation with so many folds (3 or more) instead of the three tables: the scans of --index are divided by
-    subject and group, stratified by class, side and site; --sample-seed moves the division. 0 for the three tables."""
+    subject and group, with class, side and site in proportion. 0 for the three tables."""
     fold: int = 0
     """Which fold this run is tested on, from 0. It is validated on the next one and trained on all others."""
     index: tuple[Path, ...] = ()
     """Tables that --folds divides, joined; by default the training table, so that the test table stays locked."""
     real: int | None = None
-    """How many real training subjects to use (all their scans): by default all, 0 for synthetic volumes only. For one
-    sample seed the subjects of a smaller number are among those of a larger one, with the classes in proportion."""
+    """How many real training subjects to use: by default all, 0 for synthetic volumes only. Those of a smaller number
+    are among those of a larger one, with the classes in proportion."""
     synth_percent: float = 0.0
     """Synthetic volumes to add, in percent of the real training scans, class by class."""
     synth_count: int = 0
     """Synthetic volumes to add, in total, half of each class; instead of the percentage (needed with --real 0)."""
     duplicate_percent: float = 0.0
-    """Real training scans to repeat, in percent of the real training scans, class by class: the control of the same
-    counts as --synth-percent, with nothing new in it."""
+    """Real training scans to repeat, in percent, class by class: the control of --synth-percent with nothing new."""
     augmentation: Literal["none", "standard", "strong"] = "standard"
     """Strength of the classical augmentation: the standard deviations of --augment times 0, 1 or 2."""
     shuffle: Literal["none", "synthetic", "all"] = "none"
     """Null runs. synthetic: the labels of the synthetic volumes are permuted among them. all: those of the training and
-    of the validation subjects too, each among themselves; test labels never. --seed draws the permutation."""
+    of the validation subjects too, each among themselves; test labels never."""
     synth_hc: Path = ROOT / "synthetic_data_pkls_HC"
     """Folder of synthetic controls (volume pickles and ledger.json)."""
     synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
     """Folder of synthetic patients."""
     allow_leak: bool = False
-    """Go on when validation or test subjects were seen in training, by this run or by the synthetic volumes' makers (or
-    when a folder of synthetic volumes has no ledger); the results then say so."""
+    """Go on when validation or test subjects were seen in training, by this run or by the synthetic volumes' makers, or
+    when no ledger says so; the results then say so."""
     run_dir: Path = ROOT / "runs/paper/classifier"
     """Run folder. An existing run of the same configuration is continued."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -141,8 +136,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of weights, batches, augmentation and permuted labels."""
     sample_seed: int = 0
-    """Seed of the folds and of the choice of real subjects and synthetic volumes, so that training seeds can vary on
-    the same data."""
+    """Seed of the folds and of the choice of real subjects and synthetic volumes."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     cache_dir: Path | None = None
@@ -162,9 +156,8 @@ PRESETS = {
         steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9,
         log_every_steps=10, val_every_steps=10, save_every_steps=10,
     ),
-    # A minute on two CPU cores. So few steps do not reach anything through random changes of the volumes: a planted
-    # corner mark in one class is learned without them and not with them. The learning rate matters most: a planted loss
-    # of half a hippocampus is learned at 2e-4 by every seed tried, at 7e-4 by some within these steps, at 3e-3 by none.
+    # A minute on two CPU cores. In so few steps a planted corner mark is learned without augmentation, not with it. A
+    # planted loss of half a hippocampus is learned at 2e-4 by every seed tried, at 7e-4 by some, at 3e-3 by none.
     "demo": TrainConfig(
         grid="demo", augmentation="none", run_dir=ROOT / "runs/demo/classifier",
         model=ModelConfig(widths=(16, 32, 64, 128), blocks=1),

@@ -15,8 +15,8 @@ from cohort.tables import CLASS_NAMES
 from runtime import distributed, seeding
 from runtime.device import Device
 
-EPOCHS = "epoch:"
-"""Purpose of the draws of `runtime.training.balanced_rows`."""
+COUNTS = tuple(f"{origin}_{name}" for origin in ("real", "repeated", "synthetic") for name in CLASS_NAMES)
+"""What a training scan can be."""
 
 
 class Volumes(stacks.Volumes):
@@ -28,7 +28,7 @@ class Volumes(stacks.Volumes):
         self.sides = torch.from_numpy(sides(scans.frame).copy())
 
     def constants(self) -> tuple[float, float]:
-        """Mean and standard deviation of all voxels of all scans: what the network subtracts and divides by."""
+        """Mean and standard deviation of all voxels of all scans."""
         sums = np.zeros(2)
         for volume in self.scans.volumes:
             sums += volume.mean(dtype=np.float64), np.square(volume, dtype=np.float64).mean()
@@ -37,10 +37,8 @@ class Volumes(stacks.Volumes):
 
     def mean_volume(self, label: int) -> torch.Tensor:
         """Voxel-wise mean (D, H, W) over the scans of one class: a neutral image for attributions to start from."""
-        total = np.zeros(self.grid.shape)
-        rows = np.flatnonzero(self.labels.numpy() == label)
-        for row in rows:
-            total += self.scans.volumes[int(row)]
+        rows = np.flatnonzero(self.labels.numpy() == label).tolist()
+        total = sum((self.scans.volumes[row] for row in rows), np.zeros(self.grid.shape))
         return torch.from_numpy((total / len(rows)).astype(np.float32))
 
 
@@ -54,54 +52,23 @@ def without_repeats(scans: ScanStack) -> ScanStack:
     return scans.take(np.flatnonzero(~scans.frame["repeated"].to_numpy(dtype=bool)))
 
 
-def origins(frame: pd.DataFrame) -> pd.Series:
-    """What each row of a table of scans is, such as ``real_HC``, ``repeated_TLE`` or ``synthetic_HC``."""
-    flags = {name: frame.get(name, pd.Series(False, index=frame.index)) for name in ("repeated", "synthetic")}
-    origin = np.where(flags["synthetic"], "synthetic", np.where(flags["repeated"], "repeated", "real"))
-    return pd.Series(origin, index=frame.index) + "_" + frame["label"].map(lambda label: CLASS_NAMES[label])
-
-
-def counts(stack: ScanStack, weights: np.ndarray | None = None) -> dict[str, int]:
-    """Scans of a stack by origin and class; each counted as often as `weights` (N,) says, by default once."""
-    totals = pd.Series(1 if weights is None else weights, index=stack.frame.index).groupby(origins(stack.frame)).sum()
-    names = (f"{origin}_{name}" for origin in ("real", "repeated", "synthetic") for name in CLASS_NAMES)
-    return {name: int(totals.get(name, 0)) for name in names}
+def counts(stack: ScanStack) -> dict[str, int]:
+    """Scans of a stack by COUNTS."""
+    frame, names = stack.frame, ["synthetic", "repeated"]
+    origin = np.select(list(frame.reindex(columns=names, fill_value=False).to_numpy(bool).T), names, "real")
+    kind = pd.Series(origin, frame.index) + "_" + frame["label"].map(dict(enumerate(CLASS_NAMES)))
+    return kind.value_counts().reindex(COUNTS, fill_value=0).to_dict()
 
 
 def counts_text(stack: ScanStack) -> str:
-    """Counts for people."""
+    """Counts that are not 0, for people."""
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts(stack).items() if count)
 
 
-def draws_per_row(labels: np.ndarray, batch_size: int, steps: int, seed: int) -> np.ndarray:
-    """How often each row was in a global batch after so many steps of `runtime.training.balanced_rows`, int64 (N,).
-
-    Whole epochs use every row of a class once; only the last, begun one depends on its permutation.
-    """
-    drawn = np.zeros(len(labels), dtype=np.int64)
-    for label in (0, 1):
-        members = np.flatnonzero(labels == label)
-        epochs, rest = divmod(steps * (batch_size // 2), len(members))
-        order = torch.randperm(len(members), generator=seeding.generator(seed, f"{EPOCHS}{label}", epochs)).numpy()
-        drawn[members] += epochs
-        drawn[members[order[:rest]]] += 1
-    return drawn
-
-
 def augment(x: torch.Tensor, config: AugmentConfig, spacing_mm: float, seed: int, step: int) -> torch.Tensor:
-    """Small random rotation, shift, scale, exponent and noise for each volume of a batch.
+    """Small random rotation, shift, scale, exponent and noise for each volume (B, 1, D, H, W) in [0, 1].
 
-    Draws are made for the global batch, so that several processes see what one would.
-
-    Args:
-        x: this process's share (B, 1, D, H, W), in [0, 1].
-        config: standard deviations.
-        spacing_mm: edge of a voxel.
-        seed: the run's.
-        step: from 1.
-
-    Returns:
-        (B, 1, D, H, W); noise may leave [0, 1] a little.
+    Draws are made for the global batch, of which `x` is this process's share. Noise may leave [0, 1] a little.
     """
     B = x.shape[0] * distributed.world_size()
     draws = torch.randn((B, 8), generator=seeding.generator(seed, "augment", step))

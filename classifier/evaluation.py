@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from scipy.special import expit
 
 from classifier.checkpoint import load_classifier, set_operating_point
 from classifier.config import TrainConfig
-from classifier.dataset import Volumes, counts, counts_text, draws_per_row, without_repeats
-from classifier.measures import metrics
-from classifier.measures.predictions import by_subject, table_of, write_predictions
+from classifier.dataset import Volumes, counts, counts_text, without_repeats
+from classifier.measures import metrics, resampling
+from classifier.measures.paired_tests import delong_test
+from classifier.measures.predictions import by_subject, write_predictions
 from classifier.measures.resampling import cell_text
 from classifier.model import Classifier
 from classifier.selection import Selection
@@ -26,7 +26,8 @@ from runtime.device import Device
 from runtime.files import write_json
 from runtime.runs import Run
 
-THRESHOLD_RULE = "largest balanced accuracy on validation, among equals nearest 0.5"
+FIELDS = ("grid", "seed", "sample_seed", "resamples", "folds", "fold", "augmentation", "shuffle", "steps", "batch_size")
+"""Of the configuration, repeated in results.json."""
 EVAL_BATCH = 16
 PERMUTATIONS = 200
 
@@ -55,20 +56,17 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
     others, scores = measure_baselines(stacks, predictions["test"], config)
     write_predictions(run.path / "predictions.csv", pd.concat(predictions.values(), ignore_index=True))
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    test = predictions["test"]
-    scores = {"network": (test["label"].to_numpy(), test["probability"].to_numpy()), **scores}
-    legend = {f"{name}, AUC {metrics.auc(*pair):.3f}": pair for name, pair in scores.items()}
+    test, y = predictions["test"], stacks["test"].labels
+    scores = {"network": test["probability"].to_numpy(), **scores}
+    legend = {f"{name}, AUC {metrics.auc(y, row):.3f}": (y, row) for name, row in scores.items()}
     figures.curves(run.path / "curves.png", legend, log, title=f"trained on {counts_text(stacks['train'])}")
-    seen = draws_per_row(stacks["train"].labels, config.batch_size, config.steps, config.seed)
     results = {
-        "commit": git_commit(), "checkpoint": checkpoint_hash(path), "step": loaded.step, "grid": config.grid,
-        "seed": config.seed, "sample_seed": config.sample_seed, "resamples": config.resamples,
-        "folds": config.folds, "fold": config.fold, "model": config.model.name,
-        "augmentation": config.augmentation, "shuffle": config.shuffle,
+        "commit": git_commit(), "checkpoint": checkpoint_hash(path), "step": loaded.step,
+        **{name: getattr(config, name) for name in FIELDS}, "model": config.model.name,
         "counts": {name: counts(stack) for name, stack in stacks.items()},
-        "steps": config.steps, "batch_size": config.batch_size, "seen": counts(stacks["train"], seen),
-        "seconds": training_seconds(log), "peak_gpu_bytes": peak_memory(device),
-        "temperature": temperature, "threshold": threshold, "threshold_rule": THRESHOLD_RULE,
+        "seconds": training_seconds(log),
+        "peak_gpu_bytes": torch.cuda.max_memory_reserved(device.kind) if device.kind.type == "cuda" else None,
+        "temperature": temperature, "threshold": threshold,
         "leak": bool(selection.leaks), "leaks": selection.leaks, "notes": selection.notes,
         "metrics": measured, "side": measure_side(test, config), "baselines": others,
     }  # fmt: skip
@@ -79,22 +77,21 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
 def predicted(
     stack: ScanStack, logits: np.ndarray, temperature: float, split: str, config: TrainConfig
 ) -> pd.DataFrame:
-    """The rows of predictions.csv for one table; the side's probability (of right) is empty where none was learned."""
-    table = table_of(stack.frame, logits[:, 0], expit(logits[:, 0] / temperature), split)
+    """A table with its predictions; the side's probability (of right) is empty where none was learned."""
     side = expit(logits[:, 1]) if logits.shape[1] > 1 else np.nan
-    return table.assign(side_probability=side, seed=config.seed, fold=config.fold)
+    found = {"logit": logits[:, 0], "probability": expit(logits[:, 0] / temperature), "side_probability": side}
+    return stack.frame.assign(**found, split=split, seed=config.seed, fold=config.fold)
 
 
 def training_seconds(log: list[dict[str, float]]) -> float:
     """Seconds that all steps took with their validations and checkpoints, over however many starts of the run."""
-    lines = [(line["step"], line["time/step_s"]) for line in log if "time/step_s" in line]
-    steps = np.diff([0, *(step for step, _ in lines)])
-    return round(float(steps @ np.array([seconds for _, seconds in lines])), 2)
+    lines = np.array([(line["step"], line["time/step_s"]) for line in log if "time/step_s" in line])
+    return round(float(np.diff(lines[:, 0], prepend=0) @ lines[:, 1]), 2)
 
 
-def peak_memory(device: Device) -> int | None:
-    """Bytes that this process has held on its GPU at most; None on a CPU."""
-    return torch.cuda.max_memory_reserved(device.kind) if device.kind.type == "cuda" else None
+def measure(frame: pd.DataFrame, threshold: float, config: TrainConfig, split: str) -> dict[str, Any]:
+    """All measures of a table of predictions, with intervals over subjects (or groups of subjects)."""
+    return resampling.evaluate(frame, threshold, seeding.rng(config.seed, f"bootstrap {split}"), config.resamples)
 
 
 def measure_side(frame: pd.DataFrame, config: TrainConfig) -> dict[str, Any]:
@@ -102,59 +99,43 @@ def measure_side(frame: pd.DataFrame, config: TrainConfig) -> dict[str, Any]:
     if not config.side_weight:
         return {"skipped": "no side was learned (--side-weight)"}
     known = frame[frame["side"] != ""]
-    if known["side"].nunique() < 2:
+    left, right = (int((known["side"] == side).sum()) for side in "LR")
+    if not left or not right:
         return {"skipped": "the test table does not have patients of both sides"}
     known = known.assign(label=(known["side"] == "R").astype(int), probability=known["side_probability"])
-    return {
-        "left": int((known["side"] == "L").sum()),
-        "right": int((known["side"] == "R").sum()),
-        "test": measure(known, 0.5, config, "side"),
-    }
-
-
-def measure(frame: pd.DataFrame, threshold: float, config: TrainConfig, split: str) -> dict[str, Any]:
-    """All measures of a table of predictions, with intervals over subjects (or groups of subjects)."""
-    rng = seeding.rng(config.seed, f"bootstrap {split}")
-    return metrics.evaluate(
-        frame["label"].to_numpy(), frame["probability"].to_numpy(), threshold, frame["group"].to_numpy(), rng,
-        config.resamples,
-    )  # fmt: skip
+    return {"left": left, "right": right, "test": measure(known, 0.5, config, "side")}
 
 
 def measure_baselines(
     stacks: dict[str, ScanStack], network: pd.DataFrame, config: TrainConfig
-) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fits each baseline and measures it like the network, whose test predictions are `network`.
 
     Returns:
-        results by name ({"skipped": reason} where there is nothing to fit), and (labels, probabilities) for the curves.
+        results by name ({"skipped": reason} where there is nothing to fit), and test probabilities for the curves.
     """
     from classifier import baselines  # slow to import
 
     train = without_repeats(stacks["train"])
     real = train.labels[~train.frame["synthetic"].to_numpy(dtype=bool)]
     results, scores = {}, {}
-    found = baselines.features(train, {name: stacks[name] for name in ("val", "test")})
-    for name, inputs in found.items():
+    inputs_of = baselines.features(train, {name: stacks[name] for name in ("val", "test")})
+    for name, inputs in inputs_of.items():
         if isinstance(inputs, str):
-            results[name] = {"skipped": inputs.removeprefix("skipped: ")}
+            results[name] = {"skipped": inputs}
             continue
         model = baselines.fit(inputs["train"], train.labels if name == "hippocampus" else real)
-        probabilities = {split: model.predict_proba(inputs[split])[:, 1] for split in ("val", "test")}
-        threshold = metrics.choose_threshold(stacks["val"].labels, probabilities["val"])
-        frame = network.assign(probability=probabilities["test"])
-        baseline, ours = by_subject(frame), by_subject(network)
-        columns = (ours["label"], baseline["probability"], ours["probability"])
-        test = metrics.delong_test(*(column.to_numpy() for column in columns))
-        results[name] = {
-            "threshold": threshold,
-            "test": measure(frame, threshold, config, "test"),
-            "network_minus_baseline": asdict(test),
-        }
-        scores[name] = (frame["label"].to_numpy(), probabilities["test"])
-    if isinstance(found["regional"], dict):
-        null = baselines.permutation_null(found["regional"], real, stacks["test"].labels, PERMUTATIONS, config.seed)
-        results["permuted"]["null"] = null
+        val, scores[name] = (model.predict_proba(inputs[split])[:, 1] for split in ("val", "test"))
+        threshold = metrics.choose_threshold(stacks["val"].labels, val)
+        frame = network.assign(probability=scores[name])
+        theirs, ours = by_subject(frame), by_subject(network)
+        columns = (ours["label"], theirs["probability"], ours["probability"])
+        difference = delong_test(*([column.to_numpy()] for column in columns))
+        measured = {"test": measure(frame, threshold, config, "test"), "network_minus_baseline": difference}
+        results[name] = {"threshold": threshold, **measured}
+        if name == "permuted":
+            null = (inputs_of["regional"], real, stacks["test"].labels, PERMUTATIONS, config.seed)
+            results[name]["null"] = baselines.permutation_null(*null)
     return results, scores
 
 
@@ -164,15 +145,12 @@ def report(run: Run, results: dict[str, Any]) -> None:
     for name in metrics.MEASURES:
         run.say(f"    {name:24s}{cell_text(results['metrics']['test'][name])}")
     for name, result in results["baselines"].items():
-        if "test" not in result:
+        if "skipped" in result:
             run.say(f"    baseline {name}: skipped, {result['skipped']}")
             continue
-        test = result["network_minus_baseline"]
-        run.say(
-            f"    baseline {name}: AUC {cell_text(result['test']['auc'])}; network minus it {test['difference']:+.3f} "
-            f"[{test['low']:+.3f}, {test['high']:+.3f}], DeLong p {test['p']:.3g}"
-        )
+        text = "    baseline {}: AUC {}; network minus it {difference:+.3f} [{low:+.3f}, {high:+.3f}], DeLong p {p:.3g}"
+        run.say(text.format(name, cell_text(result["test"]["auc"]), **result["network_minus_baseline"]))
     if "test" in results["side"]:
-        run.say("right against left: AUC {value:.3f} [{low:.3f}, {high:.3f}]".format(**results["side"]["test"]["auc"]))
+        run.say(f"right against left: AUC {cell_text(results['side']['test']['auc'])}")
     for line in [f"LEAK ALLOWED: {leak}" for leak in results["leaks"]] + results["notes"]:
         run.say(line)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -21,22 +22,43 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import tyro
 from tqdm import tqdm
 
-from classifier.arms import ArmRun, arm_runs, is_finished, read_arms, table_row
 from classifier.config import PRESETS, TrainConfig
-from classifier.selection import FEWEST_FOLDS
-from runtime.cli import describe, run_script
+from classifier.dataset import COUNTS
+from cohort.tables import read_delimited
+from runtime.cli import describe, parse, run_script
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, locked
+from runtime.files import ROOT, atomic_write, locked, read_json
+from runtime.runs import FREE_FIELDS, plain_config
 
-SET_HERE = ("seed", "folds", "fold", "run_dir", "dry_run")
-"""Fields of TrainConfig that every run has its own of."""
+COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model", "synth_hc",
+           "synth_tle")  # fmt: skip
+"""What a table of arms may say besides `arm`: fields of TrainConfig (`model` is --model.name); empty: as preset."""
+FOLDERS = ("synth_hc", "synth_tle")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+SET_HERE = {"--seed", "--folds", "--fold", "--run-dir", "--dry-run", "--no-dry-run"}
+"""Flags of classifier.train that every run has its own of."""
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One training run: an arm with a seed and a fold."""
+
+    arm: str
+    seed: int
+    fold: int
+    words: list[str]
+    """The command line of classifier.train."""
+    config: TrainConfig
+    """What it means."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +97,19 @@ def main(config: ArmsConfig, shared: list[str]) -> None:
 
     `shared` are the words of classifier.train's command line that all runs have in common.
     """
-    check(config)
+    if wrong := SET_HERE & {word.split("=")[0].replace("_", "-") for word in shared}:
+        raise InputError(f"--train: run_arms sets {', '.join(sorted(wrong))} itself, by --seeds, --folds and --out")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped, and save
-    runs = arm_runs(read_arms(config.arms), shared, config.out, config.seeds, config.folds)
+    seeds = tuple(dict.fromkeys(config.seeds)) or (0,)
+    runs = arm_runs(read_arms(config.arms), shared, config.out, seeds, config.folds)
     config.out.mkdir(parents=True, exist_ok=True)
     errors: dict[Path, str] = {}
     with locked(config.out):
         missing = [run for run in runs if not is_finished(run)]
-        with (
-            tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit="run") as bar,
-            closing(make(missing, config)) as ended,
-        ):
-            for run, error in ended:
+        with closing(make(missing, config)) as ended:
+            for run, error in tqdm(ended, total=len(runs), initial=len(runs) - len(missing), desc="runs", unit="run"):
                 errors[run.config.run_dir] = error
                 write_table(runs, errors, config.out)
-                bar.update()
                 if error:
                     tqdm.write(f"{run.arm}, seed {run.seed}, fold {run.fold}: failed: {error}")
         write_table(runs, errors, config.out)
@@ -110,21 +130,54 @@ def shared_words(argv: list[str]) -> list[str]:
     return words
 
 
-def check(config: ArmsConfig) -> None:
-    """Refuses settings that contradict one another."""
-    problems = [
-        f"--train.{name.replace('_', '-')}: run_arms sets it itself, by --seeds, --folds, --out and --dry-run"
-        for name in SET_HERE
-        if getattr(config.train, name) not in {getattr(preset, name) for preset in PRESETS.values()}
-    ]
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        problems.append(f"--seeds {' '.join(map(str, config.seeds))}: one or more, each once")
-    if config.folds and config.folds < FEWEST_FOLDS:
-        problems.append(f"--folds {config.folds}: at least {FEWEST_FOLDS}, or 0 for the locked test table")
-    if config.jobs is not None and config.jobs < 1:
-        problems.append(f"--jobs {config.jobs}: at least 1")
-    if problems:
-        raise InputError.of("settings refused", problems)
+def read_arms(path: Path) -> dict[str, dict[str, str]]:
+    """Reads a table of arms (CSV), a column `arm` and any of COLUMNS: arm -> the cells of its row that say anything.
+
+    Folders (`synth_hc`, `synth_tle`) are relative to the table; ``{fold}`` and ``{seed}`` in them become those of the
+    run, for volumes whose makers were fitted anew in each fold.
+    """
+    raw = read_delimited(path)
+    if "arm" not in raw.columns or not {*raw.columns} <= {"arm", *COLUMNS}:
+        columns, found = ", ".join(COLUMNS), ", ".join(raw.columns)
+        raise InputError(f"{path}: a table of arms has a column arm and any of {columns}; found {found}")
+    arms: dict[str, dict[str, str]] = {}
+    for index, row in enumerate(raw.rows):
+        arm = row.pop("arm")
+        if arm in arms or not _NAME.fullmatch(arm):
+            raw.fault(index, "arm", f"{arm!r}: a name is letters, digits and _ . + -, given once; it becomes a folder")
+        folders = {name: str(path.parent / row[name]) for name in FOLDERS if row.get(name)}
+        arms[arm] = {name: text for name, text in {**row, **folders}.items() if text}
+    if raw.problems:
+        raise InputError.of(f"{path}: the table of arms was refused", raw.problems)
+    return arms
+
+
+def arm_runs(
+    arms: dict[str, dict[str, str]], shared: list[str], out: Path, seeds: tuple[int, ...], folds: int
+) -> list[ArmRun]:
+    """Every arm with every seed and fold, in this order; the run's folder is ``out/<arm>/seed<S>_fold<F>``.
+
+    `shared` are the preset and the flags that all runs have in common. 0 `folds` stand for the locked test table, which
+    counts as fold 0. A cell that is no value of its flag ends the program as the flag would.
+    """
+    runs = []
+    for arm, seed, fold in product(arms, seeds, range(max(1, folds))):
+        own = {"seed": seed, "folds": folds, "fold": fold, "run_dir": out / arm / f"seed{seed}_fold{fold}"}
+        words = list(shared)
+        for name, value in {**arms[arm], **own}.items():
+            flag = "--model.name" if name == "model" else f"--{name.replace('_', '-')}"
+            words += [flag, str(value).replace("{fold}", str(fold)).replace("{seed}", str(seed))]
+        runs.append(ArmRun(arm, seed, fold, words, parse(PRESETS, words)))
+    return runs
+
+
+def is_finished(run: ArmRun) -> bool:
+    """Whether the run's folder holds its results, of this very configuration (where and how fast it ran aside)."""
+    folder = run.config.run_dir
+    if not (folder / "results.json").exists():
+        return False
+    wanted, found = plain_config(run.config), read_json(folder / "config.json")
+    return all(found.get(name) == value for name, value in wanted.items() if name not in FREE_FIELDS)
 
 
 def make(missing: list[ArmRun], config: ArmsConfig) -> Iterator[tuple[ArmRun, str]]:
@@ -185,6 +238,22 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     return listed.split(",")[:count]
+
+
+def table_row(run: ArmRun, error: str = "") -> dict[str, Any]:
+    """One row of runs.csv: what the run was, what came of it, or why nothing did."""
+    row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "fold": run.fold}
+    if error or not is_finished(run):
+        return {**row, "error": error or "not finished"}
+    results = read_json(run.config.run_dir / "results.json")
+    row |= {name: results["counts"]["train"][name] for name in COUNTS}
+    row |= {"steps": results["steps"], "best_step": results["step"]}
+    for name, cell in results["metrics"]["test"].items():
+        row |= {name: cell["value"], f"{name}_low": cell["low"], f"{name}_high": cell["high"]}
+    if "test" in results["side"]:
+        row["side_auc"] = results["side"]["test"]["auc"]["value"]
+    names = ("threshold", "temperature", "seconds", "leak", "checkpoint")
+    return {**row, **{name: results[name] for name in names}, "error": ""}
 
 
 def write_table(runs: list[ArmRun], errors: dict[Path, str], out: Path) -> None:

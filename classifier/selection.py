@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,6 @@ from runtime.files import read_json
 
 DIAGNOSED = ["diagnosis", "label", "side"]
 """The columns that move together when labels are permuted."""
-FEWEST_FOLDS = 3
-"""One to test on, one to validate on, and the others to learn from."""
 
 
 class Parts(NamedTuple):
@@ -54,8 +53,8 @@ class Selection:
     def fingerprint(self) -> str:
         """Changes with any subject, label or volume of the run, so that a run is not continued on other data."""
         rows = [
-            [split, *frame[["subject", "session", "label"]].astype(str).to_numpy().tolist()]
-            for split, frame in (("train", self.train), ("val", self.val), ("test", self.test))
+            [split, *getattr(self, split)[["subject", "session", "label"]].astype(str).to_numpy().tolist()]
+            for split in Parts._fields
         ]
         return hashlib.sha256(json.dumps([rows, self.ledger]).encode()).hexdigest()[:16]
 
@@ -64,8 +63,8 @@ def select(config: TrainConfig) -> Selection:
     """Reads the tables and the folders of synthetic volumes, and checks that no subject is on both sides.
 
     Raises:
-        InputError: unreadable tables, a table or fold without one of the classes, contradictory or too large numbers,
-            subjects on both sides of a split or behind the synthetic volumes.
+        InputError: a table or fold without one of the classes, contradictory or too large numbers, subjects on both
+            sides of a split or behind the synthetic volumes.
     """
     _check_numbers(config)
     parts, names = held_apart(config)
@@ -86,13 +85,13 @@ def select(config: TrainConfig) -> Selection:
 
 def held_apart(config: TrainConfig) -> tuple[Parts, tuple[str, str, str]]:
     """The tables to choose training subjects from, to validate on and to test on, and what to call them in messages."""
-    if not config.folds:
-        paths = (config.train_csv, config.val_csv, config.test_csv)
-        names = ("training data", f"{config.val_csv} (validation)", f"{config.test_csv} (test)")
-        return Parts(*map(read_table, paths)), names
-    table, count = one_table(config.index or (config.train_csv,)), config.folds
-    val, test = (f"fold {fold % count} of {count}" for fold in (config.fold + 1, config.fold))
-    parts = divide(table, count, config.fold, config.sample_seed)
+    if config.folds:
+        val, test = (f"fold {fold % config.folds} of {config.folds}" for fold in (config.fold + 1, config.fold))
+        table = one_table(config.index or (config.train_csv,))
+        parts = divide(table, config.folds, config.fold, config.sample_seed)
+    else:
+        val, test = config.val_csv, config.test_csv
+        parts = Parts(*map(read_table, (config.train_csv, val, test)))
     return parts, ("training data", f"{val} (validation)", f"{test} (test)")
 
 
@@ -100,14 +99,8 @@ def divide(frame: pd.DataFrame, folds: int, fold: int, seed: int) -> Parts:
     """Fold `fold` to test on, the next one (the first after the last) to validate on, all others to learn from.
 
     The division is that of ``cohort.split --folds`` with the same table, in any order, and seed, so that a VAE and a
-    diffusion model may be fitted anew on its tables: by subject and group, classes, sides and sites in proportion.
-
-    Raises:
-        InputError: too few folds, no such fold, or too few subjects of a class for all of them.
+    diffusion model may be fitted anew on its tables.
     """
-    if folds < FEWEST_FOLDS:
-        what = "one to test on, one to validate on, the others to learn from"
-        raise InputError(f"--folds {folds}: at least {FEWEST_FOLDS}, {what}")
     if not 0 <= fold < folds:
         raise InputError(f"--fold {fold}: the {folds} of --folds are numbered from 0 to {folds - 1}")
     frame = frame.sort_values(["subject", "session", "file"]).reset_index(drop=True)
@@ -115,24 +108,15 @@ def divide(frame: pd.DataFrame, folds: int, fold: int, seed: int) -> Parts:
 
 
 def one_table(paths: Sequence[Path]) -> pd.DataFrame:
-    """Several tables as one.
-
-    Raises:
-        InputError: a scan in two of them, or a subject of another class in another; names them all.
-    """
-    tables = [read_table(path) for path in paths]
-    frame = pd.concat(tables, ignore_index=True)
-    homes = np.repeat([str(path) for path in paths], [len(table) for table in tables])
-    again = frame.duplicated(["subject", "session"]) | frame.duplicated("file")
-    problems = [
-        f"{homes[row]}: subject {frame['subject'][row]}: {frame['file'][row]} is in a table before it"
-        for row in np.flatnonzero(again)
-    ]
+    """Several tables as one; InputError names scans that are in two, and subjects of another class in another."""
+    frame = pd.concat([read_table(path).assign(table=str(path)) for path in paths], ignore_index=True)
+    again = frame[frame.duplicated(["subject", "session"]) | frame.duplicated("file")]
     classes = frame.groupby("subject")["label"].nunique()
+    problems = [f"{row.table}: subject {row.subject}: {row.file} is in a table before it" for row in again.itertuples()]
     problems += [f"subject {subject} is HC in one table and TLE in another" for subject in classes.index[classes > 1]]
     if problems:
         raise InputError.of("the tables of --index cannot be joined", problems)
-    return frame
+    return frame.drop(columns="table")
 
 
 def _joined(real: pd.DataFrame, again: pd.DataFrame, made: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
@@ -142,8 +126,8 @@ def _joined(real: pd.DataFrame, again: pd.DataFrame, made: pd.DataFrame, config:
         real = permuted(real, config, "train")
     if config.shuffle != "none":
         made = permuted(made, config, "synthetic")
-    parts = [part for part in (real.assign(synthetic=False), made.assign(synthetic=True, repeated=False)) if len(part)]
-    return pd.concat(parts, ignore_index=True)
+    parts = (real.assign(synthetic=False), made.assign(synthetic=True, repeated=False))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFrame:
@@ -154,31 +138,26 @@ def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFram
     """
     people = frame.drop_duplicates("subject").sort_values("subject").set_index("subject")[DIAGNOSED]
     order = seeding.rng(config.seed, f"shuffle {part}", config.sample_seed).permutation(len(people))
-    permuted_people = people.iloc[order].set_axis(people.index)
-    return frame.assign(**{name: permuted_people[name].loc[frame["subject"]].to_numpy() for name in DIAGNOSED})
+    drawn = people.iloc[order].set_axis(people.index).loc[frame["subject"]]
+    return frame.assign(**{name: drawn[name].to_numpy() for name in DIAGNOSED})
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    made, none_real = config.synth_percent or config.synth_count, config.real == 0
-    numbers = (config.synth_percent, config.synth_count, config.duplicate_percent, config.side_weight)
+    percent, count, again = config.synth_percent, config.synth_count, config.duplicate_percent
+    negative = min(percent, count, again, config.side_weight, config.real or 0) < 0
+    none_left = config.real == 0 and (again or not count)
     faults = (
-        (config.real is not None and config.real < 0, f"--real {config.real}: a number of subjects"),
-        (min(numbers) < 0, "--synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative"),
-        (config.synth_percent and config.synth_count, "--synth-percent and --synth-count exclude each other"),
+        (negative, "--real, --synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative"),
+        (percent and count, "--synth-percent and --synth-count exclude each other"),
+        (none_left, "--real 0 leaves --synth-count to learn from; percentages, also of duplicates, are of real scans"),
         (
-            none_real and not config.synth_count,
-            "--real 0 leaves nothing to learn from: give --synth-count (a percentage of 0 is 0)",
-        ),
-        (none_real and config.duplicate_percent, "--duplicate-percent repeats real scans, and --real 0 takes none"),
-        (
-            config.shuffle == "synthetic" and not made,
-            "--shuffle synthetic: no synthetic volumes; give --synth-percent or --synth-count",
+            config.shuffle == "synthetic" and not (percent or count),
+            "--shuffle synthetic: no synthetic volumes are added",
         ),
         (not config.folds and (config.fold or config.index), "--fold and --index divide nothing without --folds"),
         (config.batch_size % 2, f"--batch-size {config.batch_size}: half of a batch is HC and half TLE, so it is even"),
     )
-    problems = [fault for found, fault in faults if found]
-    if problems:
+    if problems := [text for found, text in faults if found]:
         raise InputError.of("the configuration contradicts itself", problems)
 
 
@@ -188,9 +167,6 @@ def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFra
     Subjects are put in one order, by a hash of seed and name within each diagnosis, the diagnoses interleaved in
     proportion; the first `count` are taken. So the subset of a smaller count lies within that of a larger one, the
     proportions hold at every count, and the order of the table does not matter.
-
-    Raises:
-        InputError: there are fewer subjects; names both numbers.
     """
     if count is None:
         return frame.reset_index(drop=True)
@@ -198,10 +174,9 @@ def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFra
     if count > len(subjects):
         raise InputError(f"--real {count}: the training table has {len(subjects)} subjects")
     subjects = subjects.assign(draw=[seeding.address(seed, f"real:{name}") for name in subjects["subject"]])
-    place = subjects.groupby("diagnosis")["draw"].rank(method="first")
-    size = subjects.groupby("diagnosis")["draw"].transform("size")
-    order = subjects.assign(share=(place - 0.5) / size).sort_values(["share", "draw"])
-    chosen = set(order["subject"].head(count))
+    draws = subjects.groupby("diagnosis")["draw"]
+    share = (draws.rank(method="first") - 0.5) / draws.transform("size")
+    chosen = subjects.assign(share=share).sort_values(["share", "draw"])["subject"].head(count)
     return frame[frame["subject"].isin(chosen)].reset_index(drop=True)
 
 
@@ -214,8 +189,7 @@ def choose_repeated(real: pd.DataFrame, percent: float, seed: int) -> pd.DataFra
     draw = [seeding.address(seed, f"repeat:{row.subject}:{row.session}") for row in real.itertuples()]
     for code in LABELS.values():
         members = sorted(np.flatnonzero(real["label"] == code).tolist(), key=draw.__getitem__)
-        count = round(percent / 100 * len(members))
-        rows += (members * (count // max(1, len(members)) + 1))[:count]
+        rows += islice(cycle(members), round(percent / 100 * len(members)))
     return real.iloc[rows].reset_index(drop=True)
 
 
@@ -227,26 +201,19 @@ def synthetic_counts(labels: np.ndarray, config: TrainConfig) -> dict[str, int]:
 
 
 def choose_synthetic(config: TrainConfig, counts: dict[str, int]) -> pd.DataFrame:
-    """Rows for so many synthetic volumes of each class; a smaller number is among a larger one, for one sample seed.
-
-    Raises:
-        InputError: fewer volumes than asked for, or volumes that name another class; lists every folder.
-    """
+    """Rows for so many synthetic volumes of each class; a smaller number is among a larger one, for one sample seed."""
     rows, problems = [], []
     for name, folder in (("HC", config.synth_hc), ("TLE", config.synth_tle)):
-        count = counts[name]
-        paths = list_volumes(folder) if count else []
-        if count > len(paths):
-            problems.append(f"{folder}: {count} synthetic {name} volumes are asked for, {len(paths)} are there")
-        others = [other for other in CLASS_NAMES if other != name]
-        wrong = [path.name for path in paths if path.name.split("_")[0] in others]
-        if wrong:
+        paths = list_volumes(folder) if counts[name] else []
+        if counts[name] > len(paths):
+            problems.append(f"{folder}: {counts[name]} synthetic {name} volumes are asked for, {len(paths)} are there")
+        if wrong := [path.name for path in paths if path.name.split("_")[0] in {*CLASS_NAMES} - {name}]:
             problems.append(f"{folder}: volumes of another class than {name}: {', '.join(wrong[:5])}")
         order = sorted(paths, key=lambda path: seeding.address(config.sample_seed, f"synthetic:{path.name}"))
-        for path in sorted(order[:count]):
-            subject = f"synthetic:{path.stem}"
+        for path in sorted(order[: counts[name]]):
+            subject, blank = f"synthetic:{path.stem}", dict.fromkeys(("side", "session", "sex", "site"), "")
             row = {"subject": subject, "file": str(path.resolve()), "diagnosis": name, "label": LABELS[name]}
-            rows.append({**row, "side": "", "session": "", "age": np.nan, "sex": "", "site": "", "group": subject})
+            rows.append({**row, **blank, "age": np.nan, "group": subject})
     if problems:
         raise InputError.of("synthetic volumes", problems)
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -256,12 +223,12 @@ def synthetic_ledger(config: TrainConfig) -> tuple[set[str], list[str]]:
     """The subjects behind the folders' volumes, and which folders cannot tell (allowed by --allow-leak only)."""
     seen: set[str] = set()
     unknown = []
-    for folder in (config.synth_hc, config.synth_tle):
-        ledger = read_json(folder / "ledger.json") if (folder / "ledger.json").exists() else None
-        if isinstance(ledger, dict) and isinstance(ledger.get("ledger"), list):
-            seen.update(map(str, ledger["ledger"]))
+    for path in (folder / "ledger.json" for folder in (config.synth_hc, config.synth_tle)):
+        found = read_json(path) if path.exists() else None
+        if isinstance(found, dict) and isinstance(found.get("ledger"), list):
+            seen.update(map(str, found["ledger"]))
         else:
-            unknown.append(f"{folder}: no ledger.json that says which subjects its volumes were made from")
+            unknown.append(f"{path}: not there, or does not say which subjects the volumes were made from")
     if unknown and not config.allow_leak:
         raise InputError.of("synthetic volumes of unknown origin; make them anew, or give --allow-leak", unknown)
     return seen, unknown
@@ -285,7 +252,6 @@ def _refuse_leaks(
         )
         if refuse_overlap(frame, ledger, what=what, allow_leak=config.allow_leak)
     ]
-    # The makers chose their own best checkpoint on validation subjects. No test number profits from it, while choosing
-    # the threshold may suffer; so it is said, not refused.
+    # The makers chose their own best checkpoint on validation subjects. No test number profits from that: it is said.
     note = "the makers of the synthetic volumes had seen validation subjects: validation numbers are optimistic"
     return leaks, [note] if refuse_overlap(parts.val, makers, what="", allow_leak=True) else []

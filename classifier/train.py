@@ -23,7 +23,7 @@ from torch import nn
 
 from classifier.checkpoint import resume_classifier, save_classifier
 from classifier.config import PRESETS, STRENGTH, TrainConfig
-from classifier.dataset import EPOCHS, Volumes, augment, counts_text
+from classifier.dataset import Volumes, augment, counts_text
 from classifier.evaluation import evaluate, predict
 from classifier.measures import metrics
 from classifier.model import AllLogits, Classifier, build_model
@@ -41,8 +41,11 @@ from runtime.training import LossGuard, average, balanced_rows, copy_weights, de
 
 @dataclass
 class State:
-    """What changes from step to step besides the weights, and what every checkpoint carries."""
+    """What changes from step to step, and what every checkpoint carries."""
 
+    model: Classifier
+    optimiser: torch.optim.Optimizer
+    grid: Grid
     ema: dict[str, torch.Tensor]
     ledger: list[str]
     mean_hc: torch.Tensor
@@ -67,9 +70,9 @@ def main(config: TrainConfig) -> None:
 
         model = build(config, grid, device, train.constants())
         optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        ema = copy_weights(model)
-        state = State(ema, selection.ledger, train.mean_volume(label=0), selection.fingerprint)
-        resume(run, grid, model, optimiser, state)
+        mean_hc = train.mean_volume(label=0)
+        state = State(model, optimiser, grid, copy_weights(model), selection.ledger, mean_hc, selection.fingerprint)
+        resume(run, state)
         network = distributed.wrap(AllLogits(model))
         network = torch.compile(network) if config.compile and device.kind.type == "cuda" else network
         guard = LossGuard(device.kind)
@@ -87,11 +90,11 @@ def main(config: TrainConfig) -> None:
                 watch, since = time.perf_counter(), step
             if due(step, config.val_every_steps, config.steps):
                 guard.check(run)
-                if validate(run, state, val, model):
-                    save(run, "best", grid, model, optimiser, state)
+                if validate(run, state, val):
+                    save(run, "best", state)
             if due(step, config.save_every_steps, config.steps) or run.interrupted:
                 guard.check(run)
-                save(run, "last", grid, model, optimiser, state)
+                save(run, "last", state)
         if distributed.is_main() and not (run.path / "results.json").exists():
             evaluate(run, selection, stacks, device, config)
         distributed.barrier()
@@ -117,7 +120,7 @@ def train_step(
     network: nn.Module, optimiser: torch.optim.Optimizer, train: Volumes, step: int, config: TrainConfig, width: int
 ) -> dict[str, torch.Tensor]:
     """One update on a balanced batch, with dropout of `width` pooled features; returns numbers by name."""
-    rows = balanced_rows(train.labels, config.batch_size, step, config.seed, EPOCHS)
+    rows = balanced_rows(train.labels, config.batch_size, step, config.seed, "epoch:")
     strength = config.augment.scaled(STRENGTH[config.augmentation])
     x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
     keep = dropout_mask(config, width, step).to(train.device.kind)
@@ -133,8 +136,7 @@ def train_step(
 def losses(logits: torch.Tensor, labels: torch.Tensor, sides: torch.Tensor) -> dict[str, torch.Tensor]:
     """Cross-entropy of TLE (``train``), and of the side (0 left, 1 right, -1 unknown) where there is a second logit.
 
-    They are of this process's share, so scaled that the mean over processes is that of the global batch, and for
-    ``side`` of those in it whose side is known.
+    They are of this process's share, so scaled that the mean over processes is that of all (whose side is known).
     """
     terms = {"train": F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())}
     if logits.shape[1] > 1:
@@ -151,14 +153,13 @@ def dropout_mask(config: TrainConfig, width: int, step: int) -> torch.Tensor:
     return distributed.local((drawn < keep).float() / keep)
 
 
-def validate(run: Run, state: State, val: Volumes, model: Classifier) -> bool:
+def validate(run: Run, state: State, val: Volumes) -> bool:
     """Logs the loss of the EMA weights on validation; True when it is the least so far.
 
     It is the loss at the temperature that suits it best, as the results use it. The plain loss would prefer the first,
-    ignorant steps to later ones that rank subjects well but are too sure of themselves. Every process does all of it:
-    that is quicker than sharing it out, and all agree on the answer.
+    ignorant steps to later ones that rank subjects well but are too sure of themselves. Every process does all of it.
     """
-    ema = copy.deepcopy(model).eval()
+    ema = copy.deepcopy(state.model).eval()
     ema.load_state_dict(state.ema)
     logits, labels = predict(ema, val)[:, 0], val.labels.numpy()
     loss = metrics.balanced_loss(labels, logits / metrics.fit_temperature(labels, logits))
@@ -170,14 +171,14 @@ def validate(run: Run, state: State, val: Volumes, model: Classifier) -> bool:
     return better
 
 
-def resume(run: Run, grid: Grid, model: Classifier, optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Takes up checkpoints/last.pt when there is one; checks that it is of this grid, architecture and data."""
+def resume(run: Run, state: State) -> None:
+    """Takes up checkpoints/last.pt when there is one."""
     path = run.checkpoint("last")
     if path.exists():
-        record = resume_classifier(path, model, grid)
+        record = resume_classifier(path, state.model, state.grid)
         if record["fingerprint"] != state.fingerprint:
             raise InputError(f"{path}: the run was started with other subjects or volumes; use another --run-dir")
-        optimiser.load_state_dict(record["optimiser"])
+        state.optimiser.load_state_dict(record["optimiser"])
         for name, value in record["ema"].items():
             state.ema[name].copy_(value)
         state.step, state.best, state.best_step = record["step"], record["best"], record["best_step"]
@@ -185,13 +186,13 @@ def resume(run: Run, grid: Grid, model: Classifier, optimiser: torch.optim.Optim
     run.continue_from(state.step)
 
 
-def save(run: Run, name: str, grid: Grid, model: Classifier, optimiser: torch.optim.Optimizer, state: State) -> None:
+def save(run: Run, name: str, state: State) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if distributed.is_main():
+        fields = ("grid", "ledger", "mean_hc", "step", "ema", "best", "best_step", "fingerprint")
         save_classifier(
-            run.checkpoint(name), model, grid=grid, ledger=state.ledger, mean_hc=state.mean_hc, step=state.step,
-            ema=state.ema, optimiser=optimiser.state_dict(), best=state.best, best_step=state.best_step,
-            fingerprint=state.fingerprint, temperature=1.0, threshold=None,
+            run.checkpoint(name), state.model, optimiser=state.optimiser.state_dict(), temperature=1.0, threshold=None,
+            **{field: getattr(state, field) for field in fields},
         )  # fmt: skip
 
 

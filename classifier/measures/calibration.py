@@ -8,39 +8,27 @@ from scipy.special import expit, logit
 SMALLEST = 1e-12
 """Probabilities nearer to 0 or 1 than this count as this far away: their logit would be infinite."""
 ITERATIONS = 100
-ENTRIES = 2_000_000
-"""Weights (rows x subjects) that are fitted at once; bounds the memory."""
 
 
 def recalibration(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Calibration intercept and slope, (R,) each, for many weightings (R, N) of the subjects at once: 0 and 1 are good.
 
     With z the logit of the probability, the slope is b in the maximum-likelihood fit of logit P(TLE) = a + b z: below 1
-    when probabilities are too extreme. The intercept is a in logit P(TLE) = a + z, slope held at 1
-    (calibration-in-the-large): below 0 when probabilities are too high. It speaks of the share of TLE among these
-    subjects too: probabilities learned on balanced batches are too high where fewer than half are TLE.
+    when probabilities are too extreme. The intercept is a in logit P(TLE) = a + z: below 0 when probabilities are too
+    high, as those learned on balanced batches are where fewer than half of the subjects are TLE.
     Source: Cox 1958, Biometrika 45:562; Van Calster et al. 2019, https://doi.org/10.1186/s12916-019-1466-7.
 
     Where a value of z separates the classes, the likelihood has no maximum: the slope is then infinity, minus infinity
     when TLE has the lower values, and not a number when all z are equal. Each weighting holds both classes.
     """
     z = logit(np.clip(probabilities, SMALLEST, 1 - SMALLEST))
-    blocks = np.array_split(weights, max(1, -(-weights.size // ENTRIES)))
-    intercepts = [_newton(labels, np.ones((len(z), 1)), z, block)[:, 0] for block in blocks]
-    return {
-        "calibration_intercept": np.concatenate(intercepts),
-        "calibration_slope": np.concatenate([_slope(labels, z, block) for block in blocks]),
-    }
-
-
-def _slope(labels: np.ndarray, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    intercept = _newton(labels, np.ones((len(z), 1)), z, weights)[:, 0]
     slope = _separation(labels, z, weights)
-    rows = np.flatnonzero(slope == 0)
-    if len(rows):
+    if len(rows := np.flatnonzero(slope == 0)):
         scale = z.std()
         design = np.stack([np.ones_like(z), (z - z.mean()) / scale], axis=1)
         slope[rows] = _newton(labels, design, np.zeros_like(z), weights[rows])[:, 1] / scale
-    return slope
+    return {"calibration_intercept": intercept, "calibration_slope": slope}
 
 
 def _separation(labels: np.ndarray, z: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from classifier.measures.bands import GRID
-from classifier.measures.resampling import cell_text
+from classifier.measures.metrics import cumulative
+from classifier.measures.resampling import Draws, cell_text
+from classifier.measures.runs import ArmRuns
 from cohort.pictures import save
 from cohort.tables import CLASS_NAMES
 
+GRID = np.linspace(0, 1, 101)
+"""False positive rates at which curves are read."""
+RESAMPLES = 400
+"""Resamples that a band is drawn from; more change nothing that can be seen."""
+PER_BIN = 20
+"""Scans per bin of a reliability diagram, about; 3 to 10 bins."""
 COLUMNS = 4
 """Arms side by side; more go to further rows."""
 COLOUR, REFERENCE_COLOUR = "#2f6aa8", "0.55"
 VERDICT_COLOURS = {"equivalent": "#2c7a4b", "not inferior": "#2f6aa8", "undecided": "0.45", "inferior": "#b3402e"}
 SIZES = {
-    "axes.titlesize": 9, "axes.labelsize": 8, "figure.labelsize": 8, "figure.titlesize": 8, "legend.fontsize": 7,
+    "axes.titlesize": 8, "axes.labelsize": 8, "figure.labelsize": 8, "figure.titlesize": 8, "legend.fontsize": 7,
     "xtick.labelsize": 7, "ytick.labelsize": 7,
 }  # fmt: skip
+Row = dict[str, Any]
+"""Of a comparison, see `classifier.measures.comparison`."""
 
 
 def curves(
@@ -49,79 +59,113 @@ def curves(
     save(figure, path)
 
 
-@rc_context(SIZES)
-def roc_and_precision(path: Path, arms: dict[str, dict[str, Any]]) -> None:
-    """ROC curve above precision-recall curve of every arm of `bands.all_bands`; the first, the reference, in grey."""
-    reference = next(iter(arms.values()))
-    figure, panels = _panels(len(arms), (2.5, 4.9), (0.6, 0.5), rows=2)
-    for place, ((upper, lower), (name, arm)) in enumerate(zip(panels, arms.items(), strict=True)):
-        for axis, kind in ((upper, "roc"), (lower, "precision")):
-            if arm is not reference:
-                axis.plot(GRID, reference[kind][0], color=REFERENCE_COLOUR, linewidth=1, label="reference")
-            colour, (line, low, high) = REFERENCE_COLOUR if arm is reference else COLOUR, arm[kind]
-            axis.fill_between(GRID, low, high, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(GRID, line, color=colour, linewidth=1.5)
-            _unit_square(axis, lowest=0)
-        upper.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
-        lower.axhline(arm["share"], color="0.8", linewidth=0.8, zorder=0)
-        upper.set(title=_title(name, arm["leak"]), xlabel="1 - specificity")
-        lower.set(xlabel="recall (sensitivity)")
-        if place % COLUMNS == 0:
-            upper.set(ylabel="sensitivity")
-            lower.set(ylabel="precision")
-    figure.suptitle("means over folds and training seeds; bands: 95 % of resamples, point by point")
-    save(figure, path)
-
-
-def _panels(
-    count: int, size: tuple[float, float], margin: tuple[float, float], rows: int = 1
-) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a panel of `size` (width, height) inches for each arm, of axes in so many rows."""
-    columns = min(COLUMNS, count)
-    blocks = -(-count // columns)
-    figsize = margin[0] + size[0] * columns, margin[1] + size[1] * blocks
-    figure = Figure(figsize=figsize, layout="constrained")
-    grid = figure.subplots(rows * blocks, columns, squeeze=False)
-    panels = [list(column) for block in np.split(grid, blocks) for column in block.T]
-    for unused in np.ravel(panels[count:]):
-        unused.set_axis_off()
-    return figure, panels[:count]
+def _panels(rows: list[Row], figure: Figure, width: float, height: float) -> Iterator[tuple[Axes, Row]]:
+    """An axis of so many inches for each arm, titled with its name."""
+    columns = min(COLUMNS, len(rows))
+    lines = -(-len(rows) // columns)
+    figure.set_size_inches(0.5 + width * columns, 0.4 + height * lines)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes[len(rows) :]:
+        axis.set_axis_off()
+    for axis, row in zip(axes, rows, strict=False):
+        axis.set_title(_title(row["run"], row["leak"]))
+        yield axis, row
 
 
 def _title(name: str, leak: bool) -> str:
     return f"{name} (LEAK ALLOWED)" if leak else name
 
 
-def _unit_square(axis: Axes, *, lowest: float) -> None:
-    axis.set(xlim=(0, 1), ylim=(lowest, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+def _unit_square(axis: Axes) -> None:
+    axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
+    axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+
+
+def roc_rows(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sensitivity at each false positive rate of GRID, for weightings (R, N) of the subjects; (R, 101).
+
+    Linear between the points of the curve, as the area is; at a vertical step its upper end.
+    """
+    rates = cumulative(scores, weights * (labels == 1), weights * (labels == 0))
+    tpr, fpr = (np.pad(rate / rate[:, -1:], ((0, 0), (1, 0))) for rate in rates)
+    return np.stack([np.interp(GRID, x, y) for x, y in zip(fpr, tpr, strict=True)])
+
+
+def roc_bands(runs: ArmRuns, draws: Draws) -> dict[str, np.ndarray]:
+    """arm -> (3, 101): its curve averaged over folds and seeds, and the pointwise 95 % interval, on GRID."""
+    shares = draws.seeds[: RESAMPLES + 1] / len(runs.folds)
+    found = {}
+    for arm in runs.arms:
+        rows = sum(
+            shares[:, place, None] * roc_rows(runs.labels(fold), scores, draws.subjects[fold][: RESAMPLES + 1])
+            for fold in runs.folds
+            for place, scores in enumerate(runs.probabilities(arm, fold))
+        )
+        found[arm] = np.vstack([rows[:1], np.quantile(rows[1:], [0.025, 0.975], axis=0)])
+    return found
+
+
+@rc_context(SIZES)
+def roc(path: Path, bands: dict[str, np.ndarray], rows: list[Row]) -> None:
+    """ROC curve of every arm, from `roc_bands`; that of the first, the reference, in grey beside each."""
+    figure = Figure(layout="constrained")
+    reference = rows[0]["run"]
+    for axis, row in _panels(rows, figure, 2.5, 2.6):
+        line, low, high = bands[row["run"]]
+        colour = REFERENCE_COLOUR if row["run"] == reference else COLOUR
+        axis.fill_between(GRID, low, high, color=colour, alpha=0.2, linewidth=0)
+        axis.plot(GRID, bands[reference][0], color=REFERENCE_COLOUR, linewidth=1)
+        axis.plot(GRID, line, color=colour, linewidth=1.5)
+        _unit_square(axis)
+    figure.supxlabel("1 - specificity")
+    figure.supylabel("sensitivity")
+    figure.suptitle("means over folds and training seeds; bands: 95 % of resamples, point by point")
+    save(figure, path)
+
+
+def reliabilities(runs: ArmRuns) -> dict[str, pd.DataFrame]:
+    """arm -> `reliability_bins`: all folds together, probabilities averaged over training seeds."""
+    labels = np.concatenate([runs.labels(fold) for fold in runs.folds])
+    means = {arm: [runs.probabilities(arm, fold).mean(0) for fold in runs.folds] for arm in runs.arms}
+    bins = int(np.clip(len(labels) // PER_BIN, 3, 10))
+    return {arm: reliability_bins(labels, np.concatenate(parts), bins) for arm, parts in means.items()}
+
+
+def reliability_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> pd.DataFrame:
+    """So many bins of equally many subjects, by rising probability; equal ones may lie in two bins.
+
+    Each has the mean probability ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``,
+    ``high``, and ``count``.
+    """
+    from statsmodels.stats.proportion import proportion_confint  # slow to import
+
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(labels)))
+    means = [(probabilities[part].mean(), labels[part].mean(), len(part)) for part in parts]
+    table = pd.DataFrame(means, columns=["promised", "observed", "count"])
+    low, high = proportion_confint([labels[part].sum() for part in parts], table["count"], method="wilson")
+    return table.assign(low=np.asarray(low), high=np.asarray(high))
 
 
 @rc_context({**SIZES, "axes.titlesize": 7})
-def reliability(path: Path, bins: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
-    """Observed share of TLE against the promised probability, in the bins of `bands.reliabilities`.
-
-    The calibration intercept and slope of the comparison's `rows` are written into the panels.
-    """
-    figure, panels = _panels(len(bins), (2.6, 2.8), (0.4, 0.4))
-    by_name = {row["run"]: row for row in rows}
-    for (axis,), (name, found) in zip(panels, bins.items(), strict=True):
-        table = pd.DataFrame(found)
-        axis.plot([0, 1], [0, 1], color="0.8", linewidth=0.8, zorder=0)
+def reliability(path: Path, bins: dict[str, pd.DataFrame], rows: list[Row]) -> None:
+    """Observed share of TLE against the promised probability, in the bins of `reliabilities`."""
+    figure = Figure(layout="constrained")
+    for axis, row in _panels(rows, figure, 2.6, 2.8):
+        table = bins[row["run"]]
         axis.vlines(table["promised"], table["low"], table["high"], color=COLOUR, linewidth=1)
         axis.plot(table["promised"], table["observed"], "o-", color=COLOUR, markersize=3.5, linewidth=0.8)
-        _unit_square(axis, lowest=-0.02)
-        measured = {key: by_name[name]["metrics"][f"calibration_{key}"] for key in ("slope", "intercept")}
-        texts = [f"{key} {cell_text(cell, '.2f')}" for key, cell in measured.items()]
-        axis.set(title="\n".join([_title(name, by_name[name]["leak"]), *texts]), xlabel="probability of TLE")
+        _unit_square(axis)
+        texts = [f"{key} {cell_text(row['metrics'][f'calibration_{key}'], '.2f')}" for key in ("slope", "intercept")]
+        axis.set(title="\n".join([axis.get_title(), *texts]), xlabel="probability of TLE")
     figure.supylabel("share of TLE (lines: 95 %, Wilson)")
     save(figure, path)
 
 
 @rc_context(SIZES)
-def confusion(path: Path, rows: list[dict[str, Any]]) -> None:
+def confusion(path: Path, rows: list[Row]) -> None:
     """Scans by class and call, for each arm: share of the class, and count averaged over training seeds."""
-    figure, panels = _panels(len(rows), (2.3, 2.4), (0.4, 0.4))
-    for (axis,), row in zip(panels, rows, strict=True):
+    figure = Figure(layout="constrained")
+    for axis, row in _panels(rows, figure, 2.3, 2.4):
         counts = np.reshape(list(row["confusion"].values()), (2, 2))  # class, call
         shares = counts / counts.sum(1, keepdims=True)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -130,50 +174,11 @@ def confusion(path: Path, rows: list[dict[str, Any]]) -> None:
             axis.text(call, label, text, ha="center", va="center", fontsize=9, color=colour)
         axis.set_xticks((0, 1), [f"called {name}" for name in CLASS_NAMES])
         axis.set_yticks((0, 1), CLASS_NAMES)
-        axis.set_title(_title(row["run"], row["leak"]))
     save(figure, path)
-
-
-@rc_context({**SIZES, "axes.titlesize": 8, "xtick.labelsize": 10, "ytick.labelsize": 10})
-def auc_by_real(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Area against the number of real training scans; one line for each way of adding to them."""
-    figure = Figure(figsize=(6.5, 5.0), layout="constrained")
-    axis = figure.add_subplot()
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    places = sorted({real_scans(row) for row in rows} - {0})
-    width = 0.012 * ((places[-1] - places[0]) or places[-1]) if places else 1.0
-    for number, recipe in enumerate(recipes):
-        colour = f"C{number % 10}"
-        offset = (number - (len(recipes) - 1) / 2) * width
-        x, line = [], []
-        for row in sorted((row for row in rows if row["recipe"] == recipe), key=real_scans):
-            area, seeds = row["metrics"]["auc"], list(row["auc_by_seed"].values())
-            if not real_scans(row):
-                axis.axhline(area["value"], color=colour, linestyle="--", linewidth=1.2, label=recipe)
-                continue
-            x.append(real_scans(row) + offset)
-            line.append(area["value"])
-            axis.plot([x[-1]] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=5)
-            axis.vlines(x[-1], area["low"], area["high"], color=colour, linewidth=1)
-        if x:
-            axis.plot(x, line, "o-", color=colour, label=recipe, markersize=5, linewidth=1.2)
-    axis.axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
-    axis.set(
-        xticks=places, xlabel="real training scans (points side by side: the same number)",
-        ylabel="AUC on real held-out subjects",
-        title="points: training seeds; bars: 95 % over subjects and seeds; dashed: no real scans",
-    )  # fmt: skip
-    figure.legend(ncols=1, loc="outside lower center")
-    save(figure, path)
-
-
-def real_scans(row: dict[str, Any]) -> float:
-    """Real training scans of an arm."""
-    return sum(row["counts"].get(f"real_{name}", 0) for name in CLASS_NAMES)
 
 
 @rc_context({**SIZES, "ytick.labelsize": 8})
-def differences(path: Path, tests: list[dict[str, Any]]) -> None:
+def differences(path: Path, tests: list[Row]) -> None:
     """Forest plot of the differences of areas; thick lines are the 90 % intervals that decide at the margin."""
     figure = Figure(figsize=(7.5, 1.3 + 0.34 * len(tests)), layout="constrained")
     axis = figure.add_subplot()

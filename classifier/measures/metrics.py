@@ -1,27 +1,21 @@
-"""Measures of a two-class prediction, their uncertainty over subjects, and DeLong's test.
+"""Measures of a two-class prediction and their uncertainty over subjects.
 
 Everywhere: `labels` (N,) of 0 (HC) and 1 (TLE), `scores` (N,) larger for TLE, `probabilities` (N,) in [0, 1].
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from classifier.measures.calibration import recalibration
-from classifier.measures.resampling import bootstrap_weights, cell
 from runtime.errors import InputError
 
-Z95 = 1.959964
-"""97.5 percentile of the normal distribution."""
 MEASURES = (
     "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "average_precision",
     "brier", "calibration_intercept", "calibration_slope",
 )  # fmt: skip
-"""All that `evaluate` gives. The calibration slope has no value (None) where the classes are perfectly separated."""
+"""All that is measured. The calibration slope is None where the classes are perfectly separated."""
 
 
 def check_labels(labels: np.ndarray) -> None:
@@ -39,10 +33,10 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold (at or above it is TLE) of largest balanced accuracy.
+    """The threshold (at or above it is TLE) of largest balanced accuracy, among equals the one nearest 0.5.
 
     Candidates are the middles between neighbouring distinct probabilities, so that a threshold is never a subject's own
-    value; among equals the one nearest 0.5 is taken. To be called on validation subjects only.
+    value. To be called on validation subjects only.
     """
     check_labels(labels)
     values = np.unique(probabilities)
@@ -54,10 +48,9 @@ def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The number T in [0.05, 20] by which to divide logits for the least cross-entropy (Guo et al. 2017).
+    """The T in [0.05, 20] by which to divide logits for the least `balanced_loss`, which is convex in 1/T.
 
-    Classes are weighted equally: training batches are balanced, and validation need not be. The cross-entropy is convex
-    in 1/T. Source: https://arxiv.org/abs/1706.04599, section 4.2.
+    Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
     """
     check_labels(labels)
     found = minimize_scalar(
@@ -67,7 +60,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def balanced_loss(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Cross-entropy in nats, both classes weighted equally; log 2 for logits of 0."""
+    """Cross-entropy in nats; both classes weighted equally, as in training batches."""
     losses = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
     return float((losses[labels == 0].mean() + losses[labels == 1].mean()) / 2)
 
@@ -77,8 +70,8 @@ def weighted_metrics(
 ) -> dict[str, np.ndarray]:
     """All of MEASURES, (R,) each, for many weightings (R, N) of the subjects at once, each with both classes.
 
-    A probability at or above the threshold is called TLE. Average precision is the step-wise sum over distinct scores,
-    and precision is 0 where nobody is called TLE, both as in scikit-learn.
+    Average precision is the step-wise sum over distinct scores, and precision is 0 where nobody is called TLE, both as
+    in scikit-learn.
     """
     positive, weights = labels == 1, np.asarray(weights, np.float64)
     w_pos, w_neg = weights[:, positive], weights[:, ~positive]
@@ -104,10 +97,10 @@ def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
     """`auc` (R,) for many weightings (R, N) of the subjects at once; each row holds both classes."""
     positive = labels == 1
     w_pos, w_neg = weights[:, positive], weights[:, ~positive]
-    return np.einsum("rp,rp->r", w_pos, w_neg @ _pairs(labels, scores).T) / (w_pos.sum(1) * w_neg.sum(1))
+    return np.einsum("rp,rp->r", w_pos, w_neg @ pairs_in_order(labels, scores).T) / (w_pos.sum(1) * w_neg.sum(1))
 
 
-def _pairs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def pairs_in_order(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(P, N): 1 where a TLE subject scores above a control, 0 where below, one half where they tie."""
     return np.sign(scores[labels == 1][:, None] - scores[labels == 0][None]) / 2 + 0.5
 
@@ -123,76 +116,3 @@ def _average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.nda
     hits, called = cumulative(scores, positive * weights, weights)
     precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
     return (np.diff(hits, axis=1, prepend=0.0) * precision).sum(1) / hits[:, -1]
-
-
-def evaluate(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    threshold: float,
-    clusters: np.ndarray,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-) -> dict[str, dict[str, float]]:
-    """The `resampling.cell` of each of MEASURES, with 95 % intervals of a stratified bootstrap over clusters."""
-    check_labels(labels)
-    weights = np.vstack([np.ones(len(labels)), bootstrap_weights(labels, clusters, resamples, rng)])
-    drawn = weighted_metrics(labels, probabilities, threshold, weights)
-    return {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """Two areas under the ROC curve of the same subjects."""
-
-    auc_a: float
-    auc_b: float
-    difference: float
-    """auc_b - auc_a."""
-    low: float
-    high: float
-    """95 % interval of the difference, by the normal approximation."""
-    p: float
-    degenerate: bool
-    """The variance of the difference is zero: p is then 1 for equal areas and 0 otherwise, and means little."""
-
-
-def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of controls below each TLE subject (P,), and that of TLE subjects above each control (N,); ties half.
-
-    The mean of either is the area. Source: Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
-    """
-    check_labels(labels)
-    pairs = _pairs(labels, scores)
-    return pairs.mean(1), pairs.mean(0)
-
-
-def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas (K,) and their covariance (K, K), for K score vectors (K, N) of the same subjects.
-
-    It covers the sampling of test subjects, not of training. Source: DeLong et al. 1988, Biometrics 44:837.
-
-    Raises:
-        InputError: fewer than two subjects of a class.
-    """
-    check_labels(labels)
-    N, P = np.bincount(labels)
-    if min(P, N) < 2:
-        raise InputError(f"DeLong's variance needs two subjects of each class; there are {N} HC and {P} TLE")
-    v_pos, v_neg = (np.stack(part) for part in zip(*(placements(labels, row) for row in scores), strict=True))
-    return v_pos.mean(1), np.atleast_2d(np.cov(v_pos)) / P + np.atleast_2d(np.cov(v_neg)) / N
-
-
-def delong_test(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> PairedTest:
-    """DeLong's two-sided test of equal areas for two scores of the same subjects."""
-    return paired_test_of(*delong_covariance(labels, np.stack([scores_a, scores_b])))
-
-
-def paired_test_of(areas: np.ndarray, covariance: np.ndarray) -> PairedTest:
-    """The two-sided test of equal areas by the normal approximation, from areas (2,) and their covariance (2, 2)."""
-    difference = float(areas[1] - areas[0])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    degenerate = variance < 1e-14  # rounding of placement values, which are of order 1
-    deviation = 0.0 if degenerate else math.sqrt(variance)
-    p = float(abs(difference) < 1e-12) if degenerate else math.erfc(abs(difference) / deviation / math.sqrt(2))
-    ends = difference - Z95 * deviation, difference + Z95 * deviation
-    return PairedTest(float(areas[0]), float(areas[1]), difference, *ends, p, degenerate)

@@ -1,24 +1,30 @@
-"""Bootstrap over subjects and training seeds: draws, intervals, p-values. Pure numpy."""
+"""Bootstrap over subjects (outer) and training seeds (inner): draws, intervals, p-values, measures of arms.
+
+A resample draws subjects with replacement within each fold and class, and training seeds with replacement; all arms
+have the same draws, so that differences between arms are paired. The measure of an arm is the mean over its seeds and
+folds. Where subject and seed effects add, the bootstrap's variance is that of the random-effects model: a subject part
+over the number of subjects and a seed part over the number of seeds. What is left (subject times seed) counts three
+times, which makes intervals slightly wide (Owen 2007, https://doi.org/10.1214/07-AOAS122).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from classifier.measures.metrics import MEASURES, check_labels, weighted_auc, weighted_metrics
+from classifier.measures.runs import ArmRuns
+from runtime import seeding
 
 
 def bootstrap_weights(labels: np.ndarray, clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each scan is drawn when subjects are resampled with replacement within each class.
+    """How often each scan is drawn, (R, N), when subjects are resampled with replacement within each class.
 
-    Args:
-        labels: (N,).
-        clusters: (N,) names; scans of one subject or group are drawn together (a group with both classes counts once in
-            each).
-        resamples: R.
-        rng: numpy generator.
-
-    Returns:
-        float64 (R, N).
+    Scans of one of the `clusters` (N,), subjects or groups, are drawn together; a group with both classes counts once
+    in each.
     """
     weights = np.zeros((resamples, len(labels)))
     for label in np.unique(labels):
@@ -30,14 +36,11 @@ def bootstrap_weights(labels: np.ndarray, clusters: np.ndarray, resamples: int, 
 
 
 def seed_weights(seeds: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Share of each training seed in each resample: seeds - 1 of them drawn with replacement.
+    """Share of each training seed in each resample (R, S): S - 1 of them drawn with replacement.
 
     Drawing one less than there are makes the variance of the resampled mean an unbiased estimate of that of the mean
     (Rao & Wu 1988, JASA 83:231, with m = n - 1); drawing as many would halve it at two seeds. One seed alone always has
     weight 1: then nothing is known about training.
-
-    Returns:
-        float64 (R, S), rows sum to 1.
     """
     if seeds == 1:
         return np.ones((resamples, 1))
@@ -57,11 +60,9 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def cell(value: float, draws: np.ndarray, level: float = 0.95) -> dict[str, Any]:
-    """An estimate and its percentile interval, ready for JSON.
+    """An estimate and its percentile interval, ready for JSON: ``value``, ``low``, ``high``.
 
-    Returns:
-        {"value", "low", "high"}, None where there is no finite number; then also ``not_estimable``, the share of draws
-        that have no finite value.
+    They are None where there is no finite number; then ``not_estimable`` is the share of draws without a finite value.
     """
     numbers = dict(zip(("value", "low", "high"), (value, *interval(draws, level)), strict=True))
     found = {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
@@ -81,3 +82,60 @@ def two_sided_p(draws: np.ndarray) -> float:
     """Bootstrap p-value of a difference of 0: twice the share of draws (R,) on the rarer side, at least 2 / (R + 1)."""
     rarer = min(np.sum(draws <= 0), np.sum(draws >= 0))
     return float(min(1.0, 2 * (1 + rarer) / (len(draws) + 1)))
+
+
+def evaluate(frame: pd.DataFrame, threshold: float, rng: np.random.Generator, resamples: int) -> dict[str, dict]:
+    """The `cell` of each of MEASURES, its interval over groups, for a table with label, probability and group."""
+    labels = frame["label"].to_numpy()
+    check_labels(labels)
+    weights = bootstrap_weights(labels, frame["group"].to_numpy(), resamples, rng)
+    weights = np.vstack([np.ones(len(labels)), weights])
+    drawn = weighted_metrics(labels, frame["probability"].to_numpy(), threshold, weights)
+    return {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What every arm is resampled by. The first of the 1 + R rows is no draw: it gives the estimates themselves."""
+
+    subjects: dict[int, np.ndarray]
+    """fold -> how often each scan of the fold was drawn, (1 + R, N_f)."""
+    seeds: np.ndarray
+    """Share of each training seed, (1 + R, S)."""
+
+
+def draws_of(runs: ArmRuns, resamples: int, seed: int) -> Draws:
+    """R resamples of the subjects of each fold and of the training seeds."""
+    subjects = {}
+    for fold in runs.folds:
+        labels, groups = runs.labels(fold), runs.frame(fold)["group"].to_numpy()
+        drawn = bootstrap_weights(labels, groups, resamples, seeding.rng(seed, "compare", fold))
+        subjects[fold] = np.vstack([np.ones(len(labels)), drawn])
+    S = len(runs.seeds)
+    shares = seed_weights(S, resamples, seeding.rng(seed, "compare seeds"))
+    return Draws(subjects, np.vstack([np.full(S, 1 / S), shares]))
+
+
+@np.errstate(invalid="ignore")  # as in `over_seeds`
+def by_seed(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, np.ndarray]:
+    """All measures of one arm, averaged over folds: each (1 + R, S)."""
+    total = {name: np.zeros_like(draws.seeds) for name in MEASURES}
+    for fold in runs.folds:
+        labels, weights = runs.labels(fold), draws.subjects[fold]
+        for place, run in enumerate(runs.cells(arm, fold)):
+            measured = weighted_metrics(labels, run.frame["probability"].to_numpy(), run.results["threshold"], weights)
+            for name in MEASURES:
+                total[name][:, place] += measured[name] / len(runs.folds)
+    return total
+
+
+@np.errstate(invalid="ignore")  # infinite slopes of either sign have no mean
+def over_seeds(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """The mean over the drawn seeds of values (1 + R, S); (1 + R,). A seed that was not drawn may be infinite."""
+    return (draws.seeds * np.where(draws.seeds > 0, values, 0.0)).sum(1)
+
+
+def auc_of_scores(runs: ArmRuns, scores: dict[int, np.ndarray], draws: Draws) -> np.ndarray:
+    """Fold-averaged area (1 + R,) of one fixed score (N_f,) per fold, under the same draws of subjects."""
+    areas = [weighted_auc(runs.labels(fold), scores[fold], draws.subjects[fold]) for fold in runs.folds]
+    return np.mean(areas, axis=0)

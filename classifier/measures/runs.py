@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,10 @@ class FinishedRun:
     """One run's predictions and results."""
 
     frame: pd.DataFrame
-    """Predictions on the split that is compared, sorted by subject and session."""
+    """Predictions on the test split, sorted by subject and session."""
     held_out: frozenset[str]
     """Subjects of all splits in predictions.csv: those that the run did not learn from."""
     results: dict[str, Any]
-    config: dict[str, Any]
-    """config.json; empty when the folder has none."""
 
 
 @dataclass(frozen=True)
@@ -69,41 +68,31 @@ class ArmRuns:
         return len({subject for fold in self.folds for subject in self.frame(fold)["subject"]})
 
 
-def read_run(folder: Path, split: str) -> FinishedRun:
+def read_run(folder: Path) -> FinishedRun:
     """Reads a run folder; InputError that names the file when the run has not finished."""
     predictions = read_predictions(folder / "predictions.csv")
-    frame = predictions[predictions["split"] == split].sort_values(["subject", "session"]).reset_index(drop=True)
-    results, config = read_json(folder / "results.json"), folder / "config.json"
-    return FinishedRun(frame, frozenset(predictions["subject"]), results, read_json(config) if config.exists() else {})
+    frame = predictions[predictions["split"] == "test"].sort_values(["subject", "session"]).reset_index(drop=True)
+    return FinishedRun(frame, frozenset(predictions["subject"]), read_json(folder / "results.json"))
 
 
-def single_runs(paths: tuple[Path, ...], split: str) -> ArmRuns:
-    """Run folders as arms of one seed and one fold each, the first the reference.
-
-    An arm's name is the end of its path: as many folders as tell it from the others.
-
-    Raises:
-        InputError: fewer than two runs, unfinished ones, or runs whose held-out scans or labels differ; lists which.
-    """
+def single_runs(paths: tuple[Path, ...]) -> ArmRuns:
+    """Run folders as arms of one seed and one fold each, the first the reference; named by where their paths part."""
     folders = list(dict.fromkeys(path.resolve() for path in paths))
     if len(folders) < 2:
         raise InputError("a comparison needs two different runs or more")
-    arms = {}
-    for folder in folders:
-        ends = [folder.parts[-depth:] for depth in range(1, len(folder.parts) + 1)]
-        own = next(end for end in ends if sum(other.parts[-len(end) :] == end for other in folders) == 1)
-        arms["/".join(own)] = {(0, 0): read_run(folder, split)}
+    parent = os.path.commonpath(folders)
+    arms = {str(folder.relative_to(parent)): {(0, 0): read_run(folder)} for folder in folders}
     return checked(ArmRuns(arms, (0,), (0,)))
 
 
-def arms_of(folder: Path, reference: str, split: str) -> ArmRuns:
+def arms_of(folder: Path, reference: str) -> ArmRuns:
     """The finished runs of ``folder/<arm>/seed<S>_fold<F>``, of the seeds that every arm has in every fold.
 
-    Arms without one complete seed, and seeds that some arm lacks, are left out, which `left_out` says.
+    Arms without one complete seed, and seeds that some arm lacks, are `left_out`.
 
     Raises:
-        InputError: no such folder, no finished reference, one arm only, no common seed, runs of one fold on different
-            scans, a subject in two folds.
+        InputError: no two arms, the reference among them, with a seed that all have finished; runs of one fold on
+            different scans; a subject in two folds.
     """
     found = _finished(folder)
     folds = tuple(sorted({fold for cells in found.values() for _, fold in cells}))
@@ -111,76 +100,55 @@ def arms_of(folder: Path, reference: str, split: str) -> ArmRuns:
         arm: {seed for seed, _ in cells if all((seed, fold) in cells for fold in folds)} for arm, cells in found.items()
     }
     usable = {arm: seeds for arm, seeds in complete.items() if seeds}
-    if reference not in usable:
-        there = ", ".join(usable) or "none"
-        message = f"no arm {reference!r} with a seed finished in all folds; with one there are: {there}"
-        raise InputError(f"{folder}: {message}")
-    if len(usable) < 2:
-        message = f"only the arm {reference!r} has a finished seed; a comparison needs two arms or more"
-        raise InputError(f"{folder}: {message}")
-    seeds = set.intersection(*usable.values())
-    if not seeds:
-        lines = [f"{arm}: seeds {sorted(have)}" for arm, have in usable.items()]
-        raise InputError.of(f"{folder}: no seed is finished in all folds of all arms", lines)
+    common = set.intersection(*usable.values()) if usable else set()
+    if reference not in usable or len(usable) < 2 or not common:
+        lines = [f"{arm}: seeds finished in all folds: {sorted(seeds) or 'none'}" for arm, seeds in complete.items()]
+        what = f"a comparison needs the arm {reference!r}, another one, and a seed that all have finished"
+        raise InputError.of(f"{folder}: {what}; classifier.run_arms makes them", lines or ["there are no runs"])
     left_out = [f"arm {arm}: no seed is finished in all {len(folds)} folds" for arm in found if arm not in usable]
     left_out += [
-        f"arm {arm}: seed {seed}, which not all arms have" for arm in usable for seed in sorted(usable[arm] - seeds)
+        f"arm {arm}: seed {seed}, which not all arms have" for arm in usable for seed in sorted(usable[arm] - common)
     ]
+    cells = [(seed, fold) for seed in sorted(common) for fold in folds]
     order = [reference, *(arm for arm in usable if arm != reference)]
-    cells = [(seed, fold) for seed in sorted(seeds) for fold in folds]
-    arms = {arm: {cell: read_run(found[arm][cell], split) for cell in cells} for arm in order}
-    return checked(ArmRuns(arms, tuple(sorted(seeds)), folds, tuple(left_out)))
+    arms = {arm: {cell: read_run(found[arm][cell]) for cell in cells} for arm in order}
+    return checked(ArmRuns(arms, tuple(sorted(common)), folds, tuple(left_out)))
 
 
 def _finished(folder: Path) -> dict[str, dict[Cell, Path]]:
     """Run folders with results, by arm and cell, in the order of the folder's runs.csv, else by name."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; classifier.run_arms writes one")
     found: dict[str, dict[Cell, Path]] = {}
+    if (folder / "runs.csv").exists():
+        found = {arm: {} for arm in pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False)["arm"]}
     for path in sorted(folder.glob("*/*/")):
         if match := RUN_NAME.fullmatch(path.name):
             cells = found.setdefault(path.parent.name, {})
             if (path / "results.json").exists():
                 cells[int(match[1]), int(match[2])] = path
-    if not found:
-        raise InputError(f"{folder}: no folders <arm>/seed<S>_fold<F>; classifier.run_arms writes them")
-    listed: list[str] = []
-    if (folder / "runs.csv").exists():
-        listed = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False)["arm"].drop_duplicates().tolist()
-    order = [arm for arm in listed if arm in found]
-    return {arm: found[arm] for arm in [*order, *(arm for arm in found if arm not in order)]}
+    return found
 
 
 def checked(runs: ArmRuns) -> ArmRuns:
     """The runs themselves; InputError unless those of a fold have the same scans and labels, enough for a test."""
     problems = []
-    first = next(iter(runs.arms))
     tested: dict[str, int] = {}
     for fold in runs.folds:
-        expected = _keys(runs.frame(fold))
-        for arm in runs.arms:
-            for seed, run in zip(runs.seeds, runs.cells(arm, fold), strict=True):
-                what = arm if len(runs.arms[arm]) == 1 else f"{arm}, seed {seed}, fold {fold}"
-                problems += _difference(what, first, _keys(run.frame), expected)
-        classes = runs.frame(fold).groupby("label")["subject"].nunique()
-        counts = {name: classes.get(label, 0) for label, name in ((0, "HC"), (1, "TLE"))}
-        few = [f"{count} {name}" for name, count in counts.items() if count < 2]
-        if few:
-            problems.append(f"fold {fold}: {' and '.join(few)} subjects; two of each class are needed")
-        twice = [name for name in runs.frame(fold)["subject"].unique() if tested.setdefault(name, fold) != fold]
+        frame = runs.frame(fold)
+        for arm, cells in runs.arms.items():
+            for seed in runs.seeds:
+                other = _keys(cells[seed, fold].frame) ^ _keys(frame)
+                if other:
+                    shown = ", ".join(f"{subject} (label {label})" for subject, _, label in sorted(other)[:10])
+                    problems.append(f"{arm}, seed {seed}, fold {fold}: {len(other)} scans that only one has: {shown}")
+        if np.bincount(frame.drop_duplicates("subject")["label"], minlength=2).min() < 2:
+            problems.append(f"fold {fold}: two subjects of each class are needed")
+        twice = [name for name in frame["subject"].unique() if tested.setdefault(name, fold) != fold]
         problems += [f"fold {fold}: subject {name} is also in fold {tested[name]}" for name in twice[:10]]
     if problems:
-        raise InputError.of("runs are compared on the same held-out scans with the same labels", problems)
+        title = f"runs are compared with {next(iter(runs.arms))} on the same held-out scans with the same labels"
+        raise InputError.of(title, problems)
     return runs
 
 
 def _keys(frame: pd.DataFrame) -> set[tuple[Any, ...]]:
     return set(map(tuple, frame[["subject", "session", "label"]].to_numpy()))
-
-
-def _difference(what: str, first: str, keys: set[tuple[Any, ...]], expected: set[tuple[Any, ...]]) -> list[str]:
-    extra, missing = sorted(keys - expected), sorted(expected - keys)
-    if not extra and not missing:
-        return []
-    shown = ", ".join(f"{subject} (label {label})" for subject, _, label in (extra + missing)[:10])
-    return [f"{what}: {len(extra)} scans that {first} has not, {len(missing)} that it lacks: {shown}"]

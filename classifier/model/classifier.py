@@ -24,8 +24,7 @@ class Classifier(nn.Module, ABC):
     draw random numbers, and in evaluation mode nothing may depend on other volumes of the batch: then a run resumes
     exactly, several processes equal one, and attributions may put any volumes in one batch.
 
-    The constructor of a network takes its configuration, the shape of the volumes, and `mean` and `std` of the training
-    data, which standardise the input and travel with the weights.
+    Its constructor also takes the shape of the volumes. `mean` and `std` are those of all training voxels.
     """
 
     activation: nn.Module
@@ -52,15 +51,17 @@ class Classifier(nn.Module, ABC):
         self.head = nn.Linear(width, self.config.outputs)
         nn.init.zeros_(self.head.weight)  # an untrained network answers "no idea", logit 0
         nn.init.zeros_(self.head.bias)
-        self.score = attention_score(width) if attention else None
+        self.score = None
+        if attention:
+            # w tanh(V h), equation 8 of Ilse et al. 2018, and not the gated form (equation 9): half the parameters, and
+            # cohorts are small. With w = 0 all places start with the same weight, which is averaging.
+            w = nn.Linear(width // 4, 1, bias=False)
+            nn.init.zeros_(w.weight)
+            self.score = nn.Sequential(nn.Linear(width, width // 4), nn.Tanh(), w)
 
     @property
     def last_convolution(self) -> nn.Module:
-        """The module whose output, (B, C, d, h, w), is what Grad-CAM weighs: the features that are pooled.
-
-        With averaging its weights are then those of the linear layer over the number of places, so that Grad-CAM is
-        class activation mapping.
-        """
+        """Its output (B, C, d, h, w) is pooled, and what Grad-CAM weighs; with averaging, class activation mapping."""
         return self.activation
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,11 +76,11 @@ class Classifier(nn.Module, ABC):
         return self.head(h)  # (B, outputs)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of TLE (B,) of volumes (B, 1, D, H, W); `keep` (B, C) is a training step's scaled dropout mask."""
+        """Logits of TLE (B,); `keep` (B, C) is a training step's scaled dropout mask."""
         return self.both(x, keep)[:, 0]
 
     def attention(self, x: torch.Tensor) -> torch.Tensor | None:
-        """How much each place of the last level counts, (B, d, h, w), sums to 1; None when all count the same."""
+        """Weight of each place of the last level, (B, d, h, w), sums to 1; None when all count the same."""
         return None if self.score is None else self._weights(self.features(x))
 
     def pool(self, h: torch.Tensor) -> torch.Tensor:
@@ -99,8 +100,7 @@ class FeatureNorm(nn.Module):
     Features averaged over a volume hardly differ between subjects (measured on the demo cohort: standard deviation 0.02
     about a mean of 0.2), because group normalisation has removed each volume's own level; a linear layer on them learns
     next to nothing. In training the statistics are those of the batch, over all processes, with their gradient; in
-    evaluation the running ones, so that a volume's logit then depends on that volume alone. All state is floating point
-    and averaged like the weights. Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+    evaluation the running ones. Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
     """
 
     RATE = 0.1
@@ -112,7 +112,6 @@ class FeatureNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """(B, C) to (B, C), float32."""
         h = h.float()
         if not self.training:
             return (h - self.running_mean) * torch.rsqrt(self.running_var + self.EPSILON)
@@ -124,17 +123,6 @@ class FeatureNorm(nn.Module):
         return (h - mean) * torch.rsqrt(var + self.EPSILON)
 
 
-def attention_score(width: int) -> nn.Sequential:
-    """A score for the features (B, N, width) of each place, (B, N, 1): w tanh(V h), equation 8 of Ilse et al. 2018.
-
-    The plain form, not the gated one (equation 9): it has half the parameters, and cohorts are small. With w = 0 all
-    places start with the same weight, which is averaging.
-    """
-    w = nn.Linear(width // 4, 1, bias=False)
-    nn.init.zeros_(w.weight)
-    return nn.Sequential(nn.Linear(width, width // 4), nn.Tanh(), w)
-
-
 class AllLogits(nn.Module):
     """A classifier whose `forward` is `both`: what DistributedDataParallel and the compiler see is `forward` alone."""
 
@@ -143,5 +131,4 @@ class AllLogits(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (B, outputs)."""
         return self.classifier.both(x, keep)

@@ -1,12 +1,9 @@
 """Published networks as MONAI builds them, not pretrained, with GroupNorm for BatchNorm.
 
-Why not BatchNorm: the EMA weights that validation and results use would come with running means and variances of other
-weights (linear averages of statistics that themselves trail the steps), each of several processes would keep its own,
-two processes would no longer equal one, and with 16 volumes of which the last level keeps a few voxels the statistics
-of a batch are noise. GroupNorm has no statistics to keep.
+Why not BatchNorm: the EMA weights would come with running means and variances of other weights, two processes would no
+longer equal one, and with 16 volumes, of which the last level keeps a few voxels, the statistics of a batch are noise.
 
-`stem_stride`, `groups` and `outputs` of a configuration count here; widths and depth are the published ones. The last
-level is averaged, behind it is one linear layer.
+`stem_stride`, `groups` and `outputs` of a configuration count here; widths and depth are the published ones.
 """
 
 from __future__ import annotations
@@ -40,15 +37,14 @@ class DenseNet121(Classifier):
         return tuple(-(-side // (2 * config.stem_stride)) // 8 for side in shape)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardised volumes (B, 1, D, H, W) to the last level (B, 1024, d, h, w), before its activation."""
+        """To the last level (B, 1024, d, h, w)."""
         return self.layers(x)
 
 
 class CoronalEfficientNet(Classifier):
     """EfficientNet-B0 in 2D, with the coronal slices as its channels. Source: Tan and Le 2019, arXiv 1905.11946.
 
-    The first convolution mixes all slices; from there on the back-front axis is gone. Without stochastic depth, whose
-    draws would come from torch's global generator. Depthwise convolutions are 2D here, where they are quick.
+    The first convolution mixes all slices. Stochastic depth would draw from torch's global generator, and is left out.
     """
 
     def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
@@ -76,6 +72,5 @@ class CoronalEfficientNet(Classifier):
         return tuple(((side - 2) // config.stem_stride + 1) // 16 for side in shape[::2])
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardised volumes (B, 1, D, H, W) to the last level (B, 1280, d, 1, w), before its activation."""
-        x = x[:, 0].transpose(1, 2)  # (B, H, D, W)
-        return self.layers(x).unsqueeze(3)
+        """To the last level (B, 1280, d, 1, w)."""
+        return self.layers(x[:, 0].transpose(1, 2)).unsqueeze(3)  # layers take (B, H, D, W)

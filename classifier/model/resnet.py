@@ -1,12 +1,9 @@
 """A dense 3D residual network; one page, in the order the data flow.
 
-Shapes: x (B, 1, D, H, W) in [0, 1], axes (left-right, back-front, foot-head); output (B,), the logit of TLE.
-
 Pre-activation residual blocks (He et al. 2016, https://arxiv.org/abs/1603.05027, figure 4e), average-pooled shortcuts
 where the resolution changes (He et al. 2019, https://arxiv.org/abs/1812.01187, figure 2c). Convolutions are dense:
-depthwise ones cost about as much time as dense ones in 3D and their backward pass much more. Norms are GroupNorm, whose
-result for a volume depends on that volume alone: batches here are small, runs resume exactly without running averages,
-and an attribution method may put baselines and noisy copies in one batch.
+depthwise ones cost about as much time in 3D, and their backward pass much more. Norms are GroupNorm, whose result for a
+volume depends on that volume alone.
 """
 
 from __future__ import annotations
@@ -64,5 +61,5 @@ class ResNet3D(Classifier):
         return tuple(-(-side // shrink) for side in shape)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """Standardised volumes (B, 1, D, H, W) to the last level (B, C, d, h, w), before its activation."""
+        """To the last level (B, C, d, h, w)."""
         return self.norm(self.blocks(self.stem(x)))

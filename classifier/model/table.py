@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier, Shape
@@ -26,25 +26,17 @@ def build_model(config: ModelConfig, shape: Shape, mean: float, std: float) -> C
     """
     if config.name not in MODELS:
         raise InputError(f"--model.name {config.name}: unknown; there are: {', '.join(MODELS)}")
-    problems = []
-    if config.stem_stride < 1:
-        problems.append(f"--model.stem-stride {config.stem_stride}: at least 1")
-    if not 0 <= config.dropout < 1:
-        problems.append(f"--model.dropout {config.dropout}: a share from 0 to below 1")
-    if config.groups < 1:
-        problems.append(f"--model.groups {config.groups}: at least 1")
-    if problems:
-        raise InputError.of(f"--model.name {config.name}: refused", problems)
+    if min(config.stem_stride, config.groups) < 1 or not 0 <= config.dropout < 1:
+        raise InputError("--model: stem-stride and groups are at least 1, dropout is a share from 0 to below 1")
     network = MODELS[config.name]
     left = min(network.last_level(config, shape))
     if left < 2:
-        finer = dataclasses.replace(config, stem_stride=1)
-        ways = ["--model.stem-stride 1"] if min(network.last_level(finer, shape)) >= 2 else []
+        helps = min(network.last_level(replace(config, stem_stride=1), shape)) >= 2
+        ways = ["--model.stem-stride 1"] if helps else []
         ways.append("fewer --model.widths" if config.name == "resnet" else "--model.name resnet")
         raise InputError(
-            f"--model.name {config.name} --model.stem-stride {config.stem_stride}: the last level has {left} "
-            f"voxel{'' if left == 1 else 's'} of an axis of the grid {shape}, at least 2 are needed; "
-            f"use {' or '.join(ways)}"
+            f"--model.name {config.name} --model.stem-stride {config.stem_stride}: the last level keeps only {left} of "
+            f"an axis of the grid {shape}, at least 2 voxels are needed; use {' or '.join(ways)}"
         )
     try:
         return network(config, shape, mean, std)

@@ -75,7 +75,7 @@ def changed(path, **changes):
     [
         ({"name": "vgg"}, r"c.pt: .*not one of this version: --model.name vgg: unknown; there are: resnet"),
         ({"heads": 3}, r"c.pt: .*not one of this version: .*'heads'"),
-        ({"name": "densenet121", "stem_stride": 2}, r"c.pt: .*has 1 voxel"),
+        ({"name": "densenet121", "stem_stride": 2}, r"c.pt: .*keeps only 1 of"),
         ({"pool": "mean"}, r"c.pt: weights do not fit .*\n  - score.0.bias: not part of this network"),
         ({"outputs": 2}, r"c.pt: weights do not fit .*\n  - head.bias: shape \(1,\), this network has \(2,\)"),
     ],

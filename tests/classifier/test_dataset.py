@@ -7,23 +7,13 @@ import pytest
 import torch
 
 from classifier.config import AugmentConfig
-from classifier.dataset import (
-    EPOCHS,
-    Volumes,
-    augment,
-    counts,
-    counts_text,
-    draws_per_row,
-    sides,
-    without_repeats,
-)
+from classifier.dataset import Volumes, augment, counts, counts_text, sides, without_repeats
 from cohort.scans import GRIDS
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume
 from runtime.device import Device
 from runtime.errors import InputError
-from runtime.training import balanced_rows
 
 CPU = Device(torch.device("cpu"), torch.float32)
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gamma=0, noise=0)
@@ -78,14 +68,6 @@ def test_constants_and_mean_volume(scans):
     np.testing.assert_array_equal(volumes.batch(torch.tensor([3]))[0, 0].numpy(), everything[3])
 
 
-def test_draws_are_counted_as_they_are_made():
-    labels = torch.tensor([0] * 11 + [1] * 4)
-    drawn = torch.cat([balanced_rows(labels, 6, step, 3, EPOCHS) for step in range(1, 8)])
-    np.testing.assert_array_equal(
-        draws_per_row(labels.numpy(), 6, 7, seed=3), torch.bincount(drawn, minlength=15).numpy()
-    )
-
-
 def test_real_and_synthetic_volumes_come_out_alike_whatever_their_scale(cohort, tmp_path):
     """The same anatomy as a scan and as a synthetic volume in other units gives the same batch."""
     row = read_table(cohort / "train.csv").head(1)
@@ -116,7 +98,6 @@ def test_counts_by_origin_and_class_and_each_scan_once(scans):
     assert sum(found.values()) == 24
     assert (found["repeated_HC"], found["repeated_TLE"]) == (2, 1)
     assert (found["synthetic_HC"], found["synthetic_TLE"]) == (2, 3)
-    assert counts(marked, np.full(24, 5)) == {name: 5 * count for name, count in found.items()}
     assert "3 synthetic TLE" in counts_text(marked)
     once = without_repeats(marked)
     assert len(once) == 21

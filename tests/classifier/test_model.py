@@ -254,15 +254,15 @@ def test_presets_fit_their_grids(name):
     ("changes", "grid", "message"),
     [
         ({"name": "vgg"}, "demo", r"--model.name vgg: unknown; there are: resnet, densenet121, efficientnet"),
-        ({"widths": (8,) * 7}, "demo", r"last level has 1 voxel of an axis of the grid \(40, 48, 40\).*fewer --model"),
+        ({"widths": (8,) * 7}, "demo", r"last level keeps only 1 of an axis of the grid \(40, 48, 40\).*fewer --model"),
         ({"widths": (8,) * 5}, "smoke", r"use --model.stem-stride 1 or fewer --model.widths"),
-        ({"name": "densenet121"}, "demo", r"has 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
-        ({"name": "efficientnet"}, "demo", r"has 1 voxel .*use --model.stem-stride 1 or --model.name resnet"),
-        ({"name": "efficientnet"}, "smoke", r"has 0 voxels of .*\(20, 24, 20\), .*use --model.name resnet"),
+        ({"name": "densenet121"}, "demo", r"only 1 of an axis .*use --model.stem-stride 1 or --model.name resnet"),
+        ({"name": "efficientnet"}, "demo", r"only 1 of an axis .*use --model.stem-stride 1 or --model.name resnet"),
+        ({"name": "efficientnet"}, "smoke", r"only 0 of .*\(20, 24, 20\), .*use --model.name resnet"),
         ({"name": "efficientnet", "groups": 16}, "paper", r"--model.groups 16: has to divide every width"),
         ({"widths": (8, 20)}, "demo", r"--model.groups 8: has to divide every width"),
-        ({"groups": 0, "dropout": 1.0}, "demo", r"\(2\):\n  - --model.dropout 1.0.*\n  - --model.groups 0: at least 1"),
-        ({"stem_stride": 0}, "demo", r"--model.stem-stride 0: at least 1"),
+        ({"groups": 0, "dropout": 1.0}, "demo", r"stem-stride and groups are at least 1, dropout is"),
+        ({"stem_stride": 0}, "demo", r"stem-stride and groups are at least 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_advice(changes, grid, message):

@@ -88,7 +88,7 @@ def test_contradictory_numbers_are_listed_together(config):
     with pytest.raises(InputError, match=r"\(2\)") as refused:
         select(wrong)
     assert "exclude each other" in str(refused.value)
-    with pytest.raises(InputError, match="nothing to learn from"):
+    with pytest.raises(InputError, match="--real 0 leaves --synth-count"):
         select(dataclasses.replace(config, real=0, synth_percent=100))
 
 
@@ -270,7 +270,7 @@ def test_tables_that_cannot_be_joined(config, tmp_path):
     ("fields", "message"),
     [
         ({"duplicate_percent": -1.0}, "cannot be negative"),
-        ({"real": 0, "synth_count": 4, "duplicate_percent": 50.0}, "--real 0 takes none"),
+        ({"real": 0, "synth_count": 4, "duplicate_percent": 50.0}, "--real 0 leaves"),
         ({"fold": 1}, "divide nothing without --folds"),
         ({"folds": 3, "fold": 3}, "numbered from 0 to 2"),
         ({"side_weight": -0.5}, "cannot be negative"),

@@ -64,7 +64,7 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_does():
 @pytest.mark.parametrize(
     ("folds", "fold", "message"),
     [
-        (2, 0, "--folds 2: at least 3"),
+        (2, 0, "2 folds: expected at least 3"),
         (5, 5, "--fold 5: the 5 of --folds are numbered from 0 to 4"),
         (5, -1, "--fold -1"),
     ],

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from classifier import train
 from classifier.checkpoint import load_classifier
-from classifier.dataset import EPOCHS, Volumes
+from classifier.dataset import Volumes
 from classifier.measures.predictions import COLUMNS, OPTIONAL, read_predictions
 from runtime.device import Device
 from runtime.errors import InputError
@@ -74,7 +74,6 @@ def test_a_run_learns_and_leaves_everything_and_the_same_command_does_nothing_mo
     assert results["leak"] is False
     none = dict.fromkeys(("repeated_HC", "repeated_TLE", "synthetic_HC", "synthetic_TLE"), 0)
     assert results["counts"]["train"] == {"real_HC": 12, "real_TLE": 12, **none}
-    assert results["seen"] == {"real_HC": 160, "real_TLE": 160, **none}  # 40 steps, 4 of each class
     assert 0 < results["seconds"] < 600
     assert {"hippocampus", "age_sex", "site"} <= set(results["baselines"])
     assert "network_minus_baseline" in results["baselines"]["hippocampus"]
@@ -176,12 +175,12 @@ def test_allowed_leak_is_in_the_results(config):
 
 def test_network_too_deep_for_its_grid(config):
     deep = dataclasses.replace(config, model=dataclasses.replace(config.model, widths=(8, 8, 8, 8, 8, 8)))
-    with pytest.raises(InputError, match="the last level has 1 voxel of an axis"):
+    with pytest.raises(InputError, match="the last level keeps only 1 of an axis"):
         train.main(deep)
 
 
 @pytest.mark.slow
-def test_arms_take_the_same_steps_and_see_the_same_number_of_each_class(config):
+def test_arms_take_the_same_steps(config):
     arms = {
         "few": {"real": 8}, "more": {"real": 12, "synth_percent": 50}, "repeated": {"duplicate_percent": 100},
         "synthetic": {"real": 0, "synth_count": 16},
@@ -192,11 +191,6 @@ def test_arms_take_the_same_steps_and_see_the_same_number_of_each_class(config):
         train.main(arm)
         found[name] = results = read_json(arm.run_dir / "results.json")
         assert results["steps"] == weights(arm.run_dir / "checkpoints" / "last.pt")["step"] == 4
-        for label in ("HC", "TLE"):  # 4 steps, half of 8 volumes
-            assert sum(count for key, count in results["seen"].items() if key.endswith(label)) == 16
-    assert found["few"]["seen"]["real_HC"] == 16
-    assert found["more"]["seen"]["synthetic_HC"] > 0
-    assert found["repeated"]["seen"]["repeated_TLE"] > 0
     made = {
         name: sum(count for key, count in results["counts"]["train"].items() if key.startswith("synthetic"))
         for name, results in found.items()
@@ -211,10 +205,10 @@ def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):
     ignorant, reckless = 0.01 * noise, 8 * (2.0 * labels - 1 + 2 * noise)  # AUC about 0.5 and 0.75
     logged = []
     run = SimpleNamespace(log=lambda step, numbers: logged.append(numbers))
-    state = train.State({}, [], torch.zeros(1), "")
+    state = SimpleNamespace(model=torch.nn.Identity(), ema={}, step=0, best=np.inf, best_step=0)
     for logits, better in ((ignorant, True), (reckless, True), (ignorant, False)):
         monkeypatch.setattr(train, "predict", lambda model, val, logits=logits: logits.double().numpy()[:, None])
-        assert train.validate(run, state, SimpleNamespace(labels=labels), torch.nn.Identity()) is better
+        assert train.validate(run, state, SimpleNamespace(labels=labels)) is better
     assert logged[1]["loss/val"] > logged[0]["loss/val"]  # by the plain loss the ignorant step would stay the best
 
 
@@ -264,7 +258,7 @@ def test_without_augmentation_batches_are_the_scans_themselves(config, scans):
         network = Recorder(1, 1)
         plain = dataclasses.replace(config, augmentation=name)
         train.train_step(network, torch.optim.SGD(network.parameters()), volumes, 1, plain, width=1)
-    still = volumes.batch(balanced_rows(volumes.labels, config.batch_size, 1, config.seed, EPOCHS))
+    still = volumes.batch(balanced_rows(volumes.labels, config.batch_size, 1, config.seed, "epoch:"))
     torch.testing.assert_close(seen[0], still, atol=1e-5, rtol=0)
     moved = [(x - still).abs().mean() for x in seen]
     assert moved[0] < moved[1] < moved[2]

@@ -66,12 +66,3 @@ def test_probabilities_of_0_and_1_have_finite_logits():
     z = logit(1e-12) * np.array([1, 1, -1, -1])
     roots = [optimize.brentq(lambda a, w=w: w @ (labels - expit(a + z)), -60, 60) for w in weights]
     np.testing.assert_allclose(uneven, roots, atol=1e-3)
-
-
-def test_blocks_of_weights_change_nothing(monkeypatch):
-    labels, z, rng = sample()
-    weights = rng.multinomial(120, np.full(120, 1 / 120), size=30)
-    whole = recalibration(labels, expit(z), weights)
-    monkeypatch.setattr("classifier.measures.calibration.ENTRIES", 700)
-    for name, values in recalibration(labels, expit(z), weights).items():
-        np.testing.assert_allclose(values, whole[name], rtol=1e-6)

@@ -2,19 +2,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from classifier.measures.predictions import by_subject, read_predictions, table_of, write_predictions
+from classifier.measures.predictions import by_subject, read_predictions, write_predictions
 from runtime.errors import InputError
 
 
 @pytest.fixture
 def frame():
     scans = pd.DataFrame({"subject": ["b", "a", "a"], "session": ["", "1", "2"], "group": ["b", "a", "a"],
-                          "label": [0, 1, 1], "side": ["", "L", "L"], "age": 30.0})  # fmt: skip
-    return table_of(scans, np.array([-0.1, 2.0, 3.0]), np.array([0.1 + 0.2, 0.9, 0.7]), "test")
+                          "label": [0, 1, 1], "side": ["", "L", "L"]})  # fmt: skip
+    return scans.assign(probability=[0.1 + 0.2, 0.9, 0.7], logit=[-0.1, 2.0, 3.0], split="test")
 
 
 def test_what_is_written_is_read(frame, tmp_path):
-    write_predictions(tmp_path / "p.csv", frame)
+    write_predictions(tmp_path / "p.csv", frame.assign(age=30.0))
     got = read_predictions(tmp_path / "p.csv")
     pd.testing.assert_frame_equal(got, frame, check_dtype=False)
     assert "seed" not in got
@@ -60,5 +60,3 @@ def test_one_row_per_subject(frame):
     got = by_subject(frame)
     assert got["subject"].tolist() == ["a", "b"]
     assert got["probability"].tolist() == pytest.approx([0.8, 0.3])
-    with pytest.raises(InputError, match="both classes"):
-        by_subject(frame.assign(label=[0, 1, 0]))

@@ -1,7 +1,21 @@
 import numpy as np
+import pandas as pd
 import pytest
 
-from classifier.measures.resampling import bootstrap_weights, cell, cell_text, interval, seed_weights, two_sided_p
+from classifier.measures import metrics
+from classifier.measures.resampling import (
+    auc_of_scores,
+    bootstrap_weights,
+    by_seed,
+    cell,
+    cell_text,
+    draws_of,
+    interval,
+    over_seeds,
+    seed_weights,
+    two_sided_p,
+)
+from classifier.measures.runs import ArmRuns, FinishedRun
 
 
 def test_bootstrap_keeps_the_scans_of_a_subject_together():
@@ -47,3 +61,78 @@ def test_bootstrap_p():
     assert two_sided_p(np.full(999, 0.1)) == pytest.approx(2 / 1000)
     assert two_sided_p(np.zeros(999)) == 1.0
     assert two_sided_p(np.arange(999.0) - 24) == pytest.approx(2 * 26 / 1000)
+
+
+def runs_of(probabilities, labels):
+    """One arm from (S, F, N) probabilities, every fold with the labels (N,)."""
+    seeds, folds, count = probabilities.shape
+    cells = {}
+    for seed, fold in np.ndindex(seeds, folds):
+        names = [f"{fold}-{k:03d}" for k in range(count)]
+        frame = pd.DataFrame({"subject": names, "group": names, "session": "", "label": labels})
+        frame = frame.assign(probability=probabilities[seed, fold])
+        cells[seed, fold] = FinishedRun(frame, frozenset(names), {"threshold": 0.5})
+    return ArmRuns({"arm": cells}, tuple(range(seeds)), tuple(range(folds)))
+
+
+def model(rng, subjects, seeds, sd_subject, sd_seed, sd_rest, labels):
+    """Probabilities (S, 1, N) whose squared error is 0.3 + a subject's + a seed's + a rest: the Brier score's mean."""
+    error = 0.3 + sd_subject * rng.normal(size=subjects) + sd_seed * rng.normal(size=(seeds, 1))
+    error = np.clip(error + sd_rest * rng.normal(size=(seeds, subjects)), 0, 1)
+    return np.where(labels == 1, 1 - np.sqrt(error), np.sqrt(error))[:, None], error
+
+
+def closed_form(error, labels):
+    """Variance of the resampled mean of `error` (S, N): subjects within classes, S - 1 of S seeds."""
+    S, N = error.shape
+
+    def subject_part(x):
+        return sum(np.sum((x[labels == c] - x[labels == c].mean()) ** 2) for c in (0, 1)) / N**2
+
+    means = error.mean(1)
+    apart = [(means[s] - means.mean()) ** 2 + subject_part(error[s] - error.mean(0)) for s in range(S)]
+    return subject_part(error.mean(0)) + sum(apart) / (S * (S - 1))
+
+
+@pytest.mark.parametrize(("sd_subject", "sd_seed", "sd_rest"), [(0.08, 0.0, 0.0), (0.0, 0.04, 0.0), (0.06, 0.02, 0.05)])
+def test_variance_of_a_linear_measure_has_its_closed_form(sd_subject, sd_seed, sd_rest):
+    labels = np.arange(60) % 2
+    p, error = model(np.random.default_rng(0), 60, 4, sd_subject, sd_seed, sd_rest, labels)
+    runs = runs_of(p, labels)
+    draws = draws_of(runs, 6000, seed=0)
+    brier = over_seeds(by_seed(runs, "arm", draws)["brier"], draws)
+    assert brier[0] == pytest.approx(error.mean())
+    assert np.var(brier[1:]) == pytest.approx(closed_form(error, labels), rel=0.06)
+
+
+def test_closed_form_is_subject_part_plus_seed_part():
+    """Over cohorts of the additive model: sd_subject^2 / N + sd_seed^2 / S; and the rest counts three times."""
+    labels, rng = np.arange(60) % 2, np.random.default_rng(1)
+    additive = [closed_form(model(rng, 60, 4, 0.05, 0.03, 0.0, labels)[1], labels) for _ in range(1500)]
+    assert np.mean(additive) == pytest.approx(0.05**2 / 60 + 0.03**2 / 4, rel=0.06)
+    rest = [closed_form(model(rng, 60, 4, 0.0, 0.0, 0.05, labels)[1], labels) for _ in range(300)]
+    assert np.mean(rest) == pytest.approx(3 * 0.05**2 / (60 * 4), rel=0.06)
+
+
+def test_estimates_are_means_over_folds_and_seeds():
+    rng = np.random.default_rng(2)
+    labels, p = np.arange(30) % 2, rng.random((3, 2, 30))
+    runs = runs_of(p, labels)
+    draws = draws_of(runs, 20, seed=0)
+    measured = by_seed(runs, "arm", draws)
+    areas = np.array([[metrics.auc(labels, p[s, f]) for f in range(2)] for s in range(3)])
+    np.testing.assert_allclose(measured["auc"][0], areas.mean(1))
+    assert over_seeds(measured["auc"], draws)[0] == pytest.approx(areas.mean())
+    fixed = auc_of_scores(runs, {fold: p[0, fold] for fold in range(2)}, draws)
+    np.testing.assert_allclose(fixed, measured["auc"][:, 0])
+
+
+def test_a_seed_that_is_not_drawn_does_not_count_even_when_infinite():
+    labels = np.arange(30) % 2
+    p = np.stack([np.linspace(0.1, 0.9, 30)[np.argsort(np.argsort(labels, kind="stable"))], np.full(30, 0.0)])
+    p[1] = np.random.default_rng(3).random(30)
+    runs = runs_of(p[:, None], labels)
+    draws = draws_of(runs, 50, seed=0)
+    slope = over_seeds(by_seed(runs, "arm", draws)["calibration_slope"], draws)
+    assert slope[0] == np.inf
+    assert np.isfinite(slope[1:]).tolist() == (draws.seeds[1:, 0] == 0).tolist()

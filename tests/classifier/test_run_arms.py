@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from classifier import run_arms
-from classifier.arms import arm_runs, is_finished, read_arms
 from classifier.config import PRESETS
-from classifier.run_arms import ARMS_PRESETS, main, reason, shared_words
+from classifier.run_arms import ARMS_PRESETS, arm_runs, is_finished, main, read_arms, reason, shared_words
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
 from runtime.runs import plain_config
@@ -62,22 +61,29 @@ def test_what_all_runs_have_in_common_is_passed_on():
 
 
 def test_faults_of_a_table_are_listed_together(tmp_path):
-    text = "arm,real,augmentation\n../x,many,\nreal,1,wild\nreal,2,\nshort\n"
-    with pytest.raises(InputError, match=r"refused \(5\)") as refused:
+    text = "arm,real,augmentation\n../x,1,\nreal,1,none\nreal,2,\nshort\n"
+    with pytest.raises(InputError, match=r"refused \(3\)") as refused:
         read_arms(write(tmp_path / "arms.csv", text))
-    for part in (
-        "line 2, column arm",
-        "'many' is not a whole number",
-        "'wild'",
-        "line 4, column arm: real is",
-        "line 5",
-    ):
+    for part in ("line 2, column arm: '../x'", "line 4, column arm: 'real'", "line 5"):
         assert part in str(refused.value)
-    for text in ("name,real\na,1\n", "arm,colour\na,1\n", "arm\n", ""):
-        with pytest.raises(InputError, match="has a column arm"):
+    for text, message in (
+        ("name,real\na,1\n", "has a column arm"),
+        ("arm,colour\na,1\n", "has a column arm"),
+        ("arm\n", "no rows"),
+        ("", "empty"),
+    ):
+        with pytest.raises(InputError, match=message):
             read_arms(write(tmp_path / "arms.csv", text))
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such table"):
         read_arms(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("cell", [{"real": "many"}, {"augmentation": "wild"}])
+def test_a_cell_is_refused_as_its_flag_would_be(tmp_path, capsys, cell):
+    with pytest.raises(SystemExit) as ended:
+        arm_runs({"x": cell}, ["smoke"], tmp_path, seeds=(0,), folds=0)
+    assert ended.value.code == 2
+    assert all(f"--{name}" in capsys.readouterr().err for name in cell)
 
 
 @pytest.mark.parametrize("name", ["smoke", "demo"])
@@ -121,7 +127,7 @@ def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(conf
     results = read_json(out / "real/seed0_fold0/results.json")
     assert float(table.loc["real", "auc"]) == results["metrics"]["test"]["auc"]["value"]
     assert table.loc["real", ["checkpoint", "error"]].tolist() == [results["checkpoint"], ""]
-    assert table.loc["real", ["real_HC", "synthetic_TLE", "seen_real_TLE", "steps"]].tolist() == ["12", "0", "16", "4"]
+    assert table.loc["real", ["real_HC", "synthetic_TLE", "steps"]].tolist() == ["12", "0", "4"]
 
     # The failed arm is mended: the same command makes it, and leaves the finished run alone.
     write(arms, "arm,synth_percent\ngreedy,60\nreal,\n")
@@ -146,11 +152,9 @@ def test_another_configuration_is_not_taken_for_a_finished_run(tmp_path):
 
 def test_what_run_arms_sets_itself_is_refused(tmp_path):
     preset = ARMS_PRESETS["smoke"]
-    own = dataclasses.replace(preset.train, seed=3)
-    with pytest.raises(InputError) as refused:
-        main(dataclasses.replace(preset, out=tmp_path / "out", folds=2, train=own), shared=[])
-    assert "--train.seed: run_arms sets it itself" in str(refused.value)
-    assert "--folds 2: at least 3" in str(refused.value)
+    for words in (["--seed", "3"], ["--seed=3"], ["--run_dir", "x"]):
+        with pytest.raises(InputError, match=r"run_arms sets --(seed|run-dir) itself"):
+            main(dataclasses.replace(preset, out=tmp_path / "out"), shared=["smoke", *words])
     assert not (tmp_path / "out").exists()
 
 
