@@ -122,7 +122,7 @@ def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volume
     refuse_overlap(frames[1], ledger_of(frames[0]), what=f"{config.val_csv}: held-out table")
     stacks = [load_scans(frame, grid, cache_dir=config.cache_dir, skip_bad=config.skip_bad) for frame in frames]
     ledger = sorted({*ledger_of(frames[0]), *ledger_of(frames[1])})
-    copies = refuse_duplicates(dict(zip(("train", "val"), stacks, strict=True)), allow_leak=config.allow_leak)
+    copies = refuse_duplicates({"train": stacks[0].frame, "val": stacks[1].frame}, allow_leak=config.allow_leak)
     return Volumes(stacks[0], device), Volumes(stacks[1], device), ledger, copies.across + copies.within
 
 

@@ -1,4 +1,4 @@
-"""Time and accuracy of preparing one simulated whole head at 1 mm, with and without the deformable step.
+"""Time and accuracy of preparing one simulated whole head at 1 mm.
 
 Each run is one process on one core, start-up and imports included, as `cohort.prepare` would run it; then two heads by
 one process and by two, for how the rate grows. Run it alone on the machine.
@@ -37,7 +37,7 @@ class BenchmarkConfig:
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Makes the head, prepares it both ways, prints and writes the figures."""
+    """Makes the head, prepares it, prints and writes the figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         head = scan(canvas(LOOK, seed=1, spacing_mm=1.0), POSE, seed=1)
@@ -45,9 +45,7 @@ def main(config: BenchmarkConfig) -> None:
             path.parent.mkdir(exist_ok=True)
             nib.save(head.image, path)
         figures: dict[str, object] = {"shape": list(head.image.shape), "spacing_mm": 1.0}
-        for label, flags in (("without deformable step", ["--no-warp"]), ("with deformable step", [])):
-            out = folder / label.split()[0]
-            figures[label] = timed(folder / "one", out, 1, *flags) | accuracy(head, out)
+        figures |= timed(folder / "one", folder / "out", 1) | accuracy(head, folder / "out")
         for workers in (1, 2):
             figures[f"two heads by {workers} processes"] = timed(folder / "two", folder / f"by{workers}", workers)
     for name, value in figures.items():
@@ -55,11 +53,11 @@ def main(config: BenchmarkConfig) -> None:
     write_json(config.out, figures)
 
 
-def timed(source: Path, out: Path, workers: int, *flags: str) -> dict[str, float]:
+def timed(source: Path, out: Path, workers: int) -> dict[str, float]:
     """Seconds and memory of preparing a folder of heads, each process on one core."""
     return time_command(
         "cohort.prepare", "--participants", source, "--out", out, "--index", out / "index.csv", "--grid", "paper",
-        "--workers", workers, *flags, threads=1,
+        "--workers", workers, threads=1,
     )  # fmt: skip
 
 

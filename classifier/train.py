@@ -61,7 +61,7 @@ def main(config: TrainConfig) -> None:
     grid = GRIDS[config.grid]
     selection = select(config)  # before the folder: a refusal leaves nothing behind
     stacks = load_stacks(selection, config, grid)
-    copies = refuse_duplicates(stacks, allow_leak=config.allow_leak)
+    copies = refuse_duplicates({name: stack.frame for name, stack in stacks.items()}, allow_leak=config.allow_leak)
     selection.leaks.extend(copies.across)
     selection.notes.extend(copies.within)
     with open_run(config.run_dir, config, stage="classifier.train", device=device) as run:

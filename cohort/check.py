@@ -13,7 +13,6 @@ error when their voxels are equal and a warning when they only look like copies.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,17 +24,18 @@ import numpy as np
 import pandas as pd
 
 from cohort.checking.checked import CACHE_DIR, Examined, examine_all, name_sets, search
-from cohort.checking.confounds import confound_findings, confounds
+from cohort.checking.confounds import confound_warnings, confounds
 from cohort.checking.duplicates import Pair
-from cohort.checking.findings import SEVERITIES, Finding, write_findings
 from cohort.splitting.folds import refuse_shared
-from cohort.tables import CLASS_NAMES, read_delimited, read_table
+from cohort.tables import CLASS_NAMES, read_table
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256, write_json
 
 SHOWN = 25
 """Findings that are printed; all are in the files."""
+SEVERITIES = ("error", "warning")
+"""An error makes a result wrong or a run impossible; a warning is for a person to judge."""
 
 
 @dataclass(frozen=True)
@@ -58,105 +58,92 @@ class Config:
     """Print the configuration and stop."""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    severity: str
+    """One of SEVERITIES."""
+    kind: str
+    """What was looked at, for example ``unreadable``, ``geometry``, ``duplicate``, ``site``."""
+    message: str
+    """What was found, with values, and what to do."""
+    file: str = ""
+    """The scan's file; the table's where it is about the table."""
+    subject: str = ""
+    row: int | None = None
+    """The scan's place in its table, 1 for the first; None for what concerns several."""
+
+
 def main(config: Config) -> None:
     """Tables, scans, copies, confounds; then the report."""
     config.out.mkdir(parents=True, exist_ok=True)
-    frame, accepted, findings = list_scans(config)
+    frame, findings = list_scans(config)
     examined = examine_all(frame["file"].tolist(), config.cache_dir)
     readable = np.array([isinstance(result, Examined) for result in examined], dtype=bool)
     scans = [result for result in examined if isinstance(result, Examined)]
     images, groups = [scan.examination.image for scan in scans], frame["group"][readable].tolist()
     copies = search(images, groups, lambda row: scans[row].thumbnail(), config.cache_dir)
-    measured = confounds(pd.concat(accepted.values(), ignore_index=True)) if accepted else None
+    measured = confounds(frame) if len(frame) else None
     findings += scan_findings(frame, examined)
     findings += copy_findings(frame[readable].reset_index(drop=True), scans, copies.pairs)
-    findings += confound_findings(measured, " ".join(map(str, config.csv))) if measured else []
+    if measured:
+        tables = " ".join(map(str, config.csv))
+        findings += [Finding("warning", kind, text, file=tables) for kind, text in confound_warnings(measured)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    write_findings(config.out / "findings.csv", findings)
+    columns = ["file", "subject", "row", "severity", "kind", "message"]
+    listed = pd.DataFrame([asdict(finding) for finding in findings], columns=columns).astype({"row": "Int64"})
+    write_csv(config.out / "findings.csv", listed)
     names = pd.Series("", index=frame.index, dtype=object)
     names[readable] = name_sets(groups, copies.pairs)  # a set's smallest group can stand in the table's own column
-    with atomic_write(config.out / "groups.csv") as temporary:
-        columns = frame[["file", "subject", "table"]].assign(group=names)
-        columns.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(config.out / "groups.csv", frame[["file", "subject", "table"]].assign(group=names))
+    shapes = geometries(scans)
     result = {
-        "tables": [
-            {
-                "file": str(path),
-                "sha256": sha256(path) if path.is_file() else None,
-                "accepted": table_name(path, config.csv) in accepted,
-            }
-            for path in config.csv
-        ],
+        "tables": [{"file": str(path), "sha256": sha256(path) if path.is_file() else None} for path in config.csv],
         "scans": len(frame),
         "readable": len(scans),
         "counts": counts_of(findings),
-        "geometries": geometries(scans),
+        "geometries": shapes,
         "near_duplicates": {"above_at_8_mm": copies.coarse_threshold, "above_at_4_mm": copies.fine_threshold},
         "confounds": measured,
         "findings": [asdict(finding) for finding in findings],
     }
     write_json(config.out / "findings.json", result)
-    print(report(findings, measured, scans, config.out))
-    if any(finding.severity == "error" for finding in findings):
+    print(report(findings, measured, shapes, config.out))
+    if counts_of(findings)["error"]:
         sys.exit(1)
 
 
-def list_scans(config: Config) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], list[Finding]]:
-    """Reads all tables. Of a table that is refused every fault is a finding, and its scans are listed all the same.
+def list_scans(config: Config) -> tuple[pd.DataFrame, list[Finding]]:
+    """The scans of all tables, with the columns `table` and `row` (from 1); and the faults of tables as findings.
 
-    Returns:
-        The scans of all tables, one row each, with the columns `table`, `row` (from 1), `subject`, `file`, `group`,
-        `label` (-1 where the table was refused); the tables without faults, by name; and the faults.
+    Of a table that is refused no scan is listed. A file that is absent is the scan's fault, and does not refuse it.
     """
-    accepted, parts, findings = {}, [], []
+    accepted, findings = {}, []
     for path in config.csv:
-        name = table_name(path, config.csv)
         try:
             table = read_table(
-                path, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map
-            )
-            accepted[name] = table
+                path, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map,
+                keep_absent=True,
+            )  # fmt: skip
         except InputError as error:
             findings += [Finding("error", "table", problem, file=str(path)) for problem in problems_of(error)]
-            table = files_of_refused(path, config.data_root)
-        columns = table[["subject", "file", "group", "label"]]
-        parts.append(columns.assign(table=name, row=range(1, len(table) + 1)))
+            continue
+        # A table is called by its stem, or by its path where several share the stem.
+        name = path.stem if sum(other.stem == path.stem for other in config.csv) == 1 else str(path)
+        accepted[name] = table.assign(table=name, row=range(1, len(table) + 1))
     try:
         if len(accepted) > 1:
             refuse_shared(accepted)
     except InputError as error:
         findings += [Finding("error", "split", problem) for problem in problems_of(error)]
-    return pd.concat(parts, ignore_index=True), accepted, findings
-
-
-def table_name(path: Path, tables: Sequence[Path]) -> str:
-    """What a table is called in findings: its stem, or its path where several share the stem."""
-    return path.stem if sum(other.stem == path.stem for other in tables) == 1 else str(path)
+    nothing = pd.DataFrame(columns=["subject", "file", "group", "table"], dtype=object)
+    return pd.concat(accepted.values() or [nothing], ignore_index=True), findings
 
 
 def problems_of(error: InputError) -> list[str]:
     """The single problems of a refusal (`InputError.of`), or its one message."""
     return str(error).split("\n  - ")[1:] or [str(error)]
-
-
-def files_of_refused(path: Path, data_root: Path | None) -> pd.DataFrame:
-    """The scans of a table with faults, so that one report holds these and the scans' own.
-
-    Rows are taken as far as they have a file that the table may name; `label` is -1, `group` the subject.
-    """
-    try:
-        listed = read_delimited(path).rows
-    except InputError:
-        listed = []
-    base = Path(os.path.abspath(data_root if data_root is not None else path.parent))
-    rows = []
-    for fields in listed:
-        subject, file = fields.get("subject", ""), fields.get("file", "").replace("\0", "")
-        place = Path(os.path.normpath(base / file))
-        inside = data_root is None or Path(os.path.realpath(place)).is_relative_to(os.path.realpath(base))
-        if file and inside:
-            rows.append((subject, str(place), subject, -1))
-    return pd.DataFrame(rows, columns=["subject", "file", "group", "label"])
 
 
 def scan_findings(frame: pd.DataFrame, examined: Sequence[Examined | InputError]) -> list[Finding]:
@@ -188,7 +175,7 @@ def copy_findings(frame: pd.DataFrame, scans: Sequence[Examined], pairs: Sequenc
         message = f"{second['subject']} and {first['subject']} ({first['file']}) in {where}: {how}; {advice}"
         severity = "error" if across or equal else "warning"
         found.append(_at(second, severity, "duplicate" if equal else "near-duplicate", message))
-        if {first["label"], second["label"]} == {0, 1}:
+        if first["label"] != second["label"]:
             names = [CLASS_NAMES[row["label"]] for row in (second, first)]
             text = f"{second['subject']} is {names[0]}, its copy {first['subject']} ({first['file']}) is {names[1]}"
             found.append(_at(second, "error", "label", text))
@@ -218,22 +205,28 @@ def counts_of(findings: Sequence[Finding]) -> dict[str, int]:
 
 def geometries(scans: Sequence[Examined]) -> dict[str, int]:
     """Scans by shape, spacing and orientation, the most frequent first."""
-    counts = Counter(
+    texts = [
         f"{'x'.join(map(str, scan.shape))} of {' x '.join(f'{edge:g}' for edge in scan.spacing_mm)} mm, "
         f"{scan.orientation}"
         for scan, _ in scans
-    )
-    return dict(counts.most_common())
+    ]
+    return dict(Counter(texts).most_common())
 
 
-def report(findings: Sequence[Finding], measured: dict[str, Any] | None, scans: Sequence[Examined], out: Path) -> str:
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table, atomically."""
+    with atomic_write(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def report(findings: Sequence[Finding], measured: dict[str, Any] | None, shapes: dict[str, int], out: Path) -> str:
     """The printed summary."""
-    lines = [f"{count} scans: {text}" for text, count in list(geometries(scans).items())[:5]]
+    lines = [f"{count} scans: {text}" for text, count in list(shapes.items())[:5]]
     if measured:
         lines += ["", pd.DataFrame(measured["sites"]).T.rename_axis("site").to_string()]
         if auc := measured["site_auc"]:
-            interval = f"{auc['low']:.2f} to {auc['high']:.2f}"
-            lines.append(f"site alone, AUC {auc['auc']:.2f} ({interval}); 0.5 or less says nothing about the class")
+            interval = f"AUC {auc['auc']:.2f} (p {auc['p']:.2g})"
+            lines.append(f"site alone, {interval}; 0.5 or less says nothing about the class")
     for finding in findings[:SHOWN]:
         where = f"{finding.file}: " if finding.file and not finding.message.startswith(finding.file) else ""
         lines.append(f"{finding.severity}, {finding.kind}: {where}{finding.message}")

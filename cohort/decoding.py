@@ -1,11 +1,10 @@
-"""From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way.
-
-The callers, such as `scans.load_scan`, add the file's name to the reasons given here.
-"""
+"""From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +16,8 @@ from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 from cohort.volumes import read_image
+from runtime.errors import InputError
+from runtime.files import sha256
 
 MAX_VOXELS = 2**28
 """Largest scan that is decoded (645 voxels cubed, 1 GiB as float32). Brains at 0.4 mm stay below; bombs do not."""
@@ -26,61 +27,76 @@ ENDINGS = (".nii.gz", ".nii", ".pkl")
 
 _HEADER_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
 _GZIP_MAGIC = b"\x1f\x8b"
+_ADVICE = {"c": "complex voxels; save the magnitude", "V": "RGB voxels; save one channel"}
 
 
 class RefusedError(Exception):
-    """Why a scan is refused, without its name."""
+    """Why a scan is refused, without its name, which `naming` adds."""
 
 
-def ending_of(path: Path) -> str:
-    """Which of ENDINGS a file's name has; RefusedError if none."""
-    for ending in ENDINGS:
-        if path.name.lower().endswith(ending):
-            return ending
-    raise RefusedError(f"expected a name ending in {', '.join(ENDINGS)}")
-
-
-def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads a scan's file to its end and checks it.
-
-    Returns:
-        The voxels, float32 (three axes in the order of the file), finite and not all equal; and the affine to world
-        millimetres (RAS), float64 (4, 4), invertible; None for a pickle that has none.
-
-    Raises:
-        RefusedError: with the reason; or InputError, naming the file, from the reader of pickles.
-    """
-    ending = ending_of(path)
-    refuse_absent(path)
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Turns a refusal, or an error of reading, into an InputError that names the file."""
     try:
-        image, affine = _read_pickle(path) if ending == ".pkl" else _read_nifti(path, gzipped=ending == ".nii.gz")
-    except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:
-        raise RefusedError(f"truncated or damaged gzip data: {error}") from None
+        yield
+    except RefusedError as refusal:
+        raise InputError(f"{path}: {refusal}") from None
     except OSError as error:
-        raise RefusedError(f"cannot be read: {error.strerror or error}") from None
-    _check_voxels(image)
-    if affine is not None and not _is_invertible(affine):
-        raise RefusedError("the determinant of the affine is zero (or not finite)")
-    return image, affine
+        raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def refuse_absent(path: Path) -> None:
-    """Raises RefusedError where there is no file to read, or nothing in it."""
+def ending_and_hash(path: Path) -> tuple[str, str]:
+    """Which of ENDINGS a file's name has, and the SHA-256 of its bytes: together they say what reading it would give.
+
+    The bytes do not say it alone: under a false ending they are refused.
+    """
+    with naming(path):
+        ending = _ending(path)
+        return ending, sha256(path)
+
+
+def _ending(path: Path) -> str:
+    """The ending of a file that has one of ENDINGS and is not empty."""
+    ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise RefusedError(f"expected a name ending in {', '.join(ENDINGS)}")
     if not path.is_file():
         link = path.is_symlink()
         raise RefusedError("a symbolic link that leads nowhere (or to itself)" if link else "no such file")
     if path.stat().st_size == 0:
         raise RefusedError("the file is empty (0 bytes)")
+    return ending
 
 
-def read_header(path: Path) -> nib.Nifti1Header | None:
-    """The header of a scan that `read_voxels` has accepted, as stored; None for a pickle."""
-    ending = ending_of(path)
-    if ending == ".pkl":
-        return None
-    opened = igzip.open if ending == ".nii.gz" else Path.open
-    with opened(path, "rb") as stream:
-        return _read_header(stream)[1]
+def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None, nib.Nifti1Header | None]:
+    """Reads a scan's file to its end (only there does a gzip stream compare its checksum) and checks it.
+
+    Returns:
+        The voxels, float32 (three axes in the order of the file), finite and not all equal; the affine to world
+        millimetres (RAS), float64 (4, 4), invertible, None for a pickle that has none; the header as stored, None for
+        a pickle.
+
+    Raises:
+        RefusedError: with the reason; or InputError, naming the file, from the reader of pickles.
+    """
+    ending = _ending(path)
+    try:
+        if ending == ".pkl":
+            image, affine, header = *_read_pickle(path), None
+        else:
+            image, affine, header = _read_nifti(path, gzipped=ending == ".nii.gz")
+    except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:
+        raise RefusedError(f"truncated or damaged gzip data: {error}") from None
+    except OSError as error:
+        raise RefusedError(f"cannot be read: {error.strerror or error}") from None
+    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
+    if bad:
+        raise RefusedError(f"{bad} of {image.size} voxels are not finite (or beyond float32)")
+    if image.min() == image.max():
+        raise RefusedError(f"constant: every voxel is {image.flat[0]:g}")
+    if affine is not None and not _is_invertible(affine):
+        raise RefusedError("the determinant of the affine is zero (or not finite)")
+    return image, affine, header
 
 
 def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -88,12 +104,11 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if path.stat().st_size > 8 * MAX_VOXELS + MAX_HEADER_BYTES:
         raise RefusedError(f"{path.stat().st_size} bytes; {MAX_VOXELS} voxels are the limit")
     image, affine = read_image(path)
-    _check_kind(image.dtype)
-    _check_shape(image.shape)
+    _check(image.dtype, image.shape)
     return _as_float32(image.reshape(image.shape[:3])), affine
 
 
-def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     with path.open("rb") as file:
         if gzipped != (file.read(2) == _GZIP_MAGIC):
             wrong = "named .nii.gz but not compressed; rename it to .nii, or compress it"
@@ -105,20 +120,18 @@ def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray]:
         return _decode_nifti(file)
 
 
-def _decode_nifti(stream: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+def _decode_nifti(stream: BinaryIO) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
     """Header first, its sizes checked; then as many bytes as it announces; then the end."""
     head, header = _read_header(stream)
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
-    _check_kind(dtype)
     if not len(head) <= offset <= MAX_HEADER_BYTES:
         raise RefusedError(f"the voxels begin at byte {offset}; expected {len(head)} to {MAX_HEADER_BYTES}")
-    _check_shape(shape)
+    _check(dtype, shape)
     expected = math.prod(shape) * dtype.itemsize
     stream.read(offset - len(head))
     data = stream.read(expected)
     if len(data) < expected:
         raise RefusedError(f"truncated: {len(data)} bytes of voxels, the header announces {expected}")
-    # Only at its end does a gzip stream compare its checksum.
     if len(stream.read(MAX_HEADER_BYTES + 1)) > MAX_HEADER_BYTES:
         raise RefusedError(f"more than {MAX_HEADER_BYTES} bytes follow the voxels that the header announces")
     stored = np.frombuffer(data, dtype).reshape(shape[:3], order="F")
@@ -126,7 +139,7 @@ def _decode_nifti(stream: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
         raise RefusedError(f"the scale of its voxels is invalid: {error}") from None
-    return _as_float32(apply_read_scaling(stored, slope, intercept)), _world(header)
+    return _as_float32(apply_read_scaling(stored, slope, intercept)), _world(header), header
 
 
 def _read_header(stream: BinaryIO) -> tuple[bytes, nib.Nifti1Header]:
@@ -157,8 +170,10 @@ def _world(header: nib.Nifti1Header) -> np.ndarray:
         raise RefusedError(f"the qform is no rotation: {error}") from None
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
-    """Three axes of two voxels or more (trailing ones are tolerated), and no more voxels than MAX_VOXELS."""
+def _check(dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Real numbers on three axes of two voxels or more (trailing ones are tolerated), at most MAX_VOXELS of them."""
+    if dtype.kind not in "fiub":
+        raise RefusedError(_ADVICE.get(dtype.kind, f"voxels of type {dtype}; expected real numbers"))
     sizes = [int(size) for size in shape]
     if min(sizes, default=0) < 1:
         raise RefusedError(f"an impossible shape {tuple(sizes)}")
@@ -166,23 +181,6 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise RefusedError(f"{math.prod(sizes)} voxels {tuple(sizes)}; the limit is {MAX_VOXELS}")
     if len(sizes) < 3 or min(sizes[:3]) < 2 or math.prod(sizes[3:]) != 1:
         raise RefusedError(f"not three-dimensional: shape {tuple(sizes)}")
-
-
-def _check_kind(dtype: np.dtype) -> None:
-    if dtype.kind == "c":
-        raise RefusedError("complex voxels; save the magnitude")
-    if dtype.kind == "V":
-        raise RefusedError("RGB voxels; save one channel")
-    if dtype.kind not in "fiub":
-        raise RefusedError(f"voxels of type {dtype}; expected real numbers")
-
-
-def _check_voxels(image: np.ndarray) -> None:
-    bad = image.size - int(np.count_nonzero(np.isfinite(image)))
-    if bad:
-        raise RefusedError(f"{bad} of {image.size} voxels are not finite (or beyond float32)")
-    if image.min() == image.max():
-        raise RefusedError(f"constant: every voxel is {image.flat[0]:g}")
 
 
 def _is_invertible(affine: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from cohort.preparation.participants import list_scans
 from cohort.preparation.qc_page import Entry, draw, write_page
 from cohort.preparation.quality import flag
-from cohort.preparation.steps import AS_IT_IS, PREPARATION, Steps, prepare
+from cohort.preparation.steps import PREPARATION, prepare
 from cohort.scans import GRIDS
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
@@ -54,17 +54,6 @@ class Config:
     """Voxels of the output: paper 1.5 mm, demo 4 mm, smoke 8 mm."""
     assume_mni: bool = False
     """The scans are prepared and in MNI space already (T1 or grey-matter maps): only check and resample them."""
-    bias: bool = True
-    """Correct the bias field (N4)."""
-    register: bool = True
-    """Register to the template. Without it the scan has to lie on the template already."""
-    warp: bool = True
-    """Find the brain by a deformable step. Without it the template's brain mask is laid on as it is, faster and
-    coarser. A brain mask given for a scan replaces both."""
-    strip: bool = True
-    """Remove what is outside the brain."""
-    rescale: bool = True
-    """Scale intensities by the 99.5th percentile inside the brain, to 1000."""
     derivatives: str | None = None
     """BIDS: the folder in derivatives/ that holds the brain masks (*_desc-brain_mask.nii.gz), where several do."""
     data_root: Path | None = None
@@ -88,7 +77,7 @@ class Job:
     mask: str
     out: Path
     grid: str
-    steps: Steps
+    assume_mni: bool
 
     @property
     def scan(self) -> Path:
@@ -109,19 +98,21 @@ class Job:
             hashes = [sha256(file) if file else None for file in (self.source, self.mask)]
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
-        settings = {"version": PREPARATION, "grid": GRIDS[self.grid].to_dict(), "steps": asdict(self.steps)}
+        steps = dict.fromkeys(("bias", "register", "warp", "strip", "rescale"), not self.assume_mni)
+        settings = {"version": PREPARATION, "grid": GRIDS[self.grid].to_dict(), "steps": steps}
         return settings | {"source_sha256": hashes[0], "mask_sha256": hashes[1]}
 
 
 def main(config: Config) -> None:
     """List, prepare what is missing, flag, write page and index."""
-    steps = steps_of(config)
+    if config.workers < 0:
+        raise InputError(f"--workers {config.workers}: expected 0 (all cores) or more")
     frame = list_scans(
         config.participants, data_root=config.data_root, label_column=config.label_column,
         label_map=config.label_map, derivatives=config.derivatives,
     )  # fmt: skip
     jobs = [
-        Job(row.name, row.file, row.mask, config.out, config.grid, steps)
+        Job(row.name, row.file, row.mask, config.out, config.grid, config.assume_mni)
         for row in frame[["name", "file", "mask"]].itertuples(index=False)
     ]
     config.out.mkdir(parents=True, exist_ok=True)
@@ -130,16 +121,6 @@ def main(config: Config) -> None:
         report(config, frame, jobs, failures)
     if failures:
         sys.exit(1)
-
-
-def steps_of(config: Config) -> Steps:
-    """The steps of a configuration; InputError for settings that mean nothing."""
-    if config.workers < 0:
-        raise InputError(f"--workers {config.workers}: expected 0 (all cores) or more")
-    chosen = Steps(config.bias, config.register, config.warp, config.strip, config.rescale)
-    if config.assume_mni and chosen != Steps():
-        raise InputError("--assume-mni does nothing but check and resample; leave the flags of single steps away")
-    return AS_IT_IS if config.assume_mni else chosen
 
 
 def run(jobs: Sequence[Job], workers: int) -> dict[str, str]:
@@ -204,7 +185,7 @@ def work(job: Job) -> None:
     recipe = job.recipe()
     job.record.unlink(missing_ok=True)
     grid = GRIDS[job.grid]
-    prepared = prepare(job.source, grid, job.steps, job.mask or None)
+    prepared = prepare(job.source, grid, job.mask or None, assume_mni=job.assume_mni)
     draw(job.picture, prepared.whole, prepared.brain, grid)
     write_nifti(job.scan, prepared.image, grid.affine)
     facts = {"matrix": prepared.matrix.tolist(), "measures": prepared.measures, "sha256": sha256(job.scan)}
@@ -224,30 +205,27 @@ def finished(job: Job) -> bool:
 
 def report(config: Config, frame: pd.DataFrame, jobs: Sequence[Job], failures: dict[str, str]) -> None:
     """Writes failures.csv, qc.html and the index, and prints what a user has to know."""
-    failed = pd.DataFrame(
-        [(job.name, job.source, failures[job.name]) for job in jobs if job.name in failures],
-        columns=["name", "file", "reason"],
-    )
+    lost = frame["name"].isin(list(failures))
+    failed = frame[["name", "file"]].assign(reason=frame["name"].map(failures))[lost]
     good = [job for job in jobs if job.name not in failures]
     records = [read_json(job.record) for job in good]
     flags = flag([record["measures"] for record in records])
     entries = [
-        Entry(job.name, job.picture, record["measures"], reasons, score)
-        for job, record, (reasons, score) in zip(good, records, flags, strict=True)
+        Entry(job.name, job.picture, record["measures"], *found)
+        for job, record, found in zip(good, records, flags, strict=True)
     ]
     write_page(config.out / "qc.html", f"Quality of {config.participants.name}", entries, failed)
     with atomic_write(config.out / "failures.csv") as temporary:
         failed.to_csv(temporary, index=False)
     if good:
-        index = frame[~frame["name"].isin(list(failures))].drop(columns=["mask", "name"])
-        index = index.assign(
+        index = frame[~lost].assign(
             file=[str(job.scan.resolve()) for job in good],
             qc=["; ".join(entry.reasons) or "ok" for entry in entries],
             sha256=[record["sha256"] for record in records],
             source=[job.source for job in good],
             source_sha256=[record["recipe"]["source_sha256"] for record in records],
         )
-        write_table(config.index, index)
+        write_table(config.index, index.drop(columns=["mask", "name"]))
     odd = sum(bool(entry.reasons) for entry in entries)
     print(f"{len(good)} scans in {config.out / 'scans'}, {odd} flagged, {len(failed)} failed; {config.out / 'qc.html'}")
     for name, why in failures.items():

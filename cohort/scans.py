@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cohort.decoding import RefusedError, read_voxels
+from cohort.decoding import RefusedError, naming, read_voxels
 from runtime.errors import InputError
 
 MIN_OVERLAP = 0.01
@@ -28,7 +28,6 @@ class Grid:
     """A box of voxels in MNI152 space (NLin2009a), its axes along those of the world."""
 
     name: str
-    """What it is called on the command line and in file names."""
     shape: tuple[int, int, int]
     """Voxels (D, H, W)."""
     spacing_mm: float
@@ -51,14 +50,20 @@ class Grid:
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
         """The inverse of `to_dict`; raises InputError where `values` are no grid."""
         try:
-            shape = tuple(int(size) for size in values["shape"])
-            centre = tuple(float(place) for place in values["centre_mm"])
-            grid = cls(str(values["name"]), shape, float(values["spacing_mm"]), centre)
+            d, h, w = (int(size) for size in values["shape"])
+            x, y, z = (float(place) for place in values["centre_mm"])
+            grid = cls(str(values["name"]), (d, h, w), float(values["spacing_mm"]), (x, y, z))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"not a grid: {values!r} ({type(error).__name__}: {error})") from None
-        if len(shape) != 3 or len(centre) != 3 or min(shape) < 1 or not grid.spacing_mm > 0:
+        if min(d, h, w) < 1 or not grid.spacing_mm > 0:
             raise InputError(f"not a grid: {values!r}")
         return grid
+
+    def affine_of(self, image: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+        """The affine of a scan; this grid's for one that has none and is of its shape."""
+        if affine is None and image.shape != self.shape:
+            raise RefusedError(f"no affine, and its shape {image.shape} is not that of {self.name}, {self.shape}")
+        return self.affine if affine is None else affine
 
 
 # The middle of the template's brain, stem included. `paper` (168 x 204 x 168 mm) holds it with 3 mm to spare at the
@@ -76,15 +81,12 @@ GRIDS = {
 
 
 def load_scan(path: Path | str, grid: Grid) -> np.ndarray:
-    """Reads one scan onto a grid.
-
-    The file is read to its end (so that a gzip checksum is compared), checked, turned to RAS, resampled linearly in
-    world millimetres unless it is on the grid already, and normalised.
+    """Reads one scan onto a grid: checked, turned to RAS, resampled linearly in world millimetres, normalised.
 
     Args:
         path: ``.nii``, ``.nii.gz``, or a volume pickle (``.pkl``). The sform counts when its code is above 0, else the
             qform. A pickle without an affine must have the grid's shape and is taken to be on it.
-        grid: where the voxels are wanted.
+        grid: where the voxels are wanted; a scan that is on it is not resampled.
 
     Returns:
         float32 (D, H, W) in [0, 1].
@@ -92,27 +94,20 @@ def load_scan(path: Path | str, grid: Grid) -> np.ndarray:
     Raises:
         InputError: names the file and the reason.
     """
-    path = Path(path)
-    try:
-        image, affine = read_voxels(path)
-        scan = np.ascontiguousarray(normalise(_onto(image, affine, grid)))
+    with naming(path):
+        image, affine, _ = read_voxels(Path(path))
+        image, affine = to_ras(image, grid.affine_of(image, affine))
+        if image.shape != grid.shape or not np.allclose(affine, grid.affine, rtol=0, atol=1e-3):
+            image = onto_grid(image, affine, grid.affine, grid)
+        scan = np.ascontiguousarray(normalise(image))
         if scan.min() == scan.max():
             raise RefusedError("constant within the grid")
-    except RefusedError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
     return scan
 
 
-def _onto(image: np.ndarray, affine: np.ndarray | None, grid: Grid) -> np.ndarray:
-    """Turns voxels to RAS and brings them onto the grid."""
-    if affine is None:
-        if image.shape != grid.shape:
-            raise RefusedError(f"no affine, and its shape {image.shape} is not that of {grid.name}, {grid.shape}")
-        return image
-    image, affine = to_ras(image, affine)
-    if image.shape == grid.shape and np.allclose(affine, grid.affine, rtol=0, atol=1e-3):
-        return image
-    moved, covered = resample(image, affine, grid.affine, grid.shape)
+def onto_grid(image: np.ndarray, affine: np.ndarray, target: np.ndarray, grid: Grid) -> np.ndarray:
+    """`resample` to the shape of a grid; RefusedError for a scan that hardly covers it."""
+    moved, covered = resample(image, affine, target, grid.shape)
     if covered < MIN_OVERLAP:
         where = f"{extent_text(image.shape, affine)} and covers {covered:.1%} of the grid"
         raise RefusedError(f"no overlap with the grid {grid.name}: {where}")
@@ -137,7 +132,7 @@ def to_ras(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def resample(
     image: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, float]:
-    """Resamples linearly in world millimetres.
+    """Resamples linearly in world millimetres, low-passed where the image is finer.
 
     Args:
         image: float32, three axes.
@@ -148,9 +143,16 @@ def resample(
     Returns:
         float32 (D, H, W), 0 outside the image's field of view; and the share of the grid inside it.
     """
-    steps, offset = _index_map(affine, target)
+    # Rounded to a ten-thousandth of a voxel: headers store float32, so that the same place written from the left (RAS)
+    # and from the right (LAS) differs in the last digits, and both must give one result.
+    full = np.linalg.inv(affine) @ target
+    steps, offset = np.round(full[:3, :3], 9), np.round(full[:3, 3], 4)
+    sigma = np.round(antialias_sigma(edges_mm(target).min(), edges_mm(affine)), 4)
+    if sigma.any():
+        smooth = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0, output=np.float32)
+    else:
+        smooth = image
     inside = _field_of_view(image.shape, steps, offset, shape)
-    smooth = _low_pass(image, edges_mm(affine), edges_mm(target).min())
     moved = ndimage.affine_transform(smooth, steps, offset, shape, order=1, mode="nearest", output=np.float32)
     moved[~inside] = 0
     return moved, float(inside.mean())
@@ -169,16 +171,6 @@ def extent_text(shape: tuple[int, ...], affine: np.ndarray) -> str:
     return f"it reaches from {low} to {high} mm"
 
 
-def _index_map(affine: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (3, 3) and offset (3,) from indices of the target to indices of the image.
-
-    Rounded far below what anyone can see (a ten-thousandth of a voxel): headers store float32, so that the same place
-    written from the left (RAS) and from the right (LAS) differs in the last digits, and both must give one result.
-    """
-    full = np.linalg.inv(affine) @ target
-    return np.round(full[:3, :3], 9), np.round(full[:3, 3], 4)
-
-
 def _field_of_view(
     size: tuple[int, ...], steps: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int]
 ) -> np.ndarray:
@@ -192,24 +184,11 @@ def _field_of_view(
     return inside
 
 
-def _low_pass(image: np.ndarray, edges: np.ndarray, wanted: float) -> np.ndarray:
-    """Blurs an image that is finer than the grid, so that detail between grid points is averaged and not aliased.
-
-    A voxel counts as a Gaussian whose full width at half maximum is its edge; the blur turns the image's into the
-    grid's (Cardoso et al. 2015, "Scale factor point spread function matching"). It vanishes as the two edges become
-    equal, so there is no threshold to cross.
-    """
-    sigma = np.round(antialias_sigma(wanted, edges), 4)
-    if not sigma.any():
-        return image
-    return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0, output=np.float32)
-
-
 def antialias_sigma(spacing_mm: float, source_mm: np.ndarray) -> np.ndarray:
     """Gaussian low-pass, in source voxels per axis, before sampling every `spacing_mm` millimetres.
 
-    A voxel of an acquired scan averages over about its own width: full width at half maximum equal to the spacing, less
-    (in variance) what the source has already been averaged over.
+    A voxel counts as a Gaussian whose full width at half maximum is its edge; the blur turns the source's into the
+    grid's (Cardoso et al. 2015, "Scale factor point spread function matching"). It vanishes as the edges become equal.
     """
     fwhm = np.sqrt(np.maximum(spacing_mm**2 - np.asarray(source_mm) ** 2, 0))
     return fwhm / (2 * np.sqrt(2 * np.log(2))) / source_mm
@@ -226,7 +205,7 @@ def normalise(volume: np.ndarray) -> np.ndarray:
     intensity gives no cue of origin.
 
     Args:
-        volume: any shape, finite.
+        volume: any shape.
 
     Returns:
         float32 of the same shape.
@@ -246,13 +225,10 @@ def normalise(volume: np.ndarray) -> np.ndarray:
 
 
 def head_mask(volume: np.ndarray) -> np.ndarray:
-    """The voxels inside the head (or the brain, where the skull was stripped) of a normalised volume.
+    """The voxels inside the head (or the brain, where the skull was stripped) of a normalised volume (D, H, W).
 
     Half of Otsu's threshold, kept within 0.05 and 0.1: above the noise of air and what a decoder leaves there, below
     cerebrospinal fluid. Of what exceeds it the largest connected part; then what that encloses (ventricles, sinuses).
-
-    Args:
-        volume: (D, H, W) in [0, 1].
 
     Returns:
         bool (D, H, W); all False for an empty volume.

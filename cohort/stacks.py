@@ -6,11 +6,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,17 +19,20 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cohort.decoding import RefusedError, ending_of
+from cohort.decoding import ending_and_hash
 from cohort.scans import PIPELINE, Grid, load_scan
 from runtime import distributed
 from runtime.device import Device
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, sha256
+from runtime.files import ROOT, atomic_write
 
 MAX_SKIPPED = 0.02
 """Largest share of a table that `skip_bad` leaves out. More means that something is wrong with the data as a whole."""
 RESIDENT_SHARE = 0.4
 """Largest share of a GPU's free memory that scans may take; activations need the rest."""
+
+
+T = TypeVar("T")
 
 
 class VolumeStack(Sequence):
@@ -61,7 +65,7 @@ class ScanStack:
     frame: pd.DataFrame
     """The rows that were kept, numbered from 0; row i belongs to volume i."""
     volumes: VolumeStack
-    """The scans, float32 (D, H, W) in [0, 1] each."""
+    """In [0, 1]."""
     grid: Grid
     hashes: tuple[str, ...]
     """SHA-256 of each scan's file: equal ones are the same scan, whatever its name."""
@@ -131,7 +135,7 @@ def move(
 
 
 def load_scans(
-    frame: pd.DataFrame, grid: Grid, *, cache_dir: Path | str | None = None, skip_bad: Path | str | None = None
+    frame: pd.DataFrame, grid: Grid, *, cache_dir: Path | str | None = None, skip_bad: Path | None = None
 ) -> ScanStack:
     """Loads the scans of a table through a cache of decoded arrays that any number of processes may share.
 
@@ -142,59 +146,56 @@ def load_scans(
         frame: a table (`cohort.tables.read_table`).
         grid: where the voxels are wanted.
         cache_dir: by default ``data/cache/<grid>`` in the repository. It may be deleted at any time.
-        skip_bad: leave out scans that are refused and list them in this CSV (subject, file, reason). Refused all the
-            same when more than 2 % are bad.
+        skip_bad: leave out scans that are refused, at most MAX_SKIPPED, and list them in this CSV.
 
     Raises:
         InputError: lists every bad scan with its reason; or the cache cannot be written.
     """
     cache = Path(cache_dir) if cache_dir is not None else ROOT / "data" / "cache" / grid.name
-    results = _decode_all([Path(file) for file in frame["file"]], grid, cache)
-    bad = [row for row, result in enumerate(results) if isinstance(result, InputError)]
-    if bad and (skip_bad is None or len(bad) > MAX_SKIPPED * len(results)):
-        more = "" if skip_bad is None else f", more than the {MAX_SKIPPED:.0%} of {len(results)} that may be skipped"
-        raise InputError.of(f"scans were refused{more}", [str(results[row]) for row in bad])
+    found = of_each(frame["file"], lambda path: _cached(path, grid, cache), cache, f"scans ({grid.name})")
+    refused = np.array([isinstance(result, InputError) for result in found], dtype=bool)
+    reasons = [str(result) for result in found if isinstance(result, InputError)]
+    if reasons and (skip_bad is None or len(reasons) > MAX_SKIPPED * len(found)):
+        more = "" if skip_bad is None else f", more than the {MAX_SKIPPED:.0%} of {len(found)} that may be skipped"
+        raise InputError.of(f"scans were refused{more}", reasons)
     if skip_bad is not None:
-        listed = frame.iloc[bad][["subject", "file"]].assign(reason=[str(results[row]) for row in bad])
         with atomic_write(skip_bad) as temporary:
-            listed.to_csv(temporary, index=False)
-    kept = [row for row, result in enumerate(results) if not isinstance(result, InputError)]
-    volumes = VolumeStack([results[row][0] for row in kept], grid.shape)
-    hashes = tuple(results[row][1] for row in kept)
-    return ScanStack(frame.iloc[kept].reset_index(drop=True), volumes, grid, hashes)
+            frame.loc[refused, ["subject", "file"]].assign(reason=reasons).to_csv(temporary, index=False)
+    kept = [result for result in found if not isinstance(result, InputError)]
+    volumes = VolumeStack([place for place, _ in kept], grid.shape)
+    return ScanStack(frame[~refused].reset_index(drop=True), volumes, grid, tuple(digest for _, digest in kept))
 
 
-def _decode_all(files: list[Path], grid: Grid, cache: Path) -> list[tuple[Path, str] | InputError]:
-    """For each file its place in the cache and its hash, or why it was refused; in the order of `files`.
+def of_each(files: Sequence[str], work: Callable[[Path], T], cache: Path, desc: str) -> list[T | InputError]:
+    """What `work` gives for each file, or the InputError it raised, in the order of `files`.
 
     Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
+
+    Raises:
+        InputError: `work`, whose reading turns errors into refusals, could not write to its `cache`.
     """
 
-    def attempt(row: int) -> tuple[int, tuple[Path, str] | InputError]:
+    def attempt(file: str) -> T | InputError:
         try:
-            return row, _cached(files[row], grid, cache)
+            return work(Path(file))
         except InputError as error:
-            return row, error
+            return error
 
     # Every process of a distributed run comes here. Each begins at its own place and finds the others' work done.
     start = len(files) * distributed.rank() // distributed.world_size()
-    order = [*range(start, len(files)), *range(start)]
-    bar = {"desc": f"scans ({grid.name})", "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
+    turned = [*files[start:], *files[:start]]
+    bar = {"desc": desc, "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         try:
-            results = dict(tqdm(pool.map(attempt, order), total=len(files), **bar))
-        except OSError as error:  # reading is guarded, so this is the cache
-            raise InputError(f"{cache}: the cache of decoded scans cannot be written: {error.strerror}") from error
-    return [results[row] for row in range(len(files))]
+            found = list(tqdm(pool.map(attempt, turned), total=len(files), **bar))
+        except OSError as error:
+            raise InputError(f"{cache}: the cache cannot be written: {error.strerror or error}") from error
+    return found[len(files) - start :] + found[: len(files) - start]
 
 
 def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str]:
     """The place of a scan in the cache, decoded by now, and the hash of its file."""
-    try:
-        ending, digest = ending_of(path), sha256(path)
-    except (RefusedError, OSError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    # The ending is a part of the key: the same bytes under a false ending are refused, not found in the cache.
+    ending, digest = ending_and_hash(path)
     recipe = json.dumps([PIPELINE, ending, grid.to_dict()], sort_keys=True)
     place = cache / f"{digest[:32]}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npy"
     if not _is_whole(place, grid):

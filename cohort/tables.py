@@ -79,17 +79,18 @@ def read_table(
         InputError: lists every fault of the table with file, line and column.
     """
     raw = read_delimited(Path(path))
-    is_bids = "participant_id" in raw.columns and "subject" not in raw.columns
     root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
+    is_bids = "participant_id" in raw.columns and "subject" not in raw.columns
     if is_bids:
-        label_column = _expand_participants(raw, root, label_column, keep_absent)
+        _find_images(raw, root, keep_absent)
+        label_column = "group" if label_column == "diagnosis" and "diagnosis" not in raw.columns else label_column
     for name in ("subject", "file", label_column):
         if name not in raw.columns:
             raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
     for value, diagnosis in (label_map or {}).items():
         if diagnosis not in DIAGNOSES:
             raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {', '.join(DIAGNOSES)}")
-    grouping = None if is_bids or label_column == "group" else "group"
+    own_group = not is_bids and label_column != "group"
     frame = pd.DataFrame(
         {
             "subject": read_column(raw, "subject", _subject),
@@ -99,13 +100,17 @@ def read_table(
             "age": read_column(raw, "age", parse_age, default=math.nan),
             "sex": read_column(raw, "sex", parse_sex),
             "site": read_column(raw, "site", _optional),
-            "group": read_column(raw, grouping, _optional) if grouping else [""] * len(raw.rows),
+            "group": read_column(raw, "group", _optional) if own_group else [""] * len(raw.rows),
         }
     )
     _check_repeats(raw, frame)
     if raw.problems:
         raise InputError.of(f"{path}: the table was refused", raw.problems)
-    return _finish(raw, frame, label_column)
+    frame["label"] = frame["diagnosis"].map(DIAGNOSES).astype("int64")
+    frame["side"] = frame["diagnosis"].map(lambda diagnosis: SIDES.get(diagnosis, ""))
+    frame["group"] = frame["group"].where(frame["group"] != "", frame["subject"])
+    extra = pd.DataFrame(raw.rows, dtype=object).drop(columns=[*COLUMNS, "participant_id"], errors="ignore")
+    return pd.concat([frame[list(COLUMNS)], extra], axis=1)
 
 
 def table_text(frame: pd.DataFrame, folder: Path | str) -> str:
@@ -140,44 +145,41 @@ def read_delimited(path: Path) -> RawTable:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the table as 'CSV UTF-8'") from None
-    tabs = path.suffix == ".tsv"
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True)
-    raw: RawTable | None = None
-    begin = 1
+    before, zero, _ = text.partition("\0")
+    if zero:
+        raise InputError(f"{path}: line {before.count(chr(10)) + 1}: not a delimited table: it holds a zero byte")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    found, begin = [], 1
     try:
         for fields in lines:
-            values = [value.strip() for value in fields]
-            if raw is not None and any(values):
-                _add_row(raw, values, begin)
-            elif any(values):
-                _check_header(path, values, begin)
-                raw = RawTable(path, values)
+            found.append((begin, [value.strip() for value in fields]))
             begin = lines.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}: line {begin}: not a delimited table: {error}") from None
-    if raw is None:
+    return _with_header(path, [(line, values) for line, values in found if any(values)])
+
+
+def _with_header(path: Path, found: list[tuple[int, list[str]]]) -> RawTable:
+    """Lines (number and fields) under the first of them, which names the columns."""
+    if not found:
         raise InputError(f"{path}: the table is empty")
-    if not raw.rows and not raw.problems:
-        raise InputError(f"{path}: the table has a header but no rows")
-    return raw
-
-
-def _check_header(path: Path, columns: list[str], line: int) -> None:
+    (first, columns), *rows = found
     if len(columns) == 1 and ";" in columns[0]:
-        raise InputError(f"{path}: line {line}: fields are separated by semicolons; save the table with commas")
+        raise InputError(f"{path}: line {first}: fields are separated by semicolons; save the table with commas")
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
-        raise InputError(f"{path}: line {line}: columns named more than once: {', '.join(repeated)}")
-
-
-def _add_row(raw: RawTable, fields: list[str], line: int) -> None:
-    if len(fields) != len(raw.columns):
-        hint = "; an unquoted comma, perhaps a decimal comma?" if len(fields) > len(raw.columns) else ""
-        raw.problems.append(
-            f"{raw.path}: line {line}: {len(fields)} fields where the header names {len(raw.columns)} columns{hint}"
-        )
-        return
-    raw.rows.append(dict(zip(raw.columns, fields, strict=True)))
-    raw.lines.append(line)
+        raise InputError(f"{path}: line {first}: columns named more than once: {', '.join(repeated)}")
+    if not rows:
+        raise InputError(f"{path}: the table has a header but no rows")
+    raw = RawTable(path, columns)
+    for line, values in rows:
+        if len(values) == len(columns):
+            raw.rows.append(dict(zip(columns, values, strict=True)))
+            raw.lines.append(line)
+        else:
+            hint = "; an unquoted comma, perhaps a decimal comma?" if len(values) > len(columns) else ""
+            wrong = f"{len(values)} fields where the header names {len(columns)} columns{hint}"
+            raw.problems.append(f"{path}: line {line}: {wrong}")
+    return raw
 
 
 def read_column(raw: RawTable, name: str, read: Callable, default: object = "") -> list:
@@ -260,9 +262,7 @@ def _files(raw: RawTable, root: Path, *, confined: bool, keep_absent: bool) -> l
 def _plain_path(path: Path) -> Path:
     """`path` without ``..``, unless a symbolic link makes that another file. Links stay: users know files by them."""
     plain = Path(os.path.normpath(path))
-    if "\0" in str(path) or os.path.realpath(plain) == os.path.realpath(path):
-        return plain
-    return path
+    return plain if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def _relative(file: str, folder: Path | str) -> str:
@@ -277,15 +277,14 @@ def _relative(file: str, folder: Path | str) -> str:
 
 def _check_repeats(raw: RawTable, frame: pd.DataFrame) -> None:
     """A scan counted twice, or a subject with two sexes or two classes, would bias every number downstream."""
-    rows: dict[tuple[str, str], int] = {}
-    files: dict[str, int] = {}
+    firsts: dict[tuple[str, ...], int] = {}
     constants: dict[tuple[str, str], tuple[str, int]] = {}
     for index, row in enumerate(frame.itertuples(index=False)):
-        if row.file and (first := files.setdefault(os.path.realpath(row.file.replace("\0", "")), index)) != index:
+        if row.file and (first := firsts.setdefault(("file", os.path.realpath(row.file)), index)) != index:
             raw.fault(index, "file", f"the same file as on line {raw.lines[first]}: {row.file}")
         if not row.subject:
             continue
-        if (first := rows.setdefault((row.subject, row.session), index)) != index:
+        if (first := firsts.setdefault(("row", row.subject, row.session), index)) != index:
             session = f", session {row.session}" if row.session else ""
             raw.fault(index, "subject", f"{row.subject}{session} is on line {raw.lines[first]} already")
         class_name = CLASS_NAMES[DIAGNOSES[row.diagnosis]] if row.diagnosis in DIAGNOSES else ""
@@ -296,38 +295,28 @@ def _check_repeats(raw: RawTable, frame: pd.DataFrame) -> None:
                     raw.fault(index, column, f"{row.subject} is {value} here and {other} on line {line}")
 
 
-def _finish(raw: RawTable, frame: pd.DataFrame, label_column: str) -> pd.DataFrame:
-    frame["label"] = frame["diagnosis"].map(DIAGNOSES).astype("int64")
-    frame["side"] = frame["diagnosis"].map(lambda diagnosis: SIDES.get(diagnosis, ""))
-    frame["group"] = frame["group"].where(frame["group"] != "", frame["subject"])
-    taken = {*COLUMNS, "participant_id"}
-    extra = {name: [row[name] for row in raw.rows] for name in raw.columns if name not in taken}
-    return pd.concat([frame[list(COLUMNS)], pd.DataFrame(extra, index=frame.index)], axis=1)
-
-
-def _expand_participants(raw: RawTable, root: Path, label_column: str, keep_absent: bool) -> str:
-    """Turns the participants of a BIDS folder into its T1-weighted images; returns the column with the diagnosis."""
+def _find_images(raw: RawTable, root: Path, keep_absent: bool) -> None:
+    """Turns the participants of a BIDS folder into subjects, and where no column says the files, into their images."""
+    raw.rows = [{**row, "subject": row["participant_id"]} for row in raw.rows]
+    raw.columns.append("subject")
+    if "file" in raw.columns:
+        return
     listed = list(zip(raw.rows, raw.lines, strict=True))
     raw.rows, raw.lines = [], []
-    search = "file" not in raw.columns
     for row, line in listed:
-        scans = [{**row, "subject": row["participant_id"]}]
-        if search:
-            # A name is one folder's name: separators in it could lead anywhere.
-            plain = re.sub(r"[/\\\0]", "_", row["participant_id"])
-            folder = root / (plain if plain.startswith("sub-") else f"sub-{plain}")
-            images = t1_images(folder)
-            if not images and keep_absent:
-                images = [(folder / "anat" / f"{folder.name}_T1w.nii.gz", "")]
-            if not images:
-                raw.problems.append(
-                    f"{raw.path}: line {line}, column participant_id: no anat/*_T1w.nii.gz in {folder} or its sessions"
-                )
-            scans = [{**scans[0], "file": str(image), "session": session} for image, session in images]
-        raw.rows += scans
-        raw.lines += [line] * len(scans)
-    raw.columns += ["subject", *(["file", "session"] if search else [])]
-    return "group" if label_column == "diagnosis" and "diagnosis" not in raw.columns else label_column
+        # A name is one folder's name: separators in it could lead anywhere.
+        plain = re.sub(r"[/\\]", "_", row["subject"])
+        folder = root / (plain if plain.startswith("sub-") else f"sub-{plain}")
+        images = t1_images(folder)
+        if not images and keep_absent:
+            images = [(folder / "anat" / f"{folder.name}_T1w.nii.gz", "")]
+        if not images:
+            raw.problems.append(
+                f"{raw.path}: line {line}, column participant_id: no anat/*_T1w.nii.gz in {folder} or its sessions"
+            )
+        raw.rows += [{**row, "file": str(image), "session": session} for image, session in images]
+        raw.lines += [line] * len(images)
+    raw.columns += ["file", "session"]
 
 
 def t1_images(folder: Path) -> list[tuple[Path, str]]:

@@ -123,7 +123,7 @@ def _refuse_other_grid(files: Sequence[str], grid: Grid) -> None:
     problems = []
     for file in files:
         try:
-            image, affine = read_voxels(Path(file))
+            image, affine, _ = read_voxels(Path(file))
         except RefusedError as refusal:
             problems.append(f"{file}: {refusal}")
             continue

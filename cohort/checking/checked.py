@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -22,17 +20,16 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from cohort.checking import duplicates
 from cohort.checking import faults as scan_faults
 from cohort.checking.duplicates import Pair, Search
 from cohort.checking.faults import Examination, examine
-from cohort.decoding import RefusedError, ending_of, refuse_absent
+from cohort.decoding import ending_and_hash
 from cohort.scans import PIPELINE
-from cohort.stacks import ScanStack
+from cohort.stacks import of_each
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, sha256
+from runtime.files import ROOT, atomic_write
 
 CACHE_DIR = ROOT / "data" / "cache" / "checked"
 
@@ -49,45 +46,22 @@ class Examined(NamedTuple):
             return stored["thumbnail"]
 
 
-@contextmanager
-def _written(entry: Path, cache_dir: Path) -> Iterator[Path]:
-    """`atomic_write` of an entry; InputError where the cache cannot be written."""
-    try:
-        with atomic_write(entry) as temporary:
-            yield temporary
-    except OSError as error:
-        reason = f"the cache of checked scans cannot be written: {error.strerror or error}"
-        raise InputError(f"{cache_dir}: {reason}") from None
-
-
-def examine_all(files: Sequence[Path | str], cache_dir: Path = CACHE_DIR) -> list[Examined | InputError]:
+def examine_all(files: Sequence[str], cache_dir: Path = CACHE_DIR) -> list[Examined | InputError]:
     """Examines scans through the cache, in the order of `files`; for those that are refused, why.
 
     Raises:
         InputError: the cache cannot be written.
     """
-    # Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        outcomes = pool.map(lambda file: _examined(Path(file), cache_dir), files)
-        return list(tqdm(outcomes, desc="examining", unit="scan", total=len(files), delay=1))
+    return of_each(files, lambda path: _examined(path, cache_dir), cache_dir, "examining")
 
 
-def _examined(path: Path, cache_dir: Path) -> Examined | InputError:
-    try:
-        # The ending is a part of the name: the same bytes under a false ending are refused, not found in the cache.
-        ending = ending_of(path)
-        refuse_absent(path)
-        digest = sha256(path)
-    except (RefusedError, OSError) as error:
-        return InputError(f"{path}: {getattr(error, 'strerror', None) or error}")
+def _examined(path: Path, cache_dir: Path) -> Examined:
+    ending, digest = ending_and_hash(path)
     version = f"{scan_faults.VERSION}.{duplicates.THUMBNAIL_VERSION}"
     entry = cache_dir / "scans" / f"{digest[:32]}{ending}-{version}.npz"
     if (known := _stored(entry)) is None:
-        try:
-            known, picture = examine(path)
-        except InputError as refusal:
-            return refusal
-        with _written(entry, cache_dir) as temporary, temporary.open("wb") as file:
+        known, picture = examine(path)
+        with atomic_write(entry) as temporary, temporary.open("wb") as file:
             np.savez(file, thumbnail=picture, examination=np.array(json.dumps(asdict(known))))
     return Examined(known, entry)
 
@@ -120,9 +94,9 @@ def search(
         InputError: the cache cannot be written.
     """
     found = _compared(keys, groups, thumbnail_of, cache_dir)
-    rows_of: dict[str, list[int]] = {}
+    rows_of: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
-        rows_of.setdefault(key, []).append(row)
+        rows_of[key].append(row)
     pairs = [Pair(*rows, None, False) for same in rows_of.values() for rows in combinations(same, 2)]
     pairs += [
         Pair(min(first, second), max(first, second), correlation, mirrored)
@@ -130,8 +104,7 @@ def search(
         for first in rows_of[key]
         for second in rows_of[other_key]
     ]
-    pairs = [pair for pair in pairs if groups[pair.first] != groups[pair.second]]
-    pairs.sort(key=lambda pair: (pair.first, pair.second))
+    pairs = sorted((pair for pair in pairs if groups[pair.first] != groups[pair.second]), key=lambda pair: pair[:2])
     return Search(tuple(pairs), found["coarse_threshold"], found["fine_threshold"])
 
 
@@ -149,26 +122,32 @@ def _compared(
     except (OSError, ValueError):
         pass  # absent or cut short: made below
     rows = [row for place, row in enumerate(order) if place == 0 or keys[row] != keys[order[place - 1]]]
-    found = duplicates.find_pairs(lambda place: thumbnail_of(rows[place]), [groups[row] for row in rows])
+    pairs, coarse, fine = duplicates.find_pairs(lambda place: thumbnail_of(rows[place]), [groups[row] for row in rows])
     result = {
-        "pairs": [
-            [keys[rows[pair.first]], keys[rows[pair.second]], round(pair.correlation, 4), pair.mirrored]
-            for pair in found.pairs
-        ],
-        "coarse_threshold": round(found.coarse_threshold, 4),
-        "fine_threshold": round(found.fine_threshold, 4),
+        "pairs": [[keys[rows[pair[0]]], keys[rows[pair[1]]], round(pair[2], 4), pair[3]] for pair in pairs],
+        "coarse_threshold": round(coarse, 4),
+        "fine_threshold": round(fine, 4),
     }
-    with _written(entry, cache_dir) as temporary:
-        temporary.write_text(json.dumps(result), encoding="utf-8")
+    try:
+        with atomic_write(entry) as temporary:
+            temporary.write_text(json.dumps(result), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{cache_dir}: the cache cannot be written: {error.strerror or error}") from None
     return result
 
 
-def find_copies(frame: pd.DataFrame, cache_dir: Path = CACHE_DIR) -> list[str]:
-    """Reads every scan of a table to be split and compares each with every other one, through the cache.
+def _copies(frame: pd.DataFrame, cache_dir: Path) -> tuple[Pair, ...]:
+    """The pairs of a table's scans, read as they are in their files; InputError that lists what cannot be read."""
+    scans = examine_all(frame["file"].tolist(), cache_dir)
+    unreadable = [str(result) for result in scans if isinstance(result, InputError)]
+    if unreadable:
+        raise InputError.of("scans that cannot be read; cohort.check reports all that is wrong with them", unreadable)
+    images = [scan.examination.image for scan in scans]
+    return search(images, frame["group"].tolist(), lambda row: scans[row].thumbnail(), cache_dir).pairs
 
-    Args:
-        frame: a table; scans of one `group` are expected to be alike and are not compared.
-        cache_dir: where results are kept; may be shared by processes.
+
+def find_copies(frame: pd.DataFrame, cache_dir: Path = CACHE_DIR) -> list[str]:
+    """Reads every scan of a table to be split and compares each with every other one of another `group`.
 
     Returns:
         Per row, the name of a set of copies (equal, mirrored, re-sampled or otherwise altered); empty for none. The
@@ -177,19 +156,13 @@ def find_copies(frame: pd.DataFrame, cache_dir: Path = CACHE_DIR) -> list[str]:
     Raises:
         InputError: scans that cannot be read, each with its reason; or the cache cannot be written.
     """
-    scans = examine_all(frame["file"].tolist(), cache_dir)
-    unreadable = [str(result) for result in scans if isinstance(result, InputError)]
-    if unreadable:
-        raise InputError.of("scans that cannot be read; cohort.check reports all that is wrong with them", unreadable)
-    images = [scan.examination.image for scan in scans]
-    found = search(images, frame["group"].tolist(), lambda row: scans[row].thumbnail(), cache_dir)
-    names = name_sets(frame["subject"].tolist(), found.pairs)
+    names = name_sets(frame["subject"].tolist(), _copies(frame, cache_dir))
     return [f"copies of {name}" if name else "" for name in names]
 
 
 def name_sets(names: Sequence[str], pairs: Sequence[Pair]) -> list[str]:
     """Per row, the smallest name in the set that pairs join it to; empty where it is in no pair."""
-    ends = np.array([(pair.first, pair.second) for pair in pairs], dtype=int).reshape(-1, 2)
+    ends = np.array([pair[:2] for pair in pairs], dtype=int).reshape(-1, 2)
     edges = coo_array((np.ones(len(ends)), ends.T), shape=(len(names), len(names)))
     rows = pd.Series(names, dtype=object).groupby(connected_components(edges, directed=False)[1])
     return rows.transform("min").where(rows.transform("size") > 1, "").tolist()
@@ -205,18 +178,17 @@ class Copies(NamedTuple):
 
 
 def refuse_duplicates(
-    stacks: Mapping[str, ScanStack], *, allow_leak: bool = False, cache_dir: Path = CACHE_DIR
+    frames: Mapping[str, pd.DataFrame], *, allow_leak: bool = False, cache_dir: Path = CACHE_DIR
 ) -> Copies:
     """Refuses splits of which one holds a copy, or a mirrored or altered copy, of a scan of another.
 
-    To be called by a script that trains, once its scans are loaded; the second time on the same scans it reads one
-    small file. Rows marked as synthetic (a column `synthetic`) are left out: copies of training scans among them are
-    what the audit of memorisation looks for.
+    Rows marked as synthetic (a column `synthetic`) are left out: copies of training scans among them are what the audit
+    of memorisation looks for.
 
     Args:
-        stacks: the scans of each split, by its name, on one grid.
+        frames: the table of each split, by its name.
         allow_leak: go on in spite of copies across splits.
-        cache_dir: where thumbnails and results are kept.
+        cache_dir: of examinations and searches, shared with cohort.check and cohort.split.
 
     Returns:
         The copies that were found; `across` is empty unless they were allowed.
@@ -224,15 +196,14 @@ def refuse_duplicates(
     Raises:
         InputError: copies across splits that were not allowed; or the cache cannot be written.
     """
-    frames = [_real_rows(stack).assign(split=name) for name, stack in stacks.items()]
-    frame = pd.concat(frames, ignore_index=True)
-
-    def thumbnail_of(row: int) -> np.ndarray:
-        return _stack_thumbnail(stacks[frame["split"].iloc[row]], int(frame["place"].iloc[row]), cache_dir)
-
+    parts = []
+    for name, frame in frames.items():
+        made = frame["synthetic"].to_numpy(dtype=bool) if "synthetic" in frame else np.zeros(len(frame), dtype=bool)
+        parts.append(frame.loc[~made, ["subject", "group", "file"]].assign(split=name))
+    frame = pd.concat(parts, ignore_index=True)
     texts = (frame["split"] + ": " + frame["subject"] + " (" + frame["file"] + ")").tolist()
     across, within = [], []
-    for pair in search(frame["key"].tolist(), frame["group"].tolist(), thumbnail_of, cache_dir).pairs:
+    for pair in _copies(frame, cache_dir):
         same_split = frame["split"].iloc[pair.first] == frame["split"].iloc[pair.second]
         text = f"{texts[pair.first]} and {texts[pair.second]}: {pair.likeness}"
         (within if same_split else across).append(text)
@@ -243,26 +214,3 @@ def refuse_duplicates(
             across,
         )
     return Copies(tuple(across), tuple(within))
-
-
-def _real_rows(stack: ScanStack) -> pd.DataFrame:
-    """Subject, group, file, key and place in the stack of the rows that are not synthetic."""
-    frame = stack.frame[["subject", "group", "file"]].assign(key=stack.hashes, place=range(len(stack)))
-    made = stack.frame.get("synthetic", pd.Series(False, index=stack.frame.index)).to_numpy(dtype=bool)
-    return frame[~made]
-
-
-def _stack_thumbnail(stack: ScanStack, place: int, cache_dir: Path) -> np.ndarray:
-    """The thumbnail of a loaded scan, through the cache: half a second on the paper grid."""
-    name = f"{stack.volumes.files[place].stem}-{duplicates.THUMBNAIL_VERSION}.npy"
-    entry = cache_dir / "thumbnails" / name
-    try:
-        picture = np.load(entry, allow_pickle=False)
-        if picture.shape == duplicates.SHAPE and picture.dtype == np.uint8:
-            return picture
-    except (OSError, ValueError, EOFError):
-        pass  # absent or cut short: made below
-    picture = duplicates.thumbnail(np.asarray(stack.volumes[place]), stack.grid.affine)
-    with _written(entry, cache_dir) as temporary:
-        np.save(temporary, picture, allow_pickle=False)
-    return picture

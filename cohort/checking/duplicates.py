@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -51,8 +51,7 @@ _BLOCK = 1024
 """Scans per block: 40 MB of features, and 4 MB of correlations with another block."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two scans that are one image."""
 
     first: int
@@ -71,8 +70,7 @@ class Pair:
         return f"correlation {self.correlation:.3f}{', left and right exchanged' if self.mirrored else ''}"
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """The outcome of a search: pairs, and the correlations at 8 mm and at 4 mm that had to be exceeded."""
 
     pairs: tuple[Pair, ...]
@@ -81,11 +79,7 @@ class Search:
 
 
 def thumbnail(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Makes the thumbnail of a scan.
-
-    Args:
-        image: float32, three axes in any order, finite.
-        affine: its voxel indices to world mm (RAS), (4, 4), invertible.
+    """The thumbnail of a scan (float32, finite, axes in any order) and its affine to mm (RAS).
 
     Returns:
         uint8 SHAPE, axes (left-right, back-front, foot-head): intensities between the scan's own percentiles
@@ -117,9 +111,8 @@ def find_pairs(thumbnail_of: Callable[[int], np.ndarray], groups: Sequence[str])
 
     A feature is the thumbnail less its own blur (which takes away bias fields and contrast), standardised. At 8 mm, the
     mean of the cohort and of its mirror image is subtracted too, so that the anatomy which all share does not count.
-    Per scan the best NEIGHBOURS partners, the mirrored included, are kept. Thresholds, at 8 mm and at 4 mm: the Fisher
-    z of the correlation with the third-best partner, its median over the scans plus DEVIATIONS robust standard
-    deviations, kept between floor and ceiling. A pair above both thresholds is called.
+    Per scan the best NEIGHBOURS partners, the mirrored included, are kept. A pair is called where it is above a
+    threshold (`calibrated`) at 8 mm and at 4 mm.
 
     Time grows with the square of the number of scans, in matrix products; memory is that of two blocks, the features
     themselves (38 KB a scan) lie in a temporary file.
@@ -157,6 +150,7 @@ def _blocks(count: int) -> list[slice]:
 
 
 def _bar() -> dict[str, object]:
+    """Options of all progress bars of a check."""
     return {"delay": 1, "disable": not distributed.is_main()}
 
 
@@ -187,27 +181,21 @@ def _flip(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, *COARSE_SHAPE)[:, ::-1]).reshape(rows.shape)
 
 
-@dataclass
-class _Best:
-    """The best partners of every scan, best first, each (count, NEIGHBOURS)."""
+class _Best(NamedTuple):
+    """The best partners of every scan, best first: correlations (-2 for none), rows, mirrored; (count, NEIGHBOURS)."""
 
     scores: np.ndarray
-    """Correlations; -2 for none."""
     partners: np.ndarray
-    """Rows; -1 for none."""
     mirrored: np.ndarray
 
     def update(self, rows: slice, columns: slice, scores: np.ndarray, mirrored: np.ndarray) -> None:
         """Merges the correlations of one block of scans with another one."""
         keep = min(NEIGHBOURS, scores.shape[1])
         chosen = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
-        merged = [
-            np.concatenate([self.scores[rows], np.take_along_axis(scores, chosen, axis=1)], axis=1),
-            np.concatenate([self.partners[rows], chosen + columns.start], axis=1),
-            np.concatenate([self.mirrored[rows], np.take_along_axis(mirrored, chosen, axis=1)], axis=1),
-        ]
+        found = np.take_along_axis(scores, chosen, 1), chosen + columns.start, np.take_along_axis(mirrored, chosen, 1)
+        merged = [np.concatenate([kept[rows], new], axis=1) for kept, new in zip(self, found, strict=True)]
         order = np.argsort(-merged[0], axis=1, kind="stable")[:, :NEIGHBOURS]
-        for kept, values in zip((self.scores, self.partners, self.mirrored), merged, strict=True):
+        for kept, values in zip(self, merged, strict=True):
             kept[rows] = np.take_along_axis(values, order, axis=1)
 
 
@@ -255,7 +243,7 @@ def _confirm(thumbnail_of: Callable[[int], np.ndarray], best: _Best) -> Search:
 
 
 def calibrated(third: np.ndarray, floor: float, ceiling: float) -> float:
-    """The threshold of a cohort.
+    """The threshold of a cohort: the median of `third` plus DEVIATIONS robust standard deviations, in Fisher's z.
 
     Args:
         third: per scan, the correlation with its third-best partner.

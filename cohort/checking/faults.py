@@ -10,9 +10,8 @@ import nibabel as nib
 import numpy as np
 
 from cohort.checking.duplicates import thumbnail
-from cohort.decoding import RefusedError, read_header, read_voxels
+from cohort.decoding import RefusedError, naming, read_voxels
 from cohort.scans import GRIDS, edges_mm, to_ras
-from runtime.errors import InputError
 
 VERSION = 2
 """Of what `examine` finds. Raise it with any change: cached examinations are then made anew."""
@@ -61,20 +60,14 @@ class Examination:
 
 
 def examine(path: Path) -> tuple[Examination, np.ndarray]:
-    """Examines one scan.
-
-    Returns:
-        What was found, and the scan's thumbnail (`cohort.checking.duplicates.thumbnail`).
+    """Examines one scan: what was found, and its thumbnail (`cohort.checking.duplicates.thumbnail`).
 
     Raises:
         InputError: the scan is refused; names the file and the reason.
     """
-    try:
-        image, affine = read_voxels(path)
-        header = read_header(path)
+    with naming(path):
+        image, affine, header = read_voxels(path)
         affine = _affine_of_shape(image.shape) if affine is None else affine
-    except RefusedError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
     turned, turned_affine = to_ras(image, affine)
     warnings = [["geometry", text] for text in geometry_warnings(image.shape, affine, header)]
     warnings += [["intensity", text] for text in intensity_warnings(image)]
@@ -104,37 +97,36 @@ def _affine_of_shape(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def geometry_warnings(shape: tuple[int, ...], affine: np.ndarray, header: nib.Nifti1Header | None) -> list[str]:
-    """What is unusual about where a scan's voxels lie; every message has the value and what was expected."""
+    """What is unusual about where a scan's voxels lie, or contradictory; with the value and what was expected."""
     edges = edges_mm(affine)
     extent = edges * shape
-    found = []
-    if edges.min() < EDGE_MM[0] or edges.max() > EDGE_MM[1]:
-        found.append(f"voxels of {_by(edges)} mm; expected edges of {EDGE_MM[0]:g} to {EDGE_MM[1]:g} mm")
-    if edges.max() > ANISOTROPY * edges.min():
-        found.append(f"thick slices: voxels of {_by(edges)} mm")
-    if extent.min() < EXTENT_MM[0] or extent.max() > EXTENT_MM[1]:
-        found.append(f"a field of view of {_by(extent)} mm; expected {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm")
-    return found + (_header_warnings(shape, edges, header) if header is not None else [])
-
-
-def _header_warnings(shape: tuple[int, ...], edges: np.ndarray, header: nib.Nifti1Header) -> list[str]:
-    """Where a header contradicts itself."""
-    found = []
-    unit = int(header["xyzt_units"]) % 8
-    if unit not in (_MM, _UNKNOWN):
-        found.append(f"the unit of length is not mm (code {unit}); it is read as mm")
-    stated = np.abs(header["pixdim"][1:4].astype(float))
-    if not np.allclose(stated, edges, rtol=SPACING_APART, atol=0):
-        found.append(f"pixdim says voxels of {_by(stated)} mm, the affine {_by(edges)} mm; the affine counts")
-    if int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0:
+    odd = {
+        f"voxels of {_by(edges)} mm; expected edges of {EDGE_MM[0]:g} to {EDGE_MM[1]:g} mm": _beyond(edges, EDGE_MM),
+        f"thick slices: voxels of {_by(edges)} mm": edges.max() > ANISOTROPY * edges.min(),
+        f"a field of view of {_by(extent)} mm; expected {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm": (
+            _beyond(extent, EXTENT_MM)
+        ),
+    }
+    if header is not None:
+        unit = int(header["xyzt_units"]) % 8
+        stated = np.abs(header["pixdim"][1:4].astype(float))
         apart = _forms_apart(shape, header)
-        if not apart <= FORMS_APART_MM:
-            found.append(f"sform and qform place its corners up to {apart:.1f} mm apart; the sform counts")
-    return found
+        odd |= {
+            f"the unit of length is not mm (code {unit}); it is read as mm": unit not in (_MM, _UNKNOWN),
+            f"pixdim says voxels of {_by(stated)} mm, the affine {_by(edges)} mm; the affine counts": (
+                not np.allclose(stated, edges, rtol=SPACING_APART, atol=0)
+            ),
+            f"sform and qform place its corners up to {apart:.1f} mm apart; the sform counts": (
+                not apart <= FORMS_APART_MM
+            ),
+        }
+    return [text for text, is_odd in odd.items() if is_odd]
 
 
 def _forms_apart(shape: tuple[int, ...], header: nib.Nifti1Header) -> float:
     """Largest distance in mm between a corner by sform and by qform; infinite where the qform is no rotation."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return 0.0
     try:
         difference = header.get_sform() - header.get_qform()
     except (nib.spatialimages.HeaderDataError, ValueError):
@@ -145,16 +137,22 @@ def _forms_apart(shape: tuple[int, ...], header: nib.Nifti1Header) -> float:
 
 def intensity_warnings(image: np.ndarray) -> list[str]:
     """What is unusual about a scan's values, which are finite and not all equal."""
-    found = []
     inside = image[image != 0]
-    sample = inside[:: max(1, inside.size // 100_000)]
-    if len(np.unique(sample)) < FEW_VALUES:
-        found.append(f"only {len(np.unique(sample))} distinct values; a mask or a map of labels?")
-    elif (share := np.count_nonzero(inside == image.max()) / inside.size) > SATURATED:
-        found.append(f"clipped: {share:.1%} of the non-zero voxels have the greatest value {image.max():g}")
-    if (share := np.count_nonzero(inside < 0) / image.size) > NEGATIVE:
-        found.append(f"{share:.0%} of the voxels are negative; the background is expected to be 0")
-    return found
+    distinct = len(np.unique(inside[:: max(1, inside.size // 100_000)]))
+    clipped = np.count_nonzero(inside == image.max()) / inside.size
+    negative = np.count_nonzero(inside < 0) / image.size
+    odd = {
+        f"only {distinct} distinct values; a mask or a map of labels?": distinct < FEW_VALUES,
+        f"clipped: {clipped:.1%} of the non-zero voxels have the greatest value {image.max():g}": (
+            distinct >= FEW_VALUES and clipped > SATURATED
+        ),
+        f"{negative:.0%} of the voxels are negative; the background is expected to be 0": negative > NEGATIVE,
+    }
+    return [text for text, is_odd in odd.items() if is_odd]
+
+
+def _beyond(values: np.ndarray, limits: tuple[float, float]) -> bool:
+    return values.min() < limits[0] or values.max() > limits[1]
 
 
 def _by(values: np.ndarray) -> str:

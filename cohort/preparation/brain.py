@@ -94,11 +94,7 @@ def _matched(image: np.ndarray, goal: Target) -> np.ndarray:
 
 
 def brain_in(grid: Grid, displacement: np.ndarray | None) -> np.ndarray:
-    """The template's brain on a grid in template space, carried back through the demons' displacement if there is one.
-
-    Returns:
-        bool (D, H, W).
-    """
+    """The template's brain on a grid, bool (D, H, W), carried back through the demons' displacement if there is one."""
     goal = target(WARP_LEVELS[-1][0])
     to_goal = np.linalg.inv(goal.grid.affine) @ grid.affine
     turn, offset = to_goal[:3, :3].astype(np.float32), to_goal[:3, 3].reshape(3, 1, 1, 1).astype(np.float32)

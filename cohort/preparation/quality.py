@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ PURE = 0.9
 """Least probability of a voxel that is taken for grey or white matter."""
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A measure and what is odd about it."""
 
     name: str
@@ -35,11 +34,6 @@ class Rule:
     low: float = -math.inf
     high: float = math.inf
     """Limits beyond which a scan is flagged whatever the others are."""
-
-    @property
-    def range(self) -> str:
-        """The limits in words."""
-        return f"{self.low:g} or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
 
 
 RULES = (
@@ -56,13 +50,7 @@ RULES = (
 
 
 def measure(image: np.ndarray, brain: np.ndarray, seen: np.ndarray, grid: Grid) -> dict[str, float | None]:
-    """Measures on the grid.
-
-    Args:
-        image: (D, H, W) in template space.
-        brain: bool, its brain.
-        seen: bool, what lay inside the field of view.
-        grid: of all three.
+    """Measures of a scan on a grid in template space, with its brain and what lay inside its field of view (bool).
 
     Returns:
         `template_correlation` (Pearson, where template and scan have brain); `brain_seen`; `snr`, mean over standard
@@ -73,14 +61,16 @@ def measure(image: np.ndarray, brain: np.ndarray, seen: np.ndarray, grid: Grid) 
     template, maps = reference(grid)
     both = brain & seen & (template > 0)
     white, grey = (image[(maps[name] > PURE) & both] for name in ("wm", "gm"))
-    return {
-        "template_correlation": _correlation(image[both], template[both]),
-        "brain_seen": float(seen[template > 0].mean()),
-        "snr": _over(white.mean(), white.std(ddof=1)) if white.size > 50 else None,
-        "contrast": _over(abs(white.mean() - grey.mean()), math.hypot(white.std(), grey.std()))
-        if min(white.size, grey.size) > 50
-        else None,
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nothing varies
+        found = {
+            "template_correlation": np.corrcoef(image[both], template[both])[0, 1] if both.sum() >= 50 else math.nan,
+            "brain_seen": seen[template > 0].mean(),
+            "snr": white.mean() / white.std(ddof=1) if white.size > 50 else math.nan,
+            "contrast": abs(white.mean() - grey.mean()) / math.hypot(white.std(), grey.std())
+            if min(white.size, grey.size) > 50
+            else math.nan,
+        }
+    return {name: float(value) if math.isfinite(value) else None for name, value in found.items()}
 
 
 @cache
@@ -91,16 +81,6 @@ def reference(grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     template = resample(values, source.affine, grid)
     inside = resample(fill_holes(values > 0).astype(np.float32), source.affine, grid) > 0.5
     return np.where(inside, np.maximum(template, 1e-3), 0), tissue(grid)
-
-
-def _correlation(scan: np.ndarray, template: np.ndarray) -> float | None:
-    if scan.size < 50 or scan.std() == 0 or template.std() == 0:
-        return None
-    return float(np.corrcoef(scan, template)[0, 1])
-
-
-def _over(signal: float, noise: float) -> float | None:
-    return float(signal / noise) if noise > 0 else None
 
 
 def flag(cohort: Sequence[Mapping[str, float | None]]) -> list[tuple[list[str], float]]:
@@ -116,8 +96,9 @@ def flag(cohort: Sequence[Mapping[str, float | None]]) -> list[tuple[list[str], 
         values = np.array([measures.get(rule.name) for measures in cohort], dtype=float)  # None becomes nan
         distance, middle = _distances(values, rule)
         beyond = (values < rule.low) | (values > rule.high)
+        limits = f"{rule.low:g} or more" if math.isinf(rule.high) else f"{rule.low:g} to {rule.high:g}"
         for row in np.flatnonzero(beyond | (distance > ROBUST_Z)):
-            why = f"expected {rule.range}" if beyond[row] else f"median {middle:.4g}"
+            why = f"expected {limits}" if beyond[row] else f"median {middle:.4g}"
             reasons[row].append(f"{rule.title}: {values[row]:.4g}, {why}")
         scores = np.maximum(scores, np.where(beyond, np.maximum(distance, 2 * ROBUST_Z), distance))
     return list(zip(reasons, scores.tolist(), strict=True))

@@ -23,8 +23,8 @@ from scipy.spatial.transform import Rotation
 
 from cohort.atlas import load_template
 from cohort.atlas import resample as onto_grid
+from cohort.decoding import RefusedError
 from cohort.scans import Grid, antialias_sigma, fill_holes, head_mask
-from runtime.errors import InputError
 
 CENTRE_MM = (0.0, -17.0, 8.0)
 """Middle of the template's brain; rotations and scales turn about it."""
@@ -78,7 +78,6 @@ class Working:
 
     @property
     def spacing_mm(self) -> float:
-        """Edge of a voxel."""
         return float(self.affine[0, 0])
 
 
@@ -98,7 +97,7 @@ def register_affine(scan: Working) -> np.ndarray:
     """Finds the affine (4, 4) from template to scan.
 
     Raises:
-        InputError: the scan shows nothing, or nothing that the template could be laid on.
+        RefusedError: the scan shows nothing, or nothing that the template could be laid on.
     """
     starts = search(scan)
     moving = itk_image(scan.image, scan.affine)
@@ -166,7 +165,7 @@ def _brain_centre(scan: Working) -> np.ndarray:
     head = head_mask(np.clip(scan.image, 0, 1))
     layers = head.sum(axis=(0, 1))
     if not layers.any():
-        raise InputError("no head was found: nothing stands out from the background")
+        raise RefusedError("no head was found: nothing stands out from the background")
     # A top that is noise or the tip of an ear has few voxels: the first layer with a tenth of the largest counts.
     top = np.flatnonzero(layers > 0.1 * layers.max())[-1]
     lowest = max(0, top - round(BRAIN_HEIGHT_MM / scan.spacing_mm))
@@ -251,7 +250,7 @@ def _affine_step(
     try:
         method.Execute(itk_image(fixed.image, fixed.grid.affine), blurred)
     except RuntimeError as error:  # how ITK says that the images came apart
-        raise InputError(f"registration to the template failed: {str(error).splitlines()[-1].strip()}") from None
+        raise RefusedError(f"registration to the template failed: {str(error).splitlines()[-1].strip()}") from None
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = centre + np.array(transform.GetTranslation()) - matrix[:3, :3] @ centre

@@ -13,13 +13,12 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from scipy import ndimage
 
-from cohort.decoding import RefusedError, read_voxels
+from cohort.decoding import RefusedError, naming, read_voxels
 from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
 from cohort.preparation.quality import measure
 from cohort.preparation.registration import Working
-from cohort.scans import MIN_OVERLAP, Grid, box_mm, extent_text, head_mask, resample, to_ras
-from runtime.errors import InputError
+from cohort.scans import Grid, box_mm, extent_text, head_mask, onto_grid, resample, to_ras
 
 PREPARATION = 1
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
@@ -38,21 +37,6 @@ BIAS_LATTICE = 4
 BIAS_CONVERGENCE = 5e-4
 SCALE = 1000.0
 """What the 99.5th percentile inside the brain becomes."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Which steps are taken; all True is the default of `cohort.prepare`."""
-
-    bias: bool = True
-    register: bool = True
-    warp: bool = True
-    strip: bool = True
-    rescale: bool = True
-
-
-AS_IT_IS = Steps(bias=False, register=False, warp=False, strip=False, rescale=False)
-"""For scans that another pipeline has prepared."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +60,13 @@ class Scan:
 
 @dataclass(frozen=True)
 class Space:
-    """Where a scan lies, and what was found on the way; None for what was not asked for."""
+    """Where a scan lies, and what was found on the way; None for what was not looked for."""
 
     matrix: np.ndarray
     brain: Scan
     warp: np.ndarray | None = None
     """Displacement of the demons."""
-    field: Scan | None = None
-    """Bias field."""
+    bias: Scan | None = None
 
 
 @dataclass(frozen=True)
@@ -100,84 +83,67 @@ class Prepared:
     measures: dict[str, float | None]
 
 
-def prepare(path: Path | str, grid: Grid, steps: Steps, mask: Path | str | None = None) -> Prepared:
-    """Prepares one scan.
+def prepare(path: Path | str, grid: Grid, mask: Path | str | None = None, *, assume_mni: bool = False) -> Prepared:
+    """Prepares one scan: bias field, registration, brain, intensities.
 
     Args:
-        path: ``.nii``, ``.nii.gz`` or a volume pickle with an affine.
+        path: ``.nii``, ``.nii.gz`` or a volume pickle.
         grid: where the output is wanted.
-        steps: what is done.
         mask: a brain mask in the scan's space (any grid, above 0 inside), used instead of the template's brain.
+        assume_mni: the scan is prepared and in the template's space already: only check, resample and measure it.
 
     Raises:
         InputError: names the file and the reason.
     """
-    scan = _read(Path(path), grid)
+    scan = _read(path, grid)
     given = None
     if mask:
-        image = _read(Path(mask), grid)
+        image = _read(mask, grid)
         given = Scan((image.image > 0).astype(np.float32), image.affine)
-    try:
-        return _prepared(scan, grid, steps, given)
-    except (RefusedError, InputError) as refusal:
-        raise InputError(f"{path}: {refusal}") from None
+    with naming(path):
+        if assume_mni:
+            space = Space(np.eye(4), given or _template_brain(np.eye(4), None))
+        else:
+            space = _registered(_working(scan), given)
+        return _prepared(scan, grid, space, masked=given is not None)
 
 
-def _read(path: Path, grid: Grid) -> Scan:
-    try:
-        image, affine = read_voxels(path)
-        if affine is None:
-            if image.shape != grid.shape:
-                raise RefusedError(f"no affine, and its shape {image.shape} is not that of {grid.name}, {grid.shape}")
-            affine = grid.affine
+def _read(path: Path | str, grid: Grid) -> Scan:
+    with naming(path):
+        image, affine, _ = read_voxels(Path(path))
+        affine = grid.affine_of(image, affine)
         low, high = box_mm(image.shape, affine)
         if not EXTENT_LIMITS_MM[0] <= (high - low).max() <= EXTENT_LIMITS_MM[1]:
             raise RefusedError(f"{extent_text(image.shape, affine)}: no head; are its voxel sizes in mm?")
-    except RefusedError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
     return Scan(*to_ras(image, affine))
 
 
-def _prepared(scan: Scan, grid: Grid, steps: Steps, given: Scan | None) -> Prepared:
-    space = _space(scan, steps, given)
+def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared:
+    """The scan on the grid and its measures; stripped and rescaled where it has a bias field, else taken as it is."""
     onto = space.matrix @ grid.affine
-    whole, covered = resample(scan.image, scan.affine, onto, grid.shape)
-    if covered < MIN_OVERLAP:
-        raise RefusedError(f"no overlap with the grid {grid.name}: {extent_text(scan.image.shape, scan.affine)}")
-    if space.field is not None:
-        there = space.field.onto(onto, grid.shape)
+    whole = onto_grid(scan.image, scan.affine, onto, grid)
+    as_it_is = space.bias is None
+    if not as_it_is:
+        there = space.bias.onto(onto, grid.shape)
         whole = np.where(there > 0, whole / np.maximum(there, 1e-3), 0).astype(np.float32)
-    inside = space.brain.onto(onto, grid.shape) > 0.5
-    if not steps.strip and not steps.register and given is None:
-        inside &= whole != 0
+    brain = space.brain.onto(onto, grid.shape) > 0.5
+    if as_it_is and not masked:
+        brain &= whole != 0
     seen = scan.field_of_view().onto(onto, grid.shape) > 0.5
-    if not (inside & seen).any() or np.ptp(whole[inside & seen]) == 0:
+    inside = brain & seen
+    if not inside.any() or np.ptp(whole[inside]) == 0:
         raise RefusedError("nothing of the brain is left on the grid (an empty mask, or one of another scan)")
-    if steps.rescale:
-        whole = rescale(whole, inside & seen)
-    image = np.where(inside & seen, whole, 0).astype(np.float32) if steps.strip else whole
+    if not as_it_is:
+        whole = rescale(whole, inside)
+    image = whole if as_it_is else np.where(inside, whole, 0).astype(np.float32)
     low, high = brain_extraction.jacobian_range(space.warp) if space.warp is not None else (None, None)
-    measures = measure(whole, inside, seen, grid) | {
-        "brain_ml": float(inside.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
-        "affine_jacobian": float(np.linalg.det(space.matrix[:3, :3])) if steps.register else None,
+    measures = measure(whole, brain, seen, grid) | {
+        "brain_ml": float(brain.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
+        "affine_jacobian": None if as_it_is else float(np.linalg.det(space.matrix[:3, :3])),
         "warp_jacobian_min": low,
         "warp_jacobian_max": high,
     }
-    return Prepared(image, whole, inside, space.matrix, measures)
-
-
-def _space(scan: Scan, steps: Steps, given: Scan | None) -> Space:
-    if not steps.bias and not steps.register:
-        return Space(np.eye(4), given or _template_brain(np.eye(4), None))
-    working = _working(scan)
-    field = np.ones_like(working.image)
-    if steps.bias:
-        # The first field is fitted to the given brain, or to all that is brighter than air.
-        air = head_mask(np.clip(working.image, 0, 1)) & (working.image > 0.05)
-        field = bias_field(working.image, air if given is None else _inside(given, working), WORKING_MM)
-    if steps.register:
-        return _registered(working, field, steps, given)
-    return Space(np.eye(4), given or _template_brain(np.eye(4), None), field=Scan(field, working.affine))
+    return Prepared(image, whole, brain, space.matrix, measures)
 
 
 def _working(scan: Scan) -> Working:
@@ -194,11 +160,12 @@ def _working(scan: Scan) -> Working:
     return Working(image, affine, scan.field_of_view().onto(affine, shape) > 0.5)
 
 
-def _registered(working: Working, field: np.ndarray, steps: Steps, given: Scan | None) -> Space:
+def _registered(working: Working, given: Scan | None) -> Space:
     """Registers a working copy and finds its brain.
 
-    The whole head gives a first affine, and the demons the brain. Inside the brain the bias field is fitted again, now
-    without scalp and marrow, whose intensities say little about it; what that changes refines the affine.
+    The first bias field is fitted to the given brain, or to all that is brighter than air. The whole head gives a first
+    affine, and the demons the brain. Inside the brain the field is fitted again, now without scalp and marrow, whose
+    intensities say little about it; what that changes refines the affine.
     """
     share = None if given is None else np.clip(given.onto(working.affine, working.image.shape), 0, 1)
 
@@ -207,15 +174,16 @@ def _registered(working: Working, field: np.ndarray, steps: Steps, given: Scan |
         image = (working.image / by).astype(np.float32)
         return replace(working, image=image if share is None else (image * share).astype(np.float32))
 
+    tissue = head_mask(np.clip(working.image, 0, 1)) & (working.image > 0.05)
+    field = bias_field(working.image, tissue if given is None else _inside(given, working), WORKING_MM)
     plain = corrected(field)
     matrix = registration.register_affine(plain)
-    warp = brain_extraction.register_warp(plain, matrix) if steps.warp and given is None else None
+    warp = brain_extraction.register_warp(plain, matrix) if given is None else None
     brain = given or _template_brain(matrix, warp)
     inside = _inside(brain, working)
     if inside.sum() * WORKING_MM**3 / 1000 < SMALLEST_BRAIN_ML:
         raise RefusedError(f"the brain found has less than {SMALLEST_BRAIN_ML:g} ml: a part of a head, or not in mm")
-    if steps.bias:
-        field = field * bias_field(plain.image, inside, WORKING_MM)
+    field = field * bias_field(plain.image, inside, WORKING_MM)
     matrix = registration.refine_affine(corrected(field), matrix)
     return Space(matrix, brain, warp, Scan(field, working.affine))
 
@@ -237,8 +205,8 @@ def bias_field(image: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.nda
     """The multiplicative field of a scan, by N4 (Tustison et al. 2010, IEEE TMI 29:1310).
 
     Args:
-        image: (D, H, W), positive where it counts.
-        mask: bool, the tissue that the field is fitted to.
+        image: (D, H, W).
+        mask: bool, the tissue that the field is fitted to, where the image is above 0.
         spacing_mm: edge of a voxel.
 
     Returns:
@@ -268,17 +236,10 @@ def bias_field(image: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.nda
 
 
 def rescale(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Scales a volume so that the 99.5th percentile inside the brain is SCALE, and rounds it to whole numbers.
+    """Scales a volume so that the 99.5th percentile inside the brain is SCALE, and rounds it to whole numbers, float32.
 
     The brightest half per cent are vessels and what is left of fat; nothing is clipped. Inside the brain no voxel
     falls below 1, so that 0 remains the mark of the background.
-
-    Args:
-        image: (D, H, W).
-        brain: bool, not empty.
-
-    Returns:
-        float32 (D, H, W), whole numbers.
     """
     high = float(np.percentile(image[brain], 99.5))
     scaled = np.rint(image * (SCALE / high)) if high > 0 else np.zeros_like(image)

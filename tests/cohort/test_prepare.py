@@ -20,7 +20,7 @@ import pytest
 from cohort import prepare
 from cohort.atlas import load_template
 from cohort.preparation.participants import list_scans
-from cohort.prepare import Config, Job, finished, main, steps_of
+from cohort.prepare import Config, Job, finished, main
 from cohort.scans import GRIDS, load_scan, resample
 from cohort.stacks import load_scans
 from cohort.tables import read_table
@@ -132,10 +132,10 @@ def test_second_run_does_only_what_is_missing_or_changed(table):
         assert after[f"scans/{name}.nii.gz"][1] != before[f"scans/{name}.nii.gz"][1]
         assert after[f"records/{name}.json"][0] == before[f"records/{name}.json"][0]
     assert after["scans/P2.nii.gz"][0] != before["scans/P2.nii.gz"][0]
-    steps = steps_of(chosen)
-    assert finished(Job("P0", str(table.parent / "raw/P0.nii.gz"), "", chosen.out, "smoke", steps))
-    for grid, other in (("demo", steps), ("smoke", replace(steps, rescale=True))):
-        assert not finished(Job("P0", str(table.parent / "raw/P0.nii.gz"), "", chosen.out, grid, other))
+    job = Job("P0", str(table.parent / "raw/P0.nii.gz"), "", chosen.out, "smoke", assume_mni=True)
+    assert finished(job)
+    assert not finished(replace(job, grid="demo"))
+    assert not finished(replace(job, assume_mni=False))
 
 
 def test_one_bad_scan_stops_no_other_and_is_named(table, capsys):
@@ -228,9 +228,7 @@ def command(chosen: Config) -> subprocess.CompletedProcess:
     return subprocess.run(words(chosen), cwd=ROOT, capture_output=True, text=True)
 
 
-def test_settings_that_contradict_each_other_are_refused(table):
-    with pytest.raises(InputError, match="single steps"):
-        main(config(table, bias=False))
+def test_a_number_of_processes_below_zero_is_refused(table):
     with pytest.raises(InputError, match="--workers -1"):
         main(config(table, workers=-1))
 

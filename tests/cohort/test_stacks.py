@@ -120,7 +120,7 @@ def test_skip_bad_writes_a_quarantine_and_has_a_limit(tmp_path):
 
 def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(InputError, match="cache of decoded scans cannot be written"):
+    with pytest.raises(InputError, match="cache cannot be written"):
         load_scans(cohort(tmp_path, 1), GRID, cache_dir=tmp_path / "cache")
 
 

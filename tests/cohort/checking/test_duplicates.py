@@ -22,7 +22,6 @@ from cohort.checking.duplicates import (
     thumbnail,
 )
 from cohort.scans import GRIDS, normalise, resample
-from cohort.stacks import load_scans
 from runtime.errors import InputError
 from tests.support.scans import brain, save
 
@@ -200,22 +199,22 @@ def test_fine_scans_are_averaged():
 # What training scripts run -------------------------------------------------------------------------------------------
 
 
-def stack(folder, name, images, groups=None, **columns):
+def listed(folder, name, images, groups=None, **columns):
     rows = []
     for number, image in enumerate(images):
         subject = f"{name}{number}"
         path = save(folder / f"{subject}.nii.gz", image)
         rows.append({"subject": subject, "group": subject, "file": str(path), "label": number % 2})
     frame = pd.DataFrame(rows).assign(**columns)
-    return load_scans(frame.assign(group=groups or frame["group"]), GRID, cache_dir=folder / "scans")
+    return frame.assign(group=groups or frame["group"])
 
 
 @pytest.fixture
 def leaking(tmp_path):
     """Training scans, and a test table whose second scan is a training scan, mirrored and with noise."""
-    train = stack(tmp_path, "train", [brain(seed=seed) for seed in range(6)])
+    train = listed(tmp_path, "train", [brain(seed=seed) for seed in range(6)])
     leaked = noisy(brain(seed=4), 0.02)[::-1]
-    return {"train": train, "test": stack(tmp_path, "test", [brain(seed=10), leaked, brain(seed=11)])}
+    return {"train": train, "test": listed(tmp_path, "test", [brain(seed=10), leaked, brain(seed=11)])}
 
 
 def test_a_leak_across_splits_is_refused_and_named(leaking, tmp_path):
@@ -231,27 +230,26 @@ def test_a_leak_across_splits_is_refused_and_named(leaking, tmp_path):
 
 
 def test_the_same_file_under_two_names_is_refused(tmp_path):
-    stacks = {name: stack(tmp_path, name, [brain(seed=1), brain(seed=seed)]) for seed, name in ((2, "a"), (3, "b"))}
+    frames = {name: listed(tmp_path, name, [brain(seed=1), brain(seed=seed)]) for seed, name in ((2, "a"), (3, "b"))}
     with pytest.raises(InputError, match=r"a: a0 .* and b: b0 .*: the same image"):
-        refuse_duplicates(stacks, cache_dir=tmp_path / "cache")
+        refuse_duplicates(frames, cache_dir=tmp_path / "cache")
 
 
 def test_clean_splits_pass_and_copies_within_one_are_a_warning(leaking, tmp_path):
-    clean = {"train": leaking["train"], "val": stack(tmp_path, "val", [brain(seed=20), brain(seed=21)])}
+    clean = {"train": leaking["train"], "val": listed(tmp_path, "val", [brain(seed=20), brain(seed=21)])}
     assert refuse_duplicates(clean, cache_dir=tmp_path / "cache") == Copies((), ())
     images = [brain(seed=30), brain(seed=31), noisy(brain(seed=30), 0.02)]
-    within = {"train": stack(tmp_path, "w", images), "val": clean["val"]}
+    within = {"train": listed(tmp_path, "w", images), "val": clean["val"]}
     found = refuse_duplicates(within, cache_dir=tmp_path / "cache")
     assert (len(found.across), len(found.within)) == (0, 1)
     assert "train: w0 (" in found.within[0]
     assert "train: w2 (" in found.within[0]
-    grouped = {"train": stack(tmp_path, "g", images, groups=["p", "q", "p"]), "val": clean["val"]}
+    grouped = {"train": listed(tmp_path, "g", images, groups=["p", "q", "p"]), "val": clean["val"]}
     assert refuse_duplicates(grouped, cache_dir=tmp_path / "cache") == Copies((), ())
 
 
 def test_synthetic_rows_are_left_out(leaking, tmp_path):
-    frame = leaking["train"].frame
-    made = load_scans(frame.assign(synthetic=frame["subject"] == "train4"), GRID, cache_dir=tmp_path / "scans")
+    made = leaking["train"].assign(synthetic=leaking["train"]["subject"] == "train4")
     assert refuse_duplicates({**leaking, "train": made}, cache_dir=tmp_path / "cache") == Copies((), ())
 
 
@@ -265,11 +263,11 @@ def test_second_time_nothing_is_compared_and_damage_to_the_cache_is_mended(leaki
     assert not compared
     (entry,) = (cache / "searches").iterdir()
     entry.write_text(entry.read_text()[:20])
-    for picture in (cache / "thumbnails").iterdir():
+    for picture in (cache / "scans").iterdir():
         picture.write_bytes(picture.read_bytes()[:100])
     assert refuse_duplicates(leaking, allow_leak=True, cache_dir=cache) == first
     assert compared == [1]
-    other = {**leaking, "test": stack(tmp_path, "other", [brain(seed=40)])}
+    other = {**leaking, "test": listed(tmp_path, "other", [brain(seed=40)])}
     assert refuse_duplicates(other, cache_dir=cache) == Copies((), ())
     assert compared == [1, 1]
 
@@ -290,7 +288,7 @@ def test_two_processes_share_the_cache(leaking, tmp_path):
 
 def test_a_cache_that_cannot_be_written(leaking, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="the cache of checked scans cannot be written"):
+    with pytest.raises(InputError, match="the cache cannot be written"):
         refuse_duplicates(leaking, cache_dir=tmp_path / "file")
 
 
