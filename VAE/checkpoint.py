@@ -9,13 +9,13 @@ from typing import Any, Literal
 from cohort.scans import GRIDS, Grid
 from runtime.checkpoints import (
     checkpoint_hash,
+    config_from,
     load_checkpoint,
     load_weights,
     plain_fields,
-    refuse_other,
+    resume,
     save_checkpoint,
 )
-from runtime.errors import InputError
 from VAE.config import ModelConfig
 from VAE.model import Autoencoder
 from VAE.monai_weights import read_weights, translate
@@ -37,17 +37,10 @@ class LoadedVAE:
     step: int
 
 
-def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], step: int, **state: Any) -> None:
-    """Writes a checkpoint; `state` holds ``ema`` and whatever the training run wants back."""
-    contents = {
-        "model_config": plain_fields(model.config),
-        "grid": grid.to_dict(),
-        "weights": model.state_dict(),
-        "ledger": ledger,
-        "step": step,
-        **state,
-    }
-    save_checkpoint(path, KIND, contents)
+def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], **state: Any) -> None:
+    """Writes a checkpoint; `state` holds ``ema``, ``step`` and whatever the training run wants back."""
+    own = {"model_config": plain_fields(model.config), "grid": grid.to_dict(), "weights": model.state_dict()}
+    save_checkpoint(path, KIND, {**own, "ledger": ledger, **state})
 
 
 def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedVAE:
@@ -57,11 +50,7 @@ def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> Loa
         InputError: not a VAE checkpoint, damaged, or weights that do not fit its own configuration.
     """
     record = load_checkpoint(path, KIND)
-    try:
-        config = ModelConfig(**{**record["model_config"], "channels": tuple(record["model_config"]["channels"])})
-    except TypeError as error:
-        raise InputError(f"{path}: its model configuration is not one of this version: {error}") from None
-    model = Autoencoder(config)
+    model = Autoencoder(config_from(ModelConfig, record["model_config"], path))
     load_weights(model, record["ema" if weights == "ema" else "weights"], path)
     model.eval().requires_grad_(False)
     return LoadedVAE(model, Grid.from_dict(record["grid"]), checkpoint_hash(path), record["ledger"], record["step"])
@@ -80,8 +69,7 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
             called ``vae_state_dict``.
 
     Raises:
-        InputError: unreadable, another kind of network, a network that this model cannot hold (lists what stands in the
-            way), or groups or a grid that do not divide.
+        InputError: unreadable, a network that this model cannot hold, or groups or a grid that do not divide.
     """
     tensors, container = read_weights(path)
     if groups is None:
@@ -89,10 +77,7 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
     config, weights = translate(tensors, groups, path)
     model = Autoencoder(config)
     load_weights(model, weights, path)
-    try:
-        model.latent_shape(grid.shape)
-    except ValueError as error:
-        raise InputError(f"{path} on the {grid.name} grid: {error}") from None
+    model.latent_shape(grid.shape)  # refuses a grid that does not divide
     model.eval().requires_grad_(False)
     return LoadedVAE(model, grid, checkpoint_hash(path), ledger=[], step=0)
 
@@ -103,8 +88,5 @@ def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
     Raises:
         InputError: the checkpoint is of another grid or architecture; names each field with both values.
     """
-    record = load_checkpoint(path, KIND)
     wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
-    refuse_other(path, record, wanted, "another grid or architecture")
-    load_weights(model, record["weights"], path)
-    return record
+    return resume(path, load_checkpoint(path, KIND), model, wanted)

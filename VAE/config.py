@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from runtime.device import Precision
+from runtime.config import RunConfig
 from runtime.files import ROOT
 
 
@@ -86,14 +86,9 @@ class AugmentConfig:
     flip: float = 0.0
     """Chance of a left-right flip. Flipping exchanges left and right TLE; leave it at 0 when the side matters."""
 
-    @property
-    def is_off(self) -> bool:
-        """Whether volumes pass unchanged."""
-        return not any((self.rotate_degrees, self.scale, self.shift_voxels, self.gamma, self.bias, self.flip))
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """Everything one VAE training run depends on."""
 
     grid: Literal["smoke", "demo", "paper"] = "paper"
@@ -102,56 +97,28 @@ class TrainConfig:
     """Table of training scans."""
     val_csv: Path = ROOT / "data_csvs/val.csv"
     """Table of held-out scans; the best checkpoint is chosen on them."""
-    run_dir: Path = ROOT / "runs/paper/vae"
-    """Run folder. An existing run of the same configuration is continued."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of training volumes; off by default."""
-    steps: int = 50_000
-    """Optimiser steps."""
-    batch_size: int = 8
-    """Volumes per step, over all processes."""
-    lr: float = 2e-4
-    """Peak learning rate (AdamW, linear warm-up, cosine decay)."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Largest gradient norm."""
     ema_decay: float = 0.999
     """Decay per step of the averaged weights (with the usual warm-up); they are what loaders return."""
-    log_every_steps: int = 50
-    """Steps between two lines of the log."""
-    val_every_steps: int = 1000
-    """Steps between two validations and picture grids."""
     patience: int = 0
     """Stop after so many validations without a better held-out PSNR; 0 trains all steps."""
-    save_every_steps: int = 1000
-    """Steps between two checkpoints."""
     recompute: bool = False
     """Gradient checkpointing: compute activations again in the backward pass. Less memory, about a third slower."""
-    compile: bool = True
-    """Compile encoder and decoder (torch.compile) on a GPU; a CPU always runs eagerly."""
     allow_one_class: bool = False
     """Train on a table that has only HC or only TLE."""
     allow_leak: bool = False
     """Go on although a held-out scan is a copy of a training scan; the log then says so."""
-    precision: Precision = "auto"
-    """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
-    seed: int = 0
-    """Seed of every random draw."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
     cache_dir: Path | None = None
     """Folder of decoded scans; by default data/cache in the repository."""
     skip_bad: Path | None = None
     """Write unreadable scans to this table and go on without them (at most 2 percent); by default they stop it."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 PRESETS = {
@@ -171,5 +138,8 @@ PRESETS = {
         log_every_steps=20, val_every_steps=100, save_every_steps=100,
     ),
     # The full model on a GPU.
-    "paper": TrainConfig(),
+    "paper": TrainConfig(
+        run_dir=ROOT / "runs/paper/vae", steps=50_000, batch_size=8, lr=2e-4, warmup_steps=500,
+        val_every_steps=1000, save_every_steps=1000,
+    ),
 }  # fmt: skip

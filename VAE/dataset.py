@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from cohort.stacks import move
-from runtime import distributed, seeding
+from runtime import distributed
+from runtime.training import epoch_rows
 from VAE.config import AugmentConfig
 
 BIAS_POINTS = 3
@@ -19,30 +20,20 @@ BIAS_POINTS = 3
 
 
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
-    """Which rows make this process's share of the global batch of a step: epochs of fresh permutations, end to end.
-
-    Args:
-        count: rows in the table.
-        batch_size: global batch size.
-        step: from 1.
-        seed: the run's.
-    """
+    """This process's share of the global batch of a step (from 1): epochs of fresh permutations, end to end."""
     places = torch.arange((step - 1) * batch_size, step * batch_size)
-    return distributed.local(seeding.epoch_rows(count, places, seed, "epoch"))
+    return distributed.local(epoch_rows(count, places, seed, "epoch"))
 
 
 def augment(x: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
     """Random variants of volumes.
 
     Args:
-        x: (B, 1, D, H, W) in [0, 1], background 0.
+        x: (B, 1, D, H, W) in [0, 1], background 0; so are the variants.
         config: strengths; all zero returns `x` itself.
-        generator: on the CPU, so that variants do not depend on the device; a given state gives the same variants.
-
-    Returns:
-        volumes like `x`, in [0, 1], background 0 outside the moved head.
+        generator: on the CPU, so that variants do not depend on the device.
     """
-    if config.is_off:
+    if config == AugmentConfig():
         return x
     B = len(x)
     flips = torch.rand(B, generator=generator) < config.flip

@@ -10,9 +10,7 @@ that do not fit in memory as a whole. Under torchrun the scans are shared among 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import itemgetter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +26,19 @@ from cohort.volumes import write_nifti
 from runtime import distributed
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
-from runtime.device import Device, Precision, pick_device
+from runtime.config import DeviceConfig
+from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, write_json
 from VAE import regions
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import stem
-from VAE.metrics import PosteriorHealth, draw_pairs, reconstruction_metrics
+from VAE.metrics import draw_pairs, posterior_report, posterior_sums, reconstruction_metrics
 from VAE.model import Autoencoder
 
 
 @dataclass(frozen=True)
-class InferConfig:
+class InferConfig(DeviceConfig):
     """What to reconstruct, with what, and where to."""
 
     checkpoint: Path
@@ -52,46 +51,28 @@ class InferConfig:
     """Edge in voxels of the tiles to encode and decode in, an even multiple of the model's reduction; neighbours share
     half. 0: the whole volume at once. Memory follows the tile. Each tile is normalised by its own statistics, so that
     the result differs a little from the whole volume's."""
-    regions: bool = True
-    """Measure the error in each atlas region too."""
     nifti: bool = False
     """Also write <subject>_reconstruction.nii.gz and <subject>_scan.nii.gz, the scan as the network sees it (resampled,
     normalised). Both are on the model's grid, with its affine in world millimetres: in a viewer they overlay each other
     and the original scan, whose own voxels they do not have."""
     allow_leak: bool = False
     """Measure also subjects that the VAE was trained on; the summary then says so."""
-    precision: Precision = "auto"
-    """Matrix precision."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
     cache_dir: Path | None = None
     """Folder of decoded scans; by default data/cache in the repository."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 @dataclass
-class Results:
-    """What is kept of the scans: numbers of all, volumes of the two worst and the two best by PSNR inside the head."""
+class Case:
+    """What is kept of a scan."""
 
-    posterior: PosteriorHealth
-    measures: list[dict] = field(default_factory=list)
-    errors: list[pd.DataFrame] = field(default_factory=list)
-    cases: list[tuple[float, str, np.ndarray, np.ndarray]] = field(default_factory=list)
-    """PSNR inside the head, subject, reconstruction and scan."""
-
-    def keep(self, cases: list) -> None:
-        """Takes in more cases and lets go of those that are neither worst nor best."""
-        ordered = sorted([*self.cases, *cases], key=itemgetter(0))
-        self.cases = ordered if len(ordered) <= 4 else ordered[:2] + ordered[-2:]
-
-    def merge(self, other: Results) -> Results:
-        """Takes in what another process found."""
-        self.posterior.merge(other.posterior)
-        self.measures += other.measures
-        self.errors += other.errors
-        self.keep(other.cases)
-        return self
+    measures: dict
+    """Who it is, and `reconstruction_metrics`."""
+    posterior: torch.Tensor
+    """`posterior_sums`."""
+    errors: pd.DataFrame
+    """`region_errors`."""
+    pair: tuple[np.ndarray, np.ndarray] | None
+    """Reconstruction and scan (D, H, W), while it is one of the two worst or the two best."""
 
 
 def main(config: InferConfig) -> None:
@@ -104,51 +85,54 @@ def main(config: InferConfig) -> None:
     leak = refuse_overlap(
         frame, vae.ledger, what=f"{config.csv} with {config.checkpoint}", allow_leak=config.allow_leak
     )
-    volumes = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device)
-    labels = atlas(vae.grid) if config.regions else None
-
-    share = reconstruct(volumes, vae, labels, device, config)
-    results = reduce(Results.merge, distributed.gather(share))
+    volumes, labels = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device), atlas(vae.grid)
+    cases = [case for part in distributed.gather(reconstruct(volumes, vae, labels, device, config)) for case in part]
     if not distributed.is_main():
         return
-    table = pd.DataFrame(results.measures).sort_values(["subject", "session"], kind="stable")
+    table = pd.DataFrame([case.measures for case in cases]).sort_values(["subject", "session"], kind="stable")
     write_csv(config.out / "metrics.csv", table)
     numbers = table.select_dtypes("number").drop(columns="label")
+    positions = np.prod(vae.model.latent_shape(vae.grid.shape)[1:])
     summary = {
         "scans": len(table), "csv": str(config.csv), "vae": vae.hash, "vae_step": vae.step, "commit": git_commit(),
         "subjects_seen_in_training": leak, "tile": config.tile,
         "mean": numbers.mean().to_dict(), "std": numbers.std(ddof=0).to_dict(),
-        "posterior": results.posterior.report(),
-        "regions": write_regions(results, labels, config.out) if labels else None,
+        "posterior": posterior_report([case.posterior for case in cases], int(positions)),
+        "regions": write_regions(cases, labels, config.out),
     }  # fmt: skip
     write_json(config.out / "summary.json", summary)
-    names = ", ".join(f"{subject} {psnr:.1f} dB" for psnr, subject, *_ in results.cases)
-    draw_pairs(config.out / "worst_and_best.png", [case[2:] for case in results.cases], f"worst to best: {names}")
+    shown = extremes(cases)
+    names = ", ".join(f"{case.measures['subject']} {case.measures['psnr_head']:.1f} dB" for case in shown)
+    draw_pairs(config.out / "worst_and_best.png", [case.pair for case in shown], f"worst to best: {names}")
     tell(summary, config.out)
 
 
 @torch.no_grad()
-def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas | None, device: Device, config: InferConfig) -> Results:
+def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device, config: InferConfig) -> list[Case]:
     """Encodes, decodes and measures this process's share of the scans."""
-    model = device.module(vae.model)
-    results = Results(PosteriorHealth(model.config.latent_channels))
+    model, cases = device.module(vae.model), []
     share = distributed.shard(range(len(volumes)))
     for row in tqdm(share, desc="reconstructing", unit="scan", disable=not distributed.is_main()):
         entry, x = volumes.frame.iloc[row], volumes.batch(torch.tensor([row]))
         with device.autocast():
             mu, logvar, x_hat = there_and_back(model, x, config.tile)
-        results.posterior.add(mu, logvar)
         x, x_hat = (volume[0, 0].float().cpu().numpy() for volume in (x, x_hat))
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
-        measures = reconstruction_metrics(x_hat, x)
-        results.measures.append({**who, **measures})
-        results.keep([(measures["psnr_head"], str(entry.subject), x_hat, x)])
-        if labels is not None:
-            results.errors.append(regions.region_errors(x_hat, x, labels).assign(**who))
+        measures, errors = {**who, **reconstruction_metrics(x_hat, x)}, regions.region_errors(x_hat, x, labels)
+        cases.append(Case(measures, posterior_sums(mu, logvar), errors.assign(**who), (x_hat, x)))
+        extremes(cases)
         if config.nifti:
             for name, image in (("reconstruction", x_hat), ("scan", x)):
                 write_nifti(config.out / f"{stem(entry)}_{name}.nii.gz", image, vae.grid.affine)
-    return results
+    return cases
+
+
+def extremes(cases: list[Case]) -> list[Case]:
+    """The two worst and the two best by PSNR inside the head; lets go of the volumes of all others."""
+    held = sorted((case for case in cases if case.pair), key=lambda case: case.measures["psnr_head"])
+    for case in held[2:-2]:
+        case.pair = None
+    return [case for case in held if case.pair]
 
 
 def there_and_back(model: Autoencoder, x: torch.Tensor, tile: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -171,10 +155,10 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False)
 
 
-def write_regions(results: Results, labels: Atlas, out: Path) -> dict:
+def write_regions(cases: list[Case], labels: Atlas, out: Path) -> dict:
     """Writes regions.csv and regions.png; returns the summary's part."""
     who = ["subject", "session", "label"]
-    errors = pd.concat(results.errors, ignore_index=True).sort_values(who[:2], kind="stable")
+    errors = pd.concat([case.errors for case in cases], ignore_index=True).sort_values(who[:2], kind="stable")
     write_csv(out / "regions.csv", errors[[*who, "region", "voxels", "mae", "bias", "nmse"]])
     table = regions.summarise(errors)
     if len(table):
@@ -190,9 +174,8 @@ def tell(summary: dict, out: Path) -> None:
     if dead:
         print(f"warning: of {len(summary['posterior']['channels'])} latent channels these carry next to nothing but "
               f"noise: {', '.join(map(str, dead))} (counted from 0; see posterior in summary.json)")  # fmt: skip
-    if summary["regions"] is not None:
-        worst = ", ".join(f"{row['region']} {row['mae']:.3f}" for row in summary["regions"]["worst"][:5])
-        print(f"largest mean absolute error by region: {worst}; {out / 'regions.csv'}\n{LICENCE_NOTE}")
+    worst = ", ".join(f"{row['region']} {row['mae']:.3f}" for row in summary["regions"]["worst"][:5])
+    print(f"largest mean absolute error by region: {worst}; {out / 'regions.csv'}\n{LICENCE_NOTE}")
 
 
 if __name__ == "__main__":

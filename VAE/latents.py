@@ -53,16 +53,15 @@ class Statistics:
 
     def normalise(self, z: torch.Tensor) -> torch.Tensor:
         """Raw latents (B, C, d, h, w) to zero mean and unit variance per channel."""
-        mean, std = self._columns(z)
-        return (z - mean) / std
+        return (z - _column(self.mean, z)) / _column(self.std, z)
 
     def denormalise(self, z: torch.Tensor) -> torch.Tensor:
         """Inverse of `normalise`."""
-        mean, std = self._columns(z)
-        return z * std + mean
+        return z * _column(self.std, z) + _column(self.mean, z)
 
-    def _columns(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.tensor(column, device=z.device).view(1, -1, 1, 1, 1) for column in (self.mean, self.std))  # type: ignore[return-value]
+
+def _column(values: tuple[float, ...], z: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=z.device).view(1, -1, 1, 1, 1)
 
 
 def stem(entry: Any) -> str:
@@ -76,11 +75,7 @@ def write_latent(path: Path, latent: Latent) -> None:
 
 
 def read_latent(path: Path) -> Latent:
-    """Reads one latent; also older dicts of ``mu``, ``logvar`` and ``label`` alone.
-
-    Raises:
-        InputError: names the file and what is missing or wrong.
-    """
+    """Reads one latent, also an older dict of ``mu``, ``logvar`` and ``label`` alone; InputError says what is wrong."""
     record = load_pickle(path)
     if not isinstance(record, dict) or not {"mu", "logvar", "label"} <= record.keys():
         raise InputError(f"{path}: not a latent: expected a dict with mu, logvar and label")
@@ -101,7 +96,7 @@ def list_latents(folder: Path) -> list[Path]:
 
 
 def read_split(folder: Path, split: str) -> list[Latent]:
-    """Reads all latents of one split, sorted by file name, and checks that they belong together.
+    """Reads all latents of one split, sorted by file name.
 
     Raises:
         InputError: none there, unreadable files (all are named), or latents of different VAEs, grids or shapes.
@@ -134,18 +129,15 @@ def compute_statistics(latents: Iterable[Latent], *, split: str, ledger: list[st
     """
     total, square, positions, count, latent = 0.0, 0.0, 0, 0, None
     for latent in latents:
-        mu = latent.mu.astype(np.float64).reshape(len(latent.mu), -1)
-        noise = np.exp(latent.logvar.astype(np.float64)).reshape(mu.shape)
-        total, square = total + mu.sum(1), square + (mu**2 + noise).sum(1)
+        mu, logvar = (value.astype(np.float64).reshape(len(value), -1) for value in (latent.mu, latent.logvar))
+        total, square = total + mu.sum(1), square + (mu**2 + np.exp(logvar)).sum(1)
         positions, count = positions + mu.shape[1], count + 1
     if latent is None:
         raise InputError("no latents to compute statistics from")
     mean = total / positions
     std = np.sqrt(square / positions - mean**2)
-    return Statistics(
-        mean=tuple(map(float, mean)), std=tuple(map(float, std)), count=count, split=split,
-        vae=latent.vae, grid=latent.grid, ledger=ledger,
-    )  # fmt: skip
+    numbers = {"mean": tuple(map(float, mean)), "std": tuple(map(float, std)), "count": count}
+    return Statistics(**numbers, split=split, vae=latent.vae, grid=latent.grid, ledger=ledger)
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
@@ -154,19 +146,14 @@ def write_statistics(folder: Path, statistics: Statistics) -> None:
 
 
 def read_statistics(folder: Path) -> Statistics:
-    """Reads <folder>/statistics.json.
-
-    Raises:
-        InputError: absent, or a field is missing; names both.
-    """
+    """Reads <folder>/statistics.json; InputError when it is absent or has other fields."""
     path = folder / "statistics.json"
-    record = read_json(path)
+    return statistics_from_dict(read_json(path), path)
+
+
+def statistics_from_dict(record: dict[str, Any], path: Path | str) -> Statistics:
+    """Statistics from the plain values in a JSON file or a checkpoint."""
     try:
-        return statistics_from_dict(record)
+        return Statistics(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not latent statistics: {error}") from None
-
-
-def statistics_from_dict(record: dict[str, Any]) -> Statistics:
-    """Statistics from the plain values in a JSON file or a checkpoint."""
-    return Statistics(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})

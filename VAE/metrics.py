@@ -15,10 +15,8 @@ from cohort.scans import head_mask
 SSIM_KERNEL = 7
 """Voxels along each axis of SSIM's uniform window."""
 DEAD_NOISE_SHARE = 0.95
-"""A channel with more posterior noise than this is dead. At 0.95 signal is 1/19 of the noise: a Gaussian channel then
-carries 0.5 ln(1 + 1/19) = 0.026 nats per position. The KL is no such test: a channel that is the same in every scan
-at every position has a large KL when it is narrow, and tells the decoder nothing. One whose posterior is the prior
-(KL below 0.01 nats) has a noise share above 0.97 and is found."""
+"""A channel with more posterior noise than this is dead: it carries less than 0.5 ln(1 + 1/19) = 0.026 nats a position.
+The KL is no such test: a narrow channel that is the same everywhere has a large one, and tells the decoder nothing."""
 
 
 def psnr(x_hat: np.ndarray, x: np.ndarray) -> float:
@@ -33,17 +31,10 @@ def nmse(x_hat: np.ndarray, x: np.ndarray) -> float:
 
 
 def ssim_map(x_hat: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Structural similarity of each voxel whose window lies inside the volume; uniform window, data range 1.
+    """Structural similarity of each voxel whose window lies inside the volume: (D - 6, H - 6, W - 6), data range 1.
 
-    Wang et al. 2004 (https://doi.org/10.1109/TIP.2003.819861), equation 13 with K1 = 0.01 and K2 = 0.03. Written out
-    here, and compared with MONAI's in a test, because importing MONAI takes longer than validating.
-
-    Args:
-        x_hat: reconstruction (D, H, W) in [0, 1].
-        x: volume, same shape.
-
-    Returns:
-        array of (D - 6, H - 6, W - 6).
+    Wang et al. 2004 (https://doi.org/10.1109/TIP.2003.819861), equation 13 with a uniform window, K1 = 0.01, K2 = 0.03.
+    Written out here, and compared with MONAI's in a test, because importing MONAI takes longer than validating.
     """
     a, b = (torch.as_tensor(volume, dtype=torch.float64)[None, None] for volume in (x_hat, x))
     mean_a, mean_b, aa, bb, ab = F.avg_pool3d(torch.cat([a, b, a * a, b * b, a * b]), SSIM_KERNEL, stride=1)[:, 0]
@@ -53,11 +44,8 @@ def ssim_map(x_hat: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_metrics(x_hat: np.ndarray, x: np.ndarray) -> dict[str, float]:
-    """All measures for one pair of volumes (D, H, W) in [0, 1].
-
-    Returns:
-        ``psnr_head``, ``ssim_head``, ``nmse_head`` inside the head of `x` (background inflates all three), and
-        ``psnr``, ``ssim``, ``nmse`` over the whole volume.
+    """PSNR, SSIM and NMSE of volumes (D, H, W) in [0, 1]: ``..._head`` inside the head of `x`, and of the whole volume,
+    where background inflates all three.
     """
     x_hat = np.clip(x_hat, 0.0, 1.0)
     head = head_mask(x)
@@ -84,53 +72,27 @@ def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], title: st
     gallery(path, rows, title=title, error_rows=(2,))
 
 
-class PosteriorHealth:
-    """Sums over scans and positions, float64, per channel; processes add theirs with `merge`."""
+def posterior_sums(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """Of mu, mu^2, exp(logvar) and KL to the standard normal, over scans and positions: (4, C) float64."""
+    mu, logvar = (value.detach().cpu().double().transpose(0, 1).flatten(1) for value in (mu, logvar))
+    variance = logvar.exp()
+    kl = 0.5 * (mu**2 + variance - 1 - logvar)  # Kingma & Welling 2014, appendix B
+    return torch.stack([value.sum(1) for value in (mu, mu**2, variance, kl)])
 
-    def __init__(self, channels: int) -> None:
-        self.scans = 0
-        self.positions = 0
-        self.sums = torch.zeros(4, channels, dtype=torch.float64)
-        """Of mu, mu^2, exp(logvar) and KL."""
 
-    def add(self, mu: torch.Tensor, logvar: torch.Tensor) -> None:
-        """Takes in scans: mu and logvar (B, C, d, h, w)."""
-        scans = len(mu)
-        mu, logvar = (value.detach().cpu().double().transpose(0, 1).flatten(1) for value in (mu, logvar))
-        variance = logvar.exp()
-        kl = 0.5 * (mu**2 + variance - 1 - logvar)  # Kingma & Welling 2014, appendix B
-        self.sums += torch.stack([value.sum(1) for value in (mu, mu**2, variance, kl)])
-        self.positions += mu.shape[1]
-        self.scans += scans
+def posterior_report(sums: list[torch.Tensor], positions: int) -> dict[str, Any]:
+    """What each latent channel carries, from the `posterior_sums` of scans with so many positions each.
 
-    def merge(self, other: PosteriorHealth) -> None:
-        """Takes in what another one has."""
-        self.scans += other.scans
-        self.positions += other.positions
-        self.sums += other.sums
-
-    def report(self) -> dict[str, Any]:
-        """Plain values for JSON.
-
-        Returns:
-            ``scans``; ``channels``, for each one ``mean`` and ``std`` of mu over scans and positions, ``kl`` to the
-            standard normal in nats per position, ``noise_share`` = E[exp(logvar)] / (Var mu + E[exp(logvar)]) and
-            ``dead``; ``kl``, their KL added up; and ``dead``, the numbers of dead channels from 0.
-
-        Raises:
-            ValueError: nothing was added.
-        """
-        if not self.positions:
-            raise ValueError("no posterior was added")
-        mean, square, noise, kl = self.sums / self.positions
-        variance = (square - mean**2).clamp(min=0)
-        share = noise / (variance + noise)
-        names = ("mean", "std", "kl", "noise_share")
-        rows = torch.stack([mean, variance.sqrt(), kl, share], dim=1).tolist()
-        channels = [{**dict(zip(names, row, strict=True)), "dead": row[3] > DEAD_NOISE_SHARE} for row in rows]
-        return {
-            "scans": self.scans,
-            "channels": channels,
-            "kl": float(kl.sum()),
-            "dead": [number for number, channel in enumerate(channels) if channel["dead"]],
-        }
+    Returns:
+        ``scans``; ``channels``, for each one ``mean`` and ``std`` of mu over scans and positions, ``kl`` in nats per
+        position, ``noise_share`` = E[exp(logvar)] / (Var mu + E[exp(logvar)]) and ``dead``; ``kl``, their KL added up;
+        and ``dead``, the numbers of dead channels from 0.
+    """
+    mean, square, noise, kl = sum(sums) / (len(sums) * positions)
+    variance = (square - mean**2).clamp(min=0)
+    share = noise / (variance + noise)
+    names = ("mean", "std", "kl", "noise_share")
+    rows = torch.stack([mean, variance.sqrt(), kl, share], dim=1).tolist()
+    channels = [{**dict(zip(names, row, strict=True)), "dead": row[3] > DEAD_NOISE_SHARE} for row in rows]
+    dead = [number for number, channel in enumerate(channels) if channel["dead"]]
+    return {"scans": len(sums), "channels": channels, "kl": float(kl.sum()), "dead": dead}

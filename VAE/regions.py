@@ -26,12 +26,7 @@ NOTE = (
 
 
 def region_errors(x_hat: np.ndarray, x: np.ndarray, regions: Atlas) -> pd.DataFrame:
-    """Error of one reconstruction in each region that has MIN_VOXELS.
-
-    Args:
-        x_hat: reconstruction (D, H, W); clipped to [0, 1] as for the other measures.
-        x: scan (D, H, W) in [0, 1].
-        regions: labels on the same grid.
+    """Error of a reconstruction of a scan, both (D, H, W), in each region that has MIN_VOXELS on the same grid.
 
     Returns:
         columns region, voxels, mae, bias (reconstruction minus scan), nmse (NaN without any signal).
@@ -55,8 +50,7 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
     """Over subjects, regions with the largest mean absolute error first.
 
     Args:
-        errors: `region_errors` of all scans below each other, with a column subject. Several scans of a subject count
-            as one, their mean.
+        errors: `region_errors` of all scans below each other, with a column subject, whose scans count as their mean.
 
     Returns:
         columns region, voxels, mae, mae_sd, bias, bias_sd, nmse, nmse_sd (mean and standard deviation), subjects.
@@ -85,20 +79,17 @@ def report(table: pd.DataFrame, regions: Atlas, count: int = 10) -> dict[str, An
     }
 
 
-def draw(path: Path, table: pd.DataFrame, count: int = 12) -> None:
-    """Bars of the `count` worst and `count` best regions of `summarise`, with one standard deviation over subjects."""
-    both = len(table) > 2 * count
-    shown = pd.concat([table.head(count), table.tail(count)]) if both else table
-    colours = ["#b2182b"] * (len(shown) - count) + ["#2166ac"] * count if both else ["#6b6b6b"] * len(shown)
+def draw(path: Path, table: pd.DataFrame, count: int = 24) -> None:
+    """Bars of the `count` worst regions of `summarise`, with one standard deviation over subjects."""
+    shown, subjects = table.head(count), int(table["subjects"].max())
     figure = new_figure(figsize=(7.5, 1.4 + 0.24 * len(shown)), layout="constrained")
     axis = figure.subplots()
-    axis.barh(range(len(shown)), shown["mae"], xerr=shown["mae_sd"], color=colours, ecolor="#333333")
+    axis.barh(range(len(shown)), shown["mae"], xerr=shown["mae_sd"], color="#b2182b", ecolor="#333333")
     axis.set_yticks(range(len(shown)), [f"{row.region} ({row.voxels})" for row in shown.itertuples()], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.set_xlabel("mean absolute error, intensities in [0, 1]; line: one standard deviation", fontsize=9)
-    subjects = int(table["subjects"].max())
-    which = f"{count} worst and {count} best of {len(table)} regions" if both else f"{len(table)} regions"
+    which = f"{len(shown)} worst of {len(table)} regions"
     figure.suptitle(f"Reconstruction error, {which} (voxels), mean of {subjects} subjects", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(

@@ -11,9 +11,9 @@ training scans as <subject>_variant1.pkl and so on. Under torchrun the scans are
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -24,7 +24,8 @@ from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
-from runtime.device import Device, Precision, pick_device
+from runtime.config import DeviceConfig
+from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, sha256
 from VAE.checkpoint import LoadedVAE, load_vae
@@ -43,7 +44,7 @@ from VAE.latents import (
 
 
 @dataclass(frozen=True)
-class SaveLatentConfig:
+class SaveLatentConfig(DeviceConfig):
     """What to encode, with what, and where to."""
 
     checkpoint: Path
@@ -60,14 +61,8 @@ class SaveLatentConfig:
     """Seed of the variants."""
     batch_size: int | None = None
     """Scans encoded at once; by default 1 on a CPU (same bytes whatever is missing), 16 on a GPU."""
-    precision: Precision = "auto"
-    """Matrix precision."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
     cache_dir: Path | None = None
     """Folder of decoded scans; by default data/cache in the repository."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: SaveLatentConfig) -> None:
@@ -83,10 +78,8 @@ def main(config: SaveLatentConfig) -> None:
         items = list_items(volumes.frame, copies=config.augmented_copies if split == splits[0] else 0)
         refuse_others(config.out / split, items)
         distributed.barrier()
-        started = time.perf_counter()
         made = encode(volumes, items, vae, device, config.out / split, config)
-        speed = f", {made / (time.perf_counter() - started):.3g}/s" if made else ""
-        print(f"{path}: {made} encoded by this process{speed}; {len(items)} latents in {config.out / split}")
+        print(f"{path}: {made} encoded by this process; {len(items)} latents in {config.out / split}")
     distributed.barrier()
     if distributed.is_main():
         for folder in (config.out / split for split in splits):
@@ -98,8 +91,7 @@ def main(config: SaveLatentConfig) -> None:
         print(f"statistics of {statistics.count} training latents in {config.out / 'statistics.json'}")
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One latent to make: the table's row, which variant of it (0: the scan itself), and the file's name."""
 
     row: int
@@ -109,22 +101,18 @@ class Item:
 
 def list_items(frame: pd.DataFrame, copies: int) -> list[Item]:
     """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
-    items = []
-    for row, entry in enumerate(frame.itertuples()):
-        items.append(Item(row, 0, f"{stem(entry)}.pkl"))
-        items += [Item(row, variant, f"{stem(entry)}_variant{variant}.pkl") for variant in range(1, copies + 1)]
-    return items
+    return [
+        Item(row, variant, f"{stem(entry)}_variant{variant}.pkl" if variant else f"{stem(entry)}.pkl")
+        for row, entry in enumerate(frame.itertuples())
+        for variant in range(copies + 1)
+    ]
 
 
 @torch.no_grad()
 def encode(
     volumes: Volumes, items: list[Item], vae: LoadedVAE, device: Device, folder: Path, config: SaveLatentConfig
 ) -> int:
-    """Writes this process's share of the latents that are not there yet; returns how many.
-
-    Raises:
-        InputError: a latent of another VAE is in the folder.
-    """
+    """Writes this process's share of the latents that are not there yet; returns how many. Refuses another VAE's."""
     model, batch_size = device.module(vae.model), device.inference_batch(config.batch_size)
     share = [item for item in distributed.shard(items) if not _present(folder / item.name, vae.hash)]
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
@@ -163,11 +151,7 @@ def _present(path: Path, vae_hash: str) -> bool:
 
 
 def refuse_others(folder: Path, items: list[Item]) -> None:
-    """Latents that the table and options do not ask for would silently join the training set.
-
-    Raises:
-        InputError: names the files.
-    """
+    """Refuses latents that the table and options do not ask for: they would silently join the training set."""
     others = sorted({path.name for path in list_latents(folder)} - {item.name for item in items})
     if others:
         raise InputError.of(f"{folder}: latents that this table and these options would not make", others)

@@ -9,7 +9,6 @@ command continues a run that was stopped.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +26,13 @@ from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from runtime.training import (
     LossGuard,
-    Weights,
+    State,
     average,
     copy_weights,
     descend,
     learning_rate,
     rate_of_decay,
+    steps_to_take,
 )
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
@@ -42,20 +42,13 @@ from VAE.metrics import draw_pairs, reconstruction_metrics
 from VAE.model import Autoencoder
 
 
-@dataclass
-class State:
+@dataclass(kw_only=True)
+class VAEState(State):
     """What changes from step to step, and what every checkpoint says of its origin."""
 
-    model: Autoencoder
     networks: LossNetworks
-    optimiser: torch.optim.Optimizer
     grid: Grid
     ledger: list[str]
-    ema: Weights
-    step: int = 0
-    best: float = -math.inf
-    stale: int = 0
-    """Validations since the best one."""
 
 
 def main(config: TrainConfig) -> None:
@@ -71,46 +64,37 @@ def main(config: TrainConfig) -> None:
         optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
-        state = State(model, networks, optimiser, grid, ledger, ema=copy_weights(model))
+        state = VAEState(
+            model, optimiser, copy_weights(model), config.patience, best=-math.inf, networks=networks, grid=grid,
+            ledger=ledger,
+        )  # fmt: skip
         resume(run, state)
         parallel = distributed.wrap(model)
         guard = LossGuard(device.kind)
-        started = time.perf_counter()
 
-        for step in run.progress(state.step, state.step if finished(state, config) else config.steps, "VAE"):
+        for step in steps_to_take(run, state, config.steps, "VAE"):
             terms = train_step(parallel, state, train, step, config)
             guard.watch(step, terms["loss/train"])
             average(state.ema, model, rate_of_decay(config.ema_decay, step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
-                seconds = (time.perf_counter() - started) / config.log_every_steps
-                run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
-                started = time.perf_counter()
+                run.log_step(step, terms, optimiser)
             if due(step, config.val_every_steps, config.steps):
                 better = validate(run, state, val)
                 if better:
                     save(run, "best", state)
-            if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
+            if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state)
-            if finished(state, config):
-                run.say(f"stopped early: {state.stale} validations without a better one")
-                break
         run.say(f"best held-out PSNR inside the head {state.best:.2f} dB; checkpoint {run.checkpoint('best')}")
-
-
-def finished(state: State, config: TrainConfig) -> bool:
-    """Whether held-out PSNR has not improved for too long."""
-    return 0 < config.patience <= state.stale
 
 
 def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volumes, Volumes, list[str], list[str]]:
     """Training and held-out scans, the ledger of all their subjects, and what was said about copies of one scan.
 
     Raises:
-        InputError: unreadable tables or scans, a table without rows, one class only, or subjects or copies of one scan
-            in both tables.
+        InputError: unreadable tables or scans, one class only, or subjects or copies of one scan in both tables.
     """
     frames = [read_table(path) for path in (config.train_csv, config.val_csv)]
     missing = sorted(set(CLASS_NAMES) - {CLASS_NAMES[label] for label in frames[0].label.unique()})
@@ -130,10 +114,7 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     """The autoencoder with weights by the seed, and the networks that the loss weights ask for."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = Autoencoder(config.model)
-    try:
-        model.latent_shape(grid.shape)
-    except ValueError as error:
-        raise InputError(f"--grid {grid.name} and --model.channels {config.model.channels}: {error}") from None
+    model.latent_shape(grid.shape)  # refuses a grid that does not divide
     if config.recompute:
         model.recompute_activations()
     model = device.module(model)
@@ -144,12 +125,9 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
 
 
 def train_step(
-    parallel: nn.Module, state: State, train: Volumes, step: int, config: TrainConfig
+    parallel: nn.Module, state: VAEState, train: Volumes, step: int, config: TrainConfig
 ) -> dict[str, torch.Tensor]:
-    """One update of the autoencoder, and of the discriminator when it takes part; returns its numbers by name.
-
-    `parallel` is the autoencoder, or the wrapper by which several processes share it.
-    """
+    """One update of the autoencoder, and of the discriminator when it takes part; returns its numbers by name."""
     device = train.device
     x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
     x = augment(x, config.augment, seeding.generator(config.seed, "augment", step, distributed.rank()))
@@ -158,8 +136,6 @@ def train_step(
         generator=seeding.generator(config.seed, "posterior", step, device=device.kind),
         device=device.kind,
     )
-    seeding.seed_layers(config.seed, step, distributed.rank())
-
     with device.autocast():
         x_hat, mu, logvar = parallel(x, distributed.local(eps))
         loss, terms = objective(x_hat, x, mu, logvar, state.networks, config.loss, step, config.seed)
@@ -171,7 +147,7 @@ def train_step(
 
 
 @torch.no_grad()
-def validate(run: Run, state: State, val: Volumes) -> bool:
+def validate(run: Run, state: VAEState, val: Volumes) -> bool:
     """Reconstructs the held-out scans from `mu` with the averaged weights, logs, draws; True when PSNR improved."""
     rows, pictures = [], []
     averaged = val.device.module(Autoencoder(state.model.config)).eval()  # a new one: nothing is compiled for a scan
@@ -189,31 +165,25 @@ def validate(run: Run, state: State, val: Volumes) -> bool:
     if distributed.is_main():
         title = f"held-out scans, step {state.step}, PSNR inside the head {means['val/psnr_head']:.1f} dB"
         draw_pairs(run.samples / f"reconstruction_{state.step:06d}.png", pictures, title)
-    better = means["val/psnr_head"] > state.best
-    state.best = max(state.best, means["val/psnr_head"])
-    state.stale = 0 if better else state.stale + 1
-    return better
+    return state.note(means["val/psnr_head"], better=means["val/psnr_head"] > state.best)
 
 
-def resume(run: Run, state: State) -> None:
+def resume(run: Run, state: VAEState) -> None:
     """Takes up checkpoints/last.pt when there is one; checks that it is of this grid, architecture and cohort."""
     path, networks = run.checkpoint("last"), state.networks
     if path.exists():
         record = resume_vae(path, state.model, state.grid)
         if record["ledger"] != state.ledger:
             raise InputError(f"{path}: the run was started with other subjects; use another --run-dir")
-        state.optimiser.load_state_dict(record["optimiser"])
-        for name, value in record["ema"].items():
-            state.ema[name].copy_(value)
+        state.restore(record)
         if networks.discriminator is not None:
             networks.discriminator.load_state_dict(record["discriminator"])
             networks.optimiser.load_state_dict(record["discriminator_optimiser"])
-        state.step, state.best, state.stale = record["step"], record["best"], record["stale"]
         run.say(f"continuing at step {state.step}")
     run.continue_from(state.step)
 
 
-def save(run: Run, name: str, state: State) -> None:
+def save(run: Run, name: str, state: VAEState) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if not distributed.is_main():
         return
@@ -221,10 +191,8 @@ def save(run: Run, name: str, state: State) -> None:
     if networks.discriminator is not None:
         adversary["discriminator"] = networks.discriminator.state_dict()
         adversary["discriminator_optimiser"] = networks.optimiser.state_dict()
-    save_vae(
-        run.checkpoint(name), state.model, grid=state.grid, ledger=state.ledger, step=state.step, best=state.best,
-        stale=state.stale, ema=state.ema, optimiser=state.optimiser.state_dict(), **adversary,
-    )  # fmt: skip
+    path = run.checkpoint(name)
+    save_vae(path, state.model, grid=state.grid, ledger=state.ledger, **state.to_dict(), **adversary)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from classifier.model import Classifier, build_model
 from cohort.scans import Grid
 from runtime.checkpoints import (
     checkpoint_hash,
+    config_from,
     load_checkpoint,
     load_weights,
     plain_fields,
-    refuse_other,
+    resume,
     save_checkpoint,
 )
 from runtime.errors import InputError
@@ -58,11 +59,11 @@ def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema")
     """Rebuilds the network from nothing but its file, strictly; InputError where the file contradicts itself."""
     record = load_checkpoint(path, KIND)
     grid, normalisation = Grid.from_dict(record["grid"]), record["normalisation"]
+    config = config_from(ModelConfig, record["model_config"], path)
     try:
-        config = ModelConfig(**{**record["model_config"], "widths": tuple(record["model_config"]["widths"])})
         model = build_model(config, grid.shape, normalisation["mean"], normalisation["std"])
-    except (TypeError, InputError) as error:
-        raise InputError(f"{path}: its model configuration is not one of this version: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
     load_weights(model, record["ema" if weights == "ema" else "weights"], path)
     model.eval().requires_grad_(False)
     return LoadedClassifier(
@@ -79,8 +80,5 @@ def set_operating_point(path: Path, *, temperature: float, threshold: float) -> 
 
 def resume_classifier(path: Path, model: Classifier, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
-    record = load_checkpoint(path, KIND)
     wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
-    refuse_other(path, record, wanted, "another grid or architecture")
-    load_weights(model, record["weights"], path)
-    return record
+    return resume(path, load_checkpoint(path, KIND), model, wanted)

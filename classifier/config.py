@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from runtime.device import Precision
+from runtime.config import Precision
 from runtime.files import ROOT
 
 

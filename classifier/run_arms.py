@@ -35,9 +35,10 @@ from classifier.config import PRESETS, TrainConfig
 from classifier.dataset import COUNTS
 from cohort.tables import read_delimited
 from runtime.cli import describe, parse, run_script
+from runtime.config import plain_config
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, locked, read_json
-from runtime.runs import FREE_FIELDS, plain_config
+from runtime.runs import FREE_FIELDS
 
 COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model", "synth_hc",
            "synth_tle")  # fmt: skip

@@ -25,10 +25,10 @@ from cohort.scans import GRIDS
 from cohort.simulation.effects import LARGEST_PLANTED_D
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
+from runtime.config import plain_config
 from runtime.device import pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, locked, read_json, write_json
-from runtime.runs import plain_config
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -14,8 +16,10 @@ from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
+from tqdm import tqdm
 
 from cohort.volumes import read_image
+from runtime import distributed
 from runtime.errors import InputError
 from runtime.files import sha256
 
@@ -28,6 +32,9 @@ ENDINGS = (".nii.gz", ".nii", ".pkl")
 _HEADER_BYTES = {nib.Nifti1Header: 348, nib.Nifti2Header: 540}
 _GZIP_MAGIC = b"\x1f\x8b"
 _ADVICE = {"c": "complex voxels; save the magnitude", "V": "RGB voxels; save one channel"}
+
+
+T = TypeVar("T")
 
 
 class RefusedError(Exception):
@@ -192,3 +199,30 @@ def _is_invertible(affine: np.ndarray) -> bool:
 def _as_float32(image: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and infinite is refused
         return np.asarray(image, dtype=np.float32)
+
+
+def of_each(files: Sequence[str], work: Callable[[Path], T], cache: Path, desc: str) -> list[T | InputError]:
+    """What `work` gives for each file, or the InputError it raised, in the order of `files`.
+
+    Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
+
+    Raises:
+        InputError: `work`, whose reading turns errors into refusals, could not write to its `cache`.
+    """
+
+    def attempt(file: str) -> T | InputError:
+        try:
+            return work(Path(file))
+        except InputError as error:
+            return error
+
+    # Every process of a distributed run comes here. Each begins at its own place and finds the others' work done.
+    start = len(files) * distributed.rank() // distributed.world_size()
+    turned = [*files[start:], *files[:start]]
+    bar = {"desc": desc, "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        try:
+            found = list(tqdm(pool.map(attempt, turned), total=len(files), **bar))
+        except OSError as error:
+            raise InputError(f"{cache}: the cache cannot be written: {error.strerror or error}") from error
+    return found[len(files) - start :] + found[: len(files) - start]

@@ -5,23 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from cohort.decoding import ending_and_hash
+from cohort.decoding import ending_and_hash, of_each
 from cohort.scans import PIPELINE, Grid, load_scan
-from runtime import distributed
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write
@@ -30,9 +25,6 @@ MAX_SKIPPED = 0.02
 """Largest share of a table that `skip_bad` leaves out. More means that something is wrong with the data as a whole."""
 RESIDENT_SHARE = 0.4
 """Largest share of a GPU's free memory that scans may take; activations need the rest."""
-
-
-T = TypeVar("T")
 
 
 class VolumeStack(Sequence):
@@ -164,33 +156,6 @@ def load_scans(
     kept = [result for result in found if not isinstance(result, InputError)]
     volumes = VolumeStack([place for place, _ in kept], grid.shape)
     return ScanStack(frame[~refused].reset_index(drop=True), volumes, grid, tuple(digest for _, digest in kept))
-
-
-def of_each(files: Sequence[str], work: Callable[[Path], T], cache: Path, desc: str) -> list[T | InputError]:
-    """What `work` gives for each file, or the InputError it raised, in the order of `files`.
-
-    Threads, not processes: hashing, inflating, filtering and interpolating all release the interpreter's lock.
-
-    Raises:
-        InputError: `work`, whose reading turns errors into refusals, could not write to its `cache`.
-    """
-
-    def attempt(file: str) -> T | InputError:
-        try:
-            return work(Path(file))
-        except InputError as error:
-            return error
-
-    # Every process of a distributed run comes here. Each begins at its own place and finds the others' work done.
-    start = len(files) * distributed.rank() // distributed.world_size()
-    turned = [*files[start:], *files[:start]]
-    bar = {"desc": desc, "unit": "scan", "delay": 1, "disable": not distributed.is_main()}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        try:
-            found = list(tqdm(pool.map(attempt, turned), total=len(files), **bar))
-        except OSError as error:
-            raise InputError(f"{cache}: the cache cannot be written: {error.strerror or error}") from error
-    return found[len(files) - start :] + found[: len(files) - start]
 
 
 def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str]:

@@ -16,11 +16,12 @@ from diffusion.process import Process, build_process
 from diffusion.upstream import read_upstream
 from runtime.checkpoints import (
     checkpoint_hash,
+    config_from,
     load_tensors,
     load_weights,
     plain_fields,
-    refuse_other,
     require_kind,
+    resume,
     save_checkpoint,
 )
 from runtime.errors import InputError
@@ -48,15 +49,10 @@ class LoadedDiffusion:
 
 
 def save_diffusion(path: Path, model: DiT, process: ProcessConfig, space: LatentSpace, **state: Any) -> None:
-    """Writes a checkpoint.
+    """Writes a checkpoint with the model's weights as they are.
 
-    Args:
-        path: ends in ``.pt``.
-        model: its weights are saved as they are.
-        process: configuration of the noising process.
-        space: of the latents.
-        state: ``ema`` (Tracks), ``track`` (name of the one that loaders return), ``step``, ``ledger``,
-            ``label_dropout``, ``covariates`` (Scales), and what the training run wants back.
+    `state` holds ``ema`` (Tracks), ``track`` (name of the one that loaders return), ``step``, ``ledger``,
+    ``label_dropout``, ``covariates`` (Scales), and what the training run wants back.
     """
     network = {"latent_shape": list(model.latent_shape), "space": space.to_dict(), "weights": model.state_dict()}
     save_checkpoint(path, KIND, {**_configs(model, process), **network, **state})
@@ -73,16 +69,12 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
     """
     record = load_tensors(path)
     record = read_upstream(record, path, weights) if "model_state" in record else _current(record, path)
-    try:
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in record["model_config"].items()}
-        model_config, process_config = ModelConfig(**fields), ProcessConfig(**record["process_config"])
-    except TypeError as error:
-        raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
+    process_config = config_from(ProcessConfig, record["process_config"], path)
     process = build_process(process_config)
-    model = DiT(model_config, tuple(record["latent_shape"]), process)
+    model = DiT(config_from(ModelConfig, record["model_config"], path), tuple(record["latent_shape"]), process)
     load_weights(model, record["ema"][record["track"]] if weights == "ema" else record["weights"], path)
     return LoadedDiffusion(
-        model.eval().requires_grad_(False), process, space_from_dict(record["space"]), checkpoint_hash(path),
+        model.eval().requires_grad_(False), process, space_from_dict(record["space"], path), checkpoint_hash(path),
         record["ledger"], record["step"], record["label_dropout"],
         {name: tuple(scale) for name, scale in record["covariates"].items()}, process_config,
     )  # fmt: skip
@@ -95,8 +87,8 @@ def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
         InputError: another architecture or process; names each field with both values.
     """
     loaded = load_diffusion(path)
-    refuse_other(path, _configs(loaded.model, loaded.process_config), _configs(model, process), "another network")
-    load_weights(model, loaded.model.state_dict(), path)
+    record = {**_configs(loaded.model, loaded.process_config), "weights": loaded.model.state_dict()}
+    resume(path, record, model, _configs(model, process))
     return loaded.space
 
 
@@ -107,13 +99,11 @@ def resume_diffusion(path: Path, model: DiT, process: ProcessConfig, space: Late
         InputError: the checkpoint is of another architecture, process, grid or VAE; names each field with both values.
     """
     record = _current(load_tensors(path), path)
+    record["latents"] = {**record["space"]["statistics"], "shape": record["latent_shape"]}
     statistics = space.to_dict()["statistics"]
     latents = {name: statistics[name] for name in ("vae", "grid", "count", "mean", "std")}
-    found = {**record, "latents": {**record["space"]["statistics"], "shape": record["latent_shape"]}}
     wanted = {**_configs(model, process), "latents": {"shape": list(model.latent_shape), **latents}}
-    refuse_other(path, found, wanted, "another network or other latents")
-    load_weights(model, record["weights"], path)
-    return record
+    return resume(path, record, model, wanted)
 
 
 def _configs(model: DiT, process: ProcessConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from runtime.device import Precision
+from runtime.config import RunConfig
 from runtime.files import ROOT
 
 
@@ -74,7 +74,7 @@ class ProcessConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """Everything one diffusion training run depends on."""
 
     latents: Path = ROOT / "latents/paper"
@@ -90,26 +90,12 @@ class TrainConfig:
     init: Path | None = None
     """Checkpoint whose averaged weights and latent space the run starts from: one of this stage, or a file with
     model_state and ema_state of NeuroLDM-3D. Architecture and process must be the same."""
-    run_dir: Path = ROOT / "runs/paper/diffusion"
-    """Run folder. An existing run of the same configuration is continued."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     process: ProcessConfig = field(default_factory=ProcessConfig)
     """Noising process and prediction target."""
-    steps: int = 100_000
-    """Optimiser steps."""
-    batch_size: int = 64
-    """Latents per step, over all processes; half of each class."""
-    lr: float = 1e-4
-    """Peak learning rate (AdamW; linear warm-up, then constant, then decay)."""
-    warmup_steps: int = 1000
-    """Steps of linear warm-up."""
     decay_share: float = 0.2
     """Share of the steps, at the end, over which the rate falls to a hundredth; 0 keeps it constant."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Largest gradient norm."""
     label_dropout: float = 0.1
     """Chance that a label is replaced by the null class; 0 leaves nothing to guide against."""
     covariate_dropout: float = 0.1
@@ -117,29 +103,19 @@ class TrainConfig:
     ema_shares: tuple[float, ...] = (0.05, 0.15)
     """Lengths of the weight averages, as shares of the steps so far: 0.05 remembers about the last 5 percent. The one
     with the lower held-out loss is what loaders return."""
-    log_every_steps: int = 50
-    """Steps between two lines of the log."""
-    val_every_steps: int = 2000
-    """Steps between two held-out losses."""
     patience: int = 0
     """Stop after so many held-out losses without a better one, because small cohorts are memorised; 0 trains all
     steps."""
     sample_every_steps: int = 10_000
     """Steps between two pictures of samples (needs --vae)."""
-    save_every_steps: int = 2000
-    """Steps between two checkpoints."""
-    compile: bool = True
-    """Compile the blocks (torch.compile) on a GPU; a CPU always runs eagerly."""
-    precision: Precision = "auto"
-    """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
-    seed: int = 0
-    """Seed of every random draw."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
+# DiT-S/4 in the published recipe: noise prediction, linear schedule, constant rate.
+_PAPER = TrainConfig(
+    run_dir=ROOT / "runs/paper/diffusion", model=VARIANTS["S/4"],
+    steps=100_000, batch_size=64, lr=1e-4, warmup_steps=1000, decay_share=0.0,
+    val_every_steps=2000, save_every_steps=2000,
+)  # fmt: skip
 PRESETS = {
     "smoke": TrainConfig(
         latents=ROOT / "latents/smoke", run_dir=ROOT / "runs/smoke/diffusion",
@@ -155,13 +131,10 @@ PRESETS = {
         steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
         log_every_steps=20, val_every_steps=150, sample_every_steps=300, save_every_steps=150,
     ),
-    # DiT-S/4 in the published recipe: noise prediction, linear schedule, constant rate.
-    "paper": TrainConfig(model=VARIANTS["S/4"], decay_share=0.0),
+    "paper": _PAPER,
     # The recipe we would start from on the full grid: rotary positions, rectified flow, warm-up-stable-decay.
-    "flow": TrainConfig(
-        run_dir=ROOT / "runs/flow/diffusion",
-        model=replace(VARIANTS["S/4"], positions="rotary"),
-        process=ProcessConfig(schedule="flow", target="velocity"),
-        lr=2e-4,
+    "flow": replace(
+        _PAPER, run_dir=ROOT / "runs/flow/diffusion", model=replace(VARIANTS["S/4"], positions="rotary"),
+        process=ProcessConfig(schedule="flow", target="velocity"), lr=2e-4, decay_share=0.2,
     ),
 }  # fmt: skip

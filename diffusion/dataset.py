@@ -96,9 +96,9 @@ class LatentSpace:
         return {"statistics": plain_fields(self.statistics), "centre": self.centre, "spread": self.spread}
 
 
-def space_from_dict(record: dict[str, Any]) -> LatentSpace:
+def space_from_dict(record: dict[str, Any], path: Path | str) -> LatentSpace:
     """Inverse of `LatentSpace.to_dict`."""
-    return LatentSpace(statistics_from_dict(record["statistics"]), record["centre"], record["spread"])
+    return LatentSpace(statistics_from_dict(record["statistics"], path), record["centre"], record["spread"])
 
 
 def fit_space(mu: torch.Tensor, logvar: torch.Tensor, statistics: Statistics, *, centred: bool) -> LatentSpace:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -32,7 +31,6 @@ class Process(ABC):
     timesteps: int
     """T: timesteps of a diffusion, name of time 1 of a flow."""
     is_flow: ClassVar[bool]
-    """True where times are continuous."""
 
     @abstractmethod
     def coefficients(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,18 +53,18 @@ class Process(ABC):
 
     @abstractmethod
     def spread_times(self, places: torch.Tensor) -> torch.Tensor:
-        """Times at given places (B,) in [0, 1) of the whole range, for losses that are compared with each other."""
+        """Times at places (B,) in [0, 1) of the whole range, for losses that are compared with each other."""
 
     @abstractmethod
     def times(self, steps: int) -> list[float]:
-        """Sampling times on the network's scale, noisiest first; the clean state that follows is not among them.
+        """Sampling times on the network's scale, noisiest first, without the clean state that follows.
 
         Raises:
             InputError: no steps, or more than a diffusion has times.
         """
 
     def multistep_times(self, steps: int) -> list[float]:
-        """Sampling times for a sampler that extrapolates over the steps before; errors as in `times`."""
+        """`times` for a sampler that extrapolates over the steps before."""
         return self.times(steps)
 
     def noised(self, z: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -76,10 +74,8 @@ class Process(ABC):
 
     def wanted(self, z: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the network should predict; linear in (z, eps)."""
-        if self.target == "noise":
-            return eps
-        if self.target == "x0":
-            return z
+        if self.target in ("noise", "x0"):
+            return eps if self.target == "noise" else z
         p, q = self.velocity_weights(t)
         return p * eps - q * z
 
@@ -195,7 +191,7 @@ class Flow(Process):
     time_std: float = 1.0
     """Mean and standard deviation of the logit of training times; deviation 0 draws times evenly."""
     shift: float = 1.0
-    """Moves training and sampling times towards noise when above 1."""
+    """As `shifted` has it."""
 
     def coefficients(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sigma = (t.float() / self.timesteps).view(-1, 1, 1, 1, 1)
@@ -234,34 +230,20 @@ def shifted(share: torch.Tensor | float, shift: float) -> torch.Tensor | float:
     return shift * share / (1.0 + (shift - 1.0) * share)
 
 
-def linear_betas(timesteps: int, first: float = 1e-4, last: float = 0.02) -> torch.Tensor:
-    """Variances added at each timestep, rising linearly (DDPM, section 4), float64 (timesteps,)."""
-    return torch.linspace(first, last, timesteps, dtype=torch.float64)
+def betas(schedule: str, timesteps: int) -> torch.Tensor:
+    """Variances added at each timestep of a diffusion, float64 (timesteps,).
 
-
-def scaled_linear_betas(timesteps: int, first: float = 0.0015, last: float = 0.0195) -> torch.Tensor:
-    """Variances whose square roots rise linearly, float64 (timesteps,).
-
-    Source: Rombach et al. 2022 (latent diffusion, https://arxiv.org/abs/2112.10752), released configurations.
+    linear: they rise linearly (DDPM, section 4). scaled_linear: their square roots do (Rombach et al. 2022,
+    https://arxiv.org/abs/2112.10752, released configurations). cosine: alpha^2 falls as a squared cosine (Nichol and
+    Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 17).
     """
-    return torch.linspace(math.sqrt(first), math.sqrt(last), timesteps, dtype=torch.float64).square()
-
-
-def cosine_betas(timesteps: int, offset: float = 0.008, largest: float = 0.999) -> torch.Tensor:
-    """Variances under which alpha^2 falls as a squared cosine, float64 (timesteps,).
-
-    Source: Nichol and Dhariwal 2021 (https://arxiv.org/abs/2102.09672), equation 17.
-    """
+    if schedule == "linear":
+        return torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64)
+    if schedule == "scaled_linear":
+        return torch.linspace(math.sqrt(0.0015), math.sqrt(0.0195), timesteps, dtype=torch.float64).square()
     share = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
-    alphas_bar = torch.cos((share + offset) / (1.0 + offset) * math.pi / 2).square()
-    return (1.0 - alphas_bar[1:] / alphas_bar[:-1]).clamp(max=largest)
-
-
-SCHEDULES: dict[str, Callable[[int], torch.Tensor]] = {
-    "linear": linear_betas,
-    "scaled_linear": scaled_linear_betas,
-    "cosine": cosine_betas,
-}
+    alphas_bar = torch.cos((share + 0.008) / 1.008 * math.pi / 2).square()
+    return (1.0 - alphas_bar[1:] / alphas_bar[:-1]).clamp(max=0.999)
 
 
 def build_process(config: ProcessConfig) -> Process:
@@ -270,38 +252,31 @@ def build_process(config: ProcessConfig) -> Process:
     Raises:
         InputError: a number out of range, or settings that do not go together; names all of them.
     """
-    problems = _problems(config)
-    if problems:
+    if problems := _problems(config):
         raise InputError.of("noising process refused", problems)
     if config.schedule == "flow":
         return Flow(config.target, config.timesteps, config.time_mean, config.time_std, config.shift)
-    alphas_bar = torch.cumprod(1.0 - SCHEDULES[config.schedule](config.timesteps), dim=0)
+    alphas_bar = torch.cumprod(1.0 - betas(config.schedule, config.timesteps), dim=0)
     return Diffusion(config.target, config.timesteps, alphas_bar, config.min_snr)
 
 
 def _problems(config: ProcessConfig) -> list[str]:
     """Settings with impossible values, or that the schedule does not have, one line each."""
-    flow, usual, schedule = config.schedule == "flow", ProcessConfig(), f"with schedule {config.schedule}"
-    allowed = {
-        "timesteps": (config.timesteps >= 1, "at least 1"),
-        "min_snr": (config.min_snr >= 0.0, "0 or above"),
-        "time_mean": (True, "a finite number"),
-        "time_std": (config.time_std >= 0.0, "0 or above"),
-        "shift": (config.shift > 0.0, "above 0"),
-    }
+    at_least = {"timesteps": 1, "min_snr": 0.0, "time_mean": -math.inf, "time_std": 0.0, "shift": 1e-6}
     problems = [
-        f"{name} {getattr(config, name)}, expected {expected}"
-        for name, (right, expected) in allowed.items()
-        if not (right and math.isfinite(getattr(config, name)))
+        f"{name} {getattr(config, name)}, expected a finite number, at least {least}"
+        for name, least in at_least.items()
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= least)
     ]
-    if flow and config.target == "noise":
-        problems.append(f"target noise {schedule}: at time 1 it says nothing of the latent; use velocity or x0")
-    if flow and config.min_snr:
-        problems.append(f"min_snr {schedule}: a flow is weighted by time_mean and time_std")
-    if not flow:
-        problems += [
-            f"{name} {getattr(config, name)} {schedule}: only a flow has it"
-            for name in ("time_mean", "time_std", "shift")
-            if getattr(config, name) != getattr(usual, name)
-        ]
-    return problems
+    usual, schedule = ProcessConfig(), f"with schedule {config.schedule}"
+    if config.schedule == "flow":
+        foreign = {"min_snr": "a flow is weighted by time_mean and time_std"}
+        if config.target == "noise":
+            problems.append(f"target noise {schedule}: at time 1 it says nothing of the latent; use velocity or x0")
+    else:
+        foreign = dict.fromkeys(("time_mean", "time_std", "shift"), "only a flow has it")
+    return problems + [
+        f"{name} {getattr(config, name)} {schedule}: {reason}"
+        for name, reason in foreign.items()
+        if getattr(config, name) != getattr(usual, name)
+    ]

@@ -39,7 +39,7 @@ def guided(
 ) -> Denoise:
     """The network as a `Denoise`, with classifier-free guidance on all channels and one batched forward.
 
-    guidance w mixes unconditional + w (conditional - unconditional) (Ho and Salimans 2022,
+    Guidance w gives unconditional + w (conditional - unconditional) (Ho and Salimans 2022,
     https://arxiv.org/abs/2207.12598, with w = 1 + their w). The prediction targets are affine in each other at a given
     z_t, so guiding the clean latent is guiding any of them.
 
@@ -106,14 +106,8 @@ def half_log_snr(point: Point) -> float:
     return math.inf if sigma == 0.0 else math.log(alpha / sigma)
 
 
-def schedule(name: str, process: Process, steps: int) -> list[float]:
-    """The times at which a sampler evaluates the network, noisiest first; errors as in `Process.times`."""
-    return process.multistep_times(steps) if name == "dpmpp" else process.times(steps)
-
-
-def transitions(name: str, process: Process, steps: int) -> Iterable[tuple[float, Point, Point]]:
-    """Each time of a sampler's schedule with its alpha and sigma and the next ones."""
-    times = schedule(name, process, steps)
+def transitions(process: Process, times: list[float]) -> Iterable[tuple[float, Point, Point]]:
+    """Each time with its alpha and sigma and the next ones."""
     points = [*map(process.at, times), CLEAN]
     return zip(times, points[:-1], points[1:], strict=True)
 
@@ -129,7 +123,7 @@ def ddpm(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: 
         steps: of the schedule.
         draw: fresh noise in the shape of `z`.
     """
-    for t, now, after in transitions("ddpm", process, steps):
+    for t, now, after in transitions(process, process.times(steps)):
         z, std = posterior(z, denoise(z, t), now, after)
         if std > 0.0:
             z = z + std * draw()
@@ -139,7 +133,7 @@ def ddpm(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: 
 @torch.no_grad()
 def ddim(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """Deterministic DDIM, first order; arguments as in `ddpm`, `draw` is not called."""
-    for t, now, after in transitions("ddim", process, steps):
+    for t, now, after in transitions(process, process.times(steps)):
         z = toward(z, denoise(z, t), now, after)
     return z
 
@@ -152,7 +146,7 @@ def dpmpp(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw:
     infinite are first order.
     """
     before, step_before = z, math.inf
-    for t, now, after in transitions("dpmpp", process, steps):
+    for t, now, after in transitions(process, process.multistep_times(steps)):
         z_hat = denoise(z, t)
         step = half_log_snr(after) - half_log_snr(now)
         slope = 0.0 if math.inf in (step, step_before) else step / (2.0 * step_before)
@@ -163,11 +157,7 @@ def dpmpp(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw:
 
 @torch.no_grad()
 def euler(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
-    """Euler's method along a flow, first order; arguments as in `ddpm`, `draw` is not called.
-
-    Raises:
-        InputError: the process is not a flow.
-    """
+    """Euler's method along a flow, first order; arguments as in `ddpm`, `draw` is not called."""
     check_sampler("euler", process, steps)
     return ddim(denoise, z, process, steps, draw)
 
@@ -177,13 +167,10 @@ def heun(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: 
     """Heun's method along a flow, second order from two evaluations a step; arguments as in `ddpm`, without `draw`.
 
     The last step is Euler's: at time 0 the velocity does not follow from a clean latent.
-
-    Raises:
-        InputError: the process is not a flow.
     """
     check_sampler("heun", process, steps)
-    following = [*schedule("heun", process, steps)[1:], 0.0]
-    for (t, now, after), t_after in zip(transitions("heun", process, steps), following, strict=True):
+    times = process.times(steps)
+    for (t, now, after), t_after in zip(transitions(process, times), [*times[1:], 0.0], strict=True):
         z_hat = denoise(z, t)
         ahead = toward(z, z_hat, now, after)
         if after == CLEAN:
@@ -202,23 +189,14 @@ DEFAULT = "dpmpp"
 """One evaluation a step, and second order on diffusions and flows alike."""
 
 
-def evaluations(name: str, steps: int) -> int:
-    """Network evaluations that a sampler spends on a schedule of `steps` times."""
-    return 2 * steps - 1 if name == "heun" else steps
-
-
 def samplers_for(process: Process) -> list[str]:
     """Samplers that suit a process."""
     return [name for name in SAMPLERS if process.is_flow or name not in FOR_FLOWS]
 
 
 def check_sampler(name: str, process: Process, steps: int) -> None:
-    """Refuses what cannot be sampled, before any work.
-
-    Raises:
-        InputError: a sampler that does not suit the process, or more steps than the schedule has.
-    """
+    """Refuses, before any work, a sampler that does not suit the process, and more steps than its schedule has."""
     fitting = samplers_for(process)
     if name not in fitting:
         raise InputError(f"--sampler {name} follows a flow; this process is a diffusion: use {', '.join(fitting)}")
-    schedule(name, process, steps)
+    process.times(steps)

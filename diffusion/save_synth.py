@@ -33,9 +33,10 @@ from diffusion.sampler import SAMPLERS, check_sampler, guided
 from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_wanted
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
-from runtime.device import Device, Precision, pick_device
+from runtime.config import DeviceConfig
+from runtime.device import Device, pick_device
 from runtime.errors import InputError
-from runtime.files import ROOT
+from runtime.files import ROOT, locked
 from VAE.checkpoint import LoadedVAE, load_vae
 
 
@@ -49,7 +50,7 @@ class Models:
 
 
 @dataclass(frozen=True)
-class SaveSynthConfig:
+class SaveSynthConfig(DeviceConfig):
     """What to generate, with what, and where to."""
 
     vae: Path
@@ -91,12 +92,6 @@ class SaveSynthConfig:
     """First read every volume that the folder has and compare its SHA-256 with the manifest's."""
     compile: bool = True
     """Compile the network (torch.compile) on a GPU; a CPU always runs eagerly."""
-    precision: Precision = "auto"
-    """Matrix precision."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: SaveSynthConfig) -> None:
@@ -111,7 +106,7 @@ def main(config: SaveSynthConfig) -> None:
     with ExitStack() as stack:
         if distributed.is_main():
             for folder, _ in folders:
-                stack.enter_context(folder.locked())
+                stack.enter_context(locked(folder.path))
                 ledger = {*models.vae.ledger, *models.diffusion.ledger}
                 folder.settle(ledger, adopt=not models.diffusion.covariates)
         distributed.barrier()
@@ -124,11 +119,7 @@ def main(config: SaveSynthConfig) -> None:
 
 
 def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
-    """The volumes to make, from --label and --count or from --table.
-
-    Raises:
-        InputError: both or neither were given, or a number that is none.
-    """
+    """The volumes to make, from --label and --count or from --table."""
     if (config.label is None) == (config.table is None) or (config.table is not None and config.count is not None):
         raise InputError("give either --label, with --count, or --table")
     if config.first_seed < 0 or (config.count is not None and config.count < 1):
@@ -142,11 +133,7 @@ def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
 
 
 def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
-    """Both checkpoints on the device, the network compiled where that is asked for.
-
-    Raises:
-        InputError: they do not belong together, or cannot make what is asked for.
-    """
+    """Both checkpoints on the device; refuses two that do not belong together or cannot make what is asked for."""
     device = pick_device(config.precision, config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion, weights=config.weights)
     check_pair(vae, diffusion)
@@ -159,7 +146,7 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
 
 
 def check_pair(vae: LoadedVAE, diffusion: LoadedDiffusion) -> None:
-    """Refuses a VAE that the latents did not come from, or whose latents have another shape (InputError)."""
+    """Refuses a VAE that the latents did not come from, or whose latents have another shape."""
     origin = diffusion.space.statistics.vae
     # Files of other programs do not say which VAE their latents came from; the shape is all there is to check.
     if origin not in ("", vae.hash):
@@ -172,11 +159,7 @@ def check_pair(vae: LoadedVAE, diffusion: LoadedDiffusion) -> None:
 
 
 def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
-    """Refuses what the diffusion model cannot do: sampler, steps, guidance, or a covariate it does not know.
-
-    Raises:
-        InputError: names what was asked for and what is possible.
-    """
+    """Refuses what the diffusion model cannot do: sampler, steps, guidance, or a covariate it does not know."""
     low, high = config.guidance_interval
     if not 0 <= low <= high <= 1:
         raise InputError(f"--guidance-interval {low:g} {high:g}: expected 0 <= low <= high <= 1")
@@ -207,11 +190,7 @@ def compile_network(network: DiT) -> None:
 def open_folders(
     config: SaveSynthConfig, wanted: list[Wanted], models: Models
 ) -> list[tuple[SyntheticFolder, list[Wanted]]]:
-    """The folder of each class that volumes are wanted of, and these. Nothing is written yet.
-
-    Raises:
-        InputError: --out names one folder for two classes.
-    """
+    """The folder of each class that volumes are wanted of, and these. Nothing is written yet."""
     out = str(config.out or ROOT / "synthetic_data_pkls_{label}")
     labels = sorted({item.label for item in wanted})
     if len(labels) > 1 and "{label}" not in out:
@@ -230,24 +209,17 @@ def open_folders(
 def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
     """Makes what is missing of one class, this process's share; the main process then closes the books."""
     missing, label = folder.missing(wanted), CLASS_NAMES[folder.settings.label]
-    started = time.perf_counter()
     generate(folder, missing, models, config)
     export(folder, distributed.shard(wanted), models, config)
     distributed.barrier()
     if distributed.is_main():
         folder.merge()
         draw_sheet(folder, wanted[:6])
-        seconds = time.perf_counter() - started
-        rate = f", {len(missing) / seconds:.2f} volumes/s" if missing else ""
-        print(f"{len(missing)} new of {len(wanted)} {label} volumes in {folder.path}{rate}")
+        print(f"{len(missing)} new of {len(wanted)} {label} volumes in {folder.path}")
 
 
 def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
-    """Samples, decodes and writes this process's share, one batch in memory at a time.
-
-    Raises:
-        InputError: values that are not finite.
-    """
+    """Samples, decodes and writes this process's share, one batch in memory at a time."""
     share, settings = distributed.shard(missing), folder.settings
     size = 1 if models.device.kind.type == "cpu" else models.device.inference_batch(config.batch_size)
     desc = f"{CLASS_NAMES[settings.label]} volumes"
@@ -271,16 +243,9 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
 
 @torch.no_grad()
 def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> np.ndarray:
-    """Makes one batch of volumes, each from its own seed.
+    """Makes a batch of volumes, each from its own seed: (B, D, H, W) float32 in [0, 1], one for each of `wanted`.
 
-    Args:
-        wanted: up to `size` volumes. Where they are fewer, the last is repeated: the network sees one shape.
-        size: of every batch.
-        models: on their device.
-        settings: sampler, steps and guidance.
-
-    Returns:
-        (B, D, H, W) float32 in [0, 1], one volume for each of `wanted`.
+    Where these are fewer than `size`, the last is repeated, so that the network sees one shape.
     """
     diffusion, device = models.diffusion, models.device
     filled = wanted + wanted[-1:] * (size - len(wanted))

@@ -19,11 +19,11 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from cohort.tables import CLASS_NAMES, LABELS, MISSING, parse_age, parse_sex, read_column, read_delimited
@@ -31,8 +31,8 @@ from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write
 from diffusion.covariates import SEX_CODES
 from runtime import distributed
 from runtime.checkpoints import plain_fields
-from runtime.errors import InputError
-from runtime.files import atomic_write, locked, read_json, sha256, write_json
+from runtime.errors import InputError, differences
+from runtime.files import atomic_write, read_json, sha256, write_json
 
 COLUMNS = (
     "file", "label", "seed", "sampler", "steps", "guidance", "age", "sex", "vae", "diffusion", "sha256", "seconds",
@@ -85,35 +85,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class SyntheticFolder:
-    """One folder. Of many processes, the main one alone calls `locked`, `settle` and `merge`, and all call the rest."""
+    """One folder. Of many processes, the main one alone locks the folder, settles and merges; all call the rest."""
 
     path: Path
     settings: Settings
 
     def refuse_others(self) -> None:
-        """Reads settings.json, where there is one.
-
-        Raises:
-            InputError: names each setting with both values.
-        """
+        """Compares settings.json, where there is one; InputError names each other setting with both values."""
         file, mine = self.path / "settings.json", plain_fields(self.settings)
-        theirs = read_json(file) if file.exists() else mine
-        problems = [
-            f"{name}: the folder has {theirs.get(name)!r}, this command {mine[name]!r}"
-            for name in mine
-            if theirs.get(name) != mine[name]
-        ]
+        self._refuse(differences("folder", read_json(file) if file.exists() else mine, mine))
+
+    def _refuse(self, problems: list[str]) -> None:
         if problems:
             raise InputError.of(
                 f"{self.path}: holds volumes of other checkpoints or settings; choose another --out", problems
             )
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder, which is made when absent, against other runs; raises InputError when one holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path):
-            yield
 
     def settle(self, ledger: Iterable[str], *, adopt: bool) -> None:
         """Takes over what earlier runs left: their rows, and volumes without one; then writes settings and ledger.
@@ -128,11 +114,7 @@ class SyntheticFolder:
         """
         rows = self._all_rows()
         unlisted = [path for path in list_volumes(self.path) if path.name not in rows]
-        problems = [problem for path in unlisted if (problem := self._fault(path))]
-        if problems:
-            raise InputError.of(
-                f"{self.path}: holds volumes of other checkpoints or settings; choose another --out", problems
-            )
+        self._refuse([problem for path in unlisted if (problem := self._fault(path))])
         settings = self.settings
         write_json(self.path / "settings.json", plain_fields(settings))
         origin = {"vae": settings.vae, "diffusion": settings.diffusion, "ledger": sorted(set(ledger))}
@@ -143,11 +125,7 @@ class SyntheticFolder:
         self._write(rows)
 
     def rows(self) -> dict[str, Row]:
-        """manifest.csv by file name, as text; empty where there is none.
-
-        Raises:
-            InputError: it is not a manifest of this version.
-        """
+        """manifest.csv by file name, as text; empty where there is none, InputError for one of another version."""
         file = self.path / "manifest.csv"
         if not file.exists():
             return {}
@@ -161,11 +139,7 @@ class SyntheticFolder:
             return {row["file"]: row for row in table}
 
     def missing(self, wanted: list[Wanted]) -> list[Wanted]:
-        """What is not in the folder yet.
-
-        Raises:
-            InputError: a volume that is there has another age or sex than is wanted.
-        """
+        """What is not in the folder yet; InputError where a volume has another age or sex than is wanted."""
         rows, missing, problems = self.rows(), [], []
         for item in wanted:
             row = rows.get(volume_name(item.label, item.seed))
@@ -195,11 +169,7 @@ class SyntheticFolder:
         self._write(self._all_rows())
 
     def verify(self) -> None:
-        """Reads every volume with a row, shared among the processes, and compares its SHA-256 with the manifest's.
-
-        Raises:
-            InputError: lists the files that changed.
-        """
+        """Compares the SHA-256 of every volume with its row's, shared among the processes; InputError lists others."""
         share = distributed.shard(list(self.rows().values()))
         bar = tqdm(share, desc=f"verifying {self.path.name}", unit="volume", disable=not distributed.is_main())
         changed = [row["file"] for row in bar if sha256(self.path / row["file"]) != row["sha256"]]
@@ -213,7 +183,7 @@ class SyntheticFolder:
     def _all_rows(self) -> dict[str, Row]:
         """Rows whose volumes are there, of the manifest and of all parts; of two for one volume, the later."""
         rows = self.rows()
-        for part in self._parts():
+        for part in sorted(self.path.glob(".rows-*.jsonl")):
             for line in part.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
@@ -223,15 +193,11 @@ class SyntheticFolder:
         present = {path.name for path in list_volumes(self.path)}
         return {name: row for name, row in rows.items() if name in present}
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.glob(".rows-*.jsonl"))
-
     def _write(self, rows: dict[str, Row]) -> None:
-        with atomic_write(self.path / "manifest.csv") as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-            table.writeheader()
-            table.writerows(sorted(rows.values(), key=lambda row: int(row["seed"])))
-        for part in self._parts():
+        ordered = sorted(rows.values(), key=lambda row: int(row["seed"]))
+        with atomic_write(self.path / "manifest.csv") as temporary:
+            pd.DataFrame(ordered, columns=list(COLUMNS)).to_csv(temporary, index=False)
+        for part in self.path.glob(".rows-*.jsonl"):
             part.unlink()
 
     def _row(self, wanted: Wanted, digest: str) -> Row:
@@ -256,15 +222,12 @@ class SyntheticFolder:
 
 
 def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
-    """Reads a table of wanted volumes.
+    """Reads a table of wanted volumes: one entry per volume, in the order of the rows.
 
     Args:
         path: a CSV in UTF-8 with the column `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M)
             and `count` (rows of `count` volumes use consecutive seeds). Empty and ``n/a`` are unknown.
         first_seed: rows without a seed get the lowest seeds from here on that no row of their class names.
-
-    Returns:
-        One entry per volume, in the order of the rows.
 
     Raises:
         InputError: lists every fault with file, line and column; among them seeds that one class has twice.

@@ -9,14 +9,13 @@ command continues a run that was stopped.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from cohort.pictures import gallery
-from diffusion.checkpoint import Tracks, resume_diffusion, save_diffusion, start_from
+from diffusion.checkpoint import resume_diffusion, save_diffusion, start_from
 from diffusion.config import PRESETS, TrainConfig
 from diffusion.covariates import Scales, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, LatentSpace, fit_space
@@ -31,31 +30,26 @@ from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from runtime.training import (
     LossGuard,
+    State,
     average,
     balanced_rows,
     copy_weights,
     descend,
     learning_rate,
     rate_of_share,
+    steps_to_take,
     swapped_weights,
 )
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_statistics
 
 
-@dataclass
-class State:
+@dataclass(kw_only=True)
+class DiffusionState(State):
     """What changes from step to step."""
 
-    model: DiT
-    optimiser: torch.optim.Optimizer
-    ema: Tracks
     track: str
     """The average with the lowest held-out loss at the best validation."""
-    step: int = 0
-    best: float = math.inf
-    stale: int = 0
-    """Validations since the best one."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +75,8 @@ def main(config: TrainConfig) -> None:
         state = fresh_state(model, config)
         resume(run, state, data, config)
         network, guard = distributed.wrap(model), LossGuard(device.kind)
-        last_step = state.step if finished(state, config) else config.steps
-        started = time.perf_counter()
 
-        for step in run.progress(state.step, last_step, "diffusion"):
+        for step in steps_to_take(run, state, config.steps, "diffusion"):
             terms = train_step(network, process, data, state.optimiser, step, config)
             guard.watch(step, terms["loss/train"])
             for share, track in state.ema.items():
@@ -92,25 +84,18 @@ def main(config: TrainConfig) -> None:
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
-                seconds = (time.perf_counter() - started) / config.log_every_steps
-                run.log(step, {**terms, "lr": state.optimiser.param_groups[0]["lr"], "time/step_s": seconds})
-                started = time.perf_counter()
-            if due(step, config.val_every_steps, config.steps):
-                validate(run, state, data, process, config)
-                if state.stale == 0:
-                    save(run, "best", state, data, config)
+                run.log_step(step, terms, state.optimiser)
+            if due(step, config.val_every_steps, config.steps) and validate(run, state, data, process, config):
+                save(run, "best", state, data, config)
             if vae is not None and due(step, config.sample_every_steps) and distributed.is_main():
                 draw_samples(run, state, data.space, process, vae, config)
-            if due(step, config.save_every_steps, config.steps) or run.interrupted or finished(state, config):
+            if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state, data, config)
-            if finished(state, config):
-                run.say(f"stopped early: {state.stale} held-out losses without a better one")
-                break
         run.say(f"best held-out loss {state.best:.4f}; checkpoint {run.checkpoint('best')}")
 
 
-def fresh_state(model: DiT, config: TrainConfig) -> State:
+def fresh_state(model: DiT, config: TrainConfig) -> DiffusionState:
     """The state before the first step: every average starts at the weights."""
     if not config.ema_shares:
         raise InputError("--ema-shares: at least one length; loaders return averaged weights")
@@ -118,12 +103,7 @@ def fresh_state(model: DiT, config: TrainConfig) -> State:
         model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     ema = {str(share): copy_weights(model) for share in config.ema_shares}
-    return State(model, optimiser, ema, track=str(config.ema_shares[0]))
-
-
-def finished(state: State, config: TrainConfig) -> bool:
-    """Whether the held-out loss has not improved for too long."""
-    return 0 < config.patience <= state.stale
+    return DiffusionState(model, optimiser, ema, config.patience, track=str(config.ema_shares[0]))
 
 
 def load_latents(config: TrainConfig, device: Device) -> Data:
@@ -222,8 +202,8 @@ def train_step(
     return {"loss/train": loss.detach(), "grad/norm": norm}
 
 
-def validate(run: Run, state: State, data: Data, process: Process, config: TrainConfig) -> None:
-    """Logs the held-out loss of every weight average, by class and noise; the lowest counts towards the best."""
+def validate(run: Run, state: DiffusionState, data: Data, process: Process, config: TrainConfig) -> bool:
+    """Logs the held-out loss of every weight average, by class and noise; True when the lowest is the best so far."""
     losses: dict[str, torch.Tensor] = {}
     for name, weights in state.ema.items():
         with swapped_weights(state.model, weights):
@@ -232,14 +212,14 @@ def validate(run: Run, state: State, data: Data, process: Process, config: Train
     track = min(means, key=means.__getitem__)
     averages = {f"val/average_{name}": mean for name, mean in means.items()}
     run.log(state.step, {"loss/val": means[track], **averages, **by_class_and_noise(losses[track])})
-    state.stale += 1
-    if means[track] < state.best:
-        state.best, state.track, state.stale = means[track], track, 0
+    better = state.note(means[track], better=means[track] < state.best)
+    state.track = track if better else state.track
+    return better
 
 
 @torch.no_grad()
 def draw_samples(
-    run: Run, state: State, space: LatentSpace, process: Process, vae: LoadedVAE, config: TrainConfig
+    run: Run, state: DiffusionState, space: LatentSpace, process: Process, vae: LoadedVAE, config: TrainConfig
 ) -> None:
     """Four samples, two of each class from the same two noises, as a picture; 25 steps with averaged weights."""
     device, model = run.device, state.model
@@ -258,28 +238,23 @@ def draw_samples(
     )
 
 
-def resume(run: Run, state: State, data: Data, config: TrainConfig) -> None:
+def resume(run: Run, state: DiffusionState, data: Data, config: TrainConfig) -> None:
     """Takes up checkpoints/last.pt when there is one; checks network, process and latents."""
     path = run.checkpoint("last")
     if path.exists():
         record = resume_diffusion(path, state.model, config.process, data.space)
-        state.optimiser.load_state_dict(record["optimiser"])
-        for track, values in record["ema"].items():
-            for name, value in values.items():
-                state.ema[track][name].copy_(value)
-        state.step, state.best, state.stale = record["step"], record["best"], record["stale"]
+        state.restore(record)
         state.track = record["track"]
         run.say(f"continuing at step {state.step}")
     run.continue_from(state.step)
 
 
-def save(run: Run, name: str, state: State, data: Data, config: TrainConfig) -> None:
+def save(run: Run, name: str, state: DiffusionState, data: Data, config: TrainConfig) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if distributed.is_main():
         save_diffusion(
-            run.checkpoint(name), state.model, config.process, data.space, step=state.step, best=state.best,
-            stale=state.stale, track=state.track, ledger=data.ledger, ema=state.ema, label_dropout=config.label_dropout,
-            covariates=data.scales, optimiser=state.optimiser.state_dict(),
+            run.checkpoint(name), state.model, config.process, data.space, **state.to_dict(), track=state.track,
+            ledger=data.ledger, label_dropout=config.label_dropout, covariates=data.scales,
         )  # fmt: skip
 
 

@@ -28,7 +28,8 @@ from evaluation.privacy import audit as privacy
 from runtime import distributed
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
-from runtime.device import Device, Precision, pick_device
+from runtime.config import Precision
+from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import load_vae

@@ -22,16 +22,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def resnet(depth: str, spatial_dims: int, channels: int, path: Path) -> nn.Module:
-    """MONAI's ResNet without its head, in evaluation mode, with the weights of a file and the widths they have.
+    """MONAI's ResNet (``resnet10``, ``resnet50``) without its head, in evaluation mode, with the weights of a file.
 
-    Args:
-        depth: ``resnet10`` or ``resnet50``.
-        spatial_dims: 2 or 3.
-        channels: of the input.
-        path: of the weights.
-
-    Raises:
-        InputError: the file cannot be read, or its weights do not fit; names the tensors.
+    Its widths are those of the file's; InputError names tensors that do not fit.
     """
     from monai.networks.nets import resnet as monai_resnet  # slow to import
 

@@ -8,11 +8,11 @@ import subprocess
 import zipfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from runtime.errors import InputError
+from runtime.errors import InputError, differences
 from runtime.files import ROOT, atomic_write, sha256
 
 FORMAT = 1
@@ -20,21 +20,17 @@ FORMAT = 1
 _DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError, AttributeError,
 )  # fmt: skip
+Config = TypeVar("Config")
 
 
 def save_checkpoint(path: Path | str, kind: str, contents: dict[str, Any]) -> None:
-    """Writes `contents` atomically, with what kind of checkpoint it is, the format's version and the git commit.
-
-    Args:
-        path: ends in ``.pt``. The previous file stays until the new one is complete on disk.
-        kind: what it holds, for example ``vae``; readers ask for it.
-        contents: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+    """Writes nested dicts, lists and tuples of tensors and plain values atomically, with kind, format and git commit.
 
     Raises:
         TypeError: a value that `load_checkpoint` could not read back.
-        InputError: it could not be written, for example because the disk is full.
+        InputError: it could not be written, for example because the disk is full; the previous file stays.
     """
-    _plain(contents, "contents")
+    _refuse_objects(contents, "contents")
     record = {"kind": kind, "format": FORMAT, "commit": git_commit(), **contents}
     try:
         with atomic_write(path) as temporary:
@@ -46,26 +42,15 @@ def save_checkpoint(path: Path | str, kind: str, contents: dict[str, Any]) -> No
 
 
 def load_checkpoint(path: Path | str, kind: str) -> dict[str, Any]:
-    """Reads a checkpoint of the given kind onto the CPU.
-
-    Raises:
-        InputError: missing or damaged file, another kind, or another format version; names the file, got and expected.
-    """
+    """Reads a checkpoint onto the CPU; refuses a damaged file, another kind and another format version (InputError)."""
     return require_kind(load_tensors(path), path, kind)
 
 
 def require_kind(record: dict[str, Any], path: Path | str, kind: str) -> dict[str, Any]:
-    """The contents of a file that was read already, when they are a checkpoint of the given kind.
-
-    Raises:
-        InputError: another kind, or another format version; names the file, got and expected.
-    """
-    if "kind" not in record or "format" not in record:
-        raise InputError(f"{path}: not a checkpoint of this project (it states neither kind nor format)")
-    if record["kind"] != kind:
-        raise InputError(f"{path}: a checkpoint of kind {record['kind']!r}, expected {kind!r}")
-    if record["format"] != FORMAT:
-        raise InputError(f"{path}: checkpoint format {record['format']}, this code reads format {FORMAT}")
+    """The contents of a file that was read already, if they are a checkpoint of the given kind (else InputError)."""
+    found = record.get("kind"), record.get("format")
+    if found != (kind, FORMAT):
+        raise InputError(f"{path}: a checkpoint of kind {found[0]!r}, format {found[1]}, expected {kind!r}, {FORMAT}")
     return record
 
 
@@ -75,8 +60,7 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     Raises:
         InputError: missing or damaged file, or one that holds anything else.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,11 +78,7 @@ def checkpoint_hash(path: Path | str) -> str:
 
 
 def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path | str) -> None:
-    """Copies weights into a network, strictly.
-
-    Raises:
-        InputError: names the file and the parameters that are missing, not wanted or of another shape.
-    """
+    """Copies weights into a network, strictly; InputError names what is missing, extra or of another shape."""
     own = network.state_dict()
     problems = [f"{name}: missing" for name in own.keys() - weights.keys()]
     problems += [f"{name}: not part of this network" for name in weights.keys() - own.keys()]
@@ -118,47 +98,49 @@ def plain_fields(config: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
-def refuse_other(path: Path | str, record: dict[str, Any], wanted: dict[str, dict[str, Any]], what: str) -> None:
-    """Refuses a checkpoint whose parts differ from a run's.
+def config_from(config: type[Config], fields: dict[str, Any], path: Path | str) -> Config:
+    """Inverse of `plain_fields`; raises InputError for fields that `config` does not have."""
+    try:
+        return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    except TypeError as error:
+        raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
 
-    Args:
-        path: of the checkpoint, for the message.
-        record: its contents.
-        wanted: fields of each part, as this run has them.
-        what: title of the refusal, for example ``another grid or architecture``.
 
-    Raises:
-        InputError: names each differing field with both values.
-    """
+def refuse_other(path: Path | str, record: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> None:
+    """Refuses a checkpoint's contents whose parts differ from a run's fields of each part (InputError names them)."""
     problems = [
-        f"{part}.{name}: the checkpoint has {record[part].get(name)!r}, this run {value!r}"
-        for part, fields in wanted.items()
-        for name, value in fields.items()
-        if record[part].get(name) != value
+        f"{part}.{line}" for part, fields in wanted.items() for line in differences("checkpoint", record[part], fields)
     ]
     if problems:
-        raise InputError.of(f"{path}: {what}", problems)
+        raise InputError.of(f"{path}: of another network or other data", problems)
+
+
+def resume(
+    path: Path | str, record: dict[str, Any], network: torch.nn.Module, wanted: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Loads the raw weights of a checkpoint's contents into `network` for further training and returns the contents.
+
+    Raises:
+        InputError: as `refuse_other` and `load_weights`.
+    """
+    refuse_other(path, record, wanted)
+    load_weights(network, record["weights"], path)
+    return record
 
 
 @cache
 def git_commit() -> str:
     """The repository's commit, with ``-dirty`` when tracked files differ from it; ``unknown`` outside a checkout."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return commit.stdout.strip()
 
 
-def _plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _plain(item, f"{where}[{index}]")
+def _refuse_objects(value: Any, where: str) -> None:
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_objects(item, f"{where}[{key!r}]")
     elif value is not None and type(value) not in (bool, int, float, str) and not isinstance(value, torch.Tensor):
         raise TypeError(f"{where}: a checkpoint holds tensors and plain values, not {type(value).__name__}")

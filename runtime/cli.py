@@ -11,8 +11,8 @@ from typing import TypeVar
 import tyro
 
 from runtime import distributed
+from runtime.config import plain_config
 from runtime.errors import InputError
-from runtime.runs import plain_config
 
 Config = TypeVar("Config")
 
@@ -20,11 +20,11 @@ Config = TypeVar("Config")
 def parse(
     config: type[Config] | dict[str, Config], argv: Sequence[str] | None = None, description: str | None = None
 ) -> Config:
-    """Reads the command line into a configuration.
+    """Reads the command line into a configuration; unknown flags and mistyped values end the program with status 2.
 
     Args:
         config: the dataclass itself, or a table of presets; then the first argument names the preset, and flags change
-            single fields of it. Unknown flags and mistyped values end the program with status 2.
+            single fields of it.
         argv: arguments without the program's name; by default the process's.
         description: what the script does, for ``--help``.
     """
@@ -54,21 +54,21 @@ def run_script(
         distributed.init()
         main(chosen)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {error}", 2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror}; files are whole or as before, the same command continues", file=sys.stderr
-        )
-        sys.exit(2)
+        _end(f"error: {where}{error.strerror}; files are whole or as before, the same command continues", 2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted; the same command continues", 130)
     finally:
         distributed.shutdown()
+
+
+def _end(message: str, status: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 def describe(module_doc: str | None) -> str:

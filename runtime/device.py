@@ -6,15 +6,13 @@ import contextlib
 import ctypes
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from runtime import distributed
+from runtime.config import Precision
 from runtime.errors import InputError
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,8 @@ class Device:
 
     def tensor(self, value: torch.Tensor) -> torch.Tensor:
         """Moves a tensor here; volumes (5-D) become channels_last_3d."""
-        if value.dim() == 5:
-            return value.to(self.kind, non_blocking=True, memory_format=torch.channels_last_3d)
-        return value.to(self.kind, non_blocking=True)
+        layout = torch.channels_last_3d if value.dim() == 5 else torch.preserve_format
+        return value.to(self.kind, non_blocking=True, memory_format=layout)
 
     def inference_batch(self, asked: int | None) -> int:
         """How many cases to run at once without gradients, when `asked` leaves it open.
@@ -80,25 +77,24 @@ def pick_device(precision: Precision = "auto", threads: int | None = None) -> De
     asked = int(os.environ.get("OMP_NUM_THREADS", "0")) if processes == 1 else 0
     torch.set_num_threads(threads or asked or max(1, cores // processes))
     keep_freed_memory()
-    if precision == "bfloat16" and not cpu_has_bfloat16():
+    fast = cpu_has_bfloat16()
+    if precision == "bfloat16" and not fast:
         raise InputError(
             "--precision bfloat16: this CPU has neither AVX512-BF16 nor AMX; oneDNN would be slower than float32"
         )
-    fast = precision != "float32" and cpu_has_bfloat16()
-    return Device(torch.device("cpu"), torch.bfloat16 if fast else torch.float32)
+    return Device(torch.device("cpu"), torch.bfloat16 if fast and precision != "float32" else torch.float32)
 
 
-def keep_freed_memory() -> bool:
-    """Tells glibc's allocator to keep what is freed, in one arena; returns whether it listened (it is glibc only).
+def keep_freed_memory() -> None:
+    """Tells glibc's allocator, where there is one, to keep what is freed, in one arena.
 
     By default every large tensor is mapped anew and unmapped when freed, so that the kernel clears its pages again at
     each use; feature maps of 3D volumes pay more for that than for their arithmetic outside convolutions.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # parameters of mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:
-        return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)) if mallopt else ():
+        mallopt(parameter, value)
 
 
 def cpu_has_bfloat16() -> bool:

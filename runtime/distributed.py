@@ -10,12 +10,13 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.distributed.nn.functional import all_reduce
+if TYPE_CHECKING or "WORLD_SIZE" in os.environ:  # one process needs no torch here: it takes seconds to import
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.nn.functional import all_reduce
 
 T = TypeVar("T")
 
@@ -34,13 +35,13 @@ def init() -> None:
 
 def shutdown() -> None:
     """Leaves the process group, if there is one."""
-    if dist.is_initialized():
+    if "WORLD_SIZE" in os.environ and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
     """This process's number among all, 0 without a launcher."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
@@ -50,7 +51,7 @@ def local_rank() -> int:
 
 def world_size() -> int:
     """How many processes work together, 1 without a launcher."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
@@ -60,7 +61,7 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Waits for all processes."""
-    if dist.is_initialized():
+    if world_size() > 1:
         dist.barrier()
 
 
@@ -78,14 +79,14 @@ def shard(items: Sequence[T]) -> list[T]:
 
 def wrap(module: nn.Module) -> nn.Module:
     """DistributedDataParallel around `module` when there are several processes. Call the wrapper, not ``.module``."""
-    if not dist.is_initialized() or world_size() == 1:
+    if world_size() == 1:
         return module
     return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """Average of a tensor over all processes (each process gets it); `value` itself without a launcher."""
-    if not dist.is_initialized() or world_size() == 1:
+    """Average of a tensor over all processes (each process gets it)."""
+    if world_size() == 1:
         return value
     value = value.detach().clone()
     dist.all_reduce(value)
@@ -94,15 +95,12 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 def mean_with_gradient(value: torch.Tensor) -> torch.Tensor:
     """`mean` through which gradients of every process's loss flow back to every process's share."""
-    if not dist.is_initialized() or world_size() == 1:
-        return value
-    return all_reduce(value.clone()) / world_size()
+    return value if world_size() == 1 else all_reduce(value.clone()) / world_size()
 
 
 def gather(value: object) -> list:
     """Python objects of all processes, in the order of ranks (each process gets the list)."""
-    if not dist.is_initialized() or world_size() == 1:
-        return [value]
-    values: list = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
     return values

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Input was refused. The message says what was wrong, where, and what was expected, for all offenders at once."""
 
     @classmethod
     def of(cls, title: str, problems: list[str]) -> InputError:
-        """Builds one error from many problems.
-
-        Args:
-            title: what was refused, without a closing stop, for example ``train.csv: rows refused``.
-            problems: one line each, naming file, row or field, with got and expected.
-        """
+        """One error from many problems, a line each, under a title without a closing stop."""
         lines = "".join(f"\n  - {problem}" for problem in problems)
         return cls(f"{title} ({len(problems)}):{lines}")
+
+
+def differences(owner: str, theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """One line, for `InputError.of`, for each of this command's fields that `owner` has with another value or lacks."""
+    return [
+        f"{name}: the {owner} has {theirs.get(name)!r}, this command {value!r}"
+        for name, value in mine.items()
+        if theirs.get(name) != value
+    ]

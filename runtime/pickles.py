@@ -12,16 +12,10 @@ from runtime.files import atomic_write
 
 # A pickle is a program, and these are the only functions it may call: those numpy itself uses to rebuild an array or a
 # scalar (both module names: numpy 2 moved `core` to `_core`), and the one that protocol 2 uses for bytes.
-_ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
+_ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
 }
 
 
@@ -39,8 +33,7 @@ def load_pickle(path: Path | str) -> Any:
     """Reads a pickle that holds only numpy arrays, numbers, strings, bytes, dicts, lists, tuples and None.
 
     Raises:
-        InputError: missing, truncated or damaged file, or one that asks for any other global; names the file and the
-            offending global. Nothing from the pickle has been called by then.
+        InputError: missing or damaged file, or one that asks for any other global, which has not been called by then.
     """
     try:
         data = Path(path).read_bytes()

@@ -12,13 +12,13 @@ Running the same command again continues the run. A second process in the same f
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from runtime import distributed
 from runtime.checkpoints import git_commit
+from runtime.config import plain_config
 from runtime.device import Device
-from runtime.errors import InputError
+from runtime.errors import InputError, differences
 from runtime.files import locked, read_json, write_json
 
 # May differ when a run is continued: where or how fast it runs, not what it computes.
@@ -51,6 +52,7 @@ class Run:
         self.interrupted = False
         self._bar: tqdm | None = None
         self._started = time.monotonic()
+        self._timed = (0, self._started)  # step and time of the last `log_step`
         self._writer: Any = None
 
     def checkpoint(self, name: str) -> Path:
@@ -59,6 +61,7 @@ class Run:
 
     def continue_from(self, step: int) -> None:
         """Forgets what was logged after `step`: a killed run may have logged steps that it must now take again."""
+        self._timed = (step, time.monotonic())
         if not distributed.is_main():
             return
         _truncate_log(self.path / "log.jsonl", step)
@@ -79,6 +82,13 @@ class Run:
         if self._bar is not None:
             shown = [f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items() if name.startswith("loss/")]
             self._bar.set_postfix_str(", ".join(shown[:3]), refresh=False)
+
+    def log_step(self, step: int, values: dict[str, Any], optimiser: torch.optim.Optimizer) -> None:
+        """`log` of a training step's numbers, with the learning rate and the seconds per step since the last call."""
+        (last, then), now = self._timed, time.monotonic()
+        self._timed = (step, now)
+        seconds = (now - then) / max(1, step - last)
+        self.log(step, {**values, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
 
     def say(self, text: str) -> None:
         """One line for people, above the progress bar."""
@@ -108,12 +118,11 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
     Args:
         run_dir: the folder; made when absent.
         config: the script's dataclass, written as config.json.
-        stage: the script's name, such as ``VAE.train``; a folder of another stage is refused.
+        stage: the script's name, such as ``VAE.train``.
         device: for environment.json.
 
     Raises:
-        InputError: the folder is in use by another process, or holds a run of another stage or configuration (each
-            field is named with both values).
+        InputError: the folder is in use, or holds a run of another stage or configuration (fields with both values).
     """
     run_dir = Path(run_dir)
     run = Run(run_dir, device)
@@ -130,11 +139,6 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
         yield run
 
 
-def plain_config(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as JSON values: paths become text, tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
 def environment(device: Device) -> dict[str, Any]:
     """What a result depends on besides its configuration."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
@@ -147,23 +151,17 @@ def _settle_config(run_dir: Path, config: dict[str, Any]) -> None:
         write_json(path, config)
         return
     old = read_json(path)
-    differing = [
-        f"{name}: the run has {old.get(name)!r}, this command {config.get(name)!r}"
-        for name in sorted(old.keys() | config.keys())
-        if old.get(name) != config.get(name) and name not in FREE_FIELDS
-    ]
-    if differing:
-        raise InputError.of(f"{run_dir}: holds a run with another configuration; choose another --run-dir", differing)
+    fixed = {name: config.get(name) for name in sorted(old.keys() | config.keys()) if name not in FREE_FIELDS}
+    if problems := differences("run", old, fixed):
+        raise InputError.of(f"{run_dir}: holds a run with another configuration; choose another --run-dir", problems)
 
 
 def _truncate_log(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:  # a kill can leave half a line
-            break
-        kept.append(line)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A kill can leave half a line.
+    kept = takewhile(lambda line: line.endswith("\n") and json.loads(line)["step"] <= step, lines)
     path.write_text("".join(kept), encoding="utf-8")
 
 

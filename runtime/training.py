@@ -1,10 +1,12 @@
-"""What the three training loops share: balanced rows, learning rate, a step of the optimiser, averages, loss guard."""
+"""What the training loops share: rows of a batch, learning rate, the optimiser's step, averages, state, loss guard."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,20 @@ from runtime.runs import Run
 
 Weights = dict[str, torch.Tensor]
 """A network's parameters and buffers by name, as its `state_dict` gives them."""
+
+
+def epoch_rows(count: int, places: torch.Tensor, seed: int, purpose: str) -> torch.Tensor:
+    """Rows at some places of an endless sequence of epochs, each a fresh permutation of ``range(count)``.
+
+    Args:
+        count: rows in the data.
+        places: positions in the sequence, from 0; int64, any length.
+        seed: the run's.
+        purpose: names the sequence.
+    """
+    epochs = (places // count).tolist()
+    orders = {epoch: torch.randperm(count, generator=seeding.generator(seed, purpose, epoch)) for epoch in set(epochs)}
+    return torch.stack([orders[epoch][place] for epoch, place in zip(epochs, (places % count).tolist(), strict=True)])
 
 
 def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int, purpose: str) -> torch.Tensor:
@@ -36,7 +52,7 @@ def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int, p
     for label in range(classes):
         members = torch.nonzero(labels == label)[:, 0]
         mine = slots % classes == label
-        order = seeding.epoch_rows(len(members), slots[mine] // classes, seed, f"{purpose}{label}")
+        order = epoch_rows(len(members), slots[mine] // classes, seed, f"{purpose}{label}")
         rows[mine] = members[order]
     return distributed.local(rows)
 
@@ -104,6 +120,61 @@ def swapped_weights(network: nn.Module, weights: Weights) -> Iterator[None]:
         yield
     finally:
         network.load_state_dict(own)
+
+
+@dataclass
+class State:
+    """What changes from step to step and comes back from a checkpoint; a stage adds its own."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    ema: dict[str, Any]
+    """Averaged weights, or several sets of them by name."""
+    patience: int = 0
+    """Stop after so many validations without a better one; 0: never."""
+    step: int = 0
+    best: float = math.inf
+    """Best held-out value so far."""
+    stale: int = 0
+    """Validations since."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= self.stale
+
+    def note(self, value: float, *, better: bool) -> bool:
+        """Takes in the value of a validation; returns `better`."""
+        self.best, self.stale = (value, 0) if better else (self.best, self.stale + 1)
+        return better
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint, besides the model's own weights."""
+        numbers = {"step": self.step, "best": self.best, "stale": self.stale}
+        return {"ema": self.ema, "optimiser": self.optimiser.state_dict(), **numbers}
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Inverse of `to_dict`."""
+        self.optimiser.load_state_dict(record["optimiser"])
+        _copy(self.ema, record["ema"])
+        self.step, self.best, self.stale = record["step"], record["best"], record["stale"]
+
+
+def _copy(weights: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            _copy(weights[name], value)
+        else:
+            weights[name].copy_(value)
+
+
+def steps_to_take(run: Run, state: State, steps: int, desc: str) -> Iterator[int]:
+    """Steps from the state's to the last behind a progress bar; fewer when the state's patience runs out."""
+    for step in run.progress(state.step, state.step if state.stopped else steps, desc):
+        yield step
+        if state.stopped:
+            run.say(f"stopped early: {state.stale} validations without a better one")
+            return
 
 
 class LossGuard:

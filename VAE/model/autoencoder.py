@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from runtime.errors import InputError
 from VAE.config import ModelConfig
 
 
@@ -284,10 +285,10 @@ class Autoencoder(nn.Module):
         """(C, d, h, w) for a volume of (D, H, W).
 
         Raises:
-            ValueError: an axis is not a multiple of `factor`.
+            InputError: an axis is not a multiple of `factor`.
         """
         if any(size % self.factor for size in shape):
-            raise ValueError(f"a volume of {shape} does not divide by {self.factor}, the autoencoder's reduction")
+            raise InputError(f"a volume of {shape} does not divide by {self.factor}, the autoencoder's reduction")
         return (self.config.latent_channels, *(size // self.factor for size in shape))  # type: ignore[return-value]
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,9 +25,8 @@ from cohort.checking import duplicates
 from cohort.checking import faults as scan_faults
 from cohort.checking.duplicates import Pair, Search
 from cohort.checking.faults import Examination, examine
-from cohort.decoding import ending_and_hash
+from cohort.decoding import ending_and_hash, of_each
 from cohort.scans import PIPELINE
-from cohort.stacks import of_each
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write
 

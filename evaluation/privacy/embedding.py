@@ -20,6 +20,7 @@ from torch import nn
 from cohort.scans import head_mask
 from runtime import seeding
 from runtime.device import Device
+from runtime.training import epoch_rows
 
 COARSE_MM = 8.0
 """Voxels of the down-sampled space: coarse enough that noise and a misalignment of a few mm matter little."""
@@ -170,7 +171,7 @@ def fit_encoder(
     size = min(config.batch_size, len(stack))
     for step in range(config.steps):
         draw = seeding.generator(seed, "encoder step", step)
-        rows = seeding.epoch_rows(len(stack), torch.arange(step * size, (step + 1) * size), seed, "encoder epochs")
+        rows = epoch_rows(len(stack), torch.arange(step * size, (step + 1) * size), seed, "encoder epochs")
         first, second = (device.tensor(view) for view in two_views(stack[rows], config, draw))
         loss = nt_xent(encoder(first), encoder(second), config.temperature)
         optimiser.zero_grad()

@@ -121,17 +121,10 @@ def test_tiles_are_close_to_the_whole(cohort_dir: Path, checkpoint: Path, tile: 
 def test_tiles_change_the_measures_little(
     whole: tuple[Path, str], cohort_dir: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    infer(cohort_dir, checkpoint, tmp_path, "--tile", 16, "--no-regions")
+    infer(cohort_dir, checkpoint, tmp_path, "--tile", 16)
     expected, actual = (json.loads((out / "summary.json").read_text()) for out in (whole[0], tmp_path))
     assert (expected["tile"], actual["tile"]) == (0, 16)
     assert actual["mean"]["psnr_head"] == pytest.approx(expected["mean"]["psnr_head"], abs=0.5)
-
-
-def test_without_regions(cohort_dir: Path, checkpoint: Path, tmp_path: Path) -> None:
-    said = infer(cohort_dir, checkpoint, tmp_path, "--no-regions").stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "summary.json", "worst_and_best.png"}
-    assert json.loads((tmp_path / "summary.json").read_text())["regions"] is None
-    assert "CC BY-NC" not in said
 
 
 def test_a_tile_that_does_not_divide_is_refused_at_once(cohort_dir: Path, checkpoint: Path, tmp_path: Path) -> None:

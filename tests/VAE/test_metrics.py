@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.scans import blob
-from VAE.metrics import PosteriorHealth, nmse, psnr, reconstruction_metrics, ssim_map
+from VAE.metrics import nmse, posterior_report, posterior_sums, psnr, reconstruction_metrics, ssim_map
 
 
 def test_closed_forms() -> None:
@@ -52,10 +52,7 @@ def planted(seed: int, scans: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_health_of_planted_channels() -> None:
-    health = PosteriorHealth(4)
-    for seed in range(4):
-        health.add(*planted(seed))
-    report = health.report()
+    report = posterior_report([posterior_sums(*planted(seed)) for seed in range(4)], positions=16**3)
     informative, prior, constant, between = report["channels"]
     assert report["scans"] == 4
     assert (informative["mean"], informative["std"]) == pytest.approx((1, 2), abs=0.05)
@@ -72,16 +69,5 @@ def test_the_health_of_planted_channels() -> None:
 
 def test_parts_add_up_to_the_whole() -> None:
     mu, logvar = planted(0, scans=4)
-    whole, first, second = (PosteriorHealth(4) for _ in range(3))
-    whole.add(mu, logvar)
-    for k in range(4):
-        (first if k % 2 else second).add(mu[k : k + 1], logvar[k : k + 1])
-    first.merge(second)
-    assert first.positions == whole.positions == 4 * 16**3
-    assert first.scans == whole.scans == 4
-    torch.testing.assert_close(first.sums, whole.sums, rtol=1e-12, atol=1e-9)
-
-
-def test_nothing_added_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no posterior"):
-        PosteriorHealth(4).report()
+    parts = [posterior_sums(mu[k : k + 1], logvar[k : k + 1]) for k in range(4)]
+    torch.testing.assert_close(sum(parts), posterior_sums(mu, logvar), rtol=1e-12, atol=1e-9)

@@ -21,7 +21,7 @@ from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
 from VAE.latents import read_latent, read_split, read_statistics
 from VAE.losses import LossNetworks, term_weights
-from VAE.train import State, build, train_step
+from VAE.train import VAEState, build, train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1,
@@ -157,7 +157,7 @@ def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, tra
     try:
         refused = run_here(*words, "--model.latent-channels", 3, ok=False)
         assert refused.returncode == 2
-        assert "latent_channels: the checkpoint has 4, this run 3" in refused.stderr
+        assert "latent_channels: the checkpoint has 4, this command 3" in refused.stderr
     finally:
         (trained / "config.old").replace(trained / "config.json")
 
@@ -206,7 +206,7 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     model, networks = build(config, GRIDS["smoke"], CPU)
     assert isinstance(networks, LossNetworks)
     optimiser = torch.optim.AdamW(model.parameters())
-    state = State(model, networks, optimiser, GRIDS["smoke"], [], ema={})
+    state = VAEState(model, optimiser, {}, networks=networks, grid=GRIDS["smoke"], ledger=[])
     before = [parameter.clone() for parameter in networks.discriminator.parameters()]
     first = train_step(model, state, _Scans(), 1, config)
     assert "loss/perceptual" in first
@@ -322,5 +322,5 @@ def test_a_checkpoint_of_another_format_is_refused(
         "--out", tmp_path / "out", ok=False,
     )  # fmt: skip
     assert refused.returncode == 2
-    assert "checkpoint format 99, this code reads format" in refused.stderr
+    assert "kind 'vae', format 99, expected" in refused.stderr
     assert not (tmp_path / "out").exists()

@@ -56,11 +56,11 @@ def test_checkpoint_rebuilds_its_network(tmp_path, name, outputs):
 def test_checkpoint_of_another_architecture_or_grid_is_refused(tmp_path):
     grid = GRIDS["smoke"]
     stored(tmp_path / "c.pt", grid=grid)
-    with pytest.raises(InputError, match=r"model_config.blocks: the checkpoint has 2, this run 1"):
+    with pytest.raises(InputError, match=r"model_config.blocks: the checkpoint has 2, this command 1"):
         resume_classifier(tmp_path / "c.pt", scrambled(dataclasses.replace(SMALL, blocks=1), grid), grid)
-    with pytest.raises(InputError, match=r"grid.name: the checkpoint has 'smoke', this run 'demo'"):
+    with pytest.raises(InputError, match=r"grid.name: the checkpoint has 'smoke', this command 'demo'"):
         resume_classifier(tmp_path / "c.pt", scrambled(SMALL), GRIDS["demo"])
-    with pytest.raises(InputError, match=r"model_config.outputs: the checkpoint has 1, this run 2"):
+    with pytest.raises(InputError, match=r"model_config.outputs: the checkpoint has 1, this command 2"):
         resume_classifier(tmp_path / "c.pt", scrambled(dataclasses.replace(SMALL, outputs=2), grid), grid)
 
 

@@ -13,9 +13,9 @@ import torch
 from classifier import run_arms
 from classifier.config import PRESETS
 from classifier.run_arms import ARMS_PRESETS, arm_runs, is_finished, main, read_arms, reason, shared_words
+from runtime.config import plain_config
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
-from runtime.runs import plain_config
 
 TABLE = """arm,real,synth_percent,synth_count,augmentation,model
 real,,,,,

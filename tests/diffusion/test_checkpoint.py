@@ -59,17 +59,17 @@ def test_a_run_starts_from_finished_weights_and_their_space(saved: tuple[Path, D
     fresh = DiT(MODEL, LATENT, build_process(PROCESS))
     assert start_from(path, fresh, PROCESS).statistics.std == (2.0,) * 4
     assert torch.equal(fresh.embed.weight, 3 * model.embed.weight)
-    with pytest.raises(InputError, match=r"process_config\.target: the checkpoint has 'velocity', this run 'x0'"):
+    with pytest.raises(InputError, match=r"process_config\.target: the checkpoint has 'velocity', this command 'x0'"):
         start_from(path, fresh, replace(PROCESS, target="x0"))
 
 
 def test_a_run_is_not_continued_on_other_latents(saved: tuple[Path, DiT]) -> None:
     path, model = saved
     assert resume_diffusion(path, model, PROCESS, space())["step"] == 5
-    with pytest.raises(InputError, match=r"latents\.vae: the checkpoint has 'abc', this run 'xyz'"):
+    with pytest.raises(InputError, match=r"latents\.vae: the checkpoint has 'abc', this command 'xyz'"):
         resume_diffusion(path, model, PROCESS, space("xyz"))
     other = DiT(replace(MODEL, depth=2), LATENT, build_process(PROCESS))
-    with pytest.raises(InputError, match=r"model_config\.depth: the checkpoint has 1, this run 2"):
+    with pytest.raises(InputError, match=r"model_config\.depth: the checkpoint has 1, this command 2"):
         resume_diffusion(path, other, PROCESS, space())
 
 

@@ -9,10 +9,11 @@ import torch
 from monai.networks import schedulers
 
 from diffusion.config import ProcessConfig
-from diffusion.process import SCHEDULES, Flow, Process, build_process
+from diffusion.process import Flow, Process, betas, build_process
 from diffusion.sampler import posterior, toward
 from runtime.errors import InputError
 
+SCHEDULES = ("linear", "scaled_linear", "cosine")
 TARGETS = ("noise", "x0", "velocity")
 PAIRS = [(schedule, target) for schedule in SCHEDULES for target in TARGETS] + [("flow", "x0"), ("flow", "velocity")]
 MONAI_SCHEDULES = {
@@ -63,7 +64,7 @@ def test_one_step_equals_monai(schedule: str, target: str) -> None:
     ddpm, ddim = schedulers.DDPMScheduler(1000, **settings), schedulers.DDIMScheduler(1000, **settings)
     ours = process_of(schedule, target)
     for theirs in (ddpm, ddim):
-        theirs.betas = SCHEDULES[schedule](1000)
+        theirs.betas = betas(schedule, 1000)
         theirs.alphas, theirs.alphas_cumprod = 1.0 - theirs.betas, ours.alphas_bar
     z, eps, noise = normal(1, 2, 4, 4, 4), normal(1, 2, 4, 4, 4, seed=1), normal(1, 2, 4, 4, 4, seed=2)
     for t in (1, 20, 400, 900):
@@ -221,7 +222,7 @@ def test_multistep_times_are_even_in_the_log_of_the_signal_to_noise_ratio(schedu
         ({"schedule": "flow", "target": "noise"}, ["target noise"]),
         ({"schedule": "flow", "target": "x0", "min_snr": 5.0, "shift": 0.0}, ["min_snr", "shift 0.0, expected"]),
         ({"shift": 2.0, "time_mean": -1.0}, ["shift 2.0 with schedule linear", "time_mean -1.0"]),
-        ({"timesteps": 0, "min_snr": math.nan}, ["timesteps 0, expected at least 1", "min_snr nan"]),
+        ({"timesteps": 0, "min_snr": math.nan}, ["timesteps 0, expected a finite number, at least 1", "min_snr nan"]),
     ],
 )
 def test_settings_that_cannot_be_are_refused_together(settings: dict, words: list[str]) -> None:

@@ -15,7 +15,7 @@ from diffusion import synthetic_folder
 from diffusion.synthetic_folder import COLUMNS, Settings, SyntheticFolder, Wanted, read_wanted
 from runtime.checkpoints import plain_fields
 from runtime.errors import InputError
-from runtime.files import read_json, sha256
+from runtime.files import locked, read_json, sha256
 
 SETTINGS = Settings(0, "v" * 16, "d" * 16, "ema", "dpmpp", 25, 1.5, (0.0, 0.8))
 
@@ -32,7 +32,7 @@ def volume(seed: int, **changes: object) -> Volume:
 @pytest.fixture
 def folder(tmp_path: Path) -> SyntheticFolder:
     folder = SyntheticFolder(tmp_path / "made", SETTINGS)
-    with folder.locked():
+    with locked(folder.path):
         folder.settle(["b", "a", "b"], adopt=True)
     return folder
 
@@ -152,9 +152,9 @@ def test_other_volumes_without_a_row_are_refused_by_name(
 
 
 def test_one_run_at_a_time_and_only_manifests_of_this_version(folder: SyntheticFolder) -> None:
-    with folder.locked(), pytest.raises(InputError, match="another process is running"), folder.locked():
+    with locked(folder.path), pytest.raises(InputError, match="another process is running"), locked(folder.path):
         pass
-    with folder.locked():
+    with locked(folder.path):
         (folder.path / "manifest.csv").write_text("file,label,seed\nHC_000000.pkl,0,0\n")
         with pytest.raises(InputError, match="columns sampler, steps"):
             folder.settle([], adopt=True)

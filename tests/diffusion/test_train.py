@@ -136,7 +136,7 @@ def test_training_stops_early_and_stays_stopped(
     """At a learning rate of 0 nothing gets better, so that the second validation is one too many."""
     words = ("--latents", latents, "--run-dir", tmp_path, "--val-every-steps", 2, "--lr", 0, "--patience", 1)
     run(*words)
-    assert "stopped early: 1 held-out losses without a better one" in capsys.readouterr().out
+    assert "stopped early: 1 validations without a better one" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "diffusion")["step"] == 4
     run(*words)
     assert log(tmp_path)[-1]["step"] == 4
@@ -158,7 +158,7 @@ def test_a_run_goes_on_from_finished_weights_in_their_space(trained: Path, laten
     assert all(torch.equal(value, after.model.state_dict()[name]) for name, value in before.model.state_dict().items())
     assert torch.equal(before.space.spread, after.space.spread)
     other = ("--latents", latents, "--init", best, "--run-dir", tmp_path / "other", "--model.depth", 3)
-    refused("model_config.depth: the checkpoint has 2, this run 3", *other)
+    refused("model_config.depth: the checkpoint has 2, this command 3", *other)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(latents: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_another_kind_is_refused_with_both_names(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", "vae", {})
-    with pytest.raises(InputError, match="'vae', expected 'diffusion'"):
+    with pytest.raises(InputError, match="'vae', format 1, expected 'diffusion'"):
         load_checkpoint(tmp_path / "a.pt", "diffusion")
 
 

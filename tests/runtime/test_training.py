@@ -11,11 +11,23 @@ from runtime.training import (
     balanced_rows,
     copy_weights,
     descend,
+    epoch_rows,
     learning_rate,
     rate_of_decay,
     rate_of_share,
     swapped_weights,
 )
+
+
+def test_epochs_are_permutations_end_to_end() -> None:
+    rows = epoch_rows(7, torch.arange(21), seed=0, purpose="epoch").view(3, 7)
+    assert all(sorted(epoch.tolist()) == list(range(7)) for epoch in rows)
+    assert not torch.equal(rows[0], rows[1])
+
+
+def test_any_part_of_the_sequence_can_be_asked_for() -> None:
+    whole = epoch_rows(7, torch.arange(21), seed=0, purpose="epoch")
+    assert torch.equal(epoch_rows(7, torch.arange(5, 12), seed=0, purpose="epoch"), whole[5:12])
 
 
 def test_batches_are_balanced_and_epochs_complete() -> None:

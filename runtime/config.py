@@ -1,0 +1,64 @@
+"""Fields that the scripts' configurations share, and a configuration as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptConfig:
+    """What every script has."""
+
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig(ScriptConfig):
+    """What scripts with networks have."""
+
+    precision: Precision = "auto"
+    """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DeviceConfig):
+    """What training runs have; a preset says what has no default."""
+
+    run_dir: Path
+    """Run folder. An existing run of the same configuration is continued."""
+    steps: int
+    """Optimiser steps."""
+    batch_size: int
+    """Cases per step, over all processes."""
+    lr: float
+    """Peak learning rate (AdamW, linear warm-up, then decay)."""
+    warmup_steps: int
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    log_every_steps: int = 50
+    """Steps between two lines of the log."""
+    val_every_steps: int
+    """Steps between two validations."""
+    save_every_steps: int
+    """Steps between two checkpoints."""
+    compile: bool = True
+    """Compile the network (torch.compile) on a GPU; a CPU always runs eagerly."""
+    seed: int = 0
+    """Seed of every random draw."""
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as JSON values: paths become text, tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
