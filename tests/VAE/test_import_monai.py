@@ -161,7 +161,7 @@ def test_groups_and_grid_must_divide(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="groups=16 does not divide"):
         import_monai(path, groups=16)
     path = file_of(tmp_path / "deep.pt", monai(channels=(4,) * 6))
-    with pytest.raises(InputError, match=r"paper grid: .* does not divide by 32"):
+    with pytest.raises(InputError, match=r"volume of \(112, 136, 112\) does not divide by 32"):
         import_monai(path, groups=4)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
 from runtime.cli import parse, run_script
 from runtime.errors import InputError
+from tests.support.processes import ROOT
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,16 @@ def test_refused_input_is_a_message_and_status_2(capsys: pytest.CaptureFixture) 
         run_script(main, Config, argv=[])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: table.csv: rows refused (2):\n  - row 2: no file\n  - row 5: no label\n"
+
+
+def test_commands_that_need_no_network_start_without_torch() -> None:
+    """It takes seconds to import; tests of the commands themselves see that what needs it still finds it."""
+    program = (
+        "import contextlib, runpy, sys\n"
+        "for module in ('prepare', 'split', 'check', 'make_demo'):\n"
+        "    sys.argv = [module, '--help']\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        runpy.run_module(f'cohort.{module}', run_name='__main__', alter_sys=True)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
