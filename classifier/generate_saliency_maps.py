@@ -64,7 +64,7 @@ class SaliencyConfig:
     limit: int | None = None
     """Explain only so many volumes of each origin, HC and TLE in turn from the top of the table; by default all."""
     pictures: int = 8
-    """Pictures for the first so many volumes of each origin and method; 0: not even of means and rankings."""
+    """Pictures for the first so many volumes of each origin and method; 0: not even of means."""
     ig_steps: int = 32
     """Points on the path of integrated gradients."""
     noise_samples: int = 16
@@ -200,18 +200,13 @@ def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
 
 
 def write_tables(job: Job, found: dict[tuple[str, str], Maps]) -> None:
-    """The tables beside the methods, their figures, and what they say in a few printed lines."""
+    """The tables beside the methods, and what they say in a few printed lines."""
     config = job.config
     written = tables_of(found, job.regions, config.resamples, config.seed) | {"cases": job.cases[list(CASE_COLUMNS)]}
     for name, table in written.items():
         with atomic_write(config.out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
-    ranking = written["region_ranking"]
-    if config.pictures:
-        for method, table in ranking.groupby("method", sort=False):
-            title, unit = f"{method}: the strongest regions", attribution.METHODS[method].unit
-            figures.ranking(config.out / method / "ranking.png", table, title=title, unit=unit)
-    for (method, origin), table in ranking.groupby(["method", "origin"], sort=False):
+    for (method, origin), table in written["region_ranking"].groupby(["method", "origin"], sort=False):
         top = ", ".join(f"{row.region} ({row.voxels} voxels)" for row in table.head(5).itertuples())
         differ = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
         print(f"{method}, {origin}: {top}; TLE and HC differ in {len(differ)} of {len(table)} regions (95 % intervals)")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from classifier.measures.resampling import cell_text
 from classifier.validation import checks, figures
 from classifier.validation.planted import Plan, conditions, prepare
 from classifier.validation.study import Effort, Findings, gather, open_study
@@ -55,21 +56,14 @@ class ValidationConfig:
     """Channels of each level of the networks; by default the preset's."""
     augmentation: Literal["none", "standard", "strong"] = "standard"
     """Augmentation of the networks' training volumes."""
-    effort: Effort = field(
-        default_factory=lambda: Effort(
-            patients=48, controls=48, nulls=200, cascade_patients=12, faithful_patients=24,
-            faithful_draws=50, ig_steps=32, noise_samples=25, resamples=2000,
-        )
-    )  # fmt: skip
+    effort: Effort = field(default_factory=Effort)
     """How much is measured."""
     jobs: int = 1
     """Networks trained at once."""
     threads: int | None = None
-    """CPU threads for maps, and for each network; by default all cores for maps, and as many as `jobs` leave for each
-    network."""
+    """CPU threads for maps and for each network; by default all cores for maps, and one for each of several jobs."""
     measure_unlearned: bool = False
-    """Measure maps also when the network of the strongest dose has not learned to tell patients from controls; the
-    methods are not judged then, and the results say so."""
+    """Measure maps also when the network that methods are judged on has learned nothing; nothing is judged then."""
     seed: int = 1000
     """Seed of the cohorts, the networks, the noise of methods and the null places."""
     dry_run: bool = False
@@ -126,7 +120,9 @@ def main(config: ValidationConfig) -> None:
         head = head_of(config, planted[0].name, aucs, judged=judged)
         head["checkpoints"] = {name: result["checkpoint"] for name, result in results.items()}
         if not judged:
-            print(refusal(planted[0].name, aucs[planted[0].name]))
+            name, auc = planted[0].name, cell_text(aucs[planted[0].name])
+            print(f"The network of {name} has a test AUC of {auc}. The interval contains 0.5: it need not have learned")
+            print("anything, and maps of it are not judged as true or false.")
             if not config.measure_unlearned:
                 write_json(config.out / "validation.json", head)
                 return
@@ -136,21 +132,19 @@ def main(config: ValidationConfig) -> None:
 
 def check(config: ValidationConfig) -> None:
     """Refuses settings that answer nothing."""
-    problems = []
-    if 0 not in config.doses or len(set(config.doses)) < len(config.doses):
-        problems.append(f"--doses {config.doses}: different ones, and 0 among them")
-    if len(config.doses) + len(config.signals) < 2:
-        problems.append("--signals and --doses: something has to be planted")
-    if not all(0 < signal < 1 for signal in config.signals) or len(set(config.signals)) < len(config.signals):
-        problems.append(f"--signals {config.signals}: different ones between 0 and 1")
-    if not all(0 <= dose <= LARGEST_PLANTED_D for dose in config.doses):
-        problems.append(f"--doses {config.doses}: each from 0 to {LARGEST_PLANTED_D:g}")
-    if config.effort.patients < 2 or config.effort.controls < 1:
-        problems.append("--effort.patients at least 2 (one of each side), --effort.controls at least 1")
-    if config.effort.nulls < 19:
-        problems.append(f"--effort.nulls {config.effort.nulls}: with fewer than 19 no p-value reaches 5 %")
-    if config.jobs < 1:
-        problems.append(f"--jobs {config.jobs}: at least 1")
+    doses, signals, effort = config.doses, config.signals, config.effort
+    rules = {
+        f"--doses {doses}: different ones, and 0 among them": 0 in doses and len(set(doses)) == len(doses),
+        f"--doses {doses}: each from 0 to {LARGEST_PLANTED_D:g}": all(0 <= d <= LARGEST_PLANTED_D for d in doses),
+        f"--signals {signals}: different ones between 0 and 1":
+            all(0 < signal < 1 for signal in signals) and len(set(signals)) == len(signals),
+        "--signals and --doses: something has to be planted": len(doses) + len(signals) > 1,
+        "--effort.patients at least 2 (one of each side), --effort.controls at least 1":
+            effort.patients > 1 and effort.controls > 0,
+        f"--effort.nulls {effort.nulls}: with fewer than 19 no p-value reaches 5 %": effort.nulls >= 19,
+        f"--jobs {config.jobs}: at least 1": config.jobs > 0,
+    }  # fmt: skip
+    problems = [rule for rule, kept in rules.items() if not kept]
     if problems:
         raise InputError.of("settings refused", problems)
 
@@ -167,22 +161,13 @@ def claim(config: ValidationConfig) -> None:
 
 
 def plan_of(config: ValidationConfig) -> Plan:
-    """Where the conditions' cohorts and networks lie and how they are made."""
+    """Where the conditions' cohorts and networks lie, and how they are made."""
     train = [config.grid, "--augmentation", config.augmentation]
     train += ["--steps", str(config.steps)] if config.steps else []
     train += ["--lr", str(config.lr)] if config.lr else []
     train += ["--model.widths", *map(str, config.widths)] if config.widths else []
     threads = config.threads or (1 if config.jobs > 1 else None)
     return Plan(config.out, GRIDS[config.grid], config.subjects, config.seed, tuple(train), config.jobs, threads)
-
-
-def refusal(strongest: str, auc: dict[str, float]) -> str:
-    """The sentence for a network that has nothing to show."""
-    interval = f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]"
-    return (
-        f"The network of {strongest} has a test AUC of {interval}. The interval contains 0.5: it need not have "
-        "learned anything, and maps of it are not judged as true or false."
-    )
 
 
 def head_of(

@@ -1,11 +1,10 @@
-"""Pictures of attributions: over anatomy and by region. Left of the picture is left of the patient throughout."""
+"""Pictures of attributions over anatomy. Left of the picture is left of the patient."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -13,14 +12,7 @@ from matplotlib.image import AxesImage
 from cohort.pictures import PLANES, planes, save
 from cohort.scans import head_mask
 
-_ORIGIN_LOOK = {
-    "real": {"color": "black", "marker": "o"},
-    "synthetic": {"color": "#7a4fa3", "marker": "D"},
-    "reconstruction": {"color": "#3a8f6b", "marker": "s"},
-}
 _LETTER_BOX = {"facecolor": "black", "edgecolor": "none", "pad": 1.5, "alpha": 0.6}
-_SHOWN = 12
-"""Regions in a figure."""
 
 
 def over_anatomy(
@@ -72,45 +64,3 @@ def overlay(axis: Axes, below: np.ndarray, above: np.ndarray, limit: float, cmap
     axis.imshow(below, cmap="gray", vmin=0, vmax=1)
     axis.set_axis_off()
     return axis.imshow(above, cmap=cmap, vmin=vmin, vmax=limit, alpha=0.85 * np.clip(np.abs(above) / limit, 0, 1))
-
-
-def ranking(path: Path, table: pd.DataFrame, *, title: str, unit: str) -> None:
-    """The strongest regions of one method: mean strength on the left, TLE minus HC on the right, by origin.
-
-    The table has rows of `regions.rank_regions`, with `origin`; the first origin's order counts.
-    """
-    origins = list(dict.fromkeys(table["origin"]))
-    names = table.loc[table["origin"] == origins[0], "region"].head(_SHOWN).tolist()[::-1]
-    figure = Figure(figsize=(9.6, 0.3 * len(names) + 1.6), layout="constrained")
-    strength, difference = figure.subplots(1, 2, sharey=True)
-    for number, origin in enumerate(origins):
-        rows = table[table["origin"] == origin].set_index("region").reindex(names)
-        # a line is 1 high; marks of several origins stand below each other, the first on top
-        places = np.arange(len(names)) + (0.0 if len(origins) == 1 else 0.5 * (0.5 - number / (len(origins) - 1)))
-        _points(strength, rows, ("mean_abs", "low", "high"), places, origin, _ORIGIN_LOOK[origin])
-        if rows["TLE_minus_HC"].notna().any():
-            columns = ("TLE_minus_HC", "difference_low", "difference_high")
-            _points(difference, rows, columns, places, origin, _ORIGIN_LOOK[origin])
-    strength.set_yticks(range(len(names)), names, fontsize=8)
-    strength.set_xlim(left=0)
-    strength.set_xlabel(f"mean |attribution| per voxel\n({unit})", fontsize=8)
-    difference.axvline(0, color="0.6", linewidth=0.8)
-    difference.set_xlabel("TLE minus HC of the same\n(interval free of 0: a difference)", fontsize=8)
-    for axis in (strength, difference):
-        axis.ticklabel_format(axis="x", scilimits=(-2, 3))
-        axis.tick_params(axis="x", labelsize=8)
-        axis.xaxis.get_offset_text().set_fontsize(8)
-        axis.spines[["top", "right"]].set_visible(False)
-    if len(origins) > 1:
-        strength.legend(fontsize=8, loc="lower right", frameon=False)
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
-
-
-def _points(
-    axis: Axes, rows: pd.DataFrame, columns: tuple[str, ...], places: np.ndarray, label: str, look: dict
-) -> None:
-    """A mark with its interval in each line."""
-    value, low, high = (rows[name].to_numpy(dtype=float) for name in columns)
-    axis.hlines(places, low, high, color=look["color"], linewidth=1)
-    axis.plot(value, places, linestyle="none", markersize=5, label=label, **look)

@@ -23,16 +23,15 @@ Evidence = dict[str, Any]
 class Check:
     """One question to a method."""
 
-    question: str
     number: Callable[[Evidence], Evidence | None]
     """What is looked at, with its "value"; None where the question cannot be asked."""
     passed: Callable[[Evidence], bool]
     """Whether the answer is yes, for that number."""
+    question: str
 
-    def answer(self, evidence: Evidence) -> bool | None:
-        """Whether a method passes; None where the question cannot be asked."""
-        number = self.number(evidence)
-        return None if number is None else bool(self.passed(number))
+
+def _at(group: str, name: str) -> Callable[[Evidence], Evidence]:
+    return lambda found: found[group][name]
 
 
 def _significant(number: Evidence) -> bool:
@@ -48,61 +47,39 @@ def _positive(number: Evidence) -> bool:
 
 
 CHECKS: dict[str, Check] = {
-    "pointing": Check(
-        "is the strongest voxel in or within 3 mm of the changed region, more often than in random places?",
-        lambda found: found["raw"]["pointing"], _significant,
-    ),
-    "enrichment": Check(
-        "is relevance concentrated in the changed region, more than in random places?",
-        lambda found: found["raw"]["enrichment"], _significant,
-    ),
-    "precision": Check(
-        "are the strongest voxels those of the changed region, more than of random places (average precision)?",
-        lambda found: found["raw"]["average_precision"], _significant,
-    ),
-    "difference": Check(
-        "does the mean map of patients minus that of controls lie in the changed region (enrichment)?",
-        lambda found: found["group"]["enrichment"], _significant,
-    ),
-    "silence": Check(
-        "is there no such concentration when nothing was planted?",
-        lambda found: found["nothing"]["enrichment"], _not_significant,
-    ),
-    "response": Check(
-        "does enrichment grow with the strength of the planted change (Spearman, interval above 0)?",
-        lambda found: found["response"].get("signal") or found["response"]["dose"], _positive,
-    ),
-    "side": Check(
-        "is the stronger hippocampus of the difference map the changed one (exact interval above one half)?",
-        lambda found: found["side"]["difference"], lambda number: number["low"] > 0.5,
-    ),
-    "forgetting": Check(
-        f"does the map change when all weights are random (|rank correlation| below {FORGOTTEN})?",
-        lambda found: {"value": found["cascade_end"]}, lambda number: abs(number["value"]) < FORGOTTEN,
-    ),
-    "permuted": Check(
-        "is there no concentration when the network was trained on permuted labels?",
-        lambda found: found["permuted"]["enrichment"], _not_significant,
-    ),
-    "deletion": Check(
-        "does the logit fall faster when regions are replaced in the map's order than in random order?",
-        lambda found: found["deletion_gain"], _positive,
-    ),
-    "insertion": Check(
-        "does the logit rise faster when regions are put back in the map's order?",
-        lambda found: found["insertion_gain"], _positive,
-    ),
+    "pointing": Check(_at("raw", "pointing"), _significant,
+        "is the strongest voxel in or within 3 mm of the changed region, more often than in random places?"),
+    "enrichment": Check(_at("raw", "enrichment"), _significant,
+        "is relevance concentrated in the changed region, more than in random places?"),
+    "precision": Check(_at("raw", "average_precision"), _significant,
+        "are the strongest voxels those of the changed region, more than of random places (average precision)?"),
+    "difference": Check(_at("group", "enrichment"), _significant,
+        "does the mean map of patients minus that of controls lie in the changed region (enrichment)?"),
+    "silence": Check(_at("nothing", "enrichment"), _not_significant,
+        "is there no such concentration when nothing was planted?"),
+    "response": Check(lambda found: found["response"].get("signal") or found["response"]["dose"], _positive,
+        "does enrichment grow with the strength of the planted change (Spearman, interval above 0)?"),
+    "side": Check(_at("side", "difference"), lambda number: number["low"] > 0.5,
+        "is the stronger hippocampus of the difference map the changed one (exact interval above one half)?"),
+    "forgetting": Check(lambda found: {"value": found["cascade_end"]}, lambda number: abs(number["value"]) < FORGOTTEN,
+        f"does the map change when all weights are random (|rank correlation| below {FORGOTTEN})?"),
+    "permuted": Check(_at("permuted", "enrichment"), _not_significant,
+        "is there no concentration when the network was trained on permuted labels?"),
+    "deletion": Check(lambda found: found["deletion_gain"], _positive,
+        "does the logit fall faster when regions are replaced in the map's order than in random order?"),
+    "insertion": Check(lambda found: found["insertion_gain"], _positive,
+        "does the logit rise faster when regions are put back in the map's order?"),
     "shortcut": Check(
-        f"is a planted mark among the {FIRST_RANKS} first regions of a network that has learned it?",
         lambda found: {"value": found["shortcut"]["rank"]} if found["shortcut"]["learned"] else None,
         lambda number: number["value"] <= FIRST_RANKS,
-    ),
+        f"is a planted mark among the {FIRST_RANKS} first regions of a network that has learned it?"),
 }  # fmt: skip
 
 
 def answers(evidence: Evidence) -> dict[str, bool | None]:
-    """The answer to each check."""
-    return {name: check.answer(evidence) for name, check in CHECKS.items()}
+    """Whether a method passes each check; None where the question cannot be asked."""
+    numbers = {name: check.number(evidence) for name, check in CHECKS.items()}
+    return {name: None if number is None else bool(CHECKS[name].passed(number)) for name, number in numbers.items()}
 
 
 def table(methods: dict[str, Evidence], *, judged: bool) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from classifier.measures.resampling import bootstrap_weights, cell
+from classifier.measures.resampling import cell
 from classifier.saliency.regions import rank_correlations, region_means
 from classifier.validation.localisation import localise, widen
 from classifier.validation.spatial_nulls import Moves, moves, p_value
@@ -48,10 +48,7 @@ def truth_of(
     shares: Sequence[np.ndarray], sides: Sequence[str], head: np.ndarray, spacing_mm: float, count: int,
     rng: np.random.Generator,
 ) -> Truth:  # fmt: skip
-    """Collects the regions of patients, from the share (D, H, W) of each voxel in theirs, and draws null places.
-
-    `head` is the brain, bool (D, H, W), `count` the number of null places.
-    """
+    """The truth from the share (D, H, W) of each voxel in each patient's region, with `count` null places in `head`."""
     shares = [ipsilateral(share, side) for share, side in zip(shares, sides, strict=True)]
     reference = np.mean(shares, axis=0) >= HALF / 2  # an average of shifted regions is lower than each of them
     brain = head & np.flip(head, 0)
@@ -86,19 +83,11 @@ def localisation(maps: Maps, truth: Truth) -> dict[str, np.ndarray]:
     return {name: np.nan_to_num(np.stack([values[name] for values in found])) for name in found[0]}
 
 
-def weights_of(count: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap weights (resamples, count) of patients, rows sum to 1."""
-    drawn = bootstrap_weights(np.ones(count, int), np.arange(count).astype(str), resamples, rng)
-    return drawn / drawn.sum(axis=1, keepdims=True)
-
-
 def summaries(values: dict[str, np.ndarray], weights: np.ndarray) -> dict[str, Any]:
     """Means over patients of measures (P, K) at the true place, with interval, null mean and spatial p-value."""
-    found = {}
-    for name, part in values.items():
-        means = part.mean(axis=0)
-        found[name] = {**cell(means[0], weights @ part[:, 0]), **_against_null(means)}
-    return found
+    means = {name: part.mean(axis=0) for name, part in values.items()}
+    return {name: cell(means[name][0], weights @ part[:, 0]) | _against_null(means[name])
+            for name, part in values.items()}  # fmt: skip
 
 
 def _against_null(values: np.ndarray) -> dict[str, float]:
@@ -112,17 +101,15 @@ def group_difference(maps: Maps, truth: Truth) -> tuple[np.ndarray, dict[str, An
     """
     controls = maps.controls.mean(axis=0)
     difference = np.mean(maps.ipsilateral(), axis=0) - (controls + np.flip(controls, 0)) / 2
-    numbers = {}
-    for name, values in localise(difference, truth.brain, *truth.places(None)).items():
-        values = np.nan_to_num(values)
-        numbers[name] = {"value": float(values[0]), **_against_null(values)}
-    return difference, numbers
+    found = localise(difference, truth.brain, *truth.places(None))
+    found = {name: np.nan_to_num(values) for name, values in found.items()}
+    return difference, {name: {"value": float(part[0]), **_against_null(part)} for name, part in found.items()}
 
 
 def side_accuracy(maps: Sequence[np.ndarray], sides: Sequence[str], atlas: Atlas) -> dict[str, Any]:
-    """How often the stronger hippocampus of a map is the changed one, with the exact binomial interval.
+    """How often the stronger hippocampus of a map, in the scan's own frame, is the changed one; exact interval.
 
-    Maps are in the scans' own frame. Equal strength on both sides is no answer and counts as wrong.
+    Equal strength on both sides is no answer and counts as wrong.
     """
     hits = 0
     for map_, side in zip(maps, sides, strict=True):
@@ -133,10 +120,10 @@ def side_accuracy(maps: Sequence[np.ndarray], sides: Sequence[str], atlas: Atlas
 
 
 def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
-    """Spearman's correlation of what was planted with a measure; patients are resampled with all their conditions.
+    """Spearman's correlation of K strengths of what was planted with a measure (K, P) of the same patients.
 
-    The interval covers patients, not training: there is one network per strength. Values (K, P) are of the same
-    patients in the same order at all K strengths.
+    Patients are resampled with all their conditions. The interval does not cover training: there is one network per
+    strength.
     """
     count = values.shape[1]
     picks = np.concatenate([np.arange(count)[None], rng.integers(0, count, (resamples, count))])
@@ -148,9 +135,8 @@ def trend(strengths: Sequence[float], values: np.ndarray, rng: np.random.Generat
 def mark_exposure(maps: np.ndarray, mark: np.ndarray, atlas: Atlas, weights: np.ndarray) -> dict[str, Any]:
     """Whether maps (P, D, H, W) of a network that has learned a mark, bool (D, H, W), show it.
 
-    Returns:
-        `share` of the magnitude in the mark (cell), `rank` of the mark among mark and regions by mean magnitude per
-        voxel (1: first; ties count against it), and `regions`, how many are ranked.
+    That is the `share` of the magnitude in it, and its `rank` by mean magnitude per voxel among mark and regions (1:
+    first; ties count against it), which are `regions` together.
     """
     strength = np.abs(maps).reshape(len(maps), -1)
     totals = np.maximum(strength.sum(axis=1), np.finfo(float).tiny)

@@ -1,13 +1,17 @@
-"""Do the regions that a map ranks first move the logit most? Deletion and insertion of atlas regions.
+"""Does a map show what the network uses? Deletion and insertion of atlas regions, and a network with random weights.
 
 A region is deleted by putting the mean control in its place, with edges that fade over about two voxels: the result is
 nearer to a brain than one with a hole would be. The curves of logits over the number of regions replaced are those of
 Petsiuk et al. 2018, arXiv 1806.07421, section 3.2, with regions for pixels and logits for probabilities. They measure
 an order, not the strengths behind it, and edited volumes are not brains: compare with random orders only.
+
+Random weights are the end of the cascading randomisation of Adebayo et al. 2018, arXiv 1810.03292, section 4.1. A map
+that looks the same then shows the image, not what the network has learned from the cohort.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +20,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+from classifier.saliency.regions import rank_correlations
 from runtime import seeding
 
 FADE_VOXELS = 1.0
@@ -52,19 +57,10 @@ def fading(labels: np.ndarray) -> Regions:
 def curve(
     model: nn.Module, start: torch.Tensor, end: torch.Tensor, regions: Regions, order: Sequence[int], batch: int
 ) -> np.ndarray:
-    """Logits on the way from one volume to another, region by region.
+    """Logits float64 (len(order) + 1,) on the way from one volume (1, 1, D, H, W) to another, region by region.
 
-    Deletion goes from a volume to the mean control, insertion the other way.
-
-    Args:
-        model: gives logits (B,) for volumes (B, 1, D, H, W); in evaluation mode.
-        start, end: (1, 1, D, H, W).
-        regions: on their grid.
-        order: places of regions in `regions`, first to be replaced first.
-        batch: volumes evaluated at once.
-
-    Returns:
-        float64 (len(order) + 1,); the first is the start's own logit.
+    Deletion goes from a volume to the mean control, insertion the other way. `order` are places in `regions`, `batch`
+    is how many volumes are evaluated at once.
     """
     none = np.zeros((1, *regions.labels.shape), np.float32)
     shares = np.maximum.accumulate(np.concatenate([none, regions.fades[list(order)]]))
@@ -98,3 +94,21 @@ def relevance_order(map_: np.ndarray, regions: Regions) -> np.ndarray:
     """
     sums = np.bincount(regions.labels.ravel(), weights=map_.ravel().astype(np.float64))[regions.codes]
     return np.argsort(-sums, kind="stable")
+
+
+@torch.no_grad()
+def forgotten(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of a network with all its weights random, in evaluation mode.
+
+    Each tensor is normal with its trained mean and deviation, so that signals keep their size.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, trained in model.named_parameters():
+        drawn = torch.randn(trained.shape, generator=seeding.generator(seed, f"randomise:{name}"))
+        trained.copy_(trained.mean() + trained.std(unbiased=False) * drawn.to(trained))
+    return model
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray, brain: np.ndarray) -> float:
+    """Spearman's correlation of the magnitudes of two maps (D, H, W) over the brain; 0 when one is constant there."""
+    return float(np.nan_to_num(rank_correlations(*(np.abs(map_[brain])[None] for map_ in (a, b)))[0]))

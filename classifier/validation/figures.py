@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from classifier.saliency.figures import colour_limit, overlay
-from classifier.validation.checks import CHECKS, Evidence
+from classifier.validation.checks import CHECKS, Evidence, answers
 from cohort.pictures import PLANES, planes, save
 
 _COLOURS = {True: "#2f6aa8", False: "#d97a1d", None: "#e6e6e6"}
@@ -25,8 +25,9 @@ def scores(path: Path, methods: dict[str, Evidence], *, title: str, judged: bool
     figure = Figure(figsize=(1.15 * len(CHECKS) + 2.4, 0.42 * len(methods) + 1.5), layout="constrained")
     axis = figure.subplots()
     for row, evidence in enumerate(methods.values()):
-        for column, check in enumerate(CHECKS.values()):
-            number, answer = check.number(evidence), check.answer(evidence) if judged else None
+        found = answers(evidence) if judged else dict.fromkeys(CHECKS)
+        for column, (name, answer) in enumerate(found.items()):
+            number = CHECKS[name].number(evidence)
             box = {"facecolor": _COLOURS[answer], "edgecolor": "none"}
             axis.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, **box))
             if number is not None:

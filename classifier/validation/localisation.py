@@ -27,17 +27,10 @@ def widen(region: np.ndarray, spacing_mm: float, reach_mm: float = REACH_MM) -> 
 
 
 def localise(map_: np.ndarray, brain: np.ndarray, places: np.ndarray, wide_places: np.ndarray) -> dict[str, np.ndarray]:
-    """All measures of one map, (K,) each.
+    """All measures (K,) of one map (D, H, W), at K places of the region.
 
-    Args:
-        map_: (D, H, W); only voxels of the brain count.
-        brain: bool (D, H, W).
-        places: int (K, n), flat indices of the region's voxels at each place, -1 where it leaves the grid; voxels
-            outside the brain are left out.
-        wide_places: int (K, m), the same for the widened region.
-
-    Returns:
-        NaN where a place has no voxel in the brain, and for enrichment where the map is 0 throughout.
+    Places are flat voxel indices, int (K, n), -1 off the grid; `wide_places` are those of the widened region. Only
+    voxels of the brain, bool (D, H, W), count. NaN where a place has none, and for enrichment where the map is 0.
     """
     strength = np.where(brain, np.abs(map_), -1.0).ravel()
     inside, wide = _within(places, brain), _within(wide_places, brain)
@@ -45,7 +38,7 @@ def localise(map_: np.ndarray, brain: np.ndarray, places: np.ndarray, wide_place
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(inside, strength[places], 0.0).sum(axis=1) / values.sum()
         return {
-            "pointing": _hits(strength, values, wide_places, wide),
+            "pointing": (wide & (strength[wide_places] == values.max())).sum(axis=1) / np.sum(values == values.max()),
             "enrichment": share / (inside.sum(axis=1) / len(values)),
             "average_precision": _average_precision(strength, values, places, inside),
         }
@@ -53,11 +46,6 @@ def localise(map_: np.ndarray, brain: np.ndarray, places: np.ndarray, wide_place
 
 def _within(places: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return (places >= 0) & brain.ravel()[places]
-
-
-def _hits(strength: np.ndarray, values: np.ndarray, places: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    peak = values.max()
-    return (inside & (strength[places] == peak)).sum(axis=1) / np.sum(values == peak)
 
 
 def _average_precision(strength: np.ndarray, values: np.ndarray, places: np.ndarray, inside: np.ndarray) -> np.ndarray:

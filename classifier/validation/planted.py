@@ -61,10 +61,9 @@ class Condition:
 
 
 def conditions(signals: Sequence[float], doses: Sequence[float]) -> list[Condition]:
-    """The condition that methods are judged on first, then the others.
+    """The condition that methods are judged on first: the strongest signal, or without signals the strongest dose.
 
-    That is the strongest signal, or without signals the strongest dose. Its permuted-label run and the mark, where
-    there is nothing else to learn, come last.
+    Its permuted-label run and the mark, where there is nothing else to learn, come last.
     """
     plain = [Condition(f"signal_{signal:g}", signal=signal) for signal in sorted(signals, reverse=True)]
     plain += [Condition(f"dose_{dose:g}", dose=dose) for dose in sorted(doses, reverse=True)]
@@ -140,11 +139,7 @@ class Plan:
 
 
 def prepare(plan: Plan, chosen: Sequence[Condition]) -> dict[str, dict[str, Any]]:
-    """Cohorts, splits and networks of all conditions; returns each network's results.json by the condition's name.
-
-    Raises:
-        InputError: a script failed; its last lines are shown.
-    """
+    """Cohorts, splits and networks of all conditions; returns each network's results.json by the condition's name."""
     for condition in tqdm(chosen, desc="planted cohorts", unit="cohort"):
         make_cohort(plan, condition, chosen[0])
     with ThreadPoolExecutor(plan.jobs) as pool:
@@ -154,11 +149,7 @@ def prepare(plan: Plan, chosen: Sequence[Condition]) -> dict[str, dict[str, Any]
 
 
 def make_cohort(plan: Plan, condition: Condition, first: Condition) -> None:
-    """The condition's scans and tables.
-
-    Controls are copied from the first condition's cohort, and so is its split: everybody is on the same side of it in
-    all conditions.
-    """
+    """The condition's scans and tables; controls are copied from the first condition's cohort, and so is its split."""
     tables, folder = plan.tables(condition), plan.cohort(condition)
     if all((tables / f"{split}.csv").exists() for split in SPLITS):
         return
@@ -179,10 +170,7 @@ def make_cohort(plan: Plan, condition: Condition, first: Condition) -> None:
 
 
 def plant(plan: Plan, condition: Condition, index: Path) -> Path:
-    """Writes changed copies of all patients' scans of a table of NIfTI scans, and a table with them in their place.
-
-    Copies that are there stay. Returns the table's path.
-    """
+    """Writes changed copies of a table's scans of patients (those that are there stay); returns a table with them."""
     frame = read_table(index)
     for row in frame.index[frame["label"] == 1]:
         path = plan.out / "cohorts" / condition.data / Path(frame.loc[row, "file"]).name
@@ -210,11 +198,7 @@ def train(plan: Plan, condition: Condition) -> None:
 
 
 def run_script(module: str, *words: object) -> None:
-    """Runs ``python -m module words`` in the repository; its output is shown only when it fails.
-
-    Raises:
-        InputError: it ended with another status than 0.
-    """
+    """Runs ``python -m module words`` in the repository; InputError with its last lines when it fails."""
     command = [sys.executable, "-m", module, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TQDM_DISABLE": "1"}, capture_output=True, text=True)
     if done.returncode != 0:

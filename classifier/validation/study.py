@@ -11,14 +11,13 @@ from tqdm import tqdm
 
 from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
-from classifier.measures.resampling import cell
+from classifier.measures.resampling import bootstrap_weights, cell
 from classifier.saliency import attribution
 from classifier.validation import evidence as measure
 from classifier.validation import faithfulness
 from classifier.validation.checks import Evidence
 from classifier.validation.evidence import Maps, Truth
 from classifier.validation.planted import Condition, Plan, levels, mark_of, region_share
-from classifier.validation.weight_randomisation import forgotten, rank_correlation
 from cohort.atlas import Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.scans import head_mask
@@ -34,23 +33,23 @@ from runtime.files import atomic_write
 class Effort:
     """How much is computed."""
 
-    patients: int
+    patients: int = 48
     """Test patients whose maps are made, half of each side, for every network."""
-    controls: int
+    controls: int = 48
     """Test controls whose maps are made, for the network that methods are judged on."""
-    nulls: int
+    nulls: int = 200
     """Places elsewhere that the changed region is moved to."""
-    cascade_patients: int
+    cascade_patients: int = 12
     """Patients for the randomisation of weights."""
-    faithful_patients: int
+    faithful_patients: int = 24
     """Patients for deletion and insertion."""
-    faithful_draws: int
+    faithful_draws: int = 50
     """Random orders of regions."""
-    ig_steps: int
+    ig_steps: int = 32
     """Points on the path of integrated gradients."""
-    noise_samples: int
+    noise_samples: int = 25
     """Noisy copies in SmoothGrad."""
-    resamples: int
+    resamples: int = 2000
     """Bootstrap resamples of patients."""
 
 
@@ -82,12 +81,13 @@ class Study:
     """Conditions whose networks tell patients from controls, by the interval of their AUC."""
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A generator for one purpose."""
         return seeding.rng(self.plan.seed, f"validate saliency:{purpose}")
 
     def weights(self, patients: int, purpose: str = "patients") -> np.ndarray:
-        """`evidence.weights_of` for so many patients."""
-        return measure.weights_of(patients, self.effort.resamples, self.rng(purpose))
+        """Bootstrap weights (resamples, patients), rows sum to 1."""
+        rows = np.arange(patients)
+        drawn = bootstrap_weights(np.ones(patients), rows, self.effort.resamples, self.rng(purpose))
+        return drawn / drawn.sum(axis=1, keepdims=True)
 
 
 def open_study(
@@ -111,10 +111,8 @@ def open_network(study: Study, condition: Condition, *, controls: bool) -> Netwo
     refuse_overlap(frame, loaded.ledger, what=f"the network of {condition.name}")
     volumes = Volumes(load_scans(frame, study.plan.grid, cache_dir=study.plan.out / "cache"), study.device)
     study.device.module(loaded.model)
-    effort, seed = study.effort, study.plan.seed
-    context = attribution.context_for(
-        loaded, study.regions, study.device, ig_steps=effort.ig_steps, noise_samples=effort.noise_samples, seed=seed
-    )
+    numbers = {name: getattr(study.effort, name) for name in ("ig_steps", "noise_samples")} | {"seed": study.plan.seed}
+    context = attribution.context_for(loaded, study.regions, study.device, **numbers)
     return Network(condition, loaded, volumes, frame["side"].tolist()[: len(study.subjects[0])], context)
 
 
@@ -127,11 +125,7 @@ def truth_for(study: Study, network: Network) -> Truth:
 
 
 def maps_of(study: Study, network: Network, method: str) -> Maps:
-    """Maps of all of a network's volumes; those on disk, of the same checkpoint and settings, are read.
-
-    Raises:
-        InputError: the network does not allow this method.
-    """
+    """Maps of all of a network's volumes; those on disk, of the same checkpoint and settings, are read."""
     path = study.plan.out / "maps" / network.condition.name / f"{method}.npz"
     names = network.volumes.frame["subject"].tolist()
     recipe = repr((network.loaded.hash, names, attribution.settings_of(method, network.context)))
@@ -148,13 +142,9 @@ def maps_of(study: Study, network: Network, method: str) -> Maps:
 
 
 def _explain(model: torch.nn.Module, network: Network, method: str, rows: Sequence[int]) -> np.ndarray:
-    """Maps float32 (rows, D, H, W)."""
-    parts = torch.tensor(list(rows)).split(network.context.batch)
-    maps = [
-        attribution.attribute(model, network.volumes.batch(part), method, network.context, part.tolist())
-        for part in parts
-    ]
-    return np.concatenate(maps)
+    context, parts = network.context, torch.tensor(list(rows)).split(network.context.batch)
+    maps = (attribution.attribute(model, network.volumes.batch(part), method, context, part.tolist()) for part in parts)
+    return np.concatenate(list(maps))
 
 
 @dataclass
@@ -251,8 +241,8 @@ def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
 def forgetting(study: Study, network: Network, method: str, maps: Maps, brain: np.ndarray) -> float:
     """Rank correlation of maps with those of the network with random weights; mean over patients."""
     rows = range(min(study.effort.cascade_patients, len(maps.patients)))
-    changed = _explain(forgotten(network.loaded.model, study.plan.seed), network, method, rows)
-    return float(np.mean([rank_correlation(maps.patients[row], changed[row], brain) for row in rows]))
+    changed = _explain(faithfulness.forgotten(network.loaded.model, study.plan.seed), network, method, rows)
+    return float(np.mean([faithfulness.rank_correlation(maps.patients[row], changed[row], brain) for row in rows]))
 
 
 def faithful(

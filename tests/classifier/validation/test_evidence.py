@@ -64,7 +64,7 @@ def test_a_mark_that_a_map_shows_ranks_first():
     mark = mark_of(GRID)
     rng = np.random.default_rng(0)
     maps = 0.01 * rng.standard_normal((6, *GRID.shape)) + mark
-    weights = evidence.weights_of(6, 100, rng)
+    weights = rng.dirichlet(np.ones(6), 100)
     found = evidence.mark_exposure(maps, mark, ATLAS, weights)
     assert found["rank"] == 1
     assert found["share"]["low"] > 10 * mark.mean()

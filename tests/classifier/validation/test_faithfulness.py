@@ -5,8 +5,18 @@ import pytest
 import torch
 from torch import nn
 
+from classifier.config import PRESETS
+from classifier.model import build_model
 from classifier.saliency.attribution import Context, attribute
-from classifier.validation.faithfulness import areas, curve, fading, random_areas, relevance_order
+from classifier.validation.faithfulness import (
+    areas,
+    curve,
+    fading,
+    forgotten,
+    random_areas,
+    rank_correlation,
+    relevance_order,
+)
 
 SHAPE = (20, 20, 12)
 EFFECTS = {2: 3.0, 5: -1.0, 6: 0.5, 9: 0.1}
@@ -100,3 +110,32 @@ def test_edges_fade_outside_the_region():
     _, x, _ = setting()
     found = curve(Voxel(), torch.ones_like(x), torch.zeros_like(x), fading(regions()), (0,), 8)
     np.testing.assert_allclose(found, [1, 1 - np.exp(-0.5)], atol=1e-6)
+
+
+def test_a_network_that_forgot_has_random_weights_of_the_same_sizes():
+    model = build_model(PRESETS["smoke"].model, SHAPE, 0.0, 1.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.3, 2.0)
+    trained = {name: value.detach().clone() for name, value in model.named_parameters()}
+    copy = forgotten(model, seed=0)
+    assert not copy.training
+    for name, value in copy.named_parameters():
+        assert value.numel() == 1 or not torch.equal(value, trained[name])
+        if value.numel() > 500:
+            assert float(value.std() / trained[name].std()) == pytest.approx(1, abs=0.15)
+            assert float(value.mean() - trained[name].mean()) == pytest.approx(0, abs=0.5)
+    assert all(torch.equal(value, trained[name]) for name, value in model.named_parameters())
+    again, other = forgotten(model, seed=0), forgotten(model, seed=1)
+    assert torch.equal(again.head.weight, copy.head.weight)
+    assert not torch.equal(other.head.weight, copy.head.weight)
+
+
+def test_rank_correlation_is_of_magnitudes():
+    rng = np.random.default_rng(0)
+    brain = np.zeros(SHAPE, bool)
+    brain[3:-3, 3:-3, 3:-3] = True
+    a = rng.standard_normal(SHAPE)
+    assert rank_correlation(a, -3 * a, brain) == pytest.approx(1)
+    assert abs(rank_correlation(a, rng.standard_normal(SHAPE), brain)) < 0.1
+    assert rank_correlation(a, np.zeros(SHAPE), brain) == 0
