@@ -25,14 +25,6 @@ def measure(
 ) -> dict:
     """Everything about regional volumes, as JSON values; draws the effects of the diagnosis.
 
-    Args:
-        scans: ``train`` and ``test``.
-        synthetic: volumes of both classes.
-        grid: of all.
-        truth: true volumes of simulated scans (truth.csv), or None.
-        figure: path of the PNG.
-        seed: of resamples and permutations.
-
     Returns:
         ``method``, ``licence``; ``distributions`` (class -> synthetic against held-out reals, and training against
         held-out reals as the same under no difference), ``effects`` (set -> Cohen's d by measure), ``agreement``
@@ -46,16 +38,16 @@ def measure(
     columns = columns_of(names, REGIONS)
     modelled = tuple(names[column] for column in columns)
     narrow = {key: (values[:, columns], labels) for key, (values, labels) in tables.items()}
+
+    def distributions(table: Table, code: int) -> dict:
+        sides = (values[labels == code] for values, labels in (tables["test"], table))
+        return compare_distributions(names, *sides, seed=seed)
+
     found: dict = {
         "method": METHOD,
         "licence": LICENCE_NOTE,
         "distributions": {
-            key: {
-                label: compare_distributions(
-                    names, _of_class(tables["test"], code), _of_class(tables[key], code), seed=seed
-                )
-                for code, label in enumerate(CLASS_NAMES)
-            }
+            key: {label: distributions(tables[key], code) for code, label in enumerate(CLASS_NAMES)}
             for key in ("synthetic", "train")
         },
         "effects": {key: class_effects(names, *table, seed=seed) for key, table in tables.items()},
@@ -75,10 +67,6 @@ def measure(
     return found
 
 
-def _of_class(table: Table, code: int) -> np.ndarray:
-    return table[0][table[1] == code]
-
-
 def label_swap(names: tuple[str, ...], table: Table, seeds: list[int | None], seed: int) -> dict:
     """What the label alone changes: volumes of both classes from the same noise."""
     values, labels = table
@@ -94,14 +82,7 @@ def label_swap(names: tuple[str, ...], table: Table, seeds: list[int | None], se
 
 
 def against_truth(names: tuple[str, ...], true: np.ndarray, seen: Table, synthetic: Table, seed: int) -> dict:
-    """How far measured volumes follow true ones, and measured effects true effects.
-
-    Args:
-        names: of the measures, which are among REGIONS.
-        true: (N, 16) of REGIONS.
-        seen: what is measured on the same scans.
-        synthetic: on synthetic volumes.
-    """
+    """How far measured volumes (`seen`) follow true ones (N, 16) of REGIONS, and measured effects true effects."""
     values = true[:, columns_of(REGIONS, names)]
     reference = (values, seen[1])
     return {

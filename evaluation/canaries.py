@@ -122,11 +122,7 @@ def main(config: CanaryConfig) -> None:
 
 
 def plant(config: CanaryConfig, plan: dict[str, int]) -> None:
-    """Writes the repeated latents once.
-
-    Raises:
-        InputError: the folder holds those of another plan.
-    """
+    """Writes the repeated latents once; InputError where the folder holds those of another plan."""
     folder = config.run_dir / "latents"
     if not folder.exists():
         write_canaries(config.latents, folder, plan)
@@ -153,11 +149,7 @@ def generate(config: CanaryConfig) -> Path:
 
 
 def run_stage(module: str, *words: object) -> None:
-    """Runs another script of the project in a process of its own.
-
-    Raises:
-        InputError: it ended with an error, which it has printed.
-    """
+    """Runs another script in a process of its own; InputError where it ended with an error, which it has printed."""
     done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, check=False)
     if done.returncode:
         raise InputError(f"python -m {module} ended with status {done.returncode}")

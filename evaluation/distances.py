@@ -58,8 +58,7 @@ def permutation_p_value(
         first: bool (N,), which belong to the first set.
         strata: (N,) class codes; memberships are exchanged within a class only, so that a different mix of classes in
             the two sets is not mistaken for a difference between them.
-        permutations: how many; the smallest possible value is 1 / (permutations + 1).
-        draw: source of the permutations.
+        permutations: the smallest possible value is 1 / (permutations + 1).
     """
     distances = mmd_of_memberships(kernel, _permuted(first, strata, permutations, draw))
     return float(np.mean(distances >= distances[0] - 1e-12 * abs(distances[0])))
@@ -93,8 +92,6 @@ def nearer_training(
         kernel: (N, N) of all volumes.
         train, real: bool (N,), the training reals, and all reals; the others are synthetic.
         strata: (N,) class codes; labels are exchanged within a class only.
-        permutations: how many.
-        draw: source of the permutations.
 
     Returns:
         squared MMD to the training reals less that to the held-out ones (0 on average where the labels are
@@ -151,18 +148,3 @@ def support(real: np.ndarray, across: np.ndarray, synthetic: np.ndarray, k: int)
         "density": float(inside_real.sum(axis=0).mean() / k),
         "coverage": float(inside_real.any(axis=1).mean()),
     }
-
-
-def hubness(across: np.ndarray) -> dict[str, float]:
-    """How a sample spreads over its nearest training subjects.
-
-    Args:
-        across: distances of the sample (N rows) from all training subjects.
-
-    Returns:
-        ``distinct``: different training subjects among the N nearest ones; ``share``: over N; ``largest``: how many of
-        the sample share one nearest training subject.
-    """
-    counts = np.bincount(across.argmin(axis=1))
-    distinct = np.count_nonzero(counts)
-    return {"distinct": float(distinct), "share": distinct / len(across), "largest": float(counts.max())}

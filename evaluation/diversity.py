@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from sklearn.metrics.pairwise import euclidean_distances
 
-from evaluation.distances import hubness, support
-from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, Rows, draw_all, over_draws, pairs, spread
+from evaluation.distances import support
+from evaluation.fid import GROUPS, ROLES, FeatureSet, Rows, draw_all, over_draws, spread
 from runtime import seeding
 
 NEIGHBOURS = 5
@@ -28,36 +28,38 @@ _BATCH_VOXELS = 1_000_000
 
 
 def compare(sets: Mapping[str, FeatureSet], *, n: int, repeats: int, seed: int, k: int = NEIGHBOURS) -> dict:
-    """Support and nearest neighbours of the synthetic set, the floor and the controls, over repeated draws of subjects.
+    """Support of the synthetic set, the floor and the controls, over the draws of subjects of `fid.compare`.
 
-    The draws are those of the Frechet distance, `n` volumes per class and sample without replacement, and the vectors
-    of the three axes are taken as one.
-
-    Args:
-        sets: ``train``, ``test``, ``synthetic``; every other one is a control, made from ``test`` row by row.
-        n: volumes per class in each sample (`fid.per_draw`).
-        repeats: number of draws.
+    The vectors of the three axes are taken as one.
 
     Returns:
         ``k``; ``n`` (group -> volumes per sample); ``support``: group -> reference (``held_out``, ``training``) ->
         sample -> metric -> ``mean``, ``low``, ``high`` (2.5 and 97.5 percentiles over draws; draws share subjects, so
-        other subjects vary more), and there also ``synthetic_minus_floor``, draw by draw; ``nearest``: group ->
-        ``held_out`` and ``synthetic`` (as many of each) -> figures of `hubness` among all training subjects of the
-        group, with the same three. A group whose samples hold k volumes or fewer has ``skipped`` with the reason in the
-        place of its support.
+        other subjects vary more), and there also ``synthetic_minus_floor``, draw by draw. A group whose samples hold k
+        volumes or fewer has ``skipped`` with the reason instead.
     """
-    table = Distances(sets)
-    draws = draw_all(sets, n, repeats, seed)
-    results: dict = {"k": k, "n": {group: n * len(classes) for group, classes in GROUPS.items()}}
-    results["nearest"] = {group: _nearest(table, sets["train"], draws, classes) for group, classes in GROUPS.items()}
-    results["support"] = {}
+    table, draws = Distances(sets), draw_all(sets, n, repeats, seed)
+    controls = [name for name in sets if name not in ROLES]
+    sizes, supports = {group: n * len(classes) for group, classes in GROUPS.items()}, {}
+
+    def measure(real: Rows, made: Rows) -> dict[str, float]:
+        return support(table(real, real), table(real, made), table(made, made), k)
+
     for group, classes in GROUPS.items():
-        if results["n"][group] > k:
-            results["support"][group] = _supports(table, sets, draws, classes, k)
-        else:
-            reason = f"{results['n'][group]} volumes in a sample, more than k = {k} are needed"
-            results["support"][group] = {"skipped": reason}
-    return results
+        if sizes[group] <= k:
+            supports[group] = {"skipped": f"{sizes[group]} volumes in a sample, more than k = {k} are needed"}
+            continue
+        found = over_draws(draws, classes, controls, measure)
+        for samples in found.values():
+            samples["synthetic_minus_floor"] = [
+                {metric: made[metric] - floor[metric] for metric in METRICS}
+                for made, floor in zip(samples["synthetic"], samples["floor"], strict=True)
+            ]
+        supports[group] = {
+            reference: {name: _ranges(values) for name, values in samples.items()}
+            for reference, samples in found.items()
+        }
+    return {"k": k, "n": sizes, "support": supports}
 
 
 class Distances:
@@ -72,35 +74,6 @@ class Distances:
     def __call__(self, a: Rows, b: Rows) -> np.ndarray:
         """(len(a), len(b))."""
         return self._table[np.ix_(*(self._first[name] + rows for name, rows in (a, b)))]
-
-
-def _supports(
-    table: Distances, sets: Mapping[str, FeatureSet], draws: list[Draw], classes: tuple[int, ...], k: int
-) -> dict:
-    """Support of one group: reference -> sample -> metric -> range over draws."""
-    controls = [name for name in sets if name not in ROLES]
-    found = over_draws(
-        draws, classes, controls, lambda real, made: support(table(real, real), table(real, made), table(made, made), k)
-    )
-    for samples in found.values():
-        samples["synthetic_minus_floor"] = [
-            {metric: made[metric] - floor[metric] for metric in METRICS}
-            for made, floor in zip(samples["synthetic"], samples["floor"], strict=True)
-        ]
-    return {
-        reference: {name: _ranges(values) for name, values in samples.items()} for reference, samples in found.items()
-    }
-
-
-def _nearest(table: Distances, train: FeatureSet, draws: list[Draw], classes: tuple[int, ...]) -> dict:
-    """Nearest training subjects of one group: sample -> figure -> range over draws."""
-    everybody = "train", np.flatnonzero(np.isin(train.labels, classes))
-    found: dict[str, list[dict[str, float]]] = {"held_out": [], "synthetic": []}
-    for drawn in draws:
-        reference, samples = pairs(drawn, classes)["held_out"]
-        found["held_out"].append(hubness(table(reference, everybody)))
-        found["synthetic"].append(hubness(table(samples["synthetic"], everybody)))
-    return {name: _ranges(values) for name, values in found.items()}
 
 
 def _ranges(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -121,14 +94,11 @@ def ssim_weights(shape: tuple[int, ...]) -> list[float]:
 
 @torch.inference_mode()
 def ms_ssim(volumes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Multi-scale structural similarity of pairs of volumes; 1 for equal ones. Source: Wang et al. 2003.
+    """Multi-scale structural similarity, float64 (P,) in [0, 1], 1 for equal ones. Source: Wang et al. 2003.
 
     Args:
         volumes: (N, D, H, W) in [0, 1], large enough for one scale; an array, or a stack that is read as it is indexed.
         chosen: int (P, 2), rows of `volumes`.
-
-    Returns:
-        float64 (P,) in [0, 1].
     """
     from monai.metrics.regression import compute_ms_ssim  # slow to import
 
@@ -168,9 +138,9 @@ def compare_ms_ssim(
         resamples: of subjects, for the intervals. A pair counts as often as both its subjects are drawn together.
 
     Returns:
-        ``protocol`` (scales, kernel, weights), and ``results``: group -> ``n`` (subjects on each side, as many of each
-        class), ``pairs``, ``real``, ``synthetic`` and ``difference`` (synthetic minus real), each with ``mean``,
-        ``low``, ``high``; or ``skipped`` with the reason, for all or for a group.
+        ``protocol``, and ``results``: group -> ``n`` (subjects on each side, as many of each class), ``pairs``,
+        ``real``, ``synthetic`` and ``difference`` (synthetic minus real), each with ``mean``, ``low``, ``high``; or
+        ``skipped`` with the reason, for all or for a group.
     """
     shape = tuple(real[0].shape[1:])
     weights = ssim_weights(shape)

@@ -44,11 +44,7 @@ def _moments(table: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def resample(labels: np.ndarray, resamples: int, draw: np.random.Generator) -> np.ndarray:
-    """How often each subject counts: once, then as often as it is drawn when each class is resampled with replacement.
-
-    Returns:
-        float64 (1 + resamples, N).
-    """
+    """How often each subject counts, (1 + resamples, N): once, then as drawn with replacement within each class."""
     weights = np.ones((1 + resamples, len(labels)))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -65,8 +61,7 @@ def compare_distributions(
         ``n_real``, ``n_synthetic``, ``significant`` (how many of the measures at a false discovery rate of 5 %), and
         ``measures``: name -> ``real`` and ``synthetic`` (means), ``difference`` (of means, over the pooled standard
         deviation), ``spread`` (synthetic over real standard deviation), both with low and high, and ``ks``, ``p``,
-        ``p_adjusted`` of the two-sample Kolmogorov-Smirnov test, adjusted over the measures (Benjamini and Hochberg
-        1995, J R Stat Soc B 57:289; positively dependent tests are allowed for by Benjamini and Yekutieli 2001).
+        ``p_adjusted`` of Kolmogorov and Smirnov's test (Benjamini and Hochberg 1995, J R Stat Soc B 57:289).
     """
     joined, origin = np.concatenate([real, synthetic]), np.repeat([0, 1], [len(real), len(synthetic)])
     weights = resample(origin, resamples, seeding.rng(seed, "morphometry distributions"))
@@ -112,8 +107,7 @@ def effect_agreement(
     resample adds noise to both d, so that its percentiles would lie too low. Noise in d alone keeps the correlation
     below 1; held-out reals in place of the sample show how far.
 
-    Args:
-        reference, sample: table (N, M) and labels (N,) each, the same measures in the same order.
+    `reference` and `sample` are tables (N, M) of the same measures, with labels (N,).
 
     Returns:
         ``measures``, ``n_reference``, ``n_sample`` (per class), ``correlation`` (Pearson) with low and high, ``slope``
@@ -163,11 +157,7 @@ def _fisher(correlation: np.ndarray) -> np.ndarray:
 def recovery(
     names: tuple[str, ...], measured: np.ndarray, true: np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> dict:
-    """How well measured volumes (N, M) follow the true ones of the same subjects.
-
-    Returns:
-        ``n`` and ``measures``: name -> ``correlation`` over subjects, with low and high.
-    """
+    """``correlation`` over subjects, with low and high, of measured volumes (N, M) with the true ones, by measure."""
     weights = resample(np.zeros(len(true)), resamples, seeding.rng(seed, "morphometry recovery"))
     size = weights.sum(axis=1)[:, None]
     a, b = measured - measured.mean(axis=0), true - true.mean(axis=0)  # against cancellation in the products

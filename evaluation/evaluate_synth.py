@@ -184,11 +184,7 @@ def grid_of(config: EvaluateConfig) -> Grid:
 
 
 def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:
-    """Whether the result is there already, with its figures.
-
-    Raises:
-        InputError: the file holds a result of other inputs.
-    """
+    """Whether the result is there already, with its figures; InputError where it is one of other inputs."""
     if not config.out.exists():
         return False
     old = read_json(config.out)

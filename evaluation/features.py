@@ -61,7 +61,7 @@ class FeatureNetwork(Protocol):
 
 
 def describe(network: FeatureNetwork) -> dict[str, Any]:
-    """What a result says about its features, as JSON values; every view counts once."""
+    """What a result says about its features; every view counts once."""
     views = dict.fromkeys(network.views, 1)
     return {"name": network.name, "checksum": network.checksum, "views": views, "settings": network.settings}
 
@@ -119,16 +119,9 @@ class SliceNetwork:
     """A 2D network on slices of the three axes: one vector per volume and axis, the mean over slice positions.
 
     Subjects are the independent unit, slices of one subject are not: a covariance over slices would pretend to a sample
-    several times its size. The mean was chosen over joining the positions to one long vector by measurement at 34
-    volumes a side: every control stood further above the floor, in standard deviations of the floor, and by the long
-    vectors (unprojected) a generator of half the variety came out *better* than the floor. The mean does not see the
-    order of slices.
-
-    Args:
-        name: of the network.
-        checksum: of its weights.
-        network: slices (B, 1, H, W) in [0, 1] to features (B, F).
-        protocol: which slices.
+    several times its size. Positions joined to one long vector were tried at 34 volumes a side: every control stood
+    less far above the floor, and a generator of half the variety came out *better* than it. The mean does not see the
+    order of slices. `network` takes slices (B, 1, H, W) in [0, 1] to features (B, F).
     """
 
     views = AXES
@@ -226,13 +219,8 @@ class RegionIntensities:
     def features(self, volumes: np.ndarray, device: Device) -> np.ndarray:
         """(N, 1, 2 x regions): the means, then the standard deviations. `device` is not used."""
         index = np.arange(1, len(self.regions) + 1)
-        rows = [
-            [
-                measure(volume.astype(np.float64), self._place, index)
-                for measure in (ndimage.mean, ndimage.standard_deviation)
-            ]
-            for volume in volumes
-        ]
+        measures = (ndimage.mean, ndimage.standard_deviation)
+        rows = [[measure(volume.astype(np.float64), self._place, index) for measure in measures] for volume in volumes]
         return np.array(rows, dtype=np.float32).reshape(len(volumes), 1, -1)
 
 
@@ -242,12 +230,7 @@ def features_of(
 ) -> np.ndarray:
     """Features of any number of volumes, in blocks, kept on disk under a hash of volumes, network and precision.
 
-    Args:
-        volumes: N of (D, H, W) in [0, 1]; an array, or a stack that is read as it is sliced: then no more than a block
-            of them is in memory at once.
-
-    Returns:
-        float32 (N, views, F).
+    N of (D, H, W) in [0, 1], an array or a stack that is read as it is sliced, to float32 (N, views, F).
     """
     settings = (network.name, network.checksum, sorted(network.settings.items()), str(device.precision))
     path = cache_dir / f"{network.name}-{content_key(volumes, settings)}.npy"
@@ -261,12 +244,7 @@ def features_of(
 
 
 def content_key(volumes: Sequence[np.ndarray], settings: tuple) -> str:
-    """Name of cached features: a hash of the volumes' voxels and of everything else that the features depend on.
-
-    Args:
-        volumes: N of (D, H, W), read one at a time.
-        settings: values whose ``repr`` says what they are.
-    """
+    """Name of cached features: a hash of all voxels and of settings, by their ``repr``, that the features depend on."""
     digest = hashlib.sha256(repr(((_CACHE_FORMAT, *settings), len(volumes), volumes[0].shape)).encode())
     for volume in volumes:
         digest.update(np.ascontiguousarray(volume, dtype=np.float32))

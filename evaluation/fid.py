@@ -83,11 +83,7 @@ def project(sets: Mapping[str, FeatureSet], dimensions: int) -> dict[str, Featur
 
 
 def per_draw(train: np.ndarray, test: np.ndarray, synthetic: np.ndarray) -> int:
-    """Volumes per class in each sample: half the held-out or training reals, or all synthetic ones, whichever is least.
-
-    Args:
-        train, test, synthetic: class codes of the three sets.
-    """
+    """Volumes per class in a sample, from class codes: half of the reals of a side or all synthetic, the least."""
     classes = range(len(CLASS_NAMES))
     counts = [min(np.sum(test == c) // 2, np.sum(train == c) // 2, np.sum(synthetic == c)) for c in classes]
     return int(min(counts))
@@ -99,10 +95,7 @@ def dimensions_for(n: int) -> int:
 
 
 def draw_once(sets: Mapping[str, FeatureSet], n: int, draw: np.random.Generator) -> Draw:
-    """Draws n volumes per class for each role, without replacement.
-
-    ``reference`` and ``partner`` are disjoint rows of ``test``, as ``train`` and ``train_partner`` are of ``train``.
-    """
+    """Draws n volumes per class for each role; a partner is disjoint from the reference, and from ``train``."""
     drawn: Draw = {role: {} for role in ("reference", "partner", "train", "train_partner", "synthetic")}
     for code in range(len(CLASS_NAMES)):
         rows = {name: draw.permutation(np.flatnonzero(sets[name].labels == code)) for name in sorted(ROLES)}
@@ -122,8 +115,7 @@ def pairs(
 ) -> dict[str, tuple[Rows, dict[str, Rows]]]:
     """What is compared with what in one draw: the rows of each reference, and by name the samples measured against it.
 
-    Every sample under ``held_out`` is measured against the same reals. A control is made from the partner half,
-    so that it shares no subject with the reference, exactly as the floor.
+    A control is made from the partner half, so that it shares no subject with the reference, exactly as the floor.
     """
 
     def pick(role: str) -> np.ndarray:
@@ -177,8 +169,6 @@ def compare(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repeats:
         sets: ``train``, ``test``, ``synthetic``; every other one is a control, made from ``test`` row by row.
         dimensions: of the projection before the Frechet distance; the KID takes all features.
         n: volumes per class in each sample (`per_draw`).
-        repeats: number of draws.
-        seed: of the draws.
 
     Returns:
         group -> reference (``held_out``, ``training``) -> sample -> ``fid`` and ``kid``, each with ``mean``, ``low``
@@ -242,8 +232,8 @@ def compare_all(sets: Mapping[str, FeatureSet], *, dimensions: int, permutations
     """Distances with every volume there is, and the tests that need no floor. Memory: 8 bytes times the square of N.
 
     Returns:
-        group -> ``to_held_out`` and ``to_training``: numbers of volumes, ``dimensions``, ``fid``, ``kid`` (averages of
-        the views) and ``fid_by_view``; ``kid_p_value`` of the synthetic set against the held-out reals; and
+        group -> ``to_held_out`` and ``to_training``: numbers of volumes, ``dimensions``, ``fid`` and ``kid`` (averages
+        of the views); ``kid_p_value`` of the synthetic set against the held-out reals; and
         ``kid_to_training_minus_held_out`` with ``nearer_training_p_value``, see `nearer_training`. A ``fid`` here has
         no floor beside it, for no two disjoint real sets of this size exist: it may only be compared with itself.
     """
@@ -260,12 +250,8 @@ def compare_all(sets: Mapping[str, FeatureSet], *, dimensions: int, permutations
         results[group] = tested(kernel[np.ix_(inside, inside)], origin[inside], strata[inside], permutations, seed)
         rows = {name: (name, np.flatnonzero(np.isin(labels[name], classes))) for name in ROLES}
         for key, name in REFERENCES:
-            fids = distance(rows[name], rows["synthetic"])
-            results[group][key] |= {
-                "fid": float(np.mean(fids)),
-                "fid_by_view": dict(zip(views, fids, strict=True)),
-                "dimensions": min(dimensions, joined.shape[2]),
-            }
+            fid = float(np.mean(distance(rows[name], rows["synthetic"])))
+            results[group][key] |= {"fid": fid, "dimensions": min(dimensions, joined.shape[2])}
     return results
 
 
@@ -286,16 +272,11 @@ def tested(kernel: np.ndarray, origin: np.ndarray, strata: np.ndarray, permutati
 
 
 def warnings_of(results: Mapping, all_volumes: Mapping, network: str) -> list[str]:
-    """What a reader has to be told: groups in which the synthetic volumes are too near to the training reals.
+    """Sentences about groups whose synthetic volumes are too near to the training reals, by `compare`, `compare_all`.
 
     Copies are one reason, and a generator that fits the averages of its training sample more closely than those of the
-    population another; single copies among many volumes remain unseen (`privacy.copying` looks for them). The
-    probability of any such sentence where synthetic volumes do not depend on which reals were trained on is
-    FALSE_ALARMS, shared among the groups (Bonferroni).
-
-    Args:
-        results, all_volumes: of `compare` and `compare_all`, on the same sets.
-        network: name of the features.
+    population another; single copies among many volumes remain unseen (`privacy.copying` looks for them). FALSE_ALARMS
+    is shared among the groups (Bonferroni).
     """
     warnings = []
     for group, figures in all_volumes.items():

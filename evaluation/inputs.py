@@ -40,11 +40,7 @@ class Synthetic:
 
 
 def folders_of(synth_hc: Path, synth_tle: Path) -> dict[str, list[Path]]:
-    """The volume pickles of each class's folder.
-
-    Raises:
-        InputError: a folder is missing, or given twice.
-    """
+    """The volume pickles of each class's folder; InputError for one that is missing, or given twice."""
     if synth_hc.resolve() == synth_tle.resolve():
         raise InputError(f"--synth-hc and --synth-tle are the same folder, {synth_hc}; each class has its own")
     return dict(zip(CLASS_NAMES, map(list_volumes, (synth_hc, synth_tle)), strict=True))
@@ -53,11 +49,7 @@ def folders_of(synth_hc: Path, synth_tle: Path) -> dict[str, list[Path]]:
 def check_ledgers(
     tables: dict[str, pd.DataFrame], folders: Iterable[Path], *, allow_leak: bool
 ) -> tuple[bool, list[str]]:
-    """Whether held-out subjects were seen in training (and that was allowed), and which folders do not say.
-
-    Raises:
-        InputError: held-out subjects in the training table or in a folder's ledger, without ``--allow-leak``.
-    """
+    """Whether held-out subjects were seen in training, which is refused unless allowed; which folders do not say."""
     test, warnings = tables["test"], []
     allowed = {"allow_leak": allow_leak}
     leaks = [refuse_overlap(test, ledger_of(tables["train"]), what="a model of --real-train", **allowed)]
@@ -77,12 +69,7 @@ def check_ledgers(
 
 
 def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path) -> Synthetic:
-    """Reads all volumes, one at a time, and keeps them scaled as scans are, in files named by their content.
-
-    Args:
-        folders: volume pickles by class name.
-        grid: that all must be on.
-        cache_dir: may be deleted at any time.
+    """Reads all volumes, one at a time, and keeps them scaled as scans are, in files of the cache named by content.
 
     Raises:
         InputError: names every volume that is refused, with the reason.
@@ -166,15 +153,7 @@ def fingerprint(
     weights: dict[str, Weights],
     settings: list,
 ) -> dict[str, str]:
-    """Hash of each input's content: whoever has the same ones gets the same result.
-
-    Args:
-        scans: by name of the set.
-        folders: synthetic volumes by class.
-        files: checkpoints and the true volumes, as far as they were given.
-        weights: of optional feature networks.
-        settings: everything else that the result depends on, as JSON values.
-    """
+    """Hash of each input's content; `settings` is everything else that the result depends on, as JSON values."""
     parts: dict[str, object] = {
         f"real_{name}": list(zip(stack.hashes, stack.labels.tolist(), strict=True)) for name, stack in scans.items()
     }

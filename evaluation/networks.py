@@ -43,11 +43,7 @@ class Weights:
 
 
 def read_weights(given: tuple[str, ...]) -> dict[str, Weights]:
-    """The files of ``NAME=FILE=SHA256``, by name of the network.
-
-    Raises:
-        InputError: another form, an unknown network, no such file, or a checksum that is not the stated one.
-    """
+    """The files of ``NAME=FILE=SHA256``, by name of the network; InputError where any of it is not right."""
     found = {}
     for text in given:
         if text.count("=") != 2:
@@ -125,16 +121,7 @@ class MedicalNet:
 def open_networks(
     grid: Grid, weights: Mapping[str, Weights], *, per_axis: int = 4
 ) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """Every network that can be had here, the default first, and for each other a sentence: ``skipped``, and why.
-
-    Args:
-        grid: of the volumes.
-        weights: by name of the network.
-        per_axis: slices per axis of 2D networks.
-
-    Raises:
-        InputError: weights that do not fit.
-    """
+    """Every network that can be had here, the default first, and for each other a sentence: ``skipped``, and why."""
     protocol = SliceProtocol.for_grid(grid.shape, per_axis)
     own: tuple[FeatureNetwork, ...] = (efficientnet(protocol), RegionIntensities(grid))
     networks, skipped = {network.name: network for network in own}, {}

@@ -41,12 +41,7 @@ def measure(
     repeats: int,
     seed: int,
 ) -> tuple[dict, dict, list[str]]:
-    """Distances in all feature spaces, and diversity in the first.
-
-    Returns:
-        ``results``, ``all_volumes`` and ``infinite`` of the headline features and ``views`` of the others; precision
-        and recall; and warnings.
-    """
+    """``results``, ``all_volumes``, ``infinite`` of the headline features, ``views`` of others; support; warnings."""
     spoiled = controls.make_controls(scans["test"].volumes, seed)
     volumes: dict[str, Sequence[np.ndarray]] = {name: stack.volumes for name, stack in scans.items()}
     volumes |= {"synthetic": synthetic.volumes, **spoiled}
@@ -92,7 +87,6 @@ def extrapolate(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repe
     Source: Chong and Forsyth 2020 (arXiv 1911.07023), section 4.
 
     Args:
-        sets, repeats, seed: as for `fid.compare`.
         dimensions: at most; fewer, where the smallest sample has fewer volumes.
         n: volumes per class in the largest sample.
 
@@ -139,11 +133,7 @@ def _at_sizes(
 
 
 def _at_size(a: np.ndarray, b: np.ndarray, size: int, classes: int, draw: np.random.Generator) -> float:
-    """Frechet distance between `size` rows of each class of both samples, averaged over random choices of them.
-
-    Args:
-        a, b: (classes x n, F), class after class.
-    """
+    """Frechet distance of `size` rows of each class of a and b (classes x n, F), averaged over random choices."""
     n = len(a) // classes
     starts = n * np.arange(classes)[:, None]
 

@@ -37,19 +37,9 @@ FOUND = 0.05
 def plan_canaries(
     subjects: Sequence[str], labels: Sequence[int], *, each: int, seed: int, repeats: Sequence[int] = REPEATS
 ) -> dict[str, int]:
-    """Which training subjects are repeated how often, classes in turn.
+    """Training subject -> occurrences, `each` for every number of `repeats` in their order; classes in turn.
 
-    Args:
-        subjects, labels: of the training split; a subject may have several scans.
-        each: canaries for every number of repetitions.
-        seed: of the choice.
-        repeats: numbers of occurrences, each 1 or more.
-
-    Returns:
-        subject -> occurrences, in the order of `repeats`.
-
-    Raises:
-        InputError: too few subjects, or numbers that are none.
+    A subject may have several scans. InputError for too few subjects, or numbers that are none.
     """
     classes = dict(zip(subjects, labels, strict=True))
     count = each * len(repeats)
@@ -70,15 +60,7 @@ def plan_canaries(
 def write_canaries(latents: Path, out: Path, plan: dict[str, int]) -> int:
     """Copies a folder of latents, with the canaries of ``train`` repeated under new names and the statistics renewed.
 
-    The folder appears whole, with the plan in PLAN, or not at all.
-
-    Args:
-        latents: of VAE.save_latent.
-        out: a new folder.
-        plan: subject -> occurrences.
-
-    Returns:
-        latents in the new training split.
+    The new folder appears whole, with the plan in PLAN, or not at all. Returns how many latents it has to train on.
 
     Raises:
         InputError: planned subjects have no latents there, or the folder exists.
@@ -110,20 +92,13 @@ def require_held_out(count: int) -> None:
 
 
 def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -> dict:
-    """What an audit says about each canary.
-
-    Args:
-        plan: subject -> occurrences; all are among the training subjects.
-        exposure: ``training`` and ``held_out``, subject -> ratio, small for the exposed (`nearest.exposure`).
+    """What `nearest.exposure` says about each canary, of whom all are among the training subjects.
 
     Returns:
         ``canaries``: one dict each of ``subject``, ``occurrences``, ``exposure``, ``rank`` (1: the most exposed of all
         training subjects), ``p`` (share of held-out subjects as exposed, the canary counted among them), ``found``;
         ``by_occurrences``: number of canaries, number ``found``, median ``rank`` and ``exposure``; ``stated_alarms``;
         ``alarms``: share of the training subjects that were not repeated and are found all the same.
-
-    Raises:
-        InputError: too few held-out subjects for any p to be `FOUND`.
     """
     training, held_out = exposure["training"], np.sort(list(exposure["held_out"].values()))
     require_held_out(len(held_out))

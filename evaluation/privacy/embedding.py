@@ -34,11 +34,8 @@ _BLUR_SIDE = 5  # voxels of the mean by which views are smoothed
 def shrink(volumes: Sequence[np.ndarray], spacing_mm: float, wanted_mm: float) -> np.ndarray:
     """Averages volumes to about `wanted_mm`; finer than they are they do not get.
 
-    Args:
-        volumes: N of (D, H, W); an array, or a stack that is read as it is sliced.
-
-    Returns:
-        float32 (N, d, h, w). Windows lie symmetrically, so that a mirrored volume becomes the mirror image.
+    N of (D, H, W), an array or a stack that is read as it is sliced, to float32 (N, d, h, w). Windows lie
+    symmetrically, so that a mirrored volume becomes the mirror image.
     """
     shape = volumes[0].shape
     size = tuple(max(1, round(extent * min(1.0, spacing_mm / wanted_mm))) for extent in shape)
@@ -150,9 +147,7 @@ def fit_encoder(
     Args:
         volumes: N of (D, H, W) in [0, 1], training and held-out scans alike; 8 or more.
         spacing_mm: their voxels' edge.
-        device: where to train; 32-bit precision.
-        seed: of weights, batches and views; with as many threads the result is the same to the bit.
-        config: by default for minutes at most on a CPU.
+        device: 32-bit precision; with as many threads and one seed the result is the same to the bit.
 
     Source: NT-Xent loss of Chen et al. 2020 (SimCLR, https://arxiv.org/abs/2002.05709), equation 1; a self-supervised
     embedding as detector of copies: Dar et al. 2025, https://doi.org/10.1038/s41551-025-01468-8.
@@ -192,10 +187,7 @@ def embed(encoder: Encoder, volumes: Sequence[np.ndarray], spacing_mm: float, de
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Normalised temperature-scaled cross-entropy of two views (B, F) of unit length: a scalar.
-
-    Each of the 2B vectors is to pick its partner out of all others. Source: Chen et al. 2020, equation 1.
-    """
+    """Each of the 2B vectors of two views (B, F), of unit length, is to pick its partner out of all others."""
     B = len(first)
     both = torch.cat([first, second])
     similarity = both @ both.T / temperature
@@ -237,14 +229,9 @@ def _view(x: torch.Tensor, person: torch.Tensor, config: EncoderConfig, draw: to
 
 
 def warp(x: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """Reads volumes at other places.
+    """Reads volumes (B, 1, d, h, w) at other places, linear between voxels, 0 outside.
 
-    Args:
-        x: (B, 1, d, h, w).
-        moved: (B, 3, n, n, n), by how many voxels along (d, h, w) the nodes are moved; linear between them.
-
-    Returns:
-        like `x`, linear between voxels, 0 outside.
+    `moved` (B, 3, n, n, n): by how many voxels along (d, h, w) the nodes are moved; linear between them.
     """
     shape = x.shape[2:]
     scale = torch.tensor([2.0 / max(side - 1, 1) for side in shape]).view(1, 3, 1, 1, 1)

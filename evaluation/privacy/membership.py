@@ -40,9 +40,6 @@ def attack(members: np.ndarray, others: np.ndarray) -> dict:
         ``tpr`` at `FALSE_POSITIVES` with its exact 95 % interval given the threshold; ``fpr`` there, with its own; and
         ``note`` on how little so few others can say.
 
-    Raises:
-        InputError: fewer than `LEAST` on a side, or scores that are not finite.
-
     Source: DeLong et al. 1988, by the definition of the placement values; Carlini et al. 2022
     (https://arxiv.org/abs/2112.03570), section IV, for true positives at few false ones.
     """
@@ -97,19 +94,13 @@ def loss_attack(members: np.ndarray, others: np.ndarray, levels: Sequence[float]
     Args:
         members, others: losses (M, draws, L) of subjects trained on, and (N, draws, L) of others.
         levels: (L,) places on the process's time.
-        seed: of the halves.
 
     Returns:
         as `attack`, and ``chosen`` (a level for each half), ``levels`` (level -> area over all subjects, for
         information: the largest of them is not a result) and ``draws``.
 
-    Raises:
-        InputError: fewer than twice `LEAST` on a side, so that a half would be too small.
-
     Source: Carlini et al. 2023 (https://arxiv.org/abs/2301.13188), section 5, for the loss at middling noise levels.
     """
-    if min(len(members), len(others)) < 2 * LEAST:
-        raise InputError(f"{len(members)} members and {len(others)} others: halves need at least {2 * LEAST} of each")
     raw = [-side.mean(axis=1) for side in (members, others)]  # (n, L)
     halves = [
         seeding.rng(seed, f"membership halves of {name}").permutation(len(side)) % 2
@@ -133,15 +124,8 @@ def dit_losses(
 ) -> np.ndarray:
     """The losses of a diffusion model, float64 (N, DRAWS, LEVELS), for `loss_attack`.
 
-    All subjects get the same noises, so that these do not add to the differences between subjects. Covariates are
-    unknown to the model.
-
-    Args:
-        diffusion: a checkpoint; its network is moved to `device`.
-        mu, logvar: raw posteriors (N, C, d, h, w).
-        labels: classes (N,).
-        device: where the network runs.
-        seed: of the noises.
+    All subjects, with raw posteriors (N, C, d, h, w), get the same noises, so that these do not add to the differences
+    between subjects. Covariates are unknown to the model.
     """
     model, process, space = device.module(diffusion.model), diffusion.process, diffusion.space
     count, shape = DRAWS * len(LEVELS), mu.shape[1:]
@@ -172,10 +156,7 @@ def dit_attack(
 
 
 def exposure_attack(exposure: dict[str, dict[str, float]]) -> dict:
-    """Membership from synthetic volumes alone: whether they come nearer to trained subjects than to held-out ones.
-
-    Args:
-        exposure: ``training`` and ``held_out``, subject -> ratio, from `evaluation.privacy.nearest.exposure`.
+    """Membership from synthetic volumes alone: whether `nearest.exposure` is larger for trained than for held-out ones.
 
     Source: the black-box attack of Chen et al. 2020 (GAN-Leaks, https://arxiv.org/abs/1909.03935), section 4.2, with
     the calibration of each subject's distance by real neighbours.
