@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from cohort.tables import CLASS_NAMES
 from runtime import seeding
@@ -107,29 +108,23 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
     def p(value: float) -> float:
         return float((1 + np.searchsorted(held_out, value, side="right")) / (len(held_out) + 1))
 
-    canaries = [
-        {
-            "subject": name,
-            "occurrences": count,
-            "exposure": training[name],
-            "rank": int(1 + np.searchsorted(ranked, training[name], side="left")),
-            "p": p(training[name]),
-            "found": p(training[name]) <= FOUND,
-        }
-        for name, count in plan.items()
-    ]
-    by_occurrences = {}
-    for count in sorted(set(plan.values())):
-        rows = [row for row in canaries if row["occurrences"] == count]
-        by_occurrences[str(count)] = {
+    canaries = pd.DataFrame({"subject": list(plan), "occurrences": list(plan.values())})
+    canaries["exposure"] = [training[name] for name in plan]
+    canaries["rank"] = 1 + np.searchsorted(ranked, canaries["exposure"], side="left")
+    canaries["p"] = [p(value) for value in canaries["exposure"]]
+    canaries["found"] = canaries["p"] <= FOUND
+    by_occurrences = {
+        str(count): {
             "n": len(rows),
-            "found": sum(row["found"] for row in rows),
-            "median_rank": float(np.median([row["rank"] for row in rows])),
-            "median_exposure": float(np.median([row["exposure"] for row in rows])),
+            "found": int(rows["found"].sum()),
+            "median_rank": float(rows["rank"].median()),
+            "median_exposure": float(rows["exposure"].median()),
         }
+        for count, rows in canaries.groupby("occurrences")
+    }
     usual = [p(value) <= FOUND for name, value in training.items() if plan.get(name, 1) == 1]
     return {
-        "canaries": canaries,
+        "canaries": canaries.to_dict("records"),
         "by_occurrences": by_occurrences,
         "stated_alarms": FOUND,
         "alarms": float(np.mean(usual)) if usual else None,

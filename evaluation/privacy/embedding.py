@@ -77,34 +77,21 @@ class VoxelSpace:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder and what it learns to overlook; lengths in voxels of about FINE_MM."""
+    """The encoder and what it learns to overlook; lengths in voxels of about FINE_MM, sd: standard deviation."""
 
-    features: int = 128
-    """Length of the vectors."""
-    channels: tuple[int, ...] = (16, 32, 64)
-    """Of the convolutions, each of which halves the resolution."""
+    features: int = 128  # length of the vectors
+    channels: tuple[int, ...] = (16, 32, 64)  # of the convolutions, each of which halves the resolution
     steps: int = 80
-    """Optimiser steps."""
-    batch_size: int = 24
-    """Virtual subjects per step, two views of each."""
-    lr: float = 2e-3
-    """Peak learning rate; cosine decay to 0."""
-    temperature: float = 0.1
-    """Of the contrast: how much the nearest of the others count."""
-    person: float = 1.0
-    """Standard deviation of the smooth displacement that makes a new person of a scan."""
-    deformation: float = 0.25
-    """Standard deviation of the smooth displacement between two views of one person."""
-    shift: float = 1.2
-    """Largest shift of a view along each axis."""
-    noise: float = 0.04
-    """Largest standard deviation of white noise, where intensities span 0 to 1."""
-    gamma: float = 0.25
-    """Largest change of the log of the intensity's exponent."""
-    bias: float = 0.15
-    """Largest value of the log of a bias field with 3 nodes along each axis."""
-    blur: float = 1.0
-    """Largest weight of a 5x5x5 mean, by which a view is smoothed."""
+    batch_size: int = 24  # virtual subjects per step, two views of each
+    lr: float = 2e-3  # at its peak; cosine decay to 0
+    temperature: float = 0.1  # of the contrast: how much the nearest of the others count
+    person: float = 1.0  # sd of the smooth displacement that makes a new person of a scan
+    deformation: float = 0.25  # sd of the smooth displacement between two views of one person
+    shift: float = 1.2  # the largest, of a view along each axis
+    noise: float = 0.04  # largest sd of white noise, where intensities span 0 to 1
+    gamma: float = 0.25  # largest change of the log of the intensity's exponent
+    bias: float = 0.15  # largest value of the log of a bias field with 3 nodes along each axis
+    blur: float = 1.0  # largest weight of a 5x5x5 mean, by which a view is smoothed
 
 
 class Encoder(nn.Module):
