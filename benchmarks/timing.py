@@ -36,13 +36,9 @@ def contest(
     On a CPU freed memory is kept from `set_up` on, by every network of the process (see runtime.device); on a GPU the
     kernels of vol2col, the slow fall-back of 3D convolutions, are counted in the first job of the last network.
 
-    Args:
-        usual: device of the first.
-        as_run: jobs by network.
-        set_up: makes the jobs of the others, the same ones, on the device that runs of this project have.
-        repeats: timed turns of each job; the median counts.
-        batch: volumes in a job.
-        references: networks that the others are compared with.
+    `as_run` are the first ones' jobs by network, on the device `usual`; `set_up` makes the same jobs of the others on
+    the device that runs of this project have. Of `repeats` turns the median counts; a job has `batch` volumes; all are
+    compared with the networks `references`.
     """
     jobs = list(next(iter(as_run.values())))
     alone = {job: time_turns({name: own[job] for name, own in as_run.items()}, repeats, usual) for job in jobs}
@@ -131,12 +127,8 @@ def print_table(rows: list[dict[str, object]]) -> None:
 def time_command(module: str, *words: object, expected: int = 0, threads: int | None = None) -> dict[str, float]:
     """Seconds and peak memory of ``python -m module words``, start-up included.
 
-    Processor time is measured as well: on a machine with other work the wall's says little.
-
-    Args:
-        module, words: of the command.
-        expected: its exit status; InputError with its output if it ends otherwise.
-        threads: of the numerical libraries in each of its processes; by default theirs.
+    Processor time is measured as well: on a machine with other work the wall's says little. InputError with its output
+    if it ends with another status than `expected`; `threads` are those of the numerical libraries in each process.
     """
     command = [sys.executable, "-m", module, *map(str, words)]
     variables = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})

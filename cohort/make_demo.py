@@ -40,6 +40,24 @@ from runtime.files import ROOT, atomic_write, read_json, write_json
 
 SPACING_LIMITS_MM = (1.0, 16.0)
 
+TRUTH_COLUMNS = {
+    "Description": "A simulation: no row is a person. Volumes follow published group statistics.",
+    "Licence": LICENCE_NOTE,
+    "group": "HC; HS: epilepsy with hippocampal sclerosis; MRI-negative: epilepsy without visible lesion",
+    "side": "side of the epilepsy, L or R; empty for HC",
+    "mri_negative": "1 for epilepsy without visible lesion",
+    "etiv_cm3": "intracranial volume of the head before affine registration; the scan itself has the template's",
+    "min_jacobian": "smallest Jacobian determinant of the deformation; positive: nothing folds",
+    "displacement_mm": "root mean square displacement in the brain, after affine registration",
+    "templates": "the two templates that the scan is a patchwork of",
+    "first_template_share": "share of the first of them",
+    "volume_<region>_mm3": "true volume in the scan: integral of the Jacobian determinant over the region's labels",
+    "change_<region>": "relative change of volume that the disease was prescribed to make; -0.2: a fifth less",
+    "effect": "only with a planted effect: which",
+    "effect_size": "only with a planted effect: its Cohen's d against controls, as a loss",
+}
+"""Description of truth.csv, in the manner of a BIDS data dictionary."""
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -84,7 +102,7 @@ def main(config: DemoConfig) -> None:
     truth = pd.DataFrame([truth_row(subject, config.out) | planted(config) for subject in cohort])
     with atomic_write(config.out / "truth.csv") as temporary:
         truth.to_csv(temporary, index=False, lineterminator="\n")
-    write_json(config.out / "truth.json", truth_columns())
+    write_json(config.out / "truth.json", TRUTH_COLUMNS)
     index = truth[["subject", "diagnosis", "age", "sex", "site"]]
     write_table(config.index, index.assign(file=[str(path_of(config.out, subject).resolve()) for subject in cohort]))
     print(f"{len(cohort)} simulated scans ({len(missing)} new) in {config.out}, index {config.index}")
@@ -177,7 +195,7 @@ def path_of(out: Path, subject: Subject, ending: str = ".nii.gz") -> Path:
 
 
 def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
-    """One row of truth.csv; the columns are described by `truth_columns`."""
+    """One row of truth.csv; the columns are described by TRUTH_COLUMNS."""
     facts = read_json(path_of(out, subject, ".json"))
     row = {
         "subject": subject.name, "diagnosis": subject.diagnosis, "group": subject.group, "side": subject.side,
@@ -190,26 +208,6 @@ def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
     for region, change in zip(REGIONS, subject.change, strict=True):
         row[f"change_{region.lower().replace(' ', '_')}"] = round(float(change), 5)
     return row
-
-
-def truth_columns() -> dict[str, Any]:
-    """Description of truth.csv, in the manner of a BIDS data dictionary."""
-    return {
-        "Description": "A simulation: no row is a person. Volumes follow published group statistics.",
-        "Licence": LICENCE_NOTE,
-        "group": "HC; HS: epilepsy with hippocampal sclerosis; MRI-negative: epilepsy without visible lesion",
-        "side": "side of the epilepsy, L or R; empty for HC",
-        "mri_negative": "1 for epilepsy without visible lesion",
-        "etiv_cm3": "intracranial volume of the head before affine registration; the scan itself has the template's",
-        "min_jacobian": "smallest Jacobian determinant of the deformation; positive: nothing folds",
-        "displacement_mm": "root mean square displacement in the brain, after affine registration",
-        "templates": "the two templates that the scan is a patchwork of",
-        "first_template_share": "share of the first of them",
-        "volume_<region>_mm3": "true volume in the scan: integral of the Jacobian determinant over the region's labels",
-        "change_<region>": "relative change of volume that the disease was prescribed to make; -0.2: a fifth less",
-        "effect": "only with a planted effect: which",
-        "effect_size": "only with a planted effect: its Cohen's d against controls, as a loss",
-    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +20,16 @@ COLOURS = {"HC": "#2f6aa8", "TLE": "#d97a1d"}
 def planes(volume: np.ndarray, at: tuple[float, float, float] = (0.33, 0.5, 0.45)) -> list[np.ndarray]:
     """Sagittal, coronal and axial slice of (D, H, W), each as an image whose first row is up.
 
-    Args:
-        volume: axes left-right, back-front, foot-head.
-        at: position of each slice as a share of its axis; the default sagittal plane runs through the left hippocampus
-            and the default axial one through the ventricles.
+    `at` is the position of each slice as a share of its axis; by default the sagittal plane runs through the left
+    hippocampus and the axial one through the ventricles.
     """
     x, y, z = (min(int(share * size), size - 1) for share, size in zip(at, volume.shape, strict=True))
     return [np.flipud(plane.T) for plane in (volume[x], volume[:, y], volume[:, :, z])]
 
 
-def strip(volume: np.ndarray, at: tuple[float, float, float] = (0.33, 0.5, 0.45)) -> np.ndarray:
+def strip(volume: np.ndarray) -> np.ndarray:
     """The three planes side by side in one image, padded at the bottom to one height."""
-    images = planes(volume, at)
+    images = planes(volume)
     height = max(image.shape[0] for image in images)
     return np.concatenate([np.pad(image, ((0, height - image.shape[0]), (0, 1))) for image in images], axis=1)
 
@@ -42,20 +39,11 @@ def gallery(path: Path, rows: list[tuple[str, list[np.ndarray]]], **options: Any
     save(sheet(rows, **options), path)
 
 
-def sheet(
-    rows: list[tuple[str, list[np.ndarray]]],
-    *,
-    title: str = "",
-    captions: Sequence[str] = (),
-    error_rows: tuple[int, ...] = (),
-) -> Figure:
-    """One labelled row of volumes after another, three planes each.
+def sheet(rows: list[tuple[str, list[np.ndarray]]], *, title: str = "", error_rows: tuple[int, ...] = ()) -> Figure:
+    """One labelled row of volumes (D, H, W) in [0, 1] after another, three planes each.
 
-    Args:
-        rows: a label and volumes (D, H, W) in [0, 1]; a label that begins with a class gets its colour.
-        title: above the picture.
-        captions: above each column of volumes.
-        error_rows: rows that hold signed differences; they are drawn in blue and red from -0.3 to 0.3.
+    A label that begins with a class gets its colour. `error_rows` hold signed differences, drawn in blue and red from
+    -0.3 to 0.3.
     """
     count = max(len(volumes) for _, volumes in rows)
     height, width = strip(rows[0][1][0]).shape
@@ -67,12 +55,8 @@ def sheet(
         limits = {"cmap": "RdBu_r", "vmin": -0.3, "vmax": 0.3} if index in error_rows else {"cmap": "gray", "vmax": 1}
         for axis, volume in zip(axes[index][: len(volumes)], volumes, strict=True):
             axis.imshow(strip(volume), interpolation="nearest", **{"vmin": 0, **limits})
-        colour = COLOURS.get(label.split("-")[0].split(" ")[0], "black")
-        axes[index, 0].text(
-            -0.02, 0.5, label, color=colour, transform=axes[index, 0].transAxes, ha="right", va="center"
-        )
-    for axis, caption in zip(axes[0][: len(captions)], captions, strict=True):
-        axis.set_title(caption, fontsize=9)
+        first, colour = axes[index, 0], COLOURS.get(label.split("-")[0].split(" ")[0], "black")
+        first.text(-0.02, 0.5, label, color=colour, transform=first.transAxes, ha="right", va="center")
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=10)

@@ -77,15 +77,9 @@ def main(config: ReportConfig) -> None:
 
 
 def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
-    """All files whose content the report depends on.
+    """All files that the report depends on, in runs, fid_results and data of `root` and in the folder of the tables.
 
-    Args:
-        preset: name of the preset.
-        tables: folder of the split tables.
-        root: folder that holds runs, fid_results and data.
-
-    Raises:
-        InputError: results are missing; names each and the command that makes it.
+    Raises InputError where results are missing, with the command that makes each.
     """
     runs, results = root / "runs" / preset, root / "fid_results"
     arms = [runs / name for name in ("classifier", "classifier_real_synthetic", "classifier_synthetic")]
@@ -151,9 +145,7 @@ def is_current(out: Path, mark: str) -> bool:
 def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
     """Runs a notebook in this very Python, whatever kernels are installed, and returns it with its outputs.
 
-    Args:
-        path: of the notebook, which stays as it is.
-        parameters: environment variables that its first cell reads.
+    `parameters` are environment variables that its first cell reads. The file stays as it is.
     """
     notebook = nbformat.read(path, as_version=4)
     # Without folders to search, "python3" is the interpreter that runs this, and no user's kernel of the same name.
@@ -162,15 +154,12 @@ def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
     environment = {**os.environ, **parameters, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with tempfile.TemporaryDirectory() as folder:  # sockets are files here: no open port, and a path short enough
         kernel = AsyncKernelManager(
-            kernel_name="python3",
-            kernel_spec_manager=specifications,
-            transport="ipc",
+            kernel_name="python3", kernel_spec_manager=specifications, transport="ipc",
             connection_file=f"{folder}/k.json",
-        )
+        )  # fmt: skip
         where = {"metadata": {"path": str(ROOT)}}
-        NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where).execute(
-            env=environment, cleanup_kc=True
-        )
+        client = NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where)
+        client.execute(env=environment, cleanup_kc=True)
     return notebook
 
 
@@ -184,10 +173,8 @@ def page(notebook: nbformat.NotebookNode, mark: str) -> str:
         for output in outputs:
             if "text/html" in output.get("data", {}):
                 output["data"]["text/html"] = FAVICON.sub("", output["data"]["text/html"])
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
-    )
-    body, _ = exporter.from_notebook_node(notebook)
+    bare = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
+    body, _ = HTMLExporter(template_name="basic", **bare).from_notebook_node(notebook)
     title = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0].lstrip("# ")
     return (
         f'<!DOCTYPE html>\n{mark}\n<html lang="en"><head><meta charset="utf-8">'

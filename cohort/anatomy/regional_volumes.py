@@ -82,11 +82,8 @@ def region_volumes(
 ) -> np.ndarray:
     """Tissue (ml) in dilated regions of the atlas (METHOD), float64 (N, regions), a volume per core at a time.
 
-    Args:
-        volumes: N of (D, H, W), on the grid, in [0, 1], 0 outside the brain; an array, or a stack that is read as it is
-            indexed.
-        regions: names in the atlas.
-        unbias: divide each volume by its smooth bias first.
+    `volumes` are N of (D, H, W) on the grid, in [0, 1], 0 outside the brain: an array, or a stack that is read as it is
+    indexed. `unbias` divides each by its smooth bias first.
     """
     matrices, tissues = _summations(grid, regions), _template(grid)[1]
 
@@ -111,11 +108,10 @@ def regions_on(grid: Grid) -> tuple[str, ...]:
 
 
 def region_table(volumes: Sequence[np.ndarray], grid: Grid) -> tuple[tuple[str, ...], np.ndarray]:
-    """Measures every volume in all regions that the grid can hold.
+    """Names and float64 (N, measures) of all regions that the grid can hold, in every volume.
 
-    Returns:
-        names and float64 (N, measures): ml of tissue per region, then ``asymmetry of ...`` for each structure with two
-        sides, (L - R) / (L + R) in [-1, 1], 0 where neither side holds any.
+    First ml of tissue per region, then ``asymmetry of ...`` for each structure with two sides, (L - R) / (L + R) in
+    [-1, 1], 0 where neither side holds any.
     """
     regions = regions_on(grid)
     ml = region_volumes(volumes, grid, regions)

@@ -141,16 +141,12 @@ def subjects(seed: int, count: int, planted: float | None = None) -> list[Subjec
 
     `planted` is Cohen's d of a planted effect; None for the published ones.
     """
-    block = _block(planted)
+    block = BLOCK if planted is None else PLANTED_BLOCK
     orders = [rng(seed, "cohort.order", number).permutation(len(block)) for number in range(-(-count // len(block)))]
     members = [block[i] for order in orders for i in order][:count]
     kinds = list(dict.fromkeys(block))
     points = {kind: iter(_uniforms(seed, number, members.count(kind))) for number, kind in enumerate(kinds)}
     return [_subject(seed, index, kind, next(points[kind]), planted) for index, kind in enumerate(members)]
-
-
-def _block(planted: float | None) -> list[tuple[str, str]]:
-    return BLOCK if planted is None else PLANTED_BLOCK
 
 
 def sclerotic_region(group: str, side: str) -> str:
@@ -171,7 +167,8 @@ def effect_targets(group: str, side: str, planted: float | None = None) -> np.nd
 
 def _mean_changes(group: str, side: str, planted: float | None) -> np.ndarray:
     """Mean relative volume change per region that gives `effect_targets` under the model."""
-    patients, controls = (_block(planted).count(kind) for kind in ((group, side), ("HC", "")))
+    block = BLOCK if planted is None else PLANTED_BLOCK
+    patients, controls = block.count((group, side)), block.count(("HC", ""))
     changes = np.zeros(len(REGIONS))
     for i, d in enumerate(effect_targets(group, side, planted)):
         if d == 0 and planted is not None:
@@ -200,18 +197,9 @@ def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray,
     offsets = np.array([MEAN_LOG_OFFSET.get(region, 0.0) for region in REGIONS]) - _SPREADS**2 / 2
     deviation = _covariates(age, etiv) + _residual_root() @ special.ndtri(np.array(u_regions))
     limit = LARGEST_DEVIATION * _SPREADS
-    return Subject(
-        index=index,
-        name=f"sim{seed}-{index:04d}",
-        group=group,
-        side=side,
-        age=age,
-        sex=sex,
-        site=list(SITE_SHARES)[int(np.searchsorted(np.cumsum(list(SITE_SHARES.values()))[:-1], u_site, side="right"))],
-        etiv_cm3=etiv,
-        change=change,
-        relative_volume=np.exp(offsets + deviation.clip(-limit, limit)) * (1 + change),
-    )
+    volume = np.exp(offsets + deviation.clip(-limit, limit)) * (1 + change)
+    site = list(SITE_SHARES)[int(np.searchsorted(np.cumsum(list(SITE_SHARES.values()))[:-1], u_site, side="right"))]
+    return Subject(index, f"sim{seed}-{index:04d}", group, side, age, sex, site, etiv, change, volume)
 
 
 def _uniforms(seed: int, kind: int, size: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class SimulatedScan(NamedTuple):
     image: np.ndarray
     """int16 (D, H, W), scanner units, 0 outside the brain."""
     facts: dict[str, Any]
-    """Plain values, described in `cohort.make_demo.truth_columns`."""
+    """Plain values, described in `cohort.make_demo.TRUTH_COLUMNS`."""
     region: np.ndarray | None
     """float32 (D, H, W), share of each voxel that lies in the region asked for, through the subject's own map."""
 
@@ -151,10 +151,8 @@ class Simulator:
         return position_mm + shift * np.float32(warps.SPACING_MM)
 
     def _share_of(self, region: str, position_mm: np.ndarray) -> np.ndarray:
-        """Share of each voxel of the grid in an atlas region, (D, H, W) in [0, 1], read at template positions.
-
-        The labels are low-passed to the grid's spacing first, as the templates are.
-        """
+        """Share of each voxel of the grid in an atlas region, (D, H, W) in [0, 1]: labels low-passed as templates are,
+        read at template positions."""
         atlas, affine = native_atlas()
         voxel_mm = np.abs(np.diag(affine)[:3])
         inside = atlas.mask(region).astype(np.float32)

@@ -91,18 +91,11 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
 def random_velocity(
     shape: Sequence[int], spacing_mm: float, scales: Sequence[tuple[float, float]], rng: np.random.Generator
 ) -> np.ndarray:
-    """A Gaussian random velocity field that is the sum of independent fields of several smoothnesses.
+    """A Gaussian random velocity field, float32 (3, D, H, W) in voxels: a sum of independent fields.
 
     White noise is filtered once by the root of the summed power spectra, which has the distribution of the sum.
-
-    Args:
-        shape, spacing_mm: of the lattice.
-        scales: (smoothness, amplitude) pairs in mm: the standard deviation of the Gaussian kernel, and the root mean
-            square length of the three-component vector.
-        rng: source of the noise.
-
-    Returns:
-        float32 (3, D, H, W) in voxels.
+    `scales` are (smoothness, amplitude) pairs in mm: the standard deviation of the Gaussian kernel, and the root mean
+    square length of the three-component vector.
     """
     frequencies = (*(np.fft.fftfreq(size) for size in shape[:2]), np.fft.rfftfreq(shape[2]))
     squared = sum(np.square(axis) for axis in np.ix_(*frequencies))
@@ -128,10 +121,7 @@ def affine_basis(weight: np.ndarray) -> np.ndarray:
 
 
 def without_affine(field: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """A field less its weighted least-squares affine part: what is left after affine registration.
-
-    `basis` is `affine_basis(weight)`, `weight` (D, H, W) non-negative.
-    """
+    """A field less its weighted least-squares affine part: what is left after affine registration."""
     flat = basis.reshape(4, -1)
     part = (field.reshape(3, -1) * (weight.ravel() / weight.sum())) @ flat.T
     return field - (part @ flat).reshape(field.shape).astype(np.float32)
@@ -222,16 +212,13 @@ def solve(
     """Finds the region deformation that, with a random deformation on top, gives the prescribed volumes.
 
     Newton's method on the log-volumes, with Broyden's update of the derivative (Broyden 1965, Math. Comp. 19:577).
-
-    Args:
-        model: from `region_model`; all displacements (3, D, H, W) are in voxels of its lattice.
-        random_forward: displacement of the random map from the template's side to the subject.
-        target_mm3: prescribed volumes in the subject.
+    Displacements (3, D, H, W) are in voxels of the model's lattice; that of the random map leads from the template's
+    side to the subject.
 
     Returns:
         Displacements from the deformed template to the template (where to read the image) and from the template to the
-        subject (the random deformation included), and the volumes reached, as integrals of the Jacobian determinant
-        over the labels; None when the iteration reaches no such map from this random deformation.
+        subject (the random deformation included), and the volumes reached (mm3), as integrals of the Jacobian
+        determinant over the labels; None when the iteration reaches no such map from this random deformation.
     """
     response = model.response.copy()
     missing = np.log(target_mm3 / model.volumes(random_forward))
@@ -277,12 +264,11 @@ def _field_of(region: np.ndarray, room: np.ndarray) -> np.ndarray:
     # The symbols of a cell's slope and of its adjoint, with the half-cell shift between cells and nodes: the discrete
     # divergence of the solution, as `jacobian_determinant` measures it, is the source itself.
     shift = [np.exp(-0.5j * f) for f in frequencies]
-    slopes = []
-    for axis in range(3):
-        symbol = 2j * np.sin(frequencies[axis] / 2)
-        for other in {0, 1, 2} - {axis}:
-            symbol = symbol * np.cos(frequencies[other] / 2)
-        slopes.append(symbol)
+    half = [f / 2 for f in frequencies]
+    slopes = [
+        2j * np.sin(half[axis]) * np.cos(half[first]) * np.cos(half[second])
+        for axis, first, second in ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+    ]
     power = sum(np.abs(s) ** 2 for s in slopes)
     power[power < 1e-6] = np.inf
     potential = fft.fftn(source) / power * shift[0] * shift[1] * shift[2]

@@ -33,19 +33,14 @@ _DIAGNOSIS_COLOURS = {
 
 
 def place_rows(frame: pd.DataFrame, shares: Sequence[float], draw: np.random.Generator) -> np.ndarray:
-    """Divides a table's rows among parts, by subject and group, balanced as far as it goes.
+    """Divides a table's rows, in whatever order, among parts, by subject and group, balanced as far as it goes.
 
     Units are what subjects and groups tie together (subjects of one group, groups that share a subject). The largest
     units are placed first, each where the shares of all its traits (class, side, age band, sex, site) stay nearest to
     the wanted ones; then random moves and exchanges are tried and kept when they bring the shares nearer.
 
-    Args:
-        frame: a table (`cohort.tables.read_table`). The order of its rows has no influence.
-        shares: wanted share of the subjects in each part, above 0, sum 1.
-        draw: the only source of chance.
-
-    Returns:
-        int (rows,): the part of each row. A class may be missing from a part when it has too few units.
+    `shares` of the subjects are above 0, their sum is 1. Returns the part of each row, int (rows,); a class may be
+    missing from a part when it has too few units.
     """
     units = tied(frame["subject"], frame["group"])
     traits, weights, classes = _traits(frame, units)
@@ -123,8 +118,7 @@ def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
     """Ages above (one panel per split), composition below (diagnosis, sex, site); subjects with their first scan.
 
-    Args:
-        splits: tables by name, such as train, val and test; each may lack ages, sexes, sites or a class.
+    Tables may lack ages, sexes, sites or a class.
     """
     people = {name: frame.drop_duplicates("subject") for name, frame in splits.items()}
     figure = new_figure(figsize=(12, 6.6), layout="constrained")
@@ -132,13 +126,12 @@ def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
     _ages(above, people)
     axes = below.subplots(1, 3)
     _stacked(axes[0], "diagnosis", {name: rows["diagnosis"] for name, rows in people.items()})
+    classes = [(name, code, label) for name in people for code, label in enumerate(CLASS_NAMES)]
     for axis, trait in zip(axes[1:], ("sex", "site"), strict=True):
-        by_class = {
-            f"{name}\n{label}": rows.loc[rows["label"] == code, trait]
-            for name, rows in people.items()
-            for code, label in enumerate(CLASS_NAMES)
+        columns = {
+            f"{name}\n{label}": people[name].loc[people[name]["label"] == code, trait] for name, code, label in classes
         }
-        _stacked(axis, f"{trait} by class", by_class)
+        _stacked(axis, f"{trait} by class", columns)
     return figure
 
 

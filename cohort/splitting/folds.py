@@ -37,16 +37,10 @@ def partition(frame: pd.DataFrame, *, val_percent: float, test_percent: float, s
 
 
 def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: int) -> list[dict[str, pd.DataFrame]]:
-    """Divides a table into k folds: every subject is in the test split of exactly one of them.
+    """Divides a table into `count` folds, each as of `partition`: every subject is in the test split of exactly one.
 
-    Args:
-        frame, seed: as of `partition`, and so the splits of each fold.
-        count: number of folds, 2 or more.
-        val_percent: share of the subjects outside the test split that validate; None takes the next fold's test
-            subjects instead, which needs 3 folds or more.
-
-    Raises:
-        InputError: impossible numbers, or a class that would be missing from a split; names fold and split.
+    `val_percent` is the share of the subjects outside the test split that validate; None takes the next fold's test
+    subjects instead, which needs 3 folds. Raises InputError for impossible numbers, or a class that would be missing.
     """
     if count < (3 if val_percent is None else 2):
         raise InputError(f"{count} folds: expected at least 3, or 2 with --fold-validation share")
@@ -75,20 +69,15 @@ def hold_out(
     """All scans of some sites for test, the others divided into training and validation; once per set of sites.
 
     Args:
-        frame: a table in which every scan has a site.
+        frame, seed: as of `partition`; every scan has a site.
         wanted: sets of sites that are tested together.
         val_percent: share of the other sites' subjects that validate, above 0, below 100.
-        seed: as of `partition`.
         allow_one_class: accept sites with patients only or controls only, on which no AUC can be computed.
-        leave_out_shared: subjects and groups (copies included) at a held-out site that have scans at another one too:
-            leave those other scans out of all splits. Otherwise they are refused, because they would be a leak.
+        leave_out_shared: where subjects and groups (copies included) of a held-out site have scans at another one,
+            leave those out of all splits. Otherwise they are refused, because they would be a leak.
 
     Returns:
-        For each set the splits, and the scans that were left out.
-
-    Raises:
-        InputError: an unknown site, none left to train on, one class or shared subjects where that was not allowed, or
-            a class missing from training or validation; of all sets at once.
+        For each set the splits, and the scans that were left out. InputError names what is refused of all sets at once.
     """
     known, units = site_names(frame), tied(frame["subject"], frame["group"])
     problems, chosen = [], []

@@ -55,15 +55,10 @@ def join_groups(frame: pd.DataFrame, copies: Sequence[str]) -> pd.DataFrame:
 
 
 def read_copies(path: Path, files: Sequence[str]) -> list[str]:
-    """Which set of copies each scan is in, by a table with the columns `file` and `group`; empty for none.
+    """Which set of copies each of some scans is in, by groups.csv of cohort.check; empty for none.
 
-    Args:
-        path: groups.csv of cohort.check; `file` absolute or relative to its folder. Scans that are not listed, and rows
-            with an empty `group`, are in no set.
-        files: paths of the scans in question.
-
-    Raises:
-        InputError: no such table, a column is missing, or none of its files is among `files`.
+    `file` there is absolute or relative to its folder; scans that are not listed, and rows with an empty `group`, are
+    in no set. Raises InputError where none of its files is among `files`: it is of another cohort.
     """
     table = read_delimited(path)
     missing = [f"column {name} is missing" for name in ("file", "group") if name not in table.columns]

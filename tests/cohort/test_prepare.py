@@ -324,7 +324,7 @@ def test_a_raw_head_in_a_bids_dataset_comes_back(tmp_path):
     brain = write_scan(tmp_path / "cohort/scans/P-1.nii.gz", spacing_mm=2)
     (tmp_path / "cohort/truth.csv").write_text("subject,diagnosis,age,sex,site\nP-1,TLE-L,40,F,A\n")
     raw = tmp_path / "raw"
-    script("benchmarks.raw_bids", "--cohort", tmp_path / "cohort", "--out", raw, "--subjects", 1, "--spacing-mm", 4)
+    script("tests.support.raw_bids", "--cohort", tmp_path / "cohort", "--out", raw, "--subjects", 1, "--spacing-mm", 4)
     chosen = config(raw, assume_mni=False, grid="demo")
     done = command(chosen)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@
 Each scan of the cohort is put into a simulated skull, scalp and neck and scanned in a position and with a coil of its
 own: for the check that what `cohort.prepare` makes of raw heads is as good for a classifier as the cohort itself.
 
-    python -m benchmarks.raw_bids --cohort data/demo --out data/raw --subjects 40
+    python -m tests.support.raw_bids --cohort data/demo --out data/raw --subjects 40
 """
 
 from __future__ import annotations
