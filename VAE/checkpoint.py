@@ -44,11 +44,7 @@ def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], *
 
 
 def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedVAE:
-    """Rebuilds the network from nothing but its file, strictly; returns the averaged (EMA) weights unless asked.
-
-    Raises:
-        InputError: not a VAE checkpoint, damaged, or weights that do not fit its own configuration.
-    """
+    """Rebuilds the network from nothing but its file, strictly; returns the averaged (EMA) weights unless asked."""
     record = load_checkpoint(path, KIND)
     model = Autoencoder(config_from(ModelConfig, record["model_config"], path))
     load_weights(model, record["ema" if weights == "ema" else "weights"], path)
@@ -67,9 +63,6 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
         grid: the voxel grid to use it on; its axes divide by the network's reduction.
         groups: of the GroupNorms, which the file does not state. By default 32, or 16 in files whose state dict is
             called ``vae_state_dict``.
-
-    Raises:
-        InputError: unreadable, a network that this model cannot hold, or groups or a grid that do not divide.
     """
     tensors, container = read_weights(path)
     if groups is None:
@@ -83,10 +76,6 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
 
 
 def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
-    """Loads the raw weights into `model` for further training and returns the file's contents.
-
-    Raises:
-        InputError: the checkpoint is of another grid or architecture; names each field with both values.
-    """
+    """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
     wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
     return resume(path, load_checkpoint(path, KIND), model, wanted)

@@ -107,8 +107,6 @@ class TrainConfig(RunConfig):
     """AdamW's decoupled weight decay."""
     ema_decay: float = 0.999
     """Decay per step of the averaged weights (with the usual warm-up); they are what loaders return."""
-    patience: int = 0
-    """Stop after so many validations without a better held-out PSNR; 0 trains all steps."""
     recompute: bool = False
     """Gradient checkpointing: compute activations again in the backward pass. Less memory, about a third slower."""
     allow_one_class: bool = False

@@ -26,12 +26,9 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> torch.Tenso
 
 
 def augment(x: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """Random variants of volumes.
+    """Random variants of volumes x (B, 1, D, H, W) in [0, 1], background 0; x itself where all strengths are zero.
 
-    Args:
-        x: (B, 1, D, H, W) in [0, 1], background 0; so are the variants.
-        config: strengths; all zero returns `x` itself.
-        generator: on the CPU, so that variants do not depend on the device.
+    The generator is on the CPU, so that variants do not depend on the device.
     """
     if config == AugmentConfig():
         return x

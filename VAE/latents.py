@@ -96,13 +96,8 @@ def list_latents(folder: Path) -> list[Path]:
 
 
 def read_split(folder: Path, split: str) -> list[Latent]:
-    """Reads all latents of one split, sorted by file name.
-
-    Raises:
-        InputError: none there, unreadable files (all are named), or latents of different VAEs, grids or shapes.
-    """
-    paths = list_latents(folder / split)
-    if not paths:
+    """Reads all latents of one split, sorted by file name; refuses latents of different VAEs, grids or shapes."""
+    if not (paths := list_latents(folder / split)):
         raise InputError(f"{folder / split}: no latents (.pkl) here; make them with python -m VAE.save_latent")
     latents, problems = [], []
     for path in paths:

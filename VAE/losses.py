@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
     """Divergence of N(mu, exp(logvar)) from N(0, 1), nats per voxel of the volume, averaged over the batch.
 
     Dividing by the voxels rather than by the latent's size keeps the weight's meaning when the reduction changes.
-
     Source: Kingma and Welling 2014 (https://arxiv.org/abs/1312.6114), appendix B.
     """
     per_volume = 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar).flatten(1).sum(1)
@@ -32,12 +30,7 @@ def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
 def random_slices(
     x: torch.Tensor, y: torch.Tensor, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same random slices of two volumes as one stack, drawn with equal chance from all slices of all three axes.
-
-    Args:
-        x, y: volumes (B, 1, D, H, W).
-        count: slices to draw, with replacement, over the batch.
-        generator: on the CPU.
+    """The same `count` random slices of volumes x and y (B, 1, D, H, W), with equal chance from all of all three axes.
 
     Returns:
         two stacks (count, 1, rows, columns), padded with zeros to the largest slice, and the share of each padded slice
@@ -60,12 +53,11 @@ def random_slices(
     return slices[0], slices[1], torch.cat(shares).to(x.device)
 
 
-class SliceNetwork(nn.Module, ABC):
-    """A fixed 2D network that compares random slices of all three axes in one forward pass."""
+class SliceNetwork(nn.Module):
+    """A fixed 2D network that compares random slices of all three axes in one forward pass.
 
-    @abstractmethod
-    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Distance of each pair of slices (n, 1, rows, columns) in [0, 1]: (n,), 0 where the two are equal."""
+    A subclass has ``distance(a, b)`` of each pair of slices (n, 1, rows, columns) in [0, 1]: (n,), 0 where equal.
+    """
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         """Mean distance over `count` random slices of volumes (B, 1, D, H, W).
@@ -103,7 +95,7 @@ class EfficientNetLite0(SliceNetwork):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Distance of each pair (n,), averaged over the feature maps after each of STAGES."""
+        """Mean over the feature maps after each of STAGES."""
         h = (torch.cat([a, b]).expand(-1, 3, -1, -1) - self.mean) / self.std
         h = self.network._bn0(self.network._conv_stem(h)).clamp(0, 6)
         distances = []
@@ -124,7 +116,7 @@ class RadImageNet(SliceNetwork):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN[::-1]).view(1, 3, 1, 1))
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Distance of each pair (n,) in the last feature map."""
+        """In the last feature map."""
         h = resnet_features(self.network, torch.cat([a, b]).expand(-1, 3, -1, -1) - self.mean)
         return feature_distance(*h.chunk(2))
 
@@ -141,16 +133,15 @@ class Lpips(SliceNetwork):
         try:
             from lpips import LPIPS
         except (ImportError, RuntimeError) as error:  # torchvision of another build than torch raises the second
-            raise InputError(
-                f"--loss.perceptual-network lpips_{name}: {error}. The package is optional; it needs the torchvision "
-                "made for the installed torch: pip install lpips torchvision"
-            ) from None
+            hint = "it needs the torchvision made for the installed torch: pip install lpips torchvision"
+            what = f"--loss.perceptual-network lpips_{name}: {error}"
+            raise InputError(f"{what}. The package is optional; {hint}") from None
         self.network = LPIPS(net=name, pretrained=False, pnet_rand=True, verbose=False)
         load_weights(self.network, load_tensors(weights), weights)
         self.requires_grad_(False).eval()
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Distance of each pair of slices (n,), summed over the feature maps with the learned channel weights."""
+        """Sum over the feature maps, with the learned channel weights."""
         return self.network(*(slices.expand(-1, 3, -1, -1) for slices in (a, b)), normalize=True).flatten()
 
 
@@ -169,11 +160,7 @@ class MedicalNet(nn.Module):
 
 
 def perceptual_network(name: str, weights: Path | None) -> nn.Module:
-    """The fixed network of the perceptual term: a module called with (x_hat, x, count, generator), giving a scalar.
-
-    Raises:
-        InputError: a network whose weights are not part of the installation, without a file of them.
-    """
+    """The fixed network of the perceptual term: a module called with (x_hat, x, count, generator), giving a scalar."""
     if name == "efficientnet_lite0":
         return EfficientNetLite0()
     if weights is None:
@@ -211,11 +198,7 @@ class LossNetworks:
 
 
 def build_networks(config: LossConfig, lr: float, device: Device) -> LossNetworks:
-    """The networks that the weights of the loss ask for; the discriminator is MONAI's, on patches.
-
-    Raises:
-        InputError: a perceptual network that needs weights was given none, or ones that do not fit it.
-    """
+    """The networks that the weights of the loss ask for; the discriminator is MONAI's, on patches."""
     networks = LossNetworks()
     if config.perceptual > 0:
         networks.perceptual = perceptual_network(config.perceptual_network, config.perceptual_weights).to(device.kind)
@@ -254,15 +237,11 @@ def objective(
     step: int,
     seed: int,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of one batch.
+    """The loss of one batch at a step (from 1).
 
     Args:
         x_hat, x: reconstructions and volumes (B, 1, D, H, W).
         mu, logvar: posterior (B, C, d, h, w).
-        networks: that the terms need.
-        config: kinds, weights and start steps.
-        step: from 1.
-        seed: the run's.
 
     Returns:
         the scalar to descend, and numbers to log: each term as ``loss/<name>`` unscaled and ``scaled/<name>`` as it

@@ -53,22 +53,17 @@ def reconstruction_metrics(x_hat: np.ndarray, x: np.ndarray) -> dict[str, float]
     edge = SSIM_KERNEL // 2
     inner = head[edge:-edge, edge:-edge, edge:-edge]
     return {
-        "psnr_head": psnr(x_hat[head], x[head]),
-        "ssim_head": float(similarity[inner].mean()),
+        "psnr_head": psnr(x_hat[head], x[head]), "ssim_head": float(similarity[inner].mean()),
         "nmse_head": nmse(x_hat[head], x[head]),
-        "psnr": psnr(x_hat, x),
-        "ssim": float(similarity.mean()),
-        "nmse": nmse(x_hat, x),
-    }
+        "psnr": psnr(x_hat, x), "ssim": float(similarity.mean()), "nmse": nmse(x_hat, x),
+    }  # fmt: skip
 
 
 def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], title: str) -> None:
     """A picture of scans, their reconstructions and the differences; pairs are (reconstruction, scan)."""
-    rows = [
-        ("scan", [x for _, x in pairs]),
-        ("reconstruction", [x_hat for x_hat, _ in pairs]),
-        ("difference", [x_hat - x for x_hat, x in pairs]),
-    ]
+    reconstructions, scans = zip(*pairs, strict=True)
+    differences = [x_hat - x for x_hat, x in pairs]
+    rows = [("scan", list(scans)), ("reconstruction", list(reconstructions)), ("difference", differences)]
     gallery(path, rows, title=title, error_rows=(2,))
 
 

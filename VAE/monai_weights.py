@@ -37,39 +37,24 @@ class Layer(NamedTuple):
 
 
 def read_weights(path: Path | str) -> tuple[Tensors, str | None]:
-    """Reads a state dict, bare or in one of the usual containers, without running what the file may hold.
-
-    A prefix ``module.`` that all names share is taken off.
-
-    Returns:
-        the tensors, and the entry of the file that held them; None when the file is the state dict.
-
-    Raises:
-        InputError: missing or damaged file, contents other than tensors and plain values, or no state dict in it.
+    """A state dict, bare or in one of the usual containers, read without running what the file may hold, and the entry
+    of the file that held it, None when it is the file. A prefix ``module.`` that all names share is taken off.
     """
     record = load_tensors(path)
     container = next((name for name in CONTAINERS if isinstance(record.get(name), dict)), None)
     tensors = record if container is None else record[container]
     others = [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if others or not tensors:
-        raise InputError(
-            f"{path}: holds no state dict: no entry {' or '.join(CONTAINERS)}, and of its own entries these are no "
-            f"tensors: {', '.join(others[:6]) or 'it is empty'}"
-        )
+        found = f"of its own entries these are no tensors: {', '.join(others[:6]) or 'it is empty'}"
+        raise InputError(f"{path}: holds no state dict: no entry {' or '.join(CONTAINERS)}, and {found}")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors, container
 
 
 def translate(tensors: Tensors, groups: int, path: Path | str) -> tuple[ModelConfig, Tensors]:
-    """The configuration that a MONAI state dict implies, and its weights under this project's names.
-
-    Whether these weights fit the configuration in all their names and shapes is for the caller to see.
-
-    Args:
-        tensors: the state dict of an AutoencoderKL or AutoencoderKlMaisi in three dimensions.
-        groups: of its GroupNorms.
-        path: where it comes from, for the messages.
+    """The configuration that the state dict of a 3D AutoencoderKL or AutoencoderKlMaisi implies, and its weights under
+    this project's names. Whether these fit it in all their names and shapes is for the caller to see.
 
     Raises:
         InputError: another kind of network, layers in another order than this model's, or groups that do not divide.
@@ -97,13 +82,11 @@ def translate(tensors: Tensors, groups: int, path: Path | str) -> tuple[ModelCon
 
 
 def _layers(found: dict[int, Tensors]) -> list[Layer]:
-    """The layers of the encoder or decoder in their order."""
     ends = (0, max(found))
     return [Layer(_kind(inner, index in ends), inner) for index, inner in sorted(found.items())]
 
 
 def _kind(inner: Tensors, end: bool) -> str:
-    """Letter of a layer with these names and shapes, which is the first or last of its network, or not."""
     if inner.keys() == {"weight", "bias"}:
         return "N" if inner["weight"].ndim == 1 else "C" if end else "S"
     if {"norm1.weight", "conv1.weight", "norm2.weight", "conv2.weight"} <= inner.keys():
@@ -128,10 +111,8 @@ def _config(layers: dict[str, list[Layer]], groups: int, upsampling: str, path: 
     last = [1 + level * (blocks + 1) + blocks - 1 for level in range(levels)]
     widths = tuple(layers["encoder"][place].tensors["conv2.weight"].shape[0] for place in last)
     if any(width % groups for width in widths):
-        raise InputError(
-            f"{path}: groups={groups} does not divide its widths {list(widths)}; the number of groups of the "
-            "GroupNorms is not in the file: give the one it was trained with as `groups`"
-        )
+        hint = "the file does not say how many its GroupNorms have: give the number it was trained with as `groups`"
+        raise InputError(f"{path}: groups={groups} does not divide its widths {list(widths)}; {hint}")
     return ModelConfig(
         channels=widths, blocks=blocks, groups=groups, attention=attention, upsampling=upsampling,
         latent_channels=layers["encoder"][-1].tensors["weight"].shape[0],

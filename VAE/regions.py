@@ -28,8 +28,7 @@ NOTE = (
 def region_errors(x_hat: np.ndarray, x: np.ndarray, regions: Atlas) -> pd.DataFrame:
     """Error of a reconstruction of a scan, both (D, H, W), in each region that has MIN_VOXELS on the same grid.
 
-    Returns:
-        columns region, voxels, mae, bias (reconstruction minus scan), nmse (NaN without any signal).
+    Columns region, voxels, mae, bias (reconstruction minus scan), nmse (NaN without any signal).
     """
     codes = np.array(list(regions.names))
     labels, size = regions.labels.ravel(), codes.max() + 1
@@ -47,13 +46,8 @@ def region_errors(x_hat: np.ndarray, x: np.ndarray, regions: Atlas) -> pd.DataFr
 
 
 def summarise(errors: pd.DataFrame) -> pd.DataFrame:
-    """Over subjects, regions with the largest mean absolute error first.
-
-    Args:
-        errors: `region_errors` of all scans below each other, with a column subject, whose scans count as their mean.
-
-    Returns:
-        columns region, voxels, mae, mae_sd, bias, bias_sd, nmse, nmse_sd (mean and standard deviation), subjects.
+    """Mean and standard deviation (..._sd) of mae, bias and nmse over subjects, whose scans count as their mean; the
+    largest mae first. `errors` are `region_errors` of all scans below each other, with a column subject.
     """
     measures = ["mae", "bias", "nmse"]
     by_subject = errors.groupby(["region", "voxels", "subject"], sort=False)[measures].mean()

@@ -93,8 +93,7 @@ def main(config: TrainConfig) -> None:
 def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volumes, Volumes, list[str], list[str]]:
     """Training and held-out scans, the ledger of all their subjects, and what was said about copies of one scan.
 
-    Raises:
-        InputError: unreadable tables or scans, one class only, or subjects or copies of one scan in both tables.
+    Refuses unreadable tables or scans, one class only, and subjects or copies of one scan in both tables.
     """
     frames = [read_table(path) for path in (config.train_csv, config.val_csv)]
     missing = sorted(set(CLASS_NAMES) - {CLASS_NAMES[label] for label in frames[0].label.unique()})

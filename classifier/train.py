@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,7 +75,6 @@ def main(config: TrainConfig) -> None:
         network = distributed.wrap(AllLogits(model))
         network = torch.compile(network) if config.compile and device.kind.type == "cuda" else network
         guard = LossGuard(device.kind)
-        watch, since = time.perf_counter(), state.step
 
         for step in run.progress(state.step, config.steps, "classifier"):
             terms = train_step(network, optimiser, train, step, config, model.head.in_features)
@@ -85,9 +83,7 @@ def main(config: TrainConfig) -> None:
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
-                seconds = (time.perf_counter() - watch) / (step - since)
-                run.log(step, {**terms, "lr": optimiser.param_groups[0]["lr"], "time/step_s": seconds})
-                watch, since = time.perf_counter(), step
+                run.log_step(step, terms, optimiser)
             if due(step, config.val_every_steps, config.steps):
                 guard.check(run)
                 if validate(run, state, val):

@@ -19,7 +19,7 @@ from cohort.tables import CLASS_NAMES
 from cohort.volumes import Volume, write_nifti
 from diffusion.synthetic_folder import Settings, Wanted
 from runtime.checkpoints import git_commit
-from runtime.errors import InputError
+from runtime.errors import InputError, differences
 from runtime.files import atomic_write, read_json, write_json
 
 SPACE = "MNI152NLin2009aSym"
@@ -75,11 +75,7 @@ def sidecar(wanted: Wanted, settings: Settings, grid: Grid) -> dict[str, Any]:
 
 
 def refuse_others(folder: Path, wanted: list[Wanted], settings: Settings, grid: Grid) -> None:
-    """Refuses a dataset of another program, and one that has other volumes under the wanted names.
-
-    Raises:
-        InputError: names the files and what differs.
-    """
+    """Refuses a dataset of another program, and one that has other volumes under the wanted names."""
     description = folder / "dataset_description.json"
     if description.exists():
         made_by = [program.get("Name") for program in read_json(description).get("GeneratedBy", [])]
@@ -89,11 +85,8 @@ def refuse_others(folder: Path, wanted: list[Wanted], settings: Settings, grid: 
     for item in wanted:
         path, mine = sidecar_path(folder, item), sidecar(item, settings, grid)
         theirs = read_json(path) if path.exists() else mine
-        problems += [
-            f"{path.name}: {name} {theirs.get(name)!r}, not {value!r}"
-            for name, value in mine.items()
-            if name != "Commit" and theirs.get(name) != value
-        ]
+        fixed = {name: value for name, value in mine.items() if name != "Commit"}
+        problems += [f"{path.name}: {line}" for line in differences("dataset", theirs, fixed)]
     if problems:
         raise InputError.of(f"{folder}: holds other volumes; choose another --bids", problems)
 

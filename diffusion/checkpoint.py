@@ -63,9 +63,6 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
 
     Files of NeuroLDM-3D (``model_state`` and ``ema_state``) are read too: see `diffusion.upstream`. Their latents were
     not normalised, and which VAE they came from is not recorded.
-
-    Raises:
-        InputError: not a diffusion checkpoint, damaged, or weights that do not fit its own configuration.
     """
     record = load_tensors(path)
     record = read_upstream(record, path, weights) if "model_state" in record else _current(record, path)
@@ -81,11 +78,7 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
 
 
 def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
-    """Gives `model` the averaged weights of a finished run and returns the latent space they know.
-
-    Raises:
-        InputError: another architecture or process; names each field with both values.
-    """
+    """Gives `model` the averaged weights of a finished run of the same network and process; their latent space."""
     loaded = load_diffusion(path)
     record = {**_configs(loaded.model, loaded.process_config), "weights": loaded.model.state_dict()}
     resume(path, record, model, _configs(model, process))
@@ -93,11 +86,7 @@ def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
 
 
 def resume_diffusion(path: Path, model: DiT, process: ProcessConfig, space: LatentSpace) -> dict[str, Any]:
-    """Loads the raw weights into `model` for further training and returns the file's contents.
-
-    Raises:
-        InputError: the checkpoint is of another architecture, process, grid or VAE; names each field with both values.
-    """
+    """Loads the raw weights into `model` for further training; the contents. Refuses another network or VAE."""
     record = _current(load_tensors(path), path)
     record["latents"] = {**record["space"]["statistics"], "shape": record["latent_shape"]}
     statistics = space.to_dict()["statistics"]

@@ -103,9 +103,6 @@ class TrainConfig(RunConfig):
     ema_shares: tuple[float, ...] = (0.05, 0.15)
     """Lengths of the weight averages, as shares of the steps so far: 0.05 remembers about the last 5 percent. The one
     with the lower held-out loss is what loaders return."""
-    patience: int = 0
-    """Stop after so many held-out losses without a better one, because small cohorts are memorised; 0 trains all
-    steps."""
     sample_every_steps: int = 10_000
     """Steps between two pictures of samples (needs --vae)."""
 

@@ -21,18 +21,8 @@ Scales = dict[str, tuple[float, float]]
 
 
 def covariates_of(subjects: list[str], names: tuple[str, ...], tables: tuple[Path, ...]) -> torch.Tensor:
-    """Covariates of subjects, in their own units, from tables.
-
-    Args:
-        subjects: N of them.
-        names: K covariates out of ``age`` (years) and ``sex`` (F 0, M 1).
-        tables: tables that hold all subjects between them.
-
-    Returns:
-        (N, K) float32, NaN where a table leaves a value out.
-
-    Raises:
-        InputError: unknown or repeated names, no table given, or subjects that are in none.
+    """Covariates ``age`` (years) and ``sex`` (F 0, M 1) of N subjects from tables that hold them all between them:
+    (N, K) float32 in the order of `names`, NaN where a table leaves a value out.
     """
     if not set(names) <= set(KNOWN) or len(set(names)) < len(names):
         raise InputError(f"--model.covariates {' '.join(names)}: expected each of {', '.join(KNOWN)} at most once")
@@ -53,15 +43,7 @@ def covariates_of(subjects: list[str], names: tuple[str, ...], tables: tuple[Pat
 
 
 def fit_scales(values: torch.Tensor, names: tuple[str, ...]) -> Scales:
-    """Mean and standard deviation of each covariate over the subjects that have it.
-
-    Args:
-        values: (N, K), NaN for missing.
-        names: K names.
-
-    Raises:
-        InputError: a covariate that nobody has, or that is the same for everybody.
-    """
+    """Mean and standard deviation of each covariate (N, K) over the subjects that have it; NaN is missing."""
     scales = {}
     for name, column in zip(names, values.T.double(), strict=True):
         known = column[~column.isnan()]

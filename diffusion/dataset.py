@@ -35,11 +35,7 @@ class Batch:
 
 
 class Latents:
-    """All posteriors of one split: mu, logvar (N, C, d, h, w) and labels (N,), on the device.
-
-    Raises:
-        InputError: a class without latents, or a label outside the classes.
-    """
+    """All posteriors of one split: mu, logvar (N, C, d, h, w) and labels (N,), on the device; no class may lack any."""
 
     def __init__(self, folder: Path, split: str, classes: int, device: Device) -> None:
         records = read_split(folder, split)
@@ -102,14 +98,7 @@ def space_from_dict(record: dict[str, Any], path: Path | str) -> LatentSpace:
 
 
 def fit_space(mu: torch.Tensor, logvar: torch.Tensor, statistics: Statistics, *, centred: bool) -> LatentSpace:
-    """The space for a training set.
-
-    Args:
-        mu: posterior means (N, C, d, h, w), raw.
-        logvar: posterior log variances, same shape.
-        statistics: of the folder they came from.
-        centred: subtract the mean latent.
-    """
+    """The space for a training set with raw mu and logvar (N, C, d, h, w) and the statistics of their folder."""
     if not centred:
         return LatentSpace(statistics, torch.zeros(mu.shape[1:]), torch.ones(mu.shape[1:]))
     normalised = statistics.normalise(mu)

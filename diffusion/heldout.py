@@ -17,15 +17,7 @@ losses can be compared."""
 
 @torch.no_grad()
 def held_out_losses(model: DiT, val: Latents, process: Process, space: LatentSpace, seed: int) -> torch.Tensor:
-    """Mean loss of each class in each bin of timesteps, (classes, BINS) float64; all processes share the work.
-
-    Args:
-        model: with the weights in question.
-        val: held-out latents; every class occurs.
-        process: noising and target.
-        space: the network's.
-        seed: of noise and timesteps; the run's.
-    """
+    """Mean loss of each class in each bin of timesteps, (classes, BINS) float64; all processes share the work."""
     device = val.device
     total = torch.zeros(model.config.classes, BINS, dtype=torch.float64)
     count = torch.zeros(model.config.classes, dtype=torch.float64)

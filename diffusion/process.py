@@ -59,8 +59,7 @@ class Process(ABC):
     def times(self, steps: int) -> list[float]:
         """Sampling times on the network's scale, noisiest first, without the clean state that follows.
 
-        Raises:
-            InputError: no steps, or more than a diffusion has times.
+        InputError for no steps, and for more than a diffusion has times.
         """
 
     def multistep_times(self, steps: int) -> list[float]:
@@ -247,11 +246,7 @@ def betas(schedule: str, timesteps: int) -> torch.Tensor:
 
 
 def build_process(config: ProcessConfig) -> Process:
-    """The process of a configuration.
-
-    Raises:
-        InputError: a number out of range, or settings that do not go together; names all of them.
-    """
+    """The process of a configuration; refuses numbers out of range and settings that do not go together."""
     if problems := _problems(config):
         raise InputError.of("noising process refused", problems)
     if config.schedule == "flow":

@@ -44,8 +44,7 @@ def guided(
     z_t, so guiding the clean latent is guiding any of them.
 
     Args:
-        network: in evaluation mode.
-        process: that it was trained with.
+        network, process: in evaluation mode; that it was trained with.
         y: classes (B,).
         guidance: w; 1 is the plain conditional model.
         interval: shares of t / timesteps between which guidance acts; outside, only the conditional half runs
@@ -116,12 +115,7 @@ def transitions(process: Process, times: list[float]) -> Iterable[tuple[float, P
 def ddpm(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
     """Ancestral sampling: each step draws from the posterior of the next time given z_t and z_hat.
 
-    Args:
-        denoise: clean latent from (z_t, t).
-        z: standard normal noise (B, C, D, H, W).
-        process: path and sampling times.
-        steps: of the schedule.
-        draw: fresh noise in the shape of `z`.
+    Starts from z, standard normal noise (B, C, D, H, W).
     """
     for t, now, after in transitions(process, process.times(steps)):
         z, std = posterior(z, denoise(z, t), now, after)
@@ -132,7 +126,7 @@ def ddpm(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: 
 
 @torch.no_grad()
 def ddim(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
-    """Deterministic DDIM, first order; arguments as in `ddpm`, `draw` is not called."""
+    """Deterministic DDIM, first order; `draw` is not called."""
     for t, now, after in transitions(process, process.times(steps)):
         z = toward(z, denoise(z, t), now, after)
     return z
@@ -140,7 +134,7 @@ def ddim(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: 
 
 @torch.no_grad()
 def dpmpp(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
-    """DPM-Solver++(2M), second order from one evaluation a step; arguments as in `ddpm`, `draw` is not called.
+    """DPM-Solver++(2M), second order from one evaluation a step; `draw` is not called.
 
     Source: Lu et al. 2022 (https://arxiv.org/abs/2211.01095), algorithm 2. Steps next to an end where lambda is
     infinite are first order.
@@ -157,14 +151,14 @@ def dpmpp(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw:
 
 @torch.no_grad()
 def euler(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
-    """Euler's method along a flow, first order; arguments as in `ddpm`, `draw` is not called."""
+    """Euler's method along a flow, first order; `draw` is not called."""
     check_sampler("euler", process, steps)
     return ddim(denoise, z, process, steps, draw)
 
 
 @torch.no_grad()
 def heun(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: Draw) -> torch.Tensor:
-    """Heun's method along a flow, second order from two evaluations a step; arguments as in `ddpm`, without `draw`.
+    """Heun's method along a flow, second order from two evaluations a step; `draw` is not called.
 
     The last step is Euler's: at time 0 the velocity does not follow from a clean latent.
     """

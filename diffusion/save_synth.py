@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,7 @@ from runtime.files import ROOT, locked
 from VAE.checkpoint import LoadedVAE, load_vae
 
 
-@dataclass(frozen=True)
-class Models:
+class Models(NamedTuple):
     """Both checkpoints on their device."""
 
     vae: LoadedVAE
@@ -81,9 +80,8 @@ class SaveSynthConfig(DeviceConfig):
     first_seed: int = 0
     """Seed of the first volume; with a table, of the first row without a seed."""
     batch_size: int | None = None
-    """Volumes generated at once on a GPU, 16 by default: volume k has the same bytes in every run with the same batch
-    size, and is the same to rounding in others. A CPU, where batches save little, makes one at a time: same bytes
-    whatever is given."""
+    """Volumes generated at once on a GPU, 16 by default: volume k has the same bytes in runs with the same batch size.
+    A CPU makes one at a time: same bytes whatever is given."""
     nifti: bool = False
     """Also write each volume as .nii.gz with its true affine."""
     bids: Path | None = None
@@ -122,10 +120,10 @@ def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
     """The volumes to make, from --label and --count or from --table."""
     if (config.label is None) == (config.table is None) or (config.table is not None and config.count is not None):
         raise InputError("give either --label, with --count, or --table")
-    if config.first_seed < 0 or (config.count is not None and config.count < 1):
-        raise InputError(f"--first-seed {config.first_seed} --count {config.count}: expected 0 or more, 1 or more")
-    if config.batch_size is not None and config.batch_size < 1:
-        raise InputError(f"--batch-size {config.batch_size}: expected 1 or more")
+    for name, least in (("first_seed", 0), ("count", 1), ("batch_size", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more")
     if config.table is not None:
         return read_wanted(config.table, config.first_seed)
     count = 100 if config.count is None else config.count
@@ -150,9 +148,7 @@ def check_pair(vae: LoadedVAE, diffusion: LoadedDiffusion) -> None:
     origin = diffusion.space.statistics.vae
     # Files of other programs do not say which VAE their latents came from; the shape is all there is to check.
     if origin not in ("", vae.hash):
-        raise InputError(
-            f"the VAE is checkpoint {vae.hash}, but the diffusion model was trained on latents of {origin}"
-        )
+        raise InputError(f"the VAE is checkpoint {vae.hash}, the diffusion model was trained on latents of {origin}")
     ours, theirs = tuple(diffusion.model.latent_shape), tuple(vae.model.latent_shape(vae.grid.shape))
     if ours != theirs:
         raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
@@ -164,10 +160,7 @@ def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: Load
     if not 0 <= low <= high <= 1:
         raise InputError(f"--guidance-interval {low:g} {high:g}: expected 0 <= low <= high <= 1")
     if config.guidance != 1 and diffusion.label_dropout == 0:
-        raise InputError(
-            f"--guidance {config.guidance:g}: the model was trained without label dropout: it has no null class to "
-            "guide against"
-        )
+        raise InputError(f"--guidance {config.guidance:g}: trained without label dropout, it has no null class")
     check_sampler(config.sampler, diffusion.process, config.steps)
     asked = {name for item in wanted for name, text in item.texts().items() if text}
     unknown = sorted(asked - set(diffusion.covariates))

@@ -97,20 +97,15 @@ class SyntheticFolder:
 
     def _refuse(self, problems: list[str]) -> None:
         if problems:
-            raise InputError.of(
-                f"{self.path}: holds volumes of other checkpoints or settings; choose another --out", problems
-            )
+            title = f"{self.path}: holds volumes of other checkpoints or settings; choose another --out"
+            raise InputError.of(title, problems)
 
     def settle(self, ledger: Iterable[str], *, adopt: bool) -> None:
         """Takes over what earlier runs left: their rows, and volumes without one; then writes settings and ledger.
 
-        Args:
-            ledger: hashes of the subjects behind the checkpoints.
-            adopt: give volumes without a row one from what they say about themselves. They do not say their age and
-                sex: where the model knows these, such volumes stay without and are made anew when wanted.
-
-        Raises:
-            InputError: lists volumes without a row that are of other checkpoints, settings or class.
+        `ledger` has the hashes of the subjects behind the checkpoints. `adopt` gives volumes without a row one from
+        what they say about themselves. They do not say their age and sex: where the model knows these, such volumes
+        stay without and are made anew when wanted.
         """
         rows = self._all_rows()
         unlisted = [path for path in list_volumes(self.path) if path.name not in rows]
@@ -131,11 +126,9 @@ class SyntheticFolder:
             return {}
         with file.open(encoding="utf-8", newline="") as text:
             table = csv.DictReader(text)
-            missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{file}: columns {', '.join(missing)} are missing; without the file, all volumes are read again"
-                )
+            if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
+                hint = "without the file, all volumes are read again"
+                raise InputError(f"{file}: columns {', '.join(missing)} are missing; {hint}")
             return {row["file"]: row for row in table}
 
     def missing(self, wanted: list[Wanted]) -> list[Wanted]:
@@ -175,10 +168,8 @@ class SyntheticFolder:
         changed = [row["file"] for row in bar if sha256(self.path / row["file"]) != row["sha256"]]
         changed = sorted(name for part in distributed.gather(changed) for name in part)
         if changed:
-            raise InputError.of(
-                f"{self.path}: files that are not what manifest.csv says; the same command makes removed ones anew",
-                changed,
-            )
+            hint = "files that are not what manifest.csv says; the same command makes removed ones anew"
+            raise InputError.of(f"{self.path}: {hint}", changed)
 
     def _all_rows(self) -> dict[str, Row]:
         """Rows whose volumes are there, of the manifest and of all parts; of two for one volume, the later."""
@@ -224,10 +215,9 @@ class SyntheticFolder:
 def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
     """Reads a table of wanted volumes: one entry per volume, in the order of the rows.
 
-    Args:
-        path: a CSV in UTF-8 with the column `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M)
-            and `count` (rows of `count` volumes use consecutive seeds). Empty and ``n/a`` are unknown.
-        first_seed: rows without a seed get the lowest seeds from here on that no row of their class names.
+    The columns are `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M) and `count` (consecutive
+    seeds); empty and ``n/a`` are unknown. Rows without a seed get the lowest ones from `first_seed` on that no row of
+    their class names.
 
     Raises:
         InputError: lists every fault with file, line and column; among them seeds that one class has twice.

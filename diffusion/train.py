@@ -96,7 +96,7 @@ def main(config: TrainConfig) -> None:
 
 
 def fresh_state(model: DiT, config: TrainConfig) -> DiffusionState:
-    """The state before the first step: every average starts at the weights."""
+    """Every average starts at the weights."""
     if not config.ema_shares:
         raise InputError("--ema-shares: at least one length; loaders return averaged weights")
     optimiser = torch.optim.AdamW(
@@ -107,19 +107,13 @@ def fresh_state(model: DiT, config: TrainConfig) -> DiffusionState:
 
 
 def load_latents(config: TrainConfig, device: Device) -> Data:
-    """Both splits with their covariates, the space fitted on the training one, and the ledger.
-
-    Raises:
-        InputError: missing or mixed latents, statistics of another VAE, shapes that differ between the splits,
-            covariates that the tables do not give.
-    """
+    """Both splits with their covariates, the space fitted on the training one, and the ledger."""
     statistics, splits = read_statistics(config.latents), (config.train_split, config.val_split)
     train, val = (Latents(config.latents, split, config.model.classes, device) for split in splits)
     for split, latents in zip(splits, (train, val), strict=True):
         if latents.vae != statistics.vae:
-            raise InputError(
-                f"{config.latents / split}: latents of VAE {latents.vae!r}, statistics.json is of {statistics.vae!r}"
-            )
+            found = f"latents of VAE {latents.vae!r}, statistics.json is of {statistics.vae!r}"
+            raise InputError(f"{config.latents / split}: {found}")
     if train.shape != val.shape:
         raise InputError(f"{config.latents}: training latents {train.shape}, held-out latents {val.shape}")
     values = [covariates_of(split.subjects, config.model.covariates, config.tables) for split in (train, val)]
@@ -131,11 +125,7 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
 
 
 def decoder(config: TrainConfig, space: LatentSpace, device: Device) -> LoadedVAE | None:
-    """The VAE for pictures, when one was given.
-
-    Raises:
-        InputError: it is not the one the latents came from.
-    """
+    """The VAE for pictures, when one was given; it must be the one that the latents came from."""
     if config.vae is None:
         return None
     vae = load_vae(config.vae)
@@ -146,21 +136,15 @@ def decoder(config: TrainConfig, space: LatentSpace, device: Device) -> LoadedVA
 
 
 def build(config: TrainConfig, data: Data, process: Process, device: Device) -> tuple[DiT, Data]:
-    """The network with weights by the seed or of --init, and the data in the space that its weights know.
-
-    Raises:
-        InputError: a patch larger than the latent, heads that do not divide the width, too few latents for the rank,
-            or a start of another architecture.
-    """
+    """The network with weights by the seed or of --init, and the data in the space that its weights know."""
     shape = data.train.shape
     if any(patch > size for patch, size in zip(config.model.patch, shape[1:], strict=True)):
         raise InputError(f"--model.patch {config.model.patch} is larger than the latent {shape[1:]}")
     if config.model.dim % config.model.heads:
         raise InputError(f"--model.dim {config.model.dim} does not divide by --model.heads {config.model.heads}")
-    if config.model.linear_rank >= len(data.train):
-        raise InputError(
-            f"--model.linear-rank {config.model.linear_rank} needs more than the {len(data.train)} latents"
-        )
+    rank, count = config.model.linear_rank, len(data.train)
+    if rank >= count:
+        raise InputError(f"--model.linear-rank {rank} needs more than the {count} latents")
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = DiT(config.model, shape, process)
     if config.init is not None:

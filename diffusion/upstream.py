@@ -56,17 +56,9 @@ def read_upstream(
 ) -> dict[str, Any]:
     """What a file holds, as a checkpoint of `diffusion.checkpoint` holds it.
 
-    Names that such a network does not have stay as they are, for `runtime.checkpoints.load_weights` to refuse.
-
-    Args:
-        record: the file's contents.
-        path: of the file, for messages.
-        weights: ``ema`` for the averaged weights or ``raw`` for those of the last step.
-        latent_shape: (C, D, H, W) of the latents it was trained on; the patch must divide it.
-
-    Raises:
-        InputError: a file without such weights, of another network, or one this model cannot hold (relative
-            positions, a width of unknown heads).
+    Names that such a network does not have stay as they are, for `runtime.checkpoints.load_weights` to refuse. The
+    patch must divide `latent_shape`, (C, D, H, W) of the latents it was trained on. Networks with relative positions
+    or a width of unknown heads are refused.
     """
     tensors = _tensors(record, path, "ema_state" if weights == "ema" else "model_state")
     if any(".attn.rel_pos_" in name for name in tensors):

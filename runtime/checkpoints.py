@@ -26,9 +26,7 @@ Config = TypeVar("Config")
 def save_checkpoint(path: Path | str, kind: str, contents: dict[str, Any]) -> None:
     """Writes nested dicts, lists and tuples of tensors and plain values atomically, with kind, format and git commit.
 
-    Raises:
-        TypeError: a value that `load_checkpoint` could not read back.
-        InputError: it could not be written, for example because the disk is full; the previous file stays.
+    InputError when it cannot, for example because the disk is full: the previous file stays.
     """
     _refuse_objects(contents, "contents")
     record = {"kind": kind, "format": FORMAT, "commit": git_commit(), **contents}
@@ -55,11 +53,7 @@ def require_kind(record: dict[str, Any], path: Path | str, kind: str) -> dict[st
 
 
 def load_tensors(path: Path | str) -> dict[str, Any]:
-    """Reads any file that torch.save wrote from a dict of tensors and plain values, onto the CPU, without running it.
-
-    Raises:
-        InputError: missing or damaged file, or one that holds anything else.
-    """
+    """Reads any file that torch.save wrote from a dict of tensors and plain values, without running it; on the CPU."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -106,24 +100,18 @@ def config_from(config: type[Config], fields: dict[str, Any], path: Path | str) 
         raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
 
 
-def refuse_other(path: Path | str, record: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> None:
-    """Refuses a checkpoint's contents whose parts differ from a run's fields of each part (InputError names them)."""
-    problems = [
-        f"{part}.{line}" for part, fields in wanted.items() for line in differences("checkpoint", record[part], fields)
-    ]
-    if problems:
-        raise InputError.of(f"{path}: of another network or other data", problems)
-
-
 def resume(
     path: Path | str, record: dict[str, Any], network: torch.nn.Module, wanted: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Loads the raw weights of a checkpoint's contents into `network` for further training and returns the contents.
 
-    Raises:
-        InputError: as `refuse_other` and `load_weights`.
+    InputError names each field of each part that differs from what the run has (`wanted`).
     """
-    refuse_other(path, record, wanted)
+    problems = [
+        f"{part}.{line}" for part, fields in wanted.items() for line in differences("checkpoint", record[part], fields)
+    ]
+    if problems:
+        raise InputError.of(f"{path}: of another network or other data", problems)
     load_weights(network, record["weights"], path)
     return record
 

@@ -22,11 +22,8 @@ def parse(
 ) -> Config:
     """Reads the command line into a configuration; unknown flags and mistyped values end the program with status 2.
 
-    Args:
-        config: the dataclass itself, or a table of presets; then the first argument names the preset, and flags change
-            single fields of it.
-        argv: arguments without the program's name; by default the process's.
-        description: what the script does, for ``--help``.
+    `config` is the dataclass itself, or a table of presets; then the first argument names the preset, and flags change
+    single fields of it. `argv` is without the program's name; by default the process's.
     """
     if isinstance(config, dict):
         presets = {name: (f"The {name} preset.", preset) for name, preset in config.items()}

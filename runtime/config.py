@@ -53,6 +53,8 @@ class RunConfig(DeviceConfig):
     """Steps between two validations."""
     save_every_steps: int
     """Steps between two checkpoints."""
+    patience: int = 0
+    """Stop after so many validations without a better one (small cohorts are memorised); 0 trains all steps."""
     compile: bool = True
     """Compile the network (torch.compile) on a GPU; a CPU always runs eagerly."""
     seed: int = 0

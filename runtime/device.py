@@ -66,9 +66,6 @@ def pick_device(precision: Precision = "auto", threads: int | None = None) -> De
         precision: ``auto`` is bfloat16 on a GPU that has it and on a CPU with AVX512-BF16 or AMX, else float32.
         threads: CPU threads; by default OMP_NUM_THREADS, else all cores the process may use. Under torchrun, which sets
             that variable to 1 by itself, the cores are shared among the processes of this machine.
-
-    Raises:
-        InputError: bfloat16 was asked of a device without it, or cuDNN is too old for bfloat16 conv3d.
     """
     if torch.cuda.is_available():
         return _cuda(precision)
@@ -79,9 +76,7 @@ def pick_device(precision: Precision = "auto", threads: int | None = None) -> De
     keep_freed_memory()
     fast = cpu_has_bfloat16()
     if precision == "bfloat16" and not fast:
-        raise InputError(
-            "--precision bfloat16: this CPU has neither AVX512-BF16 nor AMX; oneDNN would be slower than float32"
-        )
+        raise InputError("--precision bfloat16: this CPU has neither AVX512-BF16 nor AMX; float32 is faster on it")
     return Device(torch.device("cpu"), torch.bfloat16 if fast and precision != "float32" else torch.float32)
 
 
@@ -106,10 +101,9 @@ def _cuda(precision: Precision) -> Device:
     torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
     torch.backends.cudnn.benchmark = True  # fixed shapes: the search is paid once
     if precision != "float32" and torch.backends.cudnn.version() < 91500:
-        raise InputError(
-            f"cuDNN {torch.backends.cudnn.version()} is older than 9.15: bfloat16 conv3d is wrong or slow in it "
-            "(pytorch issues 163539, 166122). Install nvidia-cudnn >= 9.15, or use --precision float32."
-        )
+        why = "is older than 9.15: bfloat16 conv3d is wrong or slow in it (pytorch issues 163539, 166122)"
+        hint = "Install nvidia-cudnn >= 9.15, or use --precision float32."
+        raise InputError(f"cuDNN {torch.backends.cudnn.version()} {why}. {hint}")
     fast = precision != "float32" and torch.cuda.is_bf16_supported()
     kind = torch.device("cuda", distributed.local_rank())
     return Device(kind, torch.bfloat16 if fast else torch.float32)

@@ -52,11 +52,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path | str) -> Iterator[None]:
-    """Holds a folder, made when absent, until the block ends; the kernel lets go of it when the process dies.
-
-    Raises:
-        InputError: another process holds it.
-    """
+    """Holds a folder, made when absent, until the block ends; the kernel lets go of it when the process dies."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (Path(folder) / ".lock").open("w") as file:
         try:

@@ -32,8 +32,7 @@ class _Unpickler(pickle.Unpickler):
 def load_pickle(path: Path | str) -> Any:
     """Reads a pickle that holds only numpy arrays, numbers, strings, bytes, dicts, lists, tuples and None.
 
-    Raises:
-        InputError: missing or damaged file, or one that asks for any other global, which has not been called by then.
+    InputError for a damaged file, and one that asks for any other global, which has not been called by then.
     """
     try:
         data = Path(path).read_bytes()

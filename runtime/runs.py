@@ -115,21 +115,13 @@ class Run:
 def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Iterator[Run]:
     """Opens a run folder, new or existing, and holds its lock until the block ends.
 
-    Args:
-        run_dir: the folder; made when absent.
-        config: the script's dataclass, written as config.json.
-        stage: the script's name, such as ``VAE.train``.
-        device: for environment.json.
-
-    Raises:
-        InputError: the folder is in use, or holds a run of another stage or configuration (fields with both values).
+    `config` is the script's dataclass, written as config.json; `stage` the script's name, such as ``VAE.train``.
+    Refuses a folder in use, or with a run of another stage or configuration.
     """
     run_dir = Path(run_dir)
     run = Run(run_dir, device)
     with ExitStack() as stack:
         if distributed.is_main():
-            for folder in (run_dir / "checkpoints", run.samples):
-                folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(run_dir))
             _settle_config(run_dir, {"stage": stage, **plain_config(config)})
             write_json(run_dir / "environment.json", environment(device))

@@ -20,14 +20,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def epoch_rows(count: int, places: torch.Tensor, seed: int, purpose: str) -> torch.Tensor:
-    """Rows at some places of an endless sequence of epochs, each a fresh permutation of ``range(count)``.
-
-    Args:
-        count: rows in the data.
-        places: positions in the sequence, from 0; int64, any length.
-        seed: the run's.
-        purpose: names the sequence.
-    """
+    """Rows at some places (from 0) of an endless sequence of epochs, each a fresh permutation of ``range(count)``."""
     epochs = (places // count).tolist()
     orders = {epoch: torch.randperm(count, generator=seeding.generator(seed, purpose, epoch)) for epoch in set(epochs)}
     return torch.stack([orders[epoch][place] for epoch, place in zip(epochs, (places % count).tolist(), strict=True)])
@@ -36,15 +29,8 @@ def epoch_rows(count: int, places: torch.Tensor, seed: int, purpose: str) -> tor
 def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int, purpose: str) -> torch.Tensor:
     """Rows of this process's share of a global batch, equally many of each class whatever the table's balance.
 
-    Each class runs through epochs of its own permutations; slot k of the endless sequence of slots belongs to class
-    k mod classes.
-
-    Args:
-        labels: (N,), every class at least once.
-        batch_size: global batch size.
-        step: from 1.
-        seed: the run's.
-        purpose: of the draws; a class's own is `purpose` followed by its label.
+    Each class runs through epochs of its own permutations, whose purpose is `purpose` followed by its label; slot k of
+    the endless sequence of slots belongs to class k mod classes. Every class occurs in `labels` (N,); steps are from 1.
     """
     classes = int(labels.max()) + 1
     slots = torch.arange((step - 1) * batch_size, step * batch_size)
@@ -58,14 +44,8 @@ def balanced_rows(labels: torch.Tensor, batch_size: int, step: int, seed: int, p
 
 
 def learning_rate(step: int, peak: float, steps: int, warmup_steps: int, decay_from: int | None = None) -> float:
-    """Linear warm-up to `peak`, constant, then half a cosine down to a hundredth of it at the last step.
-
-    Args:
-        step: from 1.
-        peak: the highest rate.
-        steps: of the whole run.
-        warmup_steps: of the warm-up.
-        decay_from: last step at the peak; by default that of the warm-up.
+    """Linear warm-up to `peak`, constant until `decay_from` (by default the warm-up's end), then half a cosine down to
+    a hundredth of it at the last step; steps are from 1.
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -104,9 +84,8 @@ def rate_of_decay(decay: float, step: int) -> float:
 
 
 def rate_of_share(share: float, step: int) -> float:
-    """Rate of `average` that remembers about the last `share` of the steps so far, whatever the run's length.
-
-    A fixed decay of 0.9999 would still hold the random start of a run of a few thousand steps.
+    """Rate of `average` that remembers about the last `share` of the steps so far: a fixed decay of 0.9999 would still
+    hold the random start of a run of a few thousand steps.
     """
     return min(1.0, 1.0 / max(1.0, share * step))
 
@@ -190,9 +169,7 @@ class LossGuard:
 
     def check(self, run: Run) -> None:
         """Raises InputError that names the step; call it before anything is saved."""
-        step = int(self._first)
-        if step:
-            raise InputError(
-                f"{run.path}: the loss of step {step} is not finite. checkpoints/last.pt still holds the last good "
-                "state. A lower --lr or --precision float32 usually helps."
-            )
+        if step := int(self._first):
+            kept = "checkpoints/last.pt still holds the last good state"
+            hint = "A lower --lr or --precision float32 usually helps."
+            raise InputError(f"{run.path}: the loss of step {step} is not finite. {kept}. {hint}")

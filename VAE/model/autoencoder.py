@@ -96,12 +96,7 @@ def fold(weight: torch.Tensor) -> torch.Tensor:
 
     Along an axis, a position of the doubled volume sees only two positions of the small one, because two of the three
     taps fall on copies of one position: taps (a, b, c) become (a, b + c) at even and (a + b, c) at odd positions.
-
-    Args:
-        weight: (O, I, 3, 3, 3).
-
-    Returns:
-        (2, 2, 2, O, I, 2, 2, 2): parity along D, H, W, then the filters.
+    (O, I, 3, 3, 3) -> (2, 2, 2, O, I, 2, 2, 2): parity along D, H, W, then the filters.
     """
     for _ in range(3):  # the last axis not folded yet is always axis 4
         a, b, c = weight.unbind(4)
@@ -282,11 +277,7 @@ class Autoencoder(nn.Module):
         return self.config.stem_patch * 2 ** (len(self.config.channels) - 1)
 
     def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """(C, d, h, w) for a volume of (D, H, W).
-
-        Raises:
-            InputError: an axis is not a multiple of `factor`.
-        """
+        """(C, d, h, w) for a volume of (D, H, W); InputError where an axis is not a multiple of `factor`."""
         if any(size % self.factor for size in shape):
             raise InputError(f"a volume of {shape} does not divide by {self.factor}, the autoencoder's reduction")
         return (self.config.latent_channels, *(size // self.factor for size in shape))  # type: ignore[return-value]
@@ -305,14 +296,6 @@ class Autoencoder(nn.Module):
         return x_hat if self.linear is None else x_hat + self.linear.decode(z).float()
 
     def forward(self, x: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encodes, samples z = mu + exp(logvar / 2) eps, decodes.
-
-        Args:
-            x: volumes (B, 1, D, H, W) in [0, 1].
-            eps: standard normal noise in the latent's shape (B, C, d, h, w).
-
-        Returns:
-            x_hat (B, 1, D, H, W), mu and logvar (B, C, d, h, w).
-        """
+        """x_hat, mu and logvar of x, with z = mu + exp(logvar / 2) eps; eps is (B, C, d, h, w), standard normal."""
         mu, logvar = self.encode(x)
         return self.decode(mu + torch.exp(0.5 * logvar) * eps), mu, logvar

@@ -162,13 +162,7 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Predicts noise, clean latent or velocity from a noised latent, its time, its class and its covariates.
 
-    Args:
-        config: architecture.
-        latent_shape: (C, D, H, W) of the latents; fixes the positions.
-        process: needed by the linear start alone, that is when `config.linear_rank` is above 0.
-
-    Raises:
-        InputError: heads that rotary positions cannot rotate.
+    `latent_shape` (C, D, H, W) fixes the positions; `process` is needed by the linear start alone.
     """
 
     def __init__(
@@ -231,9 +225,6 @@ class DiT(nn.Module):
             t: times (B,) on the process's scale, int64 or float.
             y: classes (B,), int64 in [0, classes]; `classes` itself is the null class.
             covariates: (B, K) in the order of `config.covariates`, NaN where unknown; None for all unknown.
-
-        Raises:
-            ValueError: another number of covariates than the network has.
         """
         K = len(self.config.covariates)
         if covariates is not None and covariates.shape[1] != K:

@@ -23,11 +23,7 @@ class LinearStart(nn.Module):
     E[z] = alpha s / (alpha^2 s + sigma^2) of it and about the noise E[eps] = sigma / (alpha^2 s + sigma^2) of it. The
     target is linear in z and eps, so the same combination of these gains is its best prediction.
 
-    Args:
-        rank: principal axes U.
-        latent_shape: (C, D, H, W).
-        classes: the null class, `classes` itself, has the mean of all latents.
-        process: noising process and target.
+    There are `rank` principal axes U. The null class, `classes` itself, has the mean of all latents.
     """
 
     def __init__(self, rank: int, latent_shape: tuple[int, int, int, int], classes: int, process: Process) -> None:
@@ -40,12 +36,7 @@ class LinearStart(nn.Module):
 
     @torch.no_grad()
     def fit(self, z: torch.Tensor, y: torch.Tensor) -> None:
-        """Fits means, axes and variances to training latents in the network's space.
-
-        Args:
-            z: (N, C, D, H, W), N > rank.
-            y: classes (N,), int64.
-        """
+        """Fits to training latents z (N, C, D, H, W) in the network's space, N > rank, and classes y (N,), int64."""
         rank, size = self.axes.shape
         flat = z.flatten(1).double()
         self.means.copy_(class_means(flat, y, len(self.means)))
@@ -74,12 +65,7 @@ def class_means(z: torch.Tensor, y: torch.Tensor, rows: int) -> torch.Tensor:
 
     The means as they are, not shrunk towards each other: an effect spread over a region is far below the noise at each
     of its positions, so that any threshold by position removes it, while its mean over the region stays unbiased. The
-    noise this costs is 1 / (members of a class) of the variance.
-
-    Args:
-        z: (N, size), float64.
-        y: classes (N,), int64 in [0, rows).
-        rows: of the result.
+    noise this costs is 1 / (members of a class) of the variance. z is (N, size) float64, y (N,) int64 in [0, rows).
     """
     members = F.one_hot(y, rows).to(z)  # (N, rows)
     counts = members.sum(0)[:, None]

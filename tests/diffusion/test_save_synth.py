@@ -212,7 +212,7 @@ def test_bids_holds_both_classes_and_is_read_as_a_cohort(
     assert list(read_json(tmp_path / "bids/participants.json")) == columns
 
     others = replace(config, out=tmp_path / "other_{label}", steps=4)
-    refused(others, "sub-synHC0001_space", "Steps 3, not 4")
+    refused(others, "sub-synHC0001_space", "Steps: the dataset has 3, this command 4")
     assert not (tmp_path / "other_HC").exists()
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/dataset_description.json").write_text('{"Name": "scans of people", "BIDSVersion": "1.10.0"}')
