@@ -112,10 +112,10 @@ def tissue(grid: Grid) -> dict[str, np.ndarray]:
     CSF is what grey and white matter leave of the brain mask, so the three sum to 1 inside the brain and to 0 outside.
     """
     folder = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-    maps = {name: _read_ras(package_file("nilearn", folder.format(name)), np.float32) for name in ("gm", "wm")}
+    maps = [_read_ras(package_file("nilearn", folder.format(name)), np.float32) for name in ("gm", "wm")]
     brain = load_template("icbm2009a")
     inside = (np.asarray(brain.dataobj) > 0).astype(np.float32)
-    gm, wm = (np.asarray(maps[name].dataobj) / 255 * inside for name in ("gm", "wm"))
+    gm, wm = (np.asarray(image.dataobj) / 255 * inside for image in maps)
     excess = np.maximum(gm + wm, 1)
     gm, wm = gm / excess, wm / excess
     volumes = {"gm": gm, "wm": wm, "csf": inside - gm - wm}

@@ -148,10 +148,8 @@ def refuse_others(config: Config, divisions: list[Division]) -> None:
     made = {division.folder for division in divisions}
     others = {record.parent for kind in ("fold_*", "site_*") for record in config.out.glob(f"{kind}/{RECORD}")} - made
     if others and made != {config.out}:
-        problems = sorted(map(str, others))
-        raise InputError.of(
-            f"{config.out} holds folders of another division; remove them or take another --out", problems
-        )
+        refusal = f"{config.out} holds folders of another division; remove them or take another --out"
+        raise InputError.of(refusal, sorted(map(str, others)))
     problems = [
         f"{path} exists and would change"
         for path, rows in tables_of(divisions)

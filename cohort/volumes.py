@@ -81,9 +81,7 @@ def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
 
     For scans kept as pickles, whose voxels `cohort.scans.load_scan` checks like those of any other scan.
     """
-    contents = load_pickle(path)
-    _refuse(path, _problems_of_frame(contents))
-    return contents["image"], _affine_of(contents)
+    return _checked(load_pickle(path), path, whole=False)
 
 
 def write_nifti(
@@ -106,20 +104,18 @@ def write_nifti(
 
 
 def _as_volume(contents: Any, path: Path | str) -> Volume:
-    _refuse(path, _problems_of_frame(contents) or _problems_of_content(contents))
-    image = np.asarray(contents["image"], dtype=np.float32)
+    image, affine = _checked(contents, path, whole=True)
     origin = {name: contents.get(name) for name in _KINDS}
-    return Volume(image=image, label=int(contents["label"]), affine=_affine_of(contents), **origin)
+    return Volume(np.asarray(image, dtype=np.float32), int(contents["label"]), affine=affine, **origin)
 
 
-def _affine_of(contents: dict) -> np.ndarray | None:
-    affine = contents.get("affine")
-    return None if affine is None else np.asarray(affine, dtype=np.float64)
-
-
-def _refuse(path: Path | str, problems: list[str]) -> None:
+def _checked(contents: Any, path: Path | str, *, whole: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image and affine of a file's contents; InputError where they, or if `whole` voxels and origin, are faulty."""
+    problems = _problems_of_frame(contents) or (_problems_of_content(contents) if whole else [])
     if problems:
         raise InputError.of(f"{path}: not a volume pickle", problems)
+    affine = contents.get("affine")
+    return contents["image"], None if affine is None else np.asarray(affine, dtype=np.float64)
 
 
 def _problems_of_frame(contents: Any) -> list[str]:

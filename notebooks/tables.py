@@ -39,10 +39,9 @@ def variety(result: dict) -> pd.DataFrame:
 
 def likeness(result: dict) -> pd.DataFrame:
     """MS-SSIM of pairs of synthetic volumes and of pairs of scans, by group."""
-    groups = result["diversity"]["ms_ssim"].get("results", {})
     rows = {
         group: {side: figure(found[side]) for side in ("synthetic", "real", "difference")}
-        for group, found in groups.items()
+        for group, found in result["diversity"]["ms_ssim"].get("results", {}).items()
         if "skipped" not in found
     }
     return pd.DataFrame(rows).T

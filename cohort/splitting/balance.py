@@ -116,10 +116,7 @@ def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def balance_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
-    """Ages above (one panel per split), composition below (diagnosis, sex, site); subjects with their first scan.
-
-    Tables may lack ages, sexes, sites or a class.
-    """
+    """Ages above (one panel per split), composition below (diagnosis, sex, site); subjects with their first scan."""
     people = {name: frame.drop_duplicates("subject") for name, frame in splits.items()}
     figure = new_figure(figsize=(12, 6.6), layout="constrained")
     above, below = figure.subfigures(2, 1)
