@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from runtime.checkpoints import checkpoint_hash, load_checkpoint, load_weights, save_checkpoint
+from runtime.checkpoints import (
+    checkpoint_hash,
+    config_from,
+    load_checkpoint,
+    load_weights,
+    plain_fields,
+    save_checkpoint,
+)
 from runtime.errors import InputError
 
 
@@ -72,3 +80,17 @@ def test_weights_that_do_not_fit_are_listed() -> None:
     with pytest.raises(InputError, match="extra: not part") as caught:
         load_weights(nn.Linear(4, 2), weights, "a.pt")
     assert "weight: shape (2, 3), this network has (2, 4)" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Shape:
+    widths: tuple[int, ...] = (1, 2)
+    name: str = "a"
+
+
+def test_a_configuration_comes_back_and_one_of_another_version_is_refused() -> None:
+    fields = plain_fields(Shape((3, 4), "b"))
+    assert fields == {"widths": [3, 4], "name": "b"}
+    assert config_from(Shape, fields, "a.pt") == Shape((3, 4), "b")
+    with pytest.raises(InputError, match=r"a\.pt: its configuration is not one of this version: .*depth"):
+        config_from(Shape, {**fields, "depth": 3}, "a.pt")

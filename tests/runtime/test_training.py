@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from runtime.training import (
+    State,
     average,
     balanced_rows,
     copy_weights,
@@ -86,3 +87,34 @@ def test_swapped_weights_come_back() -> None:
     with swapped_weights(network, {name: value + 1 for name, value in own.items()}):
         assert torch.equal(network.bias, own["bias"] + 1)
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+
+
+def state_of(seed: int) -> State:
+    torch.manual_seed(seed)
+    network = nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(network.parameters())
+    descend(network(torch.ones(1, 2)).sum(), network, optimiser, lr=0.1, clip_norm=1.0)
+    return State(network, optimiser, {"short": copy_weights(network), "long": copy_weights(network)}, patience=2)
+
+
+def test_patience_counts_validations_without_a_better_one() -> None:
+    state, stopped = state_of(0), []
+    for value in (3.0, 2.0, 2.5, 2.5):
+        state.note(value, better=value < state.best)
+        stopped.append(state.stopped)
+    assert stopped == [False, False, False, True]
+    assert (state.best, state.stale) == (2.0, 2)
+    state.patience = 0
+    assert not state.stopped
+
+
+def test_a_state_comes_back_from_what_a_checkpoint_holds() -> None:
+    saved, state = state_of(0), state_of(1)
+    saved.step, saved.best, saved.stale = 7, 0.5, 1
+    place = state.ema["long"]["bias"]
+    state.restore(saved.to_dict())
+    assert (state.step, state.best, state.stale) == (7, 0.5, 1)
+    assert torch.equal(state.ema["short"]["weight"], saved.ema["short"]["weight"])
+    assert state.ema["long"]["bias"] is place  # in place: what holds the tensor sees the change
+    moments = [each.state_dict()["state"][0]["exp_avg"] for each in (state.optimiser, saved.optimiser)]
+    assert torch.equal(*moments)
