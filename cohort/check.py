@@ -27,10 +27,10 @@ from cohort.checking.checked import CACHE_DIR, Examined, examine_all, name_sets,
 from cohort.checking.confounds import confound_warnings, confounds
 from cohort.checking.duplicates import Pair
 from cohort.splitting.folds import refuse_shared
-from cohort.tables import CLASS_NAMES, read_table
+from cohort.tables import CLASS_NAMES, read_table, write_csv
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import atomic_write, sha256, write_json
+from runtime.files import sha256, write_json
 
 SHOWN = 25
 """Findings that are printed; all are in the files."""
@@ -158,13 +158,7 @@ def scan_findings(frame: pd.DataFrame, examined: Sequence[Examined | InputError]
 
 
 def copy_findings(frame: pd.DataFrame, scans: Sequence[Examined], pairs: Sequence[Pair]) -> list[Finding]:
-    """Copies under different groups (`pairs`), and images that one group has twice.
-
-    Args:
-        frame: the rows that can be read.
-        scans: what was found of each.
-        pairs: rows of different groups that are one image.
-    """
+    """Copies under different groups (`pairs`, of the rows that can be read), and images that one group has twice."""
     found = []
     for pair in pairs:
         first, second = frame.iloc[pair.first], frame.iloc[pair.second]
@@ -211,12 +205,6 @@ def geometries(scans: Sequence[Examined]) -> dict[str, int]:
         for scan, _ in scans
     ]
     return dict(Counter(texts).most_common())
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Writes a table, atomically."""
-    with atomic_write(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def report(findings: Sequence[Finding], measured: dict[str, Any] | None, shapes: dict[str, int], out: Path) -> str:

@@ -81,10 +81,7 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None, nib.Nifti1He
     Returns:
         The voxels, float32 (three axes in the order of the file), finite and not all equal; the affine to world
         millimetres (RAS), float64 (4, 4), invertible, None for a pickle that has none; the header as stored, None for
-        a pickle.
-
-    Raises:
-        RefusedError: with the reason; or InputError, naming the file, from the reader of pickles.
+        a pickle. RefusedError gives the reason; the reader of pickles raises an InputError.
     """
     ending = _ending(path)
     try:

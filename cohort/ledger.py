@@ -17,28 +17,15 @@ from runtime.errors import InputError
 
 
 def ledger_of(frame: pd.DataFrame) -> list[str]:
-    """The ledger of a table: sorted, distinct 16-digit hashes of its subjects and of its groups.
-
-    Args:
-        frame: a table with the columns `subject` and `group` (as `cohort.tables.read_table` returns it).
-    """
+    """The ledger of a table: sorted, distinct 16-digit hashes of its subjects and of its groups."""
     return sorted(_entries("subject", frame["subject"]) | _entries("group", frame["group"]))
 
 
 def refuse_overlap(frame: pd.DataFrame, ledger: Iterable[str], *, what: str, allow_leak: bool = False) -> bool:
-    """Refuses to evaluate on subjects that an artefact was made from.
+    """Refuses a table of which an artefact has seen a subject or a group; the InputError names every subject and why.
 
-    Args:
-        frame: the table to be evaluated on, with `subject` and `group`.
-        ledger: the artefact's ledger.
-        what: the artefact in words, for the message, for example ``the VAE checkpoint runs/x/best.pt``.
-        allow_leak: go on in spite of an overlap; the caller then says so in its result.
-
-    Returns:
-        True when there is an overlap (and it was allowed), False when there is none.
-
-    Raises:
-        InputError: an overlap that was not allowed; names every subject and why it counts.
+    `what` is the artefact in words, for the message: ``the VAE checkpoint runs/x/best.pt``. Returns whether there is an
+    overlap, which `allow_leak` lets pass: the caller then says so in its result.
     """
     seen = set(ledger)
     problems = []

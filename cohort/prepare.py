@@ -33,11 +33,11 @@ from cohort.preparation.qc_page import Entry, draw, write_page
 from cohort.preparation.quality import flag
 from cohort.preparation.steps import PREPARATION, prepare
 from cohort.scans import GRIDS
-from cohort.tables import write_table
+from cohort.tables import write_csv, write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import atomic_write, locked, read_json, sha256, write_json
+from runtime.files import locked, read_json, sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,7 @@ def report(config: Config, frame: pd.DataFrame, jobs: Sequence[Job], failures: d
         for job, record, found in zip(good, records, flags, strict=True)
     ]
     write_page(config.out / "qc.html", f"Quality of {config.participants.name}", entries, failed)
-    with atomic_write(config.out / "failures.csv") as temporary:
-        failed.to_csv(temporary, index=False)
+    write_csv(config.out / "failures.csv", failed)
     if good:
         index = frame[~lost].assign(
             file=[str(job.scan.resolve()) for job in good],

@@ -37,7 +37,7 @@ class Grid:
 
     @property
     def affine(self) -> np.ndarray:
-        """float64 (4, 4), from voxel indices to millimetres, RAS."""
+        """From voxel indices to millimetres, RAS."""
         affine = np.diag([self.spacing_mm] * 3 + [1.0])
         affine[:3, 3] = np.array(self.centre_mm) - self.spacing_mm * (np.array(self.shape) - 1) / 2
         return affine
@@ -81,18 +81,15 @@ GRIDS = {
 
 
 def load_scan(path: Path | str, grid: Grid) -> np.ndarray:
-    """Reads one scan onto a grid: checked, turned to RAS, resampled linearly in world millimetres, normalised.
+    """Reads one scan onto a grid: checked, turned to RAS, resampled unless it is there, normalised; InputError if bad.
 
     Args:
         path: ``.nii``, ``.nii.gz``, or a volume pickle (``.pkl``). The sform counts when its code is above 0, else the
             qform. A pickle without an affine must have the grid's shape and is taken to be on it.
-        grid: where the voxels are wanted; a scan that is on it is not resampled.
+        grid: where the voxels are wanted.
 
     Returns:
         float32 (D, H, W) in [0, 1].
-
-    Raises:
-        InputError: names the file and the reason.
     """
     with naming(path):
         image, affine, _ = read_voxels(Path(path))
@@ -132,13 +129,9 @@ def to_ras(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def resample(
     image: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, float]:
-    """Resamples linearly in world millimetres, low-passed where the image is finer.
+    """Resamples an image and its affine to the grid with the affine `target` and `shape`, linearly in world mm.
 
-    Args:
-        image: float32, three axes.
-        affine: its voxel indices to mm, (4, 4), invertible.
-        target: the wanted grid's voxel indices to mm, (4, 4).
-        shape: the wanted grid's (D, H, W).
+    Low-passed where the image is finer.
 
     Returns:
         float32 (D, H, W), 0 outside the image's field of view; and the share of the grid inside it.
@@ -148,10 +141,7 @@ def resample(
     full = np.linalg.inv(affine) @ target
     steps, offset = np.round(full[:3, :3], 9), np.round(full[:3, 3], 4)
     sigma = np.round(antialias_sigma(edges_mm(target).min(), edges_mm(affine)), 4)
-    if sigma.any():
-        smooth = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0, output=np.float32)
-    else:
-        smooth = image
+    smooth = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0, output=np.float32)
     inside = _field_of_view(image.shape, steps, offset, shape)
     moved = ndimage.affine_transform(smooth, steps, offset, shape, order=1, mode="nearest", output=np.float32)
     moved[~inside] = 0
@@ -198,20 +188,11 @@ def antialias_sigma(spacing_mm: float, source_mm: np.ndarray) -> np.ndarray:
 
 
 def normalise(volume: np.ndarray) -> np.ndarray:
-    """Scales a volume to [0, 1] by the 0.5 and 99.5 percentiles of its non-zero voxels, clipping beyond them.
+    """Scales a volume to [0, 1] by the 0.5 and 99.5 percentiles of its non-zero voxels, clipping beyond them; float32.
 
     Voxels that are exactly 0 stay 0: they are the background of a skull-stripped scan. Where the two percentiles are
     equal (a mask), what lies at or above them becomes 1. Synthetic volumes go through the same function, so that
     intensity gives no cue of origin.
-
-    Args:
-        volume: any shape.
-
-    Returns:
-        float32 of the same shape.
-
-    Raises:
-        InputError: voxels that are not finite.
     """
     volume = np.asarray(volume, dtype=np.float32)
     if not np.isfinite(volume).all():
@@ -225,13 +206,10 @@ def normalise(volume: np.ndarray) -> np.ndarray:
 
 
 def head_mask(volume: np.ndarray) -> np.ndarray:
-    """The voxels inside the head (or the brain, where the skull was stripped) of a normalised volume (D, H, W).
+    """The voxels inside the head (or the brain, where the skull was stripped) of a normalised volume (D, H, W); bool.
 
     Half of Otsu's threshold, kept within 0.05 and 0.1: above the noise of air and what a decoder leaves there, below
     cerebrospinal fluid. Of what exceeds it the largest connected part; then what that encloses (ventricles, sinuses).
-
-    Returns:
-        bool (D, H, W); all False for an empty volume.
     """
     return fill_holes(largest_part(volume > np.clip(_otsu(volume) / 2, 0.05, 0.1)))
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from cohort.decoding import ending_and_hash, of_each
 from cohort.scans import PIPELINE, Grid, load_scan
+from cohort.tables import write_csv
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write
@@ -107,17 +108,11 @@ class Volumes:
 def move(
     x: torch.Tensor, linear: torch.Tensor, shift: torch.Tensor, *, spacing: float = 1.0, padding: str = "zeros"
 ) -> torch.Tensor:
-    """Volumes resampled after affine maps about their middle.
+    """Volumes (B, 1, D, H, W) resampled after affine maps about their middle.
 
     `torch.nn.functional.affine_grid` works in coordinates from -1 to 1 along each axis, W first. A rotation in them
-    would shear a grid that is no cube, so maps are given in the unit of `spacing` and converted.
-
-    Args:
-        x: (B, 1, D, H, W).
-        linear: (B, 3, 3) from output to input positions, axes (W, H, D).
-        shift: (B, 3), likewise.
-        spacing: edge of a voxel; 1 for shifts in voxels.
-        padding: what lies outside, as `grid_sample` calls it.
+    would shear a grid that is no cube, so maps are given in the unit of `spacing` (edge of a voxel) and converted.
+    `linear` (B, 3, 3) and `shift` (B, 3) lead from output to input positions, axes (W, H, D).
     """
     half = torch.tensor(x.shape[:1:-1], dtype=torch.float32) * spacing / 2
     linear = linear * half[None, None, :] / half[None, :, None]
@@ -138,10 +133,8 @@ def load_scans(
         frame: a table (`cohort.tables.read_table`).
         grid: where the voxels are wanted.
         cache_dir: by default ``data/cache/<grid>`` in the repository. It may be deleted at any time.
-        skip_bad: leave out scans that are refused, at most MAX_SKIPPED, and list them in this CSV.
-
-    Raises:
-        InputError: lists every bad scan with its reason; or the cache cannot be written.
+        skip_bad: leave out scans that are refused, at most MAX_SKIPPED, and list them in this CSV; without it, or with
+            more, an InputError lists them.
     """
     cache = Path(cache_dir) if cache_dir is not None else ROOT / "data" / "cache" / grid.name
     found = of_each(frame["file"], lambda path: _cached(path, grid, cache), cache, f"scans ({grid.name})")
@@ -151,8 +144,7 @@ def load_scans(
         more = "" if skip_bad is None else f", more than the {MAX_SKIPPED:.0%} of {len(found)} that may be skipped"
         raise InputError.of(f"scans were refused{more}", reasons)
     if skip_bad is not None:
-        with atomic_write(skip_bad) as temporary:
-            frame.loc[refused, ["subject", "file"]].assign(reason=reasons).to_csv(temporary, index=False)
+        write_csv(skip_bad, frame.loc[refused, ["subject", "file"]].assign(reason=reasons))
     kept = [result for result in found if not isinstance(result, InputError)]
     volumes = VolumeStack([place for place, _ in kept], grid.shape)
     return ScanStack(frame[~refused].reset_index(drop=True), volumes, grid, tuple(digest for _, digest in kept))

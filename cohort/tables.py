@@ -63,9 +63,9 @@ def read_table(
         path: the table; UTF-8, with or without a byte order mark, any line ends; tab-separated if it ends in ``.tsv``.
         data_root: folder that `file` is relative to and must not leave, symbolic links followed. Without it, `file` is
             relative to the table's folder and may be anywhere.
-        label_column: column that holds the diagnosis, for tables that name it otherwise.
-        label_map: what the values of that column mean, for example ``{"left": "TLE-L"}``; without it they must be
-            diagnoses themselves. Values that are not in the map are refused.
+        label_column: column that holds the diagnosis.
+        label_map: what its values mean, for example ``{"left": "TLE-L"}``; others are refused. Without it they must be
+            diagnoses themselves.
         keep_absent: keep rows whose file is not there, and participants of a BIDS dataset without a T1-weighted image
             (with the name it would have), for a caller that reports each when it comes to it.
 
@@ -116,10 +116,8 @@ def read_table(
 def table_text(frame: pd.DataFrame, folder: Path | str) -> str:
     """The content of a table's file, were it written into `folder`.
 
-    Args:
-        frame: at least `subject`, `file`, `diagnosis`; optional columns may be absent. `label` and `side` are left out,
-            since they follow from the diagnosis.
-        folder: `file` is written relative to it, unless the two share nothing but the root of the file system.
+    `label` and `side` are left out, since they follow from the diagnosis; optional columns may be absent. `file` is
+    written relative to the folder, unless the two share nothing but the root of the file system.
     """
     frame = frame.reset_index(drop=True)
     blank = pd.Series([""] * len(frame), index=frame.index)
@@ -135,6 +133,12 @@ def write_table(path: Path | str, frame: pd.DataFrame) -> None:
     text = table_text(frame, Path(path).parent)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_csv(path: Path | str, frame: pd.DataFrame) -> None:
+    """Writes any frame as it is, without its index; atomic."""
+    with atomic_write(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def read_delimited(path: Path) -> RawTable:
@@ -226,10 +230,9 @@ def parse_age(text: str) -> float:
     plain = text.removesuffix("+")
     if not _NUMBER.fullmatch(plain):
         raise ValueError(f"{text!r} is not a number of years")
-    age = float(plain)
-    if not 0 <= age <= OLDEST_YEARS:
+    if not 0 <= float(plain) <= OLDEST_YEARS:
         raise ValueError(f"{text} years; expected 0 to {OLDEST_YEARS:g}")
-    return age
+    return float(plain)
 
 
 def parse_sex(text: str) -> str:

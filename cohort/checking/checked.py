@@ -40,17 +40,12 @@ class Examined(NamedTuple):
     entry: Path
 
     def thumbnail(self) -> np.ndarray:
-        """uint8 `cohort.checking.duplicates.SHAPE`."""
         with np.load(self.entry, allow_pickle=False) as stored:
             return stored["thumbnail"]
 
 
 def examine_all(files: Sequence[str], cache_dir: Path = CACHE_DIR) -> list[Examined | InputError]:
-    """Examines scans through the cache, in the order of `files`; for those that are refused, why.
-
-    Raises:
-        InputError: the cache cannot be written.
-    """
+    """Examines scans through the cache, in the order of `files`; for those that are refused, why."""
     return of_each(files, lambda path: _examined(path, cache_dir), cache_dir, "examining")
 
 
@@ -76,21 +71,12 @@ def _stored(entry: Path) -> Examination | None:
 
 
 def search(
-    keys: Sequence[str],
-    groups: Sequence[str],
-    thumbnail_of: Callable[[int], np.ndarray],
-    cache_dir: Path = CACHE_DIR,
+    keys: Sequence[str], groups: Sequence[str], thumbnail_of: Callable[[int], np.ndarray], cache_dir: Path
 ) -> Search:
     """All pairs of rows of different groups that are one image (`find_pairs`, through the cache), in order.
 
-    Args:
-        keys: per row, a name for the image's content; rows that share one are one image without being compared.
-        groups: per row, whose scan it is.
-        thumbnail_of: the thumbnail of a row.
-        cache_dir: where results are kept, each under a hash of all keys and groups.
-
-    Raises:
-        InputError: the cache cannot be written.
+    Rows that share a key (a name for the image's content) are one image without being compared. Results are kept under
+    a hash of all keys and groups.
     """
     found = _compared(keys, groups, thumbnail_of, cache_dir)
     rows_of: dict[str, list[int]] = defaultdict(list)
@@ -151,9 +137,6 @@ def find_copies(frame: pd.DataFrame, cache_dir: Path = CACHE_DIR) -> list[str]:
     Returns:
         Per row, the name of a set of copies (equal, mirrored, re-sampled or otherwise altered); empty for none. The
         sets do not depend on the order of the rows.
-
-    Raises:
-        InputError: scans that cannot be read, each with its reason; or the cache cannot be written.
     """
     names = name_sets(frame["subject"].tolist(), _copies(frame, cache_dir))
     return [f"copies of {name}" if name else "" for name in names]
@@ -182,24 +165,11 @@ def refuse_duplicates(
     """Refuses splits of which one holds a copy, or a mirrored or altered copy, of a scan of another.
 
     Rows marked as synthetic (a column `synthetic`) are left out: copies of training scans among them are what the audit
-    of memorisation looks for.
-
-    Args:
-        frames: the table of each split, by its name.
-        allow_leak: go on in spite of copies across splits.
-        cache_dir: of examinations and searches, shared with cohort.check and cohort.split.
-
-    Returns:
-        The copies that were found; `across` is empty unless they were allowed.
-
-    Raises:
-        InputError: copies across splits that were not allowed; or the cache cannot be written.
+    of memorisation looks for. `frames` are the splits' tables, by name; with `allow_leak` the copies are only returned.
     """
-    parts = []
-    for name, frame in frames.items():
-        made = frame["synthetic"].to_numpy(dtype=bool) if "synthetic" in frame else np.zeros(len(frame), dtype=bool)
-        parts.append(frame.loc[~made, ["subject", "group", "file"]].assign(split=name))
-    frame = pd.concat(parts, ignore_index=True)
+    frame = pd.concat([frame.assign(split=name) for name, frame in frames.items()], ignore_index=True)
+    if "synthetic" in frame:
+        frame = frame[~frame["synthetic"].eq(True)].reset_index(drop=True)
     texts = (frame["split"] + ": " + frame["subject"] + " (" + frame["file"] + ")").tolist()
     across, within = [], []
     for pair in _copies(frame, cache_dir):

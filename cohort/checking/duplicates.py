@@ -64,7 +64,6 @@ class Pair(NamedTuple):
 
     @property
     def likeness(self) -> str:
-        """How alike the two are, in words."""
         if self.correlation is None:
             return "the same image"
         return f"correlation {self.correlation:.3f}{', left and right exchanged' if self.mirrored else ''}"
@@ -115,11 +114,8 @@ def find_pairs(thumbnail_of: Callable[[int], np.ndarray], groups: Sequence[str])
     threshold (`calibrated`) at 8 mm and at 4 mm.
 
     Time grows with the square of the number of scans, in matrix products; memory is that of two blocks, the features
-    themselves (38 KB a scan) lie in a temporary file.
-
-    Args:
-        thumbnail_of: the thumbnail of a row, called several times for each.
-        groups: per row, whose scan it is; scans of one group are expected to be alike and are not compared.
+    themselves (38 KB a scan) lie in a temporary file. `thumbnail_of` is called several times for each row; rows of one
+    group are expected to be alike and are not compared.
     """
     count = len(groups)
     if count < 2:
@@ -245,10 +241,7 @@ def _confirm(thumbnail_of: Callable[[int], np.ndarray], best: _Best) -> Search:
 def calibrated(third: np.ndarray, floor: float, ceiling: float) -> float:
     """The threshold of a cohort: the median of `third` plus DEVIATIONS robust standard deviations, in Fisher's z.
 
-    Args:
-        third: per scan, the correlation with its third-best partner.
-        floor: the least threshold; also the one where fewer than MIN_CALIBRATION scans have a third partner.
-        ceiling: the largest threshold.
+    `third` are the correlations of scans with their third-best partners; with fewer than MIN_CALIBRATION it is `floor`.
     """
     if len(third) < MIN_CALIBRATION:
         return floor

@@ -60,11 +60,7 @@ class Examination:
 
 
 def examine(path: Path) -> tuple[Examination, np.ndarray]:
-    """Examines one scan: what was found, and its thumbnail (`cohort.checking.duplicates.thumbnail`).
-
-    Raises:
-        InputError: the scan is refused; names the file and the reason.
-    """
+    """Examines one scan: what was found, and its thumbnail (`cohort.checking.duplicates.thumbnail`)."""
     with naming(path):
         image, affine, header = read_voxels(path)
         affine = _affine_of_shape(image.shape) if affine is None else affine

@@ -27,9 +27,7 @@ def list_scans(
     Args:
         source: a table (`cohort.tables.read_table`); or a BIDS dataset, with its participants.tsv or without; or any
             folder, of which every ``.nii`` and ``.nii.gz`` below it is a scan (links to folders are not followed).
-        data_root: as in `read_table`; for tables only.
-        label_column: column that holds the diagnosis.
-        label_map: what its values mean.
+        data_root, label_column, label_map: as in `read_table`; for tables only.
         derivatives: which folder of a BIDS dataset's ``derivatives`` the masks are taken from; needed where several
             have masks.
 
@@ -37,9 +35,6 @@ def list_scans(
         A table's columns (`file` need not be there: one absent scan is for the caller to report, and must not stop the
         others), and `mask` (absolute path, or empty) and `name` (unique, safe as a file's name). A scan that
         lies in a folder named by a diagnosis (``HC/P001.nii.gz``) has it; else, without a table, `diagnosis` is empty.
-
-    Raises:
-        InputError: what is wrong with the table; or nothing was found.
     """
     source = Path(source)
     if not source.exists():

@@ -94,11 +94,7 @@ def target(spacing_mm: float) -> Target:
 
 
 def register_affine(scan: Working) -> np.ndarray:
-    """Finds the affine (4, 4) from template to scan.
-
-    Raises:
-        RefusedError: the scan shows nothing, or nothing that the template could be laid on.
-    """
+    """Finds the affine (4, 4) from template to scan; RefusedError if there is nothing to lay the template on."""
     starts = search(scan)
     moving = itk_image(scan.image, scan.affine)
     level, *finer = AFFINE_LEVELS
@@ -118,11 +114,9 @@ def refine_affine(scan: Working, matrix: np.ndarray) -> np.ndarray:
 
 def search(scan: Working) -> list[np.ndarray]:
     """The best few rigid motions with scale, from template to scan, best first."""
-    turns = np.array(list(product(SEARCH_DEGREES, repeat=3)))
+    turns = list(product(SEARCH_DEGREES, repeat=3))
     shifts = _brain_centre(scan) + np.array(list(product(SEARCH_SHIFTS_MM, repeat=3)))
-    poses = np.array(
-        [[*turn, *shift, np.log(scale)] for turn, shift, scale in product(turns, shifts, SEARCH_SCALES)],
-    )
+    poses = np.array([[*turn, *shift, np.log(scale)] for turn, shift, scale in product(turns, shifts, SEARCH_SCALES)])
     score = _Score(scan, SEARCH_STEP_MM)
     values = np.concatenate([score(some) for some in np.array_split(poses, len(poses) // 100)])
     fine = _Score(scan, REFINING_STEP_MM)
@@ -133,8 +127,8 @@ def search(scan: Working) -> list[np.ndarray]:
             options={"initial_simplex": np.vstack([pose, pose + np.diag(POSE_STEPS)]), "maxfev": 250, "fatol": 1e-4},
         )  # fmt: skip
         refined.append((-done.fun, done.x))
-    refined.sort(key=lambda found: -found[0])
-    return [_matrices(pose[None])[0] for pose in _apart([pose for _, pose in refined], KEPT_FINE)]
+    ranked = [pose for _, pose in sorted(refined, key=lambda found: -found[0])]
+    return [_matrices(pose[None])[0] for pose in _apart(ranked, KEPT_FINE)]
 
 
 def _apart(poses: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
@@ -255,9 +249,6 @@ def _affine_step(
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = centre + np.array(transform.GetTranslation()) - matrix[:3, :3] @ centre
     return matrix, -float(method.GetMetricValue())
-
-
-# Between arrays and ITK.
 
 
 def itk_image(volume: np.ndarray, affine: np.ndarray) -> sitk.Image:

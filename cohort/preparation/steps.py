@@ -84,16 +84,13 @@ class Prepared:
 
 
 def prepare(path: Path | str, grid: Grid, mask: Path | str | None = None, *, assume_mni: bool = False) -> Prepared:
-    """Prepares one scan: bias field, registration, brain, intensities.
+    """Prepares one scan: bias field, registration, brain, intensities; InputError if it cannot be.
 
     Args:
         path: ``.nii``, ``.nii.gz`` or a volume pickle.
         grid: where the output is wanted.
         mask: a brain mask in the scan's space (any grid, above 0 inside), used instead of the template's brain.
         assume_mni: the scan is prepared and in the template's space already: only check, resample and measure it.
-
-    Raises:
-        InputError: names the file and the reason.
     """
     scan = _read(path, grid)
     given = None
@@ -202,15 +199,9 @@ def _template_brain(matrix: np.ndarray, warp: np.ndarray | None) -> Scan:
 
 
 def bias_field(image: np.ndarray, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """The multiplicative field of a scan, by N4 (Tustison et al. 2010, IEEE TMI 29:1310).
+    """The multiplicative field of an image (D, H, W), by N4 (Tustison et al. 2010, IEEE TMI 29:1310).
 
-    Args:
-        image: (D, H, W).
-        mask: bool, the tissue that the field is fitted to, where the image is above 0.
-        spacing_mm: edge of a voxel.
-
-    Returns:
-        float32 (D, H, W), positive, with geometric mean 1 inside the mask.
+    Fitted to the tissue in `mask` (bool), where the image is above 0; float32, positive, with geometric mean 1 there.
     """
     step = max(1, round(BIAS_MM / spacing_mm))
     positive = mask & (image > 0)

@@ -27,7 +27,7 @@ from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, sha256
 from tests.support.heads import dice
-from tests.support.processes import fill, script, small_disk
+from tests.support.processes import fill, run_here, small_disk
 
 GRID = GRIDS["smoke"]
 
@@ -319,15 +319,16 @@ def test_a_folder_without_diagnoses_is_prepared_and_the_user_told(tmp_path, caps
 
 
 @pytest.mark.slow
-def test_a_raw_head_in_a_bids_dataset_comes_back(tmp_path):
+def test_a_raw_head_in_a_bids_dataset_comes_back(tmp_path, quick_steps):
     """The template as a scan of a cohort, made a raw head and prepared by the two commands, with all steps."""
     brain = write_scan(tmp_path / "cohort/scans/P-1.nii.gz", spacing_mm=2)
     (tmp_path / "cohort/truth.csv").write_text("subject,diagnosis,age,sex,site\nP-1,TLE-L,40,F,A\n")
     raw = tmp_path / "raw"
-    script("tests.support.raw_bids", "--cohort", tmp_path / "cohort", "--out", raw, "--subjects", 1, "--spacing-mm", 4)
+    run_here(
+        "tests.support.raw_bids", "--cohort", tmp_path / "cohort", "--out", raw, "--subjects", 1, "--spacing-mm", 4
+    )
     chosen = config(raw, assume_mni=False, grid="demo")
-    done = command(chosen)
-    assert done.returncode == 0, done.stderr
+    assert status(chosen) == 0
     found = read_table(chosen.index)
     assert found[["subject", "diagnosis", "age", "qc"]].iloc[0].tolist() == ["sub-Px1", "TLE-L", 40, "ok"]
     assert found["source"][0] == str(raw / "sub-Px1/anat/sub-Px1_T1w.nii.gz")

@@ -69,7 +69,7 @@ def test_a_moved_head_comes_back(case, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_given_mask_replaces_the_templates(plain_head, tmp_path):
+def test_a_given_mask_replaces_the_templates(plain_head, tmp_path, quick_steps):
     head = plain_head
     half = head.brain.copy()
     half[:, :, : half.shape[2] // 2] &= head.brain[:, :, : half.shape[2] // 2]
