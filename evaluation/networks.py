@@ -7,8 +7,8 @@ number. RadImageNet's rankings of generators were the inconsistent ones in Woodl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +33,11 @@ SHORTEST_CHECKSUM = 8
 """Digits of a SHA-256 that are enough to state it: as many as PyTorch puts into the names of its weight files."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights that the user brought."""
+class Weights(NamedTuple):
+    """Weights that the user brought, and their SHA-256 in full, which begins as stated."""
 
     path: Path
     sha256: str
-    """In full, and as the user stated it."""
 
 
 def read_weights(given: tuple[str, ...]) -> dict[str, Weights]:

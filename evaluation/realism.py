@@ -52,11 +52,10 @@ def measure(
     support: dict = {}
     warnings: list[str] = []
     for name, network in networks.items():
+        features = {key: features_of(stack, network, device, cache_dir) for key, stack in volumes.items()}
         sets = {
-            key: FeatureSet.of(
-                features_of(stack, network, device, cache_dir), labels.get(key, labels["test"]), network.views
-            )
-            for key, stack in volumes.items()
+            key: FeatureSet.of(values, labels.get(key, labels["test"]), network.views)
+            for key, values in features.items()
         }
         results = fid.compare(sets, **settings)
         everything = fid.compare_all(sets, dimensions=settings["dimensions"], permutations=PERMUTATIONS, seed=seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,17 +23,13 @@ from VAE.checkpoint import LoadedVAE
 SIDES = ("train", "test")
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What the VAE makes of N scans."""
+class Encoded(NamedTuple):
+    """What the VAE makes of N scans: posteriors (N, C, d, h, w), volumes of about FINE_MM, errors inside the head."""
 
     mu: np.ndarray
     logvar: np.ndarray
-    """(N, C, d, h, w), both."""
     reconstructions: np.ndarray
-    """(N, D, H, W) in [0, 1], averaged to about FINE_MM."""
     errors: np.ndarray
-    """(N,) mean squared error inside the head."""
 
 
 def measure(

@@ -80,20 +80,19 @@ def audit_spaces(spaces: Mapping[str, Space], *, seed: int, permutations: int = 
 def audit_controls(space: Space, *, alpha: float, seed: int, permutations: int) -> dict[str, dict]:
     """The same audit for volumes that are known not to be copies, and for half of the held-out scans themselves.
 
-    A control made from a held-out scan would find itself in the held-out set. So one half of the held-out subjects is
-    searched in, and controls of the other half (or of other subjects) are the queries, if `LEAST_SUBJECTS` or more.
+    A control made from a held-out scan would find itself among them: so one half of the held-out subjects is searched
+    in, and controls of the other half (or of other subjects) are the queries, if `LEAST_SUBJECTS` or more.
     """
     names = seeding.rng(seed, "memorization halves").permutation(space.held_out.names)
-    asked, searched = names[: len(names) // 2], names[len(names) // 2 :]
+    searched = names[len(names) // 2 :]
     if len(searched) < LEAST_SUBJECTS:
         return {}
     pool = Pool.of(space.train, space.held_out.of(searched))
-    controls = {"held_out": space.held_out.of(asked), **space.controls}
     results = {}
-    for name, control in controls.items():
-        used = control.of(np.setdiff1d(control.names, searched))
-        if len(used.embeddings) >= LEAST_SUBJECTS:
-            results[name] = audit(used.embeddings, pool, alpha=alpha, seed=seed, permutations=permutations)
+    for name, control in {"held_out": space.held_out, **space.controls}.items():
+        used = control.embeddings[~np.isin(control.subjects, searched)]
+        if len(used) >= LEAST_SUBJECTS:
+            results[name] = audit(used, pool, alpha=alpha, seed=seed, permutations=permutations)
     return results
 
 
@@ -172,8 +171,7 @@ def shares(trained: np.ndarray) -> np.ndarray:
     return _missed(m, n)[trained.argmax(axis=1)]
 
 
-def _missed(n: int, m: int) -> np.ndarray:
-    """C(n - k, m) / C(n, m) for k = 0 ... n."""
+def _missed(n: int, m: int) -> np.ndarray:  # C(n - k, m) / C(n, m) for k = 0 ... n
     k = np.arange(n)
     return np.concatenate([[1.0], np.cumprod((n - m - k).clip(min=0) / (n - k))])
 
@@ -230,8 +228,7 @@ def limit_of(values: np.ndarray) -> float:
     return float(np.quantile(values.min(axis=1), QUANTILE, method="lower"))
 
 
-def _any(hits: np.ndarray, roles: np.ndarray) -> np.ndarray:
-    """How many queries have a hit among the subjects of each assignment of roles, (P + 1,)."""
+def _any(hits: np.ndarray, roles: np.ndarray) -> np.ndarray:  # queries with a hit, by assignment of roles (P + 1,)
     some = hits[hits.any(axis=1)].astype(np.float32)
     return np.sum(some @ roles.T.astype(np.float32) > 0, axis=0).astype(float)
 

@@ -154,10 +154,10 @@ class Pool:
     @classmethod
     def of(cls, train: Reals, held_out: Reals) -> Pool:
         """Raises InputError for too few subjects, a subject on both sides, or mirrored scans of one side alone."""
-        if min(len(train.names), len(held_out.names)) < LEAST_SUBJECTS:
+        sizes = [len(side.names) for side in (train, held_out)]
+        if min(sizes) < LEAST_SUBJECTS:
             raise InputError(
-                f"{len(train.names)} training and {len(held_out.names)} held-out subjects: an audit needs at least "
-                f"{LEAST_SUBJECTS} of each"
+                f"{sizes} training and held-out subjects: an audit needs at least {LEAST_SUBJECTS} of each"
             )
         shared = np.intersect1d(train.names, held_out.names)
         if len(shared):

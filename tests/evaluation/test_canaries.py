@@ -15,7 +15,7 @@ from runtime.checkpoints import checkpoint_hash
 from runtime.errors import InputError
 from runtime.files import read_json
 from tests.support.checkpoints import LATENT
-from tests.support.processes import script
+from tests.support.processes import run_here, script
 from VAE.latents import (
     Latent,
     compute_statistics,
@@ -116,26 +116,26 @@ def test_too_few_held_out_subjects_are_refused_before_anything_is_trained(random
 
 @pytest.mark.slow
 def test_plants_trains_samples_and_reads_what_the_audit_says(
-    random_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    random_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """As a command; then the same settings again start the same stages, which continue by themselves."""
+    """With its stages in this process; then the same settings again start the same stages, which continue."""
     folder = write_latents(tmp_path / "latents", checkpoint_hash(random_vae), {"train": 12, "val": 20})
-    words = ("smoke", "--latents", folder, "--vae", random_vae, "--run-dir", tmp_path / "run", "--steps", 4,
-             "--repeats", 1, 16, "--count", 4, "--threads", 1)  # fmt: skip
-    done = script("evaluation.canaries", *words)
+    config = replace(
+        canaries.PRESETS["smoke"], latents=folder, vae=random_vae, run_dir=tmp_path / "run", steps=4, repeats=(1, 16),
+        count=4, threads=1,
+    )  # fmt: skip
+    monkeypatch.setattr(canaries, "run_stage", run_here)
+    canaries.main(config)
+    shown = capsys.readouterr().out
     result = read_json(tmp_path / "run/canaries.json")
     assert result["n"] == {"training": 12, "held_out": 20, "synthetic": 8}
     assert sorted(result["plan"].values()) == [1, 16]
     assert len(list_latents(tmp_path / "run/latents/train")) == 12 + 15
     for space, found in result["canaries"].items():
         assert {row["occurrences"] for row in found["canaries"]} == {1, 16}
-        assert f"{space:10}" in done.stdout
+        assert f"{space:10}" in shown
     files = (tmp_path / "run/diffusion/checkpoints/best.pt", tmp_path / "run/canaries.json")
     before = [path.read_bytes() for path in files]
-    config = replace(
-        canaries.PRESETS["smoke"], latents=folder, vae=random_vae, run_dir=tmp_path / "run", steps=4, repeats=(1, 16),
-        count=4, threads=1,
-    )  # fmt: skip
     stages = []
     monkeypatch.setattr(canaries, "run_stage", lambda module, *_: stages.append(module))
     canaries.main(config)
@@ -143,3 +143,14 @@ def test_plants_trains_samples_and_reads_what_the_audit_says(
     assert [path.read_bytes() for path in files] == before
     with pytest.raises(InputError, match="other canaries"):
         canaries.main(replace(config, seed=5))
+
+
+def test_the_command_takes_a_preset_and_flags(tmp_path: Path) -> None:
+    done = script("evaluation.canaries", "smoke", "--latents", tmp_path, "--repeats", 1, 16, "--dry-run")
+    assert str(tmp_path) in done.stdout
+
+
+def test_a_stage_that_fails_ends_the_run() -> None:
+    canaries.run_stage("json.tool", "--help")
+    with pytest.raises(InputError, match=r"python -m json\.tool ended with status"):
+        canaries.run_stage("json.tool", "--no-such-flag")
