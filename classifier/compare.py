@@ -60,14 +60,18 @@ class CompareConfig:
 
 def main(config: CompareConfig) -> None:
     """Reads, tests, prints, writes, draws."""
-    check(config)
+    _check(config)
     runs = single_runs(config.runs) if config.arms is None else arms_of(config.arms, config.reference)
     draws = draws_of(runs, config.resamples, config.seed)
     found = compare_arms(runs, draws, margin=config.margin)
     truth = against_truth(runs, draws, found.areas, config.truth, config.train_csv) if config.truth else None
-    print(*head_lines(runs), *row_lines(found), *test_lines(found), *truth_lines(truth), sep="\n")
+    print(*_head_lines(runs), *_row_lines(found), sep="\n")
+    for test in found.tests:
+        print(TEST_TEXT.format(**{**test, "leak": test["leak"] * "  LEAK ALLOWED"}))
+    if truth:
+        print(*_truth_lines(truth), sep="\n")
     if config.out is not None:
-        write(config, runs, found, truth)
+        _write(config, runs, found, truth)
     if config.figures is not None:
         config.figures.mkdir(parents=True, exist_ok=True)
         figures.roc(config.figures / "roc.png", figures.roc_bands(runs, draws), found.rows)
@@ -76,8 +80,7 @@ def main(config: CompareConfig) -> None:
         figures.differences(config.figures / "differences.png", found.tests)
 
 
-def check(config: CompareConfig) -> None:
-    """Raises InputError where the flags contradict each other; lists all."""
+def _check(config: CompareConfig) -> None:
     faults = {
         "give run folders or --arms, not both": config.arms and config.runs,
         f"--margin {config.margin}: a difference of areas above 0": config.margin <= 0,
@@ -88,8 +91,7 @@ def check(config: CompareConfig) -> None:
         raise InputError.of("the configuration contradicts itself", problems)
 
 
-def head_lines(runs: ArmRuns) -> list[str]:
-    """What the numbers are about."""
+def _head_lines(runs: ArmRuns) -> list[str]:
     seeds, folds = len(runs.seeds), len(runs.folds)
     about = "subjects and training seeds" if seeds > 1 else "subjects; they say nothing about another training seed"
     size = f"{runs.subjects} test subjects, folds {folds}, training seeds {seeds}"
@@ -97,21 +99,17 @@ def head_lines(runs: ArmRuns) -> list[str]:
     return [head, *(f"left out: {what}" for what in runs.left_out)]
 
 
-def row_lines(found: Comparison) -> list[str]:
+def _row_lines(found: Comparison) -> list[str]:
     """The measures of every arm, and the baselines of the reference."""
     lines = []
     for row in found.rows:
         trained = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in row["counts"].items() if number)
-        lines.append(f"{row['run']}  (trained on {trained}){_leak(row)}")
+        lines.append(f"{row['run']}  (trained on {trained}){row['leak'] * '  LEAK ALLOWED'}")
         texts = {name: cell_text(row["metrics"][name]) for name in MEASURES}
         texts["auc by training seed"] = ", ".join(f"{value:.3f}" for value in row["auc_by_seed"].values())
         lines += [f"    {name:24s}{text}" for name, text in texts.items()]
     lines.append(f"baselines beside {found.rows[0]['run']}, AUC:")
     return lines + [f"    {name:24s}{auc:.3f}" for name, auc in found.rows[0]["baselines"].items()]
-
-
-def _leak(row: dict[str, Any]) -> str:
-    return "  LEAK ALLOWED" if row["leak"] else ""
 
 
 TEST_TEXT = """\
@@ -123,15 +121,7 @@ p {delong_p:.3g} (Holm {delong_p_holm:.3g})
     right only in one {only_b_right} : {only_a_right}, McNemar p {mcnemar_p:.3g} (Holm {mcnemar_p_holm:.3g})"""
 
 
-def test_lines(found: Comparison) -> list[str]:
-    """The differences between arms."""
-    return [TEST_TEXT.format(**{**test, "leak": _leak(test)}) for test in found.tests]
-
-
-def truth_lines(truth: dict[str, Any] | None) -> list[str]:
-    """Every arm against the regression on true volumes."""
-    if truth is None:
-        return []
+def _truth_lines(truth: dict[str, Any]) -> list[str]:
     lines = [f"regression on the true volumes of all changed regions: AUC {cell_text(truth['auc'])}"]
     for row in truth["arms"]:
         what = "ABOVE IT BY MORE THAN CHANCE: a shortcut?" if row["above"] else "not above it by more than chance"
@@ -140,8 +130,7 @@ def truth_lines(truth: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
-    """Writes the JSON file, and the tables beside it."""
+def _write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
     path = config.out
     about = {"resamples": config.resamples, "reference": next(iter(runs.arms)), "margin": config.margin}
     about |= {name: getattr(runs, name) for name in ("seeds", "folds", "subjects", "left_out")}

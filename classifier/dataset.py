@@ -47,11 +47,6 @@ def sides(frame: pd.DataFrame) -> np.ndarray:
     return frame["side"].map({"L": 0, "R": 1}).fillna(-1).to_numpy(dtype=np.int64)
 
 
-def without_repeats(scans: ScanStack) -> ScanStack:
-    """The training scans, each once: what is fitted in closed form gains nothing from a repeated row."""
-    return scans.take(np.flatnonzero(~scans.frame["repeated"].to_numpy(dtype=bool)))
-
-
 def counts(stack: ScanStack) -> dict[str, int]:
     """Scans of a stack by COUNTS."""
     frame, names = stack.frame, ["synthetic", "repeated"]

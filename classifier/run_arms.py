@@ -84,12 +84,8 @@ class ArmsConfig:
 
 
 ARMS_PRESETS = {
-    name: ArmsConfig(
-        arms=ROOT / f"classifier/arms/{'smoke' if name == 'smoke' else 'demo'}.csv",
-        out=ROOT / f"runs/{name}/arms",
-        train=preset,
-    )
-    for name, preset in PRESETS.items()
+    name: ArmsConfig(ROOT / f"classifier/arms/{table}.csv", ROOT / f"runs/{name}/arms", train=PRESETS[name])
+    for name, table in (("smoke", "smoke"), ("demo", "demo"), ("paper", "demo"))
 }
 
 
@@ -241,11 +237,10 @@ def visible_gpus() -> list[str]:
     return listed.split(",")[:count]
 
 
-def table_row(run: ArmRun, error: str = "") -> dict[str, Any]:
-    """One row of runs.csv: what the run was, what came of it, or why nothing did."""
-    row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "fold": run.fold}
-    if error or not is_finished(run):
-        return {**row, "error": error or "not finished"}
+def _table_row(run: ArmRun, error: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": run.arm, "seed": run.seed, "fold": run.fold, "error": error}
+    if error:
+        return row
     results = read_json(run.config.run_dir / "results.json")
     row |= {name: results["counts"]["train"][name] for name in COUNTS}
     row |= {"steps": results["steps"], "best_step": results["step"]}
@@ -254,14 +249,14 @@ def table_row(run: ArmRun, error: str = "") -> dict[str, Any]:
     if "test" in results["side"]:
         row["side_auc"] = results["side"]["test"]["auc"]["value"]
     names = ("threshold", "temperature", "seconds", "leak", "checkpoint")
-    return {**row, **{name: results[name] for name in names}, "error": ""}
+    return row | {name: results[name] for name in names}
 
 
 def write_table(runs: list[ArmRun], errors: dict[Path, str], out: Path) -> None:
     """Writes OUT/runs.csv: one row per run that has ended, in the order of arms, seeds and folds."""
     ended = [run for run in runs if run.config.run_dir in errors or is_finished(run)]
     # Whole numbers stay whole beside the empty cells of a failed run.
-    rows = pd.DataFrame([table_row(run, errors.get(run.config.run_dir, "")) for run in ended], dtype=object)
+    rows = pd.DataFrame([_table_row(run, errors.get(run.config.run_dir, "")) for run in ended], dtype=object)
     columns = [*rows.columns.drop("error"), "error"]
     with atomic_write(out / "runs.csv") as temporary:
         rows.to_csv(temporary, columns=columns, index=False, lineterminator="\n")

@@ -22,8 +22,7 @@ from runtime import seeding
 from runtime.errors import InputError
 from runtime.files import read_json
 
-DIAGNOSED = ["diagnosis", "label", "side"]
-"""The columns that move together when labels are permuted."""
+DIAGNOSED = ["diagnosis", "label", "side"]  # move together when labels are permuted
 
 
 class Parts(NamedTuple):

@@ -19,22 +19,17 @@ from classifier.measures.runs import ArmRuns
 from cohort.pictures import save
 from cohort.tables import CLASS_NAMES
 
-GRID = np.linspace(0, 1, 101)
-"""False positive rates at which curves are read."""
-RESAMPLES = 400
-"""Resamples that a band is drawn from; more change nothing that can be seen."""
-PER_BIN = 20
-"""Scans per bin of a reliability diagram, about; 3 to 10 bins."""
-COLUMNS = 4
-"""Arms side by side; more go to further rows."""
+GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are read
+RESAMPLES = 400  # that a band is drawn from; more change nothing that can be seen
+PER_BIN = 20  # scans per bin of a reliability diagram, about; 3 to 10 bins
+COLUMNS = 4  # arms side by side; more go to further rows
 COLOUR, REFERENCE_COLOUR = "#2f6aa8", "0.55"
 VERDICT_COLOURS = {"equivalent": "#2c7a4b", "not inferior": "#2f6aa8", "undecided": "0.45", "inferior": "#b3402e"}
 SIZES = {
     "axes.titlesize": 8, "axes.labelsize": 8, "figure.labelsize": 8, "figure.titlesize": 8, "legend.fontsize": 7,
     "xtick.labelsize": 7, "ytick.labelsize": 7,
 }  # fmt: skip
-Row = dict[str, Any]
-"""Of a comparison, see `classifier.measures.comparison`."""
+Row = dict[str, Any]  # of classifier.measures.comparison
 
 
 def curves(

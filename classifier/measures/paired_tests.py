@@ -9,8 +9,7 @@ import numpy as np
 from classifier.measures.metrics import check_labels, pairs_in_order
 from runtime.errors import InputError
 
-Z95 = 1.959964
-"""97.5 percentile of the normal distribution."""
+Z95 = 1.959964  # 97.5 percentile of the normal distribution
 
 
 def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

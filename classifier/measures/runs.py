@@ -16,8 +16,7 @@ from runtime.errors import InputError
 from runtime.files import read_json
 
 RUN_NAME = re.compile(r"seed(\d+)_fold(\d+)")
-Cell = tuple[int, int]
-"""Training seed and fold."""
+Cell = tuple[int, int]  # training seed and fold
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class ArmRuns:
         return next(iter(self.arms.values()))[self.seeds[0], fold].frame
 
     def labels(self, fold: int) -> np.ndarray:
-        """(N_f,) labels of a fold's scans."""
         return self.frame(fold)["label"].to_numpy()
 
     def cells(self, arm: str, fold: int) -> list[FinishedRun]:
@@ -64,7 +62,6 @@ class ArmRuns:
 
     @property
     def subjects(self) -> int:
-        """How many subjects the comparison is about."""
         return len({subject for fold in self.folds for subject in self.frame(fold)["subject"]})
 
 

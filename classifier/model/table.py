@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier, Shape
 from classifier.model.published import CoronalEfficientNet, DenseNet121
@@ -29,15 +27,9 @@ def build_model(config: ModelConfig, shape: Shape, mean: float, std: float) -> C
     if min(config.stem_stride, config.groups) < 1 or not 0 <= config.dropout < 1:
         raise InputError("--model: stem-stride and groups are at least 1, dropout is a share from 0 to below 1")
     network = MODELS[config.name]
-    left = min(network.last_level(config, shape))
-    if left < 2:
-        helps = min(network.last_level(replace(config, stem_stride=1), shape)) >= 2
-        ways = ["--model.stem-stride 1"] if helps else []
-        ways.append("fewer --model.widths" if config.name == "resnet" else "--model.name resnet")
-        raise InputError(
-            f"--model.name {config.name} --model.stem-stride {config.stem_stride}: the last level keeps only {left} of "
-            f"an axis of the grid {shape}, at least 2 voxels are needed; use {' or '.join(ways)}"
-        )
+    if (left := min(network.last_level(config, shape))) < 2:
+        what = f"the last level keeps only {left} of an axis of the grid {shape}, at least 2 voxels are needed"
+        raise InputError(f"{what}; use --model.stem-stride 1, fewer --model.widths, or --model.name resnet")
     try:
         return network(config, shape, mean, std)
     except ValueError as error:  # of nn.GroupNorm

@@ -16,6 +16,7 @@ from classifier.run_arms import ARMS_PRESETS, arm_runs, is_finished, main, read_
 from runtime.config import plain_config
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
+from tests.support.processes import run_here
 
 TABLE = """arm,real,synth_percent,synth_count,augmentation,model
 real,,,,,
@@ -113,11 +114,12 @@ def command(config, arms: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(config, tmp_path):
+def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(config, tmp_path, monkeypatch):
     config = dataclasses.replace(config, steps=4, warmup_steps=1)
     arms = write(tmp_path / "arms.csv", "arm,synth_percent\ngreedy,400\nreal,\n")
     out = tmp_path / "arms"
-    done = subprocess.run(command(config, arms, out), capture_output=True, text=True)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)  # pytest keeps its own
+    done = run_here(*command(config, arms, out)[2:], ok=False)
     assert done.returncode == 1, done.stderr
     assert "1 of 2 runs" in done.stdout
     table = pd.read_csv(out / "runs.csv", keep_default_na=False, dtype=str).set_index("arm")
@@ -132,7 +134,7 @@ def test_one_failed_run_does_not_stop_the_others_and_finished_ones_are_kept(conf
     # The failed arm is mended: the same command makes it, and leaves the finished run alone.
     write(arms, "arm,synth_percent\ngreedy,60\nreal,\n")
     kept = (out / "real/seed0_fold0/results.json").stat().st_mtime_ns
-    again = subprocess.run(command(config, arms, out), capture_output=True, text=True)
+    again = run_here(*command(config, arms, out)[2:], ok=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 of 2 runs (1 new)" in again.stdout
     assert (out / "real/seed0_fold0/results.json").stat().st_mtime_ns == kept

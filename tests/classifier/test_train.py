@@ -22,9 +22,10 @@ from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json
 from runtime.training import balanced_rows
+from tests.support.processes import run_here
 
 
-def command(config, *extra: str, module: bool = True) -> list[str]:
+def command(config, *extra: str) -> list[str]:
     """The command line of a configuration that differs from the smoke preset in these fields."""
     flags = [
         "--train-csv", config.train_csv, "--val-csv", config.val_csv, "--test-csv", config.test_csv,
@@ -33,8 +34,7 @@ def command(config, *extra: str, module: bool = True) -> list[str]:
         "--val-every-steps", config.val_every_steps, "--save-every-steps", config.save_every_steps,
         "--log-every-steps", config.log_every_steps, "--resamples", config.resamples,
     ]  # fmt: skip
-    start = ["-m", "classifier.train"] if module else [str(ROOT / "classifier" / "train.py")]
-    return [sys.executable, *start, "smoke", *map(str, flags), *extra]
+    return [sys.executable, "-m", "classifier.train", "smoke", *map(str, flags), *extra]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -115,7 +115,7 @@ def test_killed_run_ends_in_the_same_weights(config):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed.run_dir / "results.json").exists()
-    subprocess.run(command(killed), cwd=ROOT, env=environment, check=True, capture_output=True)
+    train.main(killed)
     for name in ("last", "best"):
         assert_same(*(weights(run.run_dir / "checkpoints" / f"{name}.pt") for run in (straight, killed)), name)
     tables = [(run.run_dir / "predictions.csv").read_text() for run in (straight, killed)]
@@ -138,10 +138,8 @@ def test_two_processes_equal_one(config):
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
-def test_refusal_ends_with_status_2_and_writes_no_results(config, tmp_path):
-    """As a file, from another folder."""
-    arguments = command(config, "--synth-percent", "400", module=False)
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+def test_refusal_ends_with_status_2_and_writes_no_results(config):
+    done = run_here(*command(config, "--synth-percent", "400")[2:], ok=False)
     assert done.returncode == 2, done.stderr
     assert "48 synthetic HC volumes are asked for, 8 are there" in done.stderr
     assert "Traceback" not in done.stderr
@@ -182,7 +180,8 @@ def test_network_too_deep_for_its_grid(config):
 @pytest.mark.slow
 def test_arms_take_the_same_steps(config):
     arms = {
-        "few": {"real": 8}, "more": {"real": 12, "synth_percent": 50}, "repeated": {"duplicate_percent": 100},
+        "few": {"real": 8}, "more": {"real": 12, "synth_percent": 50},
+        "repeated": {"real": 8, "duplicate_percent": 100},
         "synthetic": {"real": 0, "synth_count": 16},
     }  # fmt: skip
     found = {}
@@ -197,6 +196,9 @@ def test_arms_take_the_same_steps(config):
     }
     assert made == {"few": 0, "more": 6, "repeated": 0, "synthetic": 16}
     assert "skipped" in found["synthetic"]["baselines"]["site"]
+    for name in ("hippocampus", "regional"):  # baselines learn from each scan once
+        once, again = (found[arm]["baselines"][name] for arm in ("few", "repeated"))
+        assert (once["threshold"], once["test"]) == (again["threshold"], again["test"])
 
 
 def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):

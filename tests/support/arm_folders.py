@@ -30,7 +30,6 @@ def write_run(
     baseline = {"site": {"test": {"auc": {"value": 0.5, "low": 0.4, "high": 0.6}}}, "age_sex": {"skipped": "no age"}}
     results = {"threshold": 0.5, "leak": leak, "counts": {"train": counts}, "baselines": baseline}
     write_json(folder / "results.json", results)
-    write_json(folder / "config.json", config or {})
     return folder
 
 
