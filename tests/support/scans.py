@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
+import pytest
 from scipy import ndimage
 
-from cohort.scans import GRIDS
+from cohort.scans import GRIDS, load_scan
+from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
 
@@ -51,3 +53,11 @@ def edit(path, change):
     header = nib.Nifti1Header(data[:348], check=False)
     change(header)
     path.write_bytes(header.binaryblock + data[348:])
+
+
+def refusal(path, grid=GRID):
+    """The message with which a scan is refused, which must name the file."""
+    with pytest.raises(InputError) as error:
+        load_scan(path, grid)
+    assert str(path) in str(error.value)
+    return str(error.value)
