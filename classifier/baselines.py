@@ -7,7 +7,7 @@ scans (`truth_features`) are the other end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,6 @@ def hippocampal_features(scans: ScanStack) -> np.ndarray:
     """Grey matter (ml) in the dilated left and right hippocampus, and their absolute asymmetry; (N, 3)."""
     sides = tuple(f"{side} Hippocampus" for side in SIDES)
     return with_asymmetry(region_volumes(scans.volumes, scans.grid, sides, unbias=False))
-
-
-def regional_features(volumes: Sequence[np.ndarray], grid: Grid) -> np.ndarray:
-    """Tissue (ml) in REGIONS by `region_volumes`, and the absolute asymmetry of each structure; (N, 24)."""
-    return with_asymmetry(region_volumes(volumes, grid, REGIONS))
 
 
 def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
@@ -70,13 +65,11 @@ def site_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
 
 
 def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str | dict[str, np.ndarray]]:
-    """The inputs of each baseline for the training scans and every held-out stack, or why there are none.
+    """The inputs of each baseline, {"train": (N, F), and one for each held-out stack}, or why there are none.
 
-    Returns:
-        for each name {"train": (N, F), and one for each held-out stack}, or the reason. ``hippocampus`` comes from all
-        training scans, synthetic ones too; all others from the real ones alone, in the order of the table.
-        ``permuted`` is ``regional`` with the training rows in random order: labels that belong to other people. It
-        can miss an area of 0.5 by more than its interval over test subjects: see `permutation_null`.
+    ``hippocampus`` comes from all training scans, synthetic ones too; all others from the real ones alone, in the order
+    of the table. ``permuted`` is ``regional`` with the training rows in random order: labels that belong to other
+    people. It can miss an area of 0.5 by more than its interval over test subjects: see `permutation_null`.
     """
     all_scans = {"train": train, **held_out}
     real = train.take(np.flatnonzero(~train.frame["synthetic"].to_numpy(dtype=bool)))
@@ -85,8 +78,8 @@ def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str 
     if table["label"].nunique() < 2:
         names = ("regional", "brain_volume", "age_sex", "site", "permuted")
         return {**found, **dict.fromkeys(names, "no real training scans of both classes")}
-    regional = {name: regional_features(stack.volumes, train.grid) for name, stack in stacks.items()}
-    found["regional"] = regional
+    volumes = {name: region_volumes(stack.volumes, train.grid, REGIONS) for name, stack in stacks.items()}
+    found["regional"] = regional = {name: with_asymmetry(ml) for name, ml in volumes.items()}  # (N, 24)
     found["brain_volume"] = {name: brain_features(stack.volumes, train.grid) for name, stack in stacks.items()}
     found["age_sex"] = "the training table has neither age nor sex"
     if table["age"].notna().any() or table["sex"].ne("").any():
@@ -109,8 +102,8 @@ def fit_closely(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     For bounds from above: a penalty that leaves noise in would put them too low.
     """
     folds = StratifiedKFold(min(5, int(np.bincount(labels).min())), shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     grid = {"logisticregression__C": np.logspace(-3, 1, 9)}
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     return GridSearchCV(model, grid, scoring="neg_log_loss", cv=folds).fit(inputs, labels).best_estimator_
 
 

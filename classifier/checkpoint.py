@@ -11,15 +11,7 @@ import torch
 from classifier.config import ModelConfig
 from classifier.model import Classifier, build_model
 from cohort.scans import Grid
-from runtime.checkpoints import (
-    checkpoint_hash,
-    config_from,
-    load_checkpoint,
-    load_weights,
-    plain_fields,
-    resume,
-    save_checkpoint,
-)
+from runtime import checkpoints
 from runtime.errors import InputError
 
 KIND = "classifier"
@@ -48,37 +40,37 @@ def save_classifier(
 ) -> None:
     """Writes a checkpoint; `state` holds ``ema``, ``temperature``, ``threshold`` and what the run wants back."""
     contents = {
-        "model_config": plain_fields(model.config), "grid": grid.to_dict(),
+        "model_config": checkpoints.plain_fields(model.config), "grid": grid.to_dict(),
         "normalisation": {"mean": float(model.mean), "std": float(model.std)},
         "weights": model.state_dict(), "ledger": ledger, "mean_hc": mean_hc, "step": step,
     }  # fmt: skip
-    save_checkpoint(path, KIND, {**contents, **state})
+    checkpoints.save_checkpoint(path, KIND, {**contents, **state})
 
 
 def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedClassifier:
     """Rebuilds the network from nothing but its file, strictly; InputError where the file contradicts itself."""
-    record = load_checkpoint(path, KIND)
+    record = checkpoints.load_checkpoint(path, KIND)
     grid, normalisation = Grid.from_dict(record["grid"]), record["normalisation"]
-    config = config_from(ModelConfig, record["model_config"], path)
+    config = checkpoints.config_from(ModelConfig, record["model_config"], path)
     try:
         model = build_model(config, grid.shape, normalisation["mean"], normalisation["std"])
     except InputError as error:
         raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
-    load_weights(model, record["ema" if weights == "ema" else "weights"], path)
+    checkpoints.load_weights(model, record["ema" if weights == "ema" else "weights"], path)
     model.eval().requires_grad_(False)
     return LoadedClassifier(
-        model, grid, checkpoint_hash(path), record["ledger"], record["step"], record["temperature"],
+        model, grid, checkpoints.checkpoint_hash(path), record["ledger"], record["step"], record["temperature"],
         record["threshold"], record["mean_hc"],
     )  # fmt: skip
 
 
 def set_operating_point(path: Path, *, temperature: float, threshold: float) -> None:
     """Writes what validation has fixed into a finished run's checkpoint."""
-    record = load_checkpoint(path, KIND)
-    save_checkpoint(path, KIND, {**record, "temperature": temperature, "threshold": threshold})
+    record = checkpoints.load_checkpoint(path, KIND)
+    checkpoints.save_checkpoint(path, KIND, {**record, "temperature": temperature, "threshold": threshold})
 
 
 def resume_classifier(path: Path, model: Classifier, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
-    wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
-    return resume(path, load_checkpoint(path, KIND), model, wanted)
+    wanted = {"model_config": checkpoints.plain_fields(model.config), "grid": grid.to_dict()}
+    return checkpoints.resume(path, checkpoints.load_checkpoint(path, KIND), model, wanted)

@@ -25,13 +25,15 @@ from classifier.measures.comparison import Comparison, against_truth, compare_ar
 from classifier.measures.metrics import MEASURES
 from classifier.measures.resampling import cell_text, draws_of
 from classifier.measures.runs import ArmRuns, arms_of, single_runs
+from cohort.tables import write_csv
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.errors import InputError
-from runtime.files import atomic_write, write_json
+from runtime.files import write_json
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(ScriptConfig):
     """What to compare."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -54,8 +56,6 @@ class CompareConfig:
     """Write the comparison to this JSON file, and the tables beside it as CSV."""
     figures: Path | None = None
     """Write figures to this folder: roc, reliability, confusion, differences (PNG)."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: CompareConfig) -> None:
@@ -138,8 +138,7 @@ def _write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[
     tables = {"": [flat(row) for row in found.rows], "_tests": found.tests, "_truth": truth and truth["arms"]}
     for name, rows in tables.items():
         if rows is not None:
-            with atomic_write(path.with_name(f"{path.stem}{name}.csv")) as temporary:
-                pd.DataFrame(rows).to_csv(temporary, index=False)
+            write_csv(path.with_name(f"{path.stem}{name}.csv"), pd.DataFrame(rows))
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from runtime.config import Precision
+from runtime.config import RunConfig
 from runtime.files import ROOT
 
 
@@ -57,9 +57,11 @@ STRENGTH = {"none": 0.0, "standard": 1.0, "strong": 2.0}
 """Factor on the standard deviations of AugmentConfig, by name of the augmentation."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything one classifier run depends on."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Everything one classifier run depends on. Every arm of an experiment takes the same steps, however many volumes
+    it has; half of each batch is HC and half TLE.
+    """
 
     grid: Literal["smoke", "demo", "paper"] = "paper"
     """Voxel grid: paper is 112x136x112 at 1.5 mm, demo 40x48x40 at 4 mm, smoke 20x24x20 at 8 mm."""
@@ -97,55 +99,25 @@ class TrainConfig:
     allow_leak: bool = False
     """Go on when validation or test subjects were seen in training, by this run or by the synthetic volumes' makers, or
     when no ledger says so; the results then say so."""
-    run_dir: Path = ROOT / "runs/paper/classifier"
-    """Run folder. An existing run of the same configuration is continued."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Standard deviations of the augmentation; see --augmentation."""
-    steps: int = 8000
-    """Optimiser steps: the same in every arm of an experiment, however many volumes it has."""
-    batch_size: int = 16
-    """Volumes per step, over all processes; half of each class."""
-    lr: float = 2e-4
-    """Peak learning rate (AdamW, linear warm-up, cosine decay)."""
-    warmup_steps: int = 400
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.05
-    """AdamW's decoupled weight decay."""
     side_weight: float = 0.0
     """Weight of the loss of a second task, right against left, on the patients whose side is known; 0 leaves it out."""
-    clip_norm: float = 1.0
-    """Largest gradient norm."""
     ema_decay: float = 0.998
     """Decay per step of the averaged weights; validation, the best checkpoint and the results use them."""
     temperature: bool = True
     """Divide logits by one number fitted on validation, to calibrate probabilities (it changes no ranking)."""
     resamples: int = 2000
     """Bootstrap resamples of subjects for the intervals."""
-    log_every_steps: int = 50
-    """Steps between two lines of the log."""
-    val_every_steps: int = 200
-    """Steps between two validations."""
-    save_every_steps: int = 400
-    """Steps between two checkpoints."""
-    precision: Precision = "auto"
-    """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
-    compile: bool = True
-    """Compile the network on a GPU (on a CPU nothing is compiled)."""
-    seed: int = 0
-    """Seed of weights, batches, augmentation and permuted labels."""
     sample_seed: int = 0
     """Seed of the folds and of the choice of real subjects and synthetic volumes."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
     cache_dir: Path | None = None
     """Folder of decoded scans; by default data/cache in the repository."""
     skip_bad: Path | None = None
     """Go on without unreadable scans (refused above 2 percent) and list them, one CSV per split (bad_train.csv for
     bad.csv); by default they stop the run."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 PRESETS = {
@@ -153,7 +125,7 @@ PRESETS = {
     "smoke": TrainConfig(
         grid="smoke", run_dir=ROOT / "runs/smoke/classifier",
         model=ModelConfig(widths=(8, 16, 32), blocks=1, stem_stride=1),
-        steps=40, batch_size=8, lr=3e-3, warmup_steps=5, ema_decay=0.9,
+        steps=40, batch_size=8, lr=3e-3, warmup_steps=5, weight_decay=0.05, ema_decay=0.9,
         log_every_steps=10, val_every_steps=10, save_every_steps=10,
     ),
     # A minute on two CPU cores. In so few steps a planted corner mark is learned without augmentation, not with it. A
@@ -161,9 +133,13 @@ PRESETS = {
     "demo": TrainConfig(
         grid="demo", augmentation="none", run_dir=ROOT / "runs/demo/classifier",
         model=ModelConfig(widths=(16, 32, 64, 128), blocks=1),
-        steps=200, batch_size=16, lr=2e-4, warmup_steps=15, ema_decay=0.97,
+        steps=200, batch_size=16, lr=2e-4, warmup_steps=15, weight_decay=0.05, ema_decay=0.97,
         log_every_steps=10, val_every_steps=25, save_every_steps=50,
     ),
     # The full model on a GPU.
-    "paper": TrainConfig(),
+    "paper": TrainConfig(
+        run_dir=ROOT / "runs/paper/classifier",
+        steps=8000, batch_size=16, lr=2e-4, warmup_steps=400, weight_decay=0.05,
+        val_every_steps=200, save_every_steps=400,
+    ),
 }  # fmt: skip

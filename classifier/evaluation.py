@@ -73,12 +73,12 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
 
 
 def predicted(
-    stack: ScanStack, logits: np.ndarray, temperature: float, split: str, config: TrainConfig
+    scans: ScanStack, logits: np.ndarray, temperature: float, split: str, config: TrainConfig
 ) -> pd.DataFrame:
     """A table with its predictions; the side's probability (of right) is empty where none was learned."""
     side = expit(logits[:, 1]) if logits.shape[1] > 1 else np.nan
     found = {"logit": logits[:, 0], "probability": expit(logits[:, 0] / temperature), "side_probability": side}
-    return stack.frame.assign(**found, split=split, seed=config.seed, fold=config.fold)
+    return scans.frame.assign(**found, split=split, seed=config.seed, fold=config.fold)
 
 
 def training_seconds(log: list[dict[str, float]]) -> float:
@@ -109,8 +109,7 @@ def measure_baselines(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Fits each baseline and measures it like the network, whose test predictions are `network`.
 
-    Returns:
-        results by name ({"skipped": reason} where there is nothing to fit), and test probabilities for the curves.
+    Returns results by name ({"skipped": reason} where there is nothing to fit), and test probabilities for the curves.
     """
     from classifier import baselines  # slow to import
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,11 +33,11 @@ from tqdm import tqdm
 
 from classifier.config import PRESETS, TrainConfig
 from classifier.dataset import COUNTS
-from cohort.tables import read_delimited
+from cohort.tables import read_delimited, write_csv
 from runtime.cli import describe, parse, run_script
-from runtime.config import plain_config
+from runtime.config import ScriptConfig, plain_config
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, locked, read_json
+from runtime.files import ROOT, locked, read_json
 from runtime.runs import FREE_FIELDS
 
 COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model", "synth_hc",
@@ -51,19 +51,17 @@ SET_HERE = {"--seed", "--folds", "--fold", "--run-dir", "--dry-run", "--no-dry-r
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One training run: an arm with a seed and a fold."""
+    """One training run: an arm with a seed and a fold, the command line of classifier.train and what it means."""
 
     arm: str
     seed: int
     fold: int
     words: list[str]
-    """The command line of classifier.train."""
     config: TrainConfig
-    """What it means."""
 
 
 @dataclass(frozen=True)
-class ArmsConfig:
+class ArmsConfig(ScriptConfig):
     """A table of arms, and what all of its runs have in common."""
 
     arms: tyro.conf.Positional[Path]
@@ -71,16 +69,14 @@ class ArmsConfig:
     shuffle, model, synth_hc, synth_tle; an empty cell is what --train says."""
     out: Path
     """Folder of the runs and of runs.csv."""
+    train: TrainConfig
+    """What all runs have in common; their seeds, folds and folders are given here."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds: every arm runs once with each."""
     folds: int = 0
     """Cross-validation with so many folds, over --train.index; 0 for the locked test table."""
     jobs: int | None = None
     """Runs at once; they share the cores and take turns among the GPUs. By default one per GPU, else one per core."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """What all runs have in common; their seeds, folds and folders are given above."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 ARMS_PRESETS = {
@@ -90,10 +86,7 @@ ARMS_PRESETS = {
 
 
 def main(config: ArmsConfig, shared: list[str]) -> None:
-    """Reads the arms, makes what is missing, and leaves the table; ends with status 1 when a run failed.
-
-    `shared` are the words of classifier.train's command line that all runs have in common.
-    """
+    """Makes the runs that are missing, with the `shared` words of classifier.train's command line, and the table."""
     if wrong := SET_HERE & {word.split("=")[0].replace("_", "-") for word in shared}:
         raise InputError(f"--train: run_arms sets {', '.join(sorted(wrong))} itself, by --seeds, --folds and --out")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped, and save
@@ -152,10 +145,9 @@ def read_arms(path: Path) -> dict[str, dict[str, str]]:
 def arm_runs(
     arms: dict[str, dict[str, str]], shared: list[str], out: Path, seeds: tuple[int, ...], folds: int
 ) -> list[ArmRun]:
-    """Every arm with every seed and fold, in this order; the run's folder is ``out/<arm>/seed<S>_fold<F>``.
+    """Every arm with every seed and fold, in this order; 0 `folds` stand for the locked test table, which is fold 0.
 
-    `shared` are the preset and the flags that all runs have in common. 0 `folds` stand for the locked test table, which
-    counts as fold 0. A cell that is no value of its flag ends the program as the flag would.
+    A cell that is no value of its flag ends the program as the flag would.
     """
     runs = []
     for arm, seed, fold in product(arms, seeds, range(max(1, folds))):
@@ -206,7 +198,7 @@ def make(missing: list[ArmRun], config: ArmsConfig) -> Iterator[tuple[ArmRun, st
 
 
 def train(run: ArmRun, threads: list[str], environment: dict[str, str], alive: set[subprocess.Popen]) -> str:
-    """Trains one run as a process of its own; its output goes beside its folder. Returns why it failed, or nothing."""
+    """Trains one run as a process of its own, which writes its output beside its folder; returns why it failed."""
     log = run.config.run_dir.with_name(f"{run.config.run_dir.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
@@ -258,8 +250,7 @@ def write_table(runs: list[ArmRun], errors: dict[Path, str], out: Path) -> None:
     # Whole numbers stay whole beside the empty cells of a failed run.
     rows = pd.DataFrame([_table_row(run, errors.get(run.config.run_dir, "")) for run in ended], dtype=object)
     columns = [*rows.columns.drop("error"), "error"]
-    with atomic_write(out / "runs.csv") as temporary:
-        rows.to_csv(temporary, columns=columns, index=False, lineterminator="\n")
+    write_csv(out / "runs.csv", rows[columns])
 
 
 if __name__ == "__main__":

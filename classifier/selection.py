@@ -59,12 +59,7 @@ class Selection:
 
 
 def select(config: TrainConfig) -> Selection:
-    """Reads the tables and the folders of synthetic volumes, and checks that no subject is on both sides.
-
-    Raises:
-        InputError: a table or fold without one of the classes, contradictory or too large numbers, subjects on both
-            sides of a split or behind the synthetic volumes.
-    """
+    """Reads the tables and the folders of synthetic volumes, and checks that no subject is on both sides."""
     _check_numbers(config)
     parts, names = held_apart(config)
     real = choose_real(parts.train, config.real, config.sample_seed)
@@ -107,10 +102,10 @@ def divide(frame: pd.DataFrame, folds: int, fold: int, seed: int) -> Parts:
 
 
 def one_table(paths: Sequence[Path]) -> pd.DataFrame:
-    """Several tables as one; InputError names scans that are in two, and subjects of another class in another."""
+    """Several tables as one, unless scans are in two or subjects of another class in another."""
     frame = pd.concat([read_table(path).assign(table=str(path)) for path in paths], ignore_index=True)
     again = frame[frame.duplicated(["subject", "session"]) | frame.duplicated("file")]
-    classes = frame.groupby("subject")["label"].nunique()
+    classes = frame.groupby("subject")["label"].nunique()  # within one table `read_table` has seen to it
     problems = [f"{row.table}: subject {row.subject}: {row.file} is in a table before it" for row in again.itertuples()]
     problems += [f"subject {subject} is HC in one table and TLE in another" for subject in classes.index[classes > 1]]
     if problems:
@@ -144,15 +139,13 @@ def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFram
 def _check_numbers(config: TrainConfig) -> None:
     percent, count, again = config.synth_percent, config.synth_count, config.duplicate_percent
     negative = min(percent, count, again, config.side_weight, config.real or 0) < 0
+    nothing_made = config.shuffle == "synthetic" and not (percent or count)
     none_left = config.real == 0 and (again or not count)
     faults = (
         (negative, "--real, --synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative"),
         (percent and count, "--synth-percent and --synth-count exclude each other"),
         (none_left, "--real 0 leaves --synth-count to learn from; percentages, also of duplicates, are of real scans"),
-        (
-            config.shuffle == "synthetic" and not (percent or count),
-            "--shuffle synthetic: no synthetic volumes are added",
-        ),
+        (nothing_made, "--shuffle synthetic: no synthetic volumes are added"),
         (not config.folds and (config.fold or config.index), "--fold and --index divide nothing without --folds"),
         (config.batch_size % 2, f"--batch-size {config.batch_size}: half of a batch is HC and half TLE, so it is even"),
     )
@@ -180,9 +173,8 @@ def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFra
 
 
 def choose_repeated(real: pd.DataFrame, percent: float, seed: int) -> pd.DataFrame:
-    """Rows of `real` to use once more, `percent` of each class; beyond 100 every row again, whole rounds first.
-
-    A smaller percentage's rows are among a larger one's.
+    """Rows of `real` to use once more, `percent` of each class (beyond 100 whole rounds first); those of a smaller
+    percentage are among a larger one's.
     """
     rows: list[int] = []
     draw = [seeding.address(seed, f"repeat:{row.subject}:{row.session}") for row in real.itertuples()]

@@ -13,7 +13,6 @@ curves.png. The same command continues a run that was stopped. Many arms, seeds 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,28 +29,21 @@ from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import ScanStack, load_scans
-from runtime import distributed, seeding
+from runtime import distributed, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
-from runtime.training import LossGuard, average, balanced_rows, copy_weights, descend, learning_rate, rate_of_decay
 
 
-@dataclass
-class State:
-    """What changes from step to step, and what every checkpoint carries."""
+@dataclass(kw_only=True)
+class ClassifierState(training.State):
+    """What changes from step to step, and what every checkpoint says of its origin."""
 
-    model: Classifier
-    optimiser: torch.optim.Optimizer
     grid: Grid
-    ema: dict[str, torch.Tensor]
     ledger: list[str]
     mean_hc: torch.Tensor
     fingerprint: str
-    step: int = 0
-    best: float = math.inf
-    best_step: int = 0
 
 
 def main(config: TrainConfig) -> None:
@@ -69,17 +61,19 @@ def main(config: TrainConfig) -> None:
 
         model = build(config, grid, device, train.constants())
         optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        mean_hc = train.mean_volume(label=0)
-        state = State(model, optimiser, grid, copy_weights(model), selection.ledger, mean_hc, selection.fingerprint)
+        state = ClassifierState(
+            model, optimiser, training.copy_weights(model), config.patience, grid=grid, ledger=selection.ledger,
+            mean_hc=train.mean_volume(label=0), fingerprint=selection.fingerprint,
+        )  # fmt: skip
         resume(run, state)
         network = distributed.wrap(AllLogits(model))
         network = torch.compile(network) if config.compile and device.kind.type == "cuda" else network
-        guard = LossGuard(device.kind)
+        guard = training.LossGuard(device.kind)
 
-        for step in run.progress(state.step, config.steps, "classifier"):
+        for step in training.steps_to_take(run, state, config.steps, "classifier"):
             terms = train_step(network, optimiser, train, step, config, model.head.in_features)
             guard.watch(step, terms["loss/train"])
-            average(state.ema, model, rate_of_decay(config.ema_decay, step))
+            training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
@@ -88,7 +82,7 @@ def main(config: TrainConfig) -> None:
                 guard.check(run)
                 if validate(run, state, val):
                     save(run, "best", state)
-            if due(step, config.save_every_steps, config.steps) or run.interrupted:
+            if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state)
         if distributed.is_main() and not (run.path / "results.json").exists():
@@ -116,7 +110,7 @@ def train_step(
     network: nn.Module, optimiser: torch.optim.Optimizer, train: Volumes, step: int, config: TrainConfig, width: int
 ) -> dict[str, torch.Tensor]:
     """One update on a balanced batch, with dropout of `width` pooled features; returns numbers by name."""
-    rows = balanced_rows(train.labels, config.batch_size, step, config.seed, "epoch:")
+    rows = training.balanced_rows(train.labels, config.batch_size, step, config.seed, "epoch:")
     strength = config.augment.scaled(STRENGTH[config.augmentation])
     x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
     keep = dropout_mask(config, width, step).to(train.device.kind)
@@ -124,8 +118,8 @@ def train_step(
         logits = network(train.device.tensor(x), keep)
     terms = losses(logits.float(), train.labels[rows].to(logits.device), train.sides[rows].to(logits.device))
     loss = terms["train"] + config.side_weight * terms.get("side", 0.0)
-    lr = learning_rate(step, config.lr, config.steps, config.warmup_steps)
-    norm = descend(loss, network, optimiser, lr, config.clip_norm)
+    lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
+    norm = training.descend(loss, network, optimiser, lr, config.clip_norm)
     return {**{f"loss/{name}": distributed.mean(term.detach()) for name, term in terms.items()}, "grad/norm": norm}
 
 
@@ -149,7 +143,7 @@ def dropout_mask(config: TrainConfig, width: int, step: int) -> torch.Tensor:
     return distributed.local((drawn < keep).float() / keep)
 
 
-def validate(run: Run, state: State, val: Volumes) -> bool:
+def validate(run: Run, state: ClassifierState, val: Volumes) -> bool:
     """Logs the loss of the EMA weights on validation; True when it is the least so far.
 
     It is the loss at the temperature that suits it best, as the results use it. The plain loss would prefer the first,
@@ -161,35 +155,26 @@ def validate(run: Run, state: State, val: Volumes) -> bool:
     loss = metrics.balanced_loss(labels, logits / metrics.fit_temperature(labels, logits))
     plain = metrics.balanced_loss(labels, logits)
     run.log(state.step, {"loss/val": plain, "loss/val_calibrated": loss, "auc/val": metrics.auc(labels, logits)})
-    better = loss < state.best
-    if better:
-        state.best, state.best_step = loss, state.step
-    return better
+    return state.note(loss, better=loss < state.best)
 
 
-def resume(run: Run, state: State) -> None:
+def resume(run: Run, state: ClassifierState) -> None:
     """Takes up checkpoints/last.pt when there is one."""
     path = run.checkpoint("last")
     if path.exists():
         record = resume_classifier(path, state.model, state.grid)
         if record["fingerprint"] != state.fingerprint:
             raise InputError(f"{path}: the run was started with other subjects or volumes; use another --run-dir")
-        state.optimiser.load_state_dict(record["optimiser"])
-        for name, value in record["ema"].items():
-            state.ema[name].copy_(value)
-        state.step, state.best, state.best_step = record["step"], record["best"], record["best_step"]
+        state.restore(record)
         run.say(f"continuing at step {state.step}")
     run.continue_from(state.step)
 
 
-def save(run: Run, name: str, state: State) -> None:
+def save(run: Run, name: str, state: ClassifierState) -> None:
     """Writes checkpoints/<name>.pt from the main process."""
     if distributed.is_main():
-        fields = ("grid", "ledger", "mean_hc", "step", "ema", "best", "best_step", "fingerprint")
-        save_classifier(
-            run.checkpoint(name), state.model, optimiser=state.optimiser.state_dict(), temperature=1.0, threshold=None,
-            **{field: getattr(state, field) for field in fields},
-        )  # fmt: skip
+        origin = {field: getattr(state, field) for field in ("grid", "ledger", "mean_hc", "fingerprint")}
+        save_classifier(run.checkpoint(name), state.model, temperature=1.0, threshold=None, **origin, **state.to_dict())
 
 
 if __name__ == "__main__":

@@ -19,21 +19,15 @@ from runtime.errors import InputError
 
 
 class Comparison(NamedTuple):
-    """What there is to say about the arms. Rows are ready for JSON."""
+    """A row for each arm and a test for each but the reference, ready for JSON; areas: estimate, then resamples."""
 
     rows: list[dict[str, Any]]
-    """One for each arm."""
     tests: list[dict[str, Any]]
-    """One for each arm but the reference, which it is held against."""
-    areas: dict[str, np.ndarray]
-    """AUC of each arm, (1 + R,): the estimate, then the resamples."""
+    areas: dict[str, np.ndarray]  # (1 + R,)
 
 
 def compare_arms(runs: ArmRuns, draws: Draws, *, margin: float) -> Comparison:
-    """Measures every arm and tests it against the first one.
-
-    `margin` is the largest difference of areas that does not matter. Holm corrects the p-values of each kind of test.
-    """
+    """Measures every arm and tests it against the first one; Holm corrects the p-values of each kind of test."""
     from statsmodels.stats.multitest import multipletests  # slow to import
 
     rows, areas = [], {}
@@ -116,10 +110,7 @@ def against_truth(
     a network may use volumes in a way that no linear model can.
 
     `tables` are the training tables of the runs; subjects that a fold holds out are left out of that fold's fit.
-
-    Returns:
-        ``auc`` (a cell), ``training_subjects`` per fold, and for each of ``arms`` its area minus the truth's:
-        ``difference``, ``low``, ``high``, ``p``, and ``above`` (the interval lies above 0).
+    Differences of ``arms`` are their area minus the truth's, ``above`` where the interval lies above 0.
     """
     table = pd.concat([read_table(path) for path in tables], ignore_index=True)
     inputs = baselines.truth_features(table, truth_csv)

@@ -22,6 +22,7 @@ from cohort.tables import CLASS_NAMES
 GRID = np.linspace(0, 1, 101)  # false positive rates at which curves are read
 RESAMPLES = 400  # that a band is drawn from; more change nothing that can be seen
 PER_BIN = 20  # scans per bin of a reliability diagram, about; 3 to 10 bins
+LEAK = " (LEAK ALLOWED)"
 COLUMNS = 4  # arms side by side; more go to further rows
 COLOUR, REFERENCE_COLOUR = "#2f6aa8", "0.55"
 VERDICT_COLOURS = {"equivalent": "#2c7a4b", "not inferior": "#2f6aa8", "undecided": "0.45", "inferior": "#b3402e"}
@@ -63,12 +64,8 @@ def _panels(rows: list[Row], figure: Figure, width: float, height: float) -> Ite
     for axis in axes[len(rows) :]:
         axis.set_axis_off()
     for axis, row in zip(axes, rows, strict=False):
-        axis.set_title(_title(row["run"], row["leak"]))
+        axis.set_title(row["run"] + row["leak"] * LEAK)
         yield axis, row
-
-
-def _title(name: str, leak: bool) -> str:
-    return f"{name} (LEAK ALLOWED)" if leak else name
 
 
 def _unit_square(axis: Axes) -> None:
@@ -127,10 +124,8 @@ def reliabilities(runs: ArmRuns) -> dict[str, pd.DataFrame]:
 
 
 def reliability_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> pd.DataFrame:
-    """So many bins of equally many subjects, by rising probability; equal ones may lie in two bins.
-
-    Each has the mean probability ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``,
-    ``high``, and ``count``.
+    """Bins of equally many subjects, by rising probability (equal ones may lie in two): the mean probability
+    ``promised``, the share of TLE ``observed``, its 95 % Wilson interval ``low``, ``high``, and ``count``.
     """
     from statsmodels.stats.proportion import proportion_confint  # slow to import
 
@@ -190,7 +185,7 @@ def differences(path: Path, tests: list[Row]) -> None:
             text, (1.01, height), xycoords=("axes fraction", "data"), fontsize=7.5, va="center", color=colour,
             annotation_clip=False,
         )  # fmt: skip
-    axis.set_yticks(range(len(tests)), [_title(f"{test['b']} minus {test['a']}", test["leak"]) for test in upwards])
+    axis.set_yticks(range(len(tests)), [f"{test['b']} minus {test['a']}{test['leak'] * LEAK}" for test in upwards])
     axis.set_ylim(-0.6, len(tests) - 0.4)
     axis.set_xlabel(f"difference of AUC (95 %; thick: 90 %; grey: within the margin of {margin:g})")
     save(figure, path)

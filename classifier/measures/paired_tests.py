@@ -33,11 +33,9 @@ def delong_test(
     """DeLong's two-sided test of equal areas, averaged over folds of other subjects; one array (N_f,) for each fold.
 
     Scores of different folds are not on one scale, so areas are averaged and not pooled (Airola et al. 2011,
-    https://doi.org/10.1016/j.csda.2010.11.018); the variance is the folds' mean variance over their number.
-
-    Returns:
-        ``auc_a``, ``auc_b``, ``difference`` (b minus a) with its 95 % interval ``low``, ``high``, and ``p``. Where the
-        variance is zero (``degenerate``), p is 1 for equal areas and 0 otherwise, and means little.
+    https://doi.org/10.1016/j.csda.2010.11.018); the variance is the folds' mean variance over their number. The
+    difference is b minus a, with its 95 % interval. Where the variance is zero (``degenerate``), p is 1 for equal areas
+    and 0 otherwise, and means little.
     """
     folds = zip(labels, scores_a, scores_b, strict=True)
     areas, covariances = zip(*(delong_covariance(y, np.stack([a, b])) for y, a, b in folds), strict=True)
@@ -53,10 +51,7 @@ def delong_test(
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, float]:
-    """McNemar's exact two-sided test for two sets of right-or-wrong answers about the same subjects.
-
-    Returns how many only a had right, how many only b had right, and p (1 when neither).
-    """
+    """McNemar's exact two-sided test: how many only a had right, how many only b, and p (1 when neither)."""
     from statsmodels.stats import contingency_tables  # slow to import
 
     only_a, only_b = int(np.sum(correct_a & ~correct_b)), int(np.sum(~correct_a & correct_b))

@@ -1,4 +1,4 @@
-"""predictions.csv: one row per held-out scan of a run. This module owns the format."""
+"""predictions.csv: one row per held-out scan of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cohort.tables import write_csv
 from runtime.errors import InputError
-from runtime.files import atomic_write
 
 COLUMNS = ("subject", "session", "group", "label", "side", "probability", "logit", "split")
 OPTIONAL = ("side_probability", "seed", "fold")
@@ -18,16 +18,11 @@ OPTIONAL = ("side_probability", "seed", "fold")
 def write_predictions(path: Path, frame: pd.DataFrame) -> None:
     """Writes COLUMNS, and those of OPTIONAL that are there; numbers in full precision."""
     columns = [*COLUMNS, *(name for name in OPTIONAL if name in frame.columns)]
-    with atomic_write(path) as temporary:
-        frame.to_csv(temporary, index=False, columns=columns, lineterminator="\n")
+    write_csv(path, frame[columns])
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Reads predictions. Of OPTIONAL, the columns that the file has; not a number where a cell is empty.
-
-    Raises:
-        InputError: no such file, columns that are missing, values that cannot be; names each line.
-    """
+    """Reads predictions. Of OPTIONAL, the columns that the file has; not a number where a cell is empty."""
     try:
         texts = dict.fromkeys(("subject", "session", "group", "side", "split"), str)
         frame = pd.read_csv(path, dtype=texts, keep_default_na=False)

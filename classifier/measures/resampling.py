@@ -72,7 +72,7 @@ def cell(value: float, draws: np.ndarray, level: float = 0.95) -> dict[str, Any]
 
 
 def cell_text(found: dict[str, Any], form: str = ".3f") -> str:
-    """A cell for people: ``0.812 [0.745, 0.871]``; ``not estimable`` and ``no bound`` where a number is missing."""
+    """A cell for people: ``0.812 [0.745, 0.871]``."""
     value = "not estimable" if found["value"] is None else format(found["value"], form)
     low, high = ("no bound" if found[end] is None else format(found[end], form) for end in ("low", "high"))
     return f"{value} [{low}, {high}]"

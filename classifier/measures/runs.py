@@ -66,7 +66,7 @@ class ArmRuns:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Reads a run folder; InputError that names the file when the run has not finished."""
+    """Reads a run folder; refuses that of a run which has not finished."""
     predictions = read_predictions(folder / "predictions.csv")
     frame = predictions[predictions["split"] == "test"].sort_values(["subject", "session"]).reset_index(drop=True)
     return FinishedRun(frame, frozenset(predictions["subject"]), read_json(folder / "results.json"))
@@ -85,11 +85,8 @@ def single_runs(paths: tuple[Path, ...]) -> ArmRuns:
 def arms_of(folder: Path, reference: str) -> ArmRuns:
     """The finished runs of ``folder/<arm>/seed<S>_fold<F>``, of the seeds that every arm has in every fold.
 
-    Arms without one complete seed, and seeds that some arm lacks, are `left_out`.
-
-    Raises:
-        InputError: no two arms, the reference among them, with a seed that all have finished; runs of one fold on
-            different scans; a subject in two folds.
+    Arms without one complete seed, and seeds that some arm lacks, are `left_out`; two arms, the reference among them,
+    need a seed in common.
     """
     found = _finished(folder)
     folds = tuple(sorted({fold for cells in found.values() for _, fold in cells}))
@@ -103,9 +100,8 @@ def arms_of(folder: Path, reference: str) -> ArmRuns:
         what = f"a comparison needs the arm {reference!r}, another one, and a seed that all have finished"
         raise InputError.of(f"{folder}: {what}; classifier.run_arms makes them", lines or ["there are no runs"])
     left_out = [f"arm {arm}: no seed is finished in all {len(folds)} folds" for arm in found if arm not in usable]
-    left_out += [
-        f"arm {arm}: seed {seed}, which not all arms have" for arm in usable for seed in sorted(usable[arm] - common)
-    ]
+    more = {arm: sorted(seeds - common) for arm, seeds in usable.items()}
+    left_out += [f"arm {arm}: seed {seed}, which not all arms have" for arm in more for seed in more[arm]]
     cells = [(seed, fold) for seed in sorted(common) for fold in folds]
     order = [reference, *(arm for arm in usable if arm != reference)]
     arms = {arm: {cell: read_run(found[arm][cell]) for cell in cells} for arm in order}
@@ -133,8 +129,7 @@ def checked(runs: ArmRuns) -> ArmRuns:
         frame = runs.frame(fold)
         for arm, cells in runs.arms.items():
             for seed in runs.seeds:
-                other = _keys(cells[seed, fold].frame) ^ _keys(frame)
-                if other:
+                if other := _keys(cells[seed, fold].frame) ^ _keys(frame):
                     shown = ", ".join(f"{subject} (label {label})" for subject, _, label in sorted(other)[:10])
                     problems.append(f"{arm}, seed {seed}, fold {fold}: {len(other)} scans that only one has: {shown}")
         if np.bincount(frame.drop_duplicates("subject")["label"], minlength=2).min() < 2:

@@ -20,15 +20,14 @@ Shape = tuple[int, int, int]
 class Classifier(nn.Module, ABC):
     """Standardised volume to features to pooled features to one logit (TLE) or two (TLE, and right against left).
 
-    A network makes its layers, calls `add_head`, and says with `trunk` how data flow through them. Nothing in it may
-    draw random numbers, and in evaluation mode nothing may depend on other volumes of the batch: then a run resumes
-    exactly, several processes equal one, and attributions may put any volumes in one batch.
-
-    Its constructor also takes the shape of the volumes. `mean` and `std` are those of all training voxels.
+    A network makes its layers, `activation` (never in place) for its last level too, calls `add_head`, and says with
+    `trunk` how data flow through them. Nothing in it may draw random numbers, and in evaluation mode nothing may depend
+    on other volumes of the batch: then a run resumes exactly, several processes equal one, and attributions may put any
+    volumes in one batch. Its constructor also takes the shape of the volumes; `mean` and `std` are those of all
+    training voxels.
     """
 
     activation: nn.Module
-    """The last layer of the features, never in place."""
 
     def __init__(self, config: ModelConfig, mean: float, std: float) -> None:
         super().__init__()
@@ -71,9 +70,7 @@ class Classifier(nn.Module, ABC):
     def both(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """All logits (B, outputs): TLE against HC, and where there are two, right against left."""
         h = self.standardise(self.pool(self.features(x)))  # (B, C)
-        if keep is not None:
-            h = h * keep
-        return self.head(h)  # (B, outputs)
+        return self.head(h if keep is None else h * keep)
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of TLE (B,); `keep` (B, C) is a training step's scaled dropout mask."""

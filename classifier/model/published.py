@@ -37,8 +37,7 @@ class DenseNet121(Classifier):
         return tuple(-(-side // (2 * config.stem_stride)) // 8 for side in shape)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """To the last level (B, 1024, d, h, w)."""
-        return self.layers(x)
+        return self.layers(x)  # (B, 1024, d, h, w)
 
 
 class CoronalEfficientNet(Classifier):
@@ -72,5 +71,4 @@ class CoronalEfficientNet(Classifier):
         return tuple(((side - 2) // config.stem_stride + 1) // 16 for side in shape[::2])
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """To the last level (B, 1280, d, 1, w)."""
-        return self.layers(x[:, 0].transpose(1, 2)).unsqueeze(3)  # layers take (B, H, D, W)
+        return self.layers(x[:, 0].transpose(1, 2)).unsqueeze(3)  # (B, H, D, W) to (B, 1280, d, 1, w)

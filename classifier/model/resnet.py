@@ -61,5 +61,4 @@ class ResNet3D(Classifier):
         return tuple(-(-side // shrink) for side in shape)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """To the last level (B, C, d, h, w)."""
         return self.norm(self.blocks(self.stem(x)))

@@ -9,19 +9,12 @@ from classifier.model.resnet import ResNet3D
 from runtime.errors import InputError
 
 MODELS: dict[str, type[Classifier]] = {
-    "resnet": ResNet3D,
-    "densenet121": DenseNet121,
-    "efficientnet": CoronalEfficientNet,
-}
+    "resnet": ResNet3D, "densenet121": DenseNet121, "efficientnet": CoronalEfficientNet
+}  # fmt: skip
 
 
 def build_model(config: ModelConfig, shape: Shape, mean: float, std: float) -> Classifier:
-    """The network of a configuration for volumes of a shape, with weights drawn from torch's global generator.
-
-    Raises:
-        InputError: an unknown name, numbers that do not fit together, or a grid of which the last level would keep
-            fewer than 2 voxels along an axis.
-    """
+    """The network of a configuration for volumes of a shape, with weights drawn from torch's global generator."""
     if config.name not in MODELS:
         raise InputError(f"--model.name {config.name}: unknown; there are: {', '.join(MODELS)}")
     if min(config.stem_stride, config.groups) < 1 or not 0 <= config.dropout < 1:

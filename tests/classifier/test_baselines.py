@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss
 
 from classifier import baselines
 from classifier.measures import metrics
-from cohort.anatomy.regional_volumes import dilated_mask
+from cohort.anatomy.regional_volumes import dilated_mask, region_volumes
 from cohort.anatomy.truth import volume_column
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.scans import GRIDS
@@ -84,7 +84,7 @@ def brain(darker=None):
 
 def test_regional_features_follow_the_region():
     """A thalamus that turns to fluid: less of it on that side, and an asymmetry."""
-    plain, changed = baselines.regional_features([brain(), brain("Left Thalamus")], GRID)
+    plain, changed = baselines.with_asymmetry(region_volumes([brain(), brain("Left Thalamus")], GRID, REGIONS))
     places = [REGIONS.index("Left Thalamus"), REGIONS.index("Right Thalamus")]
     left, right = changed[places] / plain[places]
     assert left < 0.8

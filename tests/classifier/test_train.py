@@ -21,7 +21,7 @@ from classifier.measures.predictions import COLUMNS, OPTIONAL, read_predictions
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json
-from runtime.training import balanced_rows
+from runtime.training import State, balanced_rows
 from tests.support.processes import run_here
 
 
@@ -207,11 +207,19 @@ def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):
     ignorant, reckless = 0.01 * noise, 8 * (2.0 * labels - 1 + 2 * noise)  # AUC about 0.5 and 0.75
     logged = []
     run = SimpleNamespace(log=lambda step, numbers: logged.append(numbers))
-    state = SimpleNamespace(model=torch.nn.Identity(), ema={}, step=0, best=np.inf, best_step=0)
+    state = State(torch.nn.Identity(), optimiser=None, ema={})
     for logits, better in ((ignorant, True), (reckless, True), (ignorant, False)):
         monkeypatch.setattr(train, "predict", lambda model, val, logits=logits: logits.double().numpy()[:, None])
         assert train.validate(run, state, SimpleNamespace(labels=labels)) is better
     assert logged[1]["loss/val"] > logged[0]["loss/val"]  # by the plain loss the ignorant step would stay the best
+
+
+def test_a_run_whose_patience_ends_saves_where_it_stopped(config, monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda run, state, val: state.note(1.0, better=state.step == 4))
+    train.main(dataclasses.replace(config, patience=1))
+    checkpoints = config.run_dir / "checkpoints"
+    assert (load_classifier(checkpoints / "last.pt").step, load_classifier(checkpoints / "best.pt").step) == (8, 4)
+    assert read_json(config.run_dir / "results.json")["step"] == 4
 
 
 def test_losses_are_those_of_the_known_sides():
