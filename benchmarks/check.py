@@ -23,6 +23,7 @@ from benchmarks.timing import print_table, time_command
 from cohort.scans import GRIDS
 from cohort.tables import write_table
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from runtime.seeding import rng
@@ -32,21 +33,16 @@ KINDS, COPIES = ("renamed", "mirrored", "noise", "scaled"), 20
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to time."""
-
+class BenchmarkConfig(ScriptConfig):
     folder: Path = Path(tempfile.gettempdir()) / "check-benchmark"
     """Folder for the scans and all outputs; scans that are there already are used."""
     scans: int = 10_000
     """Size of the cohort, the copies besides."""
     out: Path = ROOT / "benchmarks" / "check.json"
     """The JSON file of the figures."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Scans, then each command cold and warm."""
     index = make_cohort(config)
     shutil.rmtree(config.folder / "cache", ignore_errors=True)  # of an earlier run
     check = ("cohort.check", "--csv", index, "--out", config.folder / "report", "--cache-dir", config.folder / "cache")
@@ -108,8 +104,7 @@ def copy_of(image: np.ndarray, kind: str, seed: int) -> np.ndarray:
 def copies_found(config: BenchmarkConfig) -> tuple[int, int]:
     """Planted copies that the report names with their source, and pairs it calls that were not planted."""
     findings = read_json(config.folder / "report" / "findings.json")["findings"]
-    copies = [finding for finding in findings if finding["kind"] in ("duplicate", "near-duplicate")]
-    called = {tuple(finding["message"].split()[:3:2]) for finding in copies}
+    called = {tuple(row["message"].split()[:3:2]) for row in findings if row["kind"] in ("duplicate", "near-duplicate")}
     planted = {(f"p{config.scans + k:06d}", f"p{7 * k:06d}") for k in range(COPIES)}
     return len(called & planted), len(called - planted)
 

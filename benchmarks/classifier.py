@@ -11,7 +11,6 @@ second table is integrated gradients in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -28,21 +27,15 @@ from classifier.model import build_model
 from classifier.saliency.attribution import Context, attribute
 from cohort.scans import GRIDS
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.device import Device, pick_device
 
-MONAIS: dict[str, Callable[[], nn.Module]] = {
-    "DenseNet121": lambda: DenseNet121(spatial_dims=3, in_channels=1, out_channels=1),
-    "ResNet18": lambda: resnet18(spatial_dims=3, n_input_channels=1, num_classes=1, conv1_t_stride=2),
-    "ResNet10": lambda: resnet10(spatial_dims=3, n_input_channels=1, num_classes=1, conv1_t_stride=2),
-}
 REFERENCES = ("DenseNet121", "ResNet18")
 IG_STEPS, IG_BATCH = 64, 16
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to time."""
-
+class BenchmarkConfig(ScriptConfig):
     grid: Literal["demo", "paper"] = "demo"
     """Voxel grid; also the preset whose ResNet is ours."""
     batch_size: int = 16
@@ -51,12 +44,9 @@ class BenchmarkConfig:
     """Timed turns of each; the median counts."""
     subjects: int = 1
     """Subjects whose maps are made in one timed call."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Times all networks and prints the tables."""
     usual, shape = usual_device(), GRIDS[config.grid].shape
     x = torch.rand(config.batch_size, 1, *shape, generator=torch.Generator().manual_seed(0))
     for name, network in (ours(config) | monais("")).items():
@@ -84,12 +74,16 @@ def ours(config: BenchmarkConfig) -> dict[str, nn.Module]:
 
 
 def monais(how: str) -> dict[str, nn.Module]:
-    """MONAI's networks, random weights."""
-    return {f"MONAI {name}, {how}".removesuffix(", "): make() for name, make in MONAIS.items()}
+    resnet = {"spatial_dims": 3, "n_input_channels": 1, "num_classes": 1, "conv1_t_stride": 2}
+    networks = {
+        "DenseNet121": DenseNet121(spatial_dims=3, in_channels=1, out_channels=1),
+        "ResNet18": resnet18(**resnet),
+        "ResNet10": resnet10(**resnet),
+    }
+    return {f"MONAI {name}, {how}".removesuffix(", "): network for name, network in networks.items()}
 
 
 def jobs_of(network: nn.Module, x: torch.Tensor, device: Device) -> Jobs:
-    """Training and inference by one network, on tensors in its layout."""
     y = (torch.arange(len(x), device=device.kind) % 2).float()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05)
 
@@ -113,7 +107,6 @@ def jobs_of(network: nn.Module, x: torch.Tensor, device: Device) -> Jobs:
 
 
 def explain(config: BenchmarkConfig, device: Device) -> None:
-    """Integrated gradients of `subjects` volumes, by every network."""
     shape = GRIDS[config.grid].shape
     empty = torch.zeros(1, 1, *shape, device=device.kind)
     context = Context(mean_hc=empty, regions=empty.long(), ig_steps=IG_STEPS, batch=IG_BATCH)
@@ -127,10 +120,9 @@ def explain(config: BenchmarkConfig, device: Device) -> None:
     found = time_turns(jobs, config.repeats, device, warm_ups=1)
     slowest = found["MONAI DenseNet121"][0]
     print(f"\nintegrated gradients, {IG_STEPS} steps, float32\n")
-    each = {
-        name: {"s per subject": s / config.subjects, "times DenseNet121": slowest / s} for name, (s, _) in found.items()
-    }
-    print_table([{"network": name, **row, "peak": found[name][1]} for name, row in each.items()])
+    heads = ("network", "s per subject", "times DenseNet121", "peak")
+    rows = [(name, s / config.subjects, slowest / s, peak) for name, (s, peak) in found.items()]
+    print_table([dict(zip(heads, row, strict=True)) for row in rows])
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.timing import print_table, time_command
-from cohort.anatomy.truth import volume_column
+from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import REGIONS
 from cohort.simulation.effects import effect_targets
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.files import ROOT, sha256, write_json
 
 REPEATED = 24
@@ -34,19 +35,14 @@ Check = tuple[str, float, float, float]
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to check."""
-
+class BenchmarkConfig(ScriptConfig):
     out: Path = ROOT / "benchmarks" / "demo_cohort.json"
     """The JSON file of the figures."""
     subjects: int = 400
     """Size of the cohort."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Makes the cohort, measures it, prints the table and writes it."""
     with tempfile.TemporaryDirectory() as folder:
         made, again = Path(folder) / "once", Path(folder) / "again"
         seconds = make(made, config.subjects, workers=1)["processor, s"] / config.subjects
@@ -71,7 +67,6 @@ def main(config: BenchmarkConfig) -> None:
 
 
 def make(out: Path, count: int, workers: int) -> dict[str, float]:
-    """Runs the command that makes a cohort; returns what it took."""
     words = ("--out", out, "--index", out / "index.csv", "--subjects", count, "--workers", workers)
     return time_command("cohort.make_demo", *words, threads=1)
 
@@ -97,7 +92,6 @@ def effects(truth: pd.DataFrame) -> list[Check]:
 
 
 def norms(truth: pd.DataFrame) -> list[Check]:
-    """Variation of the hippocampus in controls."""
     left, right = volumes_of(truth[truth.group == "HC"])[:, :2].T
     asymmetry = 100 * np.percentile(np.abs(right - left) / np.maximum(left, right), 90)
     return [

@@ -24,6 +24,7 @@ from diffusion.model import DiT
 from diffusion.process import build_process
 from diffusion.sampler import SAMPLERS, guided
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.device import Device, cpu_has_bfloat16, pick_device
 from VAE.config import PRESETS as VAE_PRESETS
 from VAE.model import Autoencoder
@@ -33,9 +34,7 @@ STEPS = {"dpmpp": 25, "ddpm": 1000}
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to time."""
-
+class BenchmarkConfig(ScriptConfig):
     variants: tuple[str, ...] = ("S/4",)
     """Rows of diffusion.config.VARIANTS."""
     train_batch: int = 4
@@ -44,12 +43,9 @@ class BenchmarkConfig:
     """Volumes sampled at once."""
     repeats: int = 5
     """Timed turns of each; the median counts. The 1000-step sampler is timed once."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Times training and sampling, and prints both tables."""
     device = pick_device()
     rate = introduce(device, latent=LATENT)
     for title, measure in (("training", training), ("sampling", sampling)):

@@ -18,26 +18,21 @@ import numpy as np
 from benchmarks.timing import time_command
 from cohort.scans import GRIDS, resample, to_ras
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.files import ROOT, read_json, write_json
 from tests.support.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 
-GRID = GRIDS["paper"]
 LOOK = Look(warp=1.0, fat=1.2, skull_mm=7)
 POSE = Pose(turn_degrees=(18, -8, 6), shift_mm=(10, -15, 25), scale=(1.08, 0.95, 1.02), spacing_mm=(1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to measure."""
-
+class BenchmarkConfig(ScriptConfig):
     out: Path = ROOT / "benchmarks" / "prepare.json"
     """The JSON file of the figures."""
-    dry_run: bool = False
-    """Print the configuration and stop."""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Makes the head, prepares it, prints and writes the figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         head = scan(canvas(LOOK, seed=1, spacing_mm=1.0), POSE, seed=1)
@@ -67,7 +62,7 @@ def accuracy(head: Head, out: Path) -> dict[str, float]:
     matrix = np.array(record["matrix"])
     made = np.asarray(nib.load(out / "scans" / "head0.nii.gz").dataobj) > 0
     image, affine = to_ras(head.brain.astype(np.float32), head.image.affine)
-    true = resample(image, affine, matrix @ GRID.affine, GRID.shape)[0] > 0.5
+    true = resample(image, affine, matrix @ GRIDS["paper"].affine, GRIDS["paper"].shape)[0] > 0.5
     return {
         "landmark_error_mm": landmark_error_mm(matrix, head.matrix),
         "dice": dice(made, true),

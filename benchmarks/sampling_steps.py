@@ -22,17 +22,14 @@ from cohort.volumes import list_volumes, read_volume
 from diffusion.checkpoint import load_diffusion
 from diffusion.sampler import samplers_for
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.device import pick_device
 from runtime.files import ROOT, read_json, write_json
 from runtime.runs import environment
 
-STOCHASTIC = ("ddpm",)
-
 
 @dataclass(frozen=True)
-class StepsConfig:
-    """Which generator, and how long to let it sample."""
-
+class StepsConfig(ScriptConfig):
     runs: Path = ROOT / "runs/demo"
     """Folder of the runs vae and diffusion; volumes and evaluations of each setting go to sampling_steps in it."""
     tables: Path = ROOT / "data_csvs"
@@ -45,12 +42,9 @@ class StepsConfig:
     """Volumes of each class at every setting."""
     out: Path = ROOT / "fid_results/demo_steps.json"
     """The result."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: StepsConfig) -> None:
-    """Generates, measures, writes and prints, setting by setting."""
     process = load_diffusion(config.runs / "diffusion/checkpoints/best.pt").process
     rows = []
     for sampler in samplers_for(process):
@@ -62,7 +56,7 @@ def main(config: StepsConfig) -> None:
                 {
                     "sampler": sampler, "steps": steps, "evaluations": 2 * steps - 1 if sampler == "heun" else steps,
                     "seconds_per_volume": float(seconds.mean()),
-                    "rms_to_most_steps": None if sampler in STOCHASTIC else gap(config, sampler, steps),
+                    "rms_to_most_steps": None if sampler == "ddpm" else gap(config, sampler, steps),  # stochastic
                     **{metric: figures["synthetic"][metric] for metric in ("fid", "kid")},
                 }
             )  # fmt: skip
@@ -92,7 +86,6 @@ def measure(config: StepsConfig, sampler: str, steps: int) -> dict:
 
 
 def folders_of(config: StepsConfig, sampler: str, steps: int) -> dict[str, Path]:
-    """Where the volumes of one setting lie, by class."""
     return {label: config.runs / f"sampling_steps/{sampler}_{steps}" / label for label in CLASS_NAMES}
 
 

@@ -33,12 +33,10 @@ def contest(
 ) -> None:
     """Times networks as their users run them, then all with this project's settings, and prints seconds and ratios.
 
-    On a CPU freed memory is kept from `set_up` on, by every network of the process (see runtime.device); on a GPU the
-    kernels of vol2col, the slow fall-back of 3D convolutions, are counted in the first job of the last network.
-
-    `as_run` are the first ones' jobs by network, on the device `usual`; `set_up` makes the same jobs of the others on
-    the device that runs of this project have. Of `repeats` turns the median counts; a job has `batch` volumes; all are
-    compared with the networks `references`.
+    On a CPU freed memory is kept from `set_up` on, by every network of the process (see runtime.device). `as_run` are
+    the first ones' jobs by network, on the device `usual`; `set_up` makes the same jobs of the others on the device
+    that runs of this project have. Of `repeats` turns the median counts; a job has `batch` volumes; all are compared
+    with the networks `references`.
     """
     jobs = list(next(iter(as_run.values())))
     alone = {job: time_turns({name: own[job] for name, own in as_run.items()}, repeats, usual) for job in jobs}
@@ -54,11 +52,6 @@ def contest(
             row |= {f"times {reference}": found[reference][0] / seconds for reference in references}
             rows.append(row | {"GFLOP": flops / 1e9, "of matrix rate": f"{flops / seconds / rate:.0%}", "peak": peak})
     print_table(rows)
-    if device.kind.type == "cuda":
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            tuned[list(tuned)[-1]][jobs[0]]()
-            torch.cuda.synchronize()
-        print(f"kernels of vol2col: {sum(event.count for event in profile.key_averages() if 'vol2col' in event.key)}")
 
 
 def time_turns(jobs: Jobs, repeats: int, device: Device, *, warm_ups: int = 2) -> dict[str, tuple[float, str]]:
@@ -112,7 +105,6 @@ def count_flops(job: Callable[[], object]) -> int:
 
 
 def short(precision: torch.dtype) -> str:
-    """float32 or bfloat16."""
     return str(precision).removeprefix("torch.")
 
 

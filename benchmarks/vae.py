@@ -17,27 +17,23 @@ from torch import nn
 
 from benchmarks.timing import AS_RUN, SET, Jobs, contest, short, usual_device
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.device import Device
 from VAE.config import PRESETS
 from VAE.model import Autoencoder
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to time."""
-
+class BenchmarkConfig(ScriptConfig):
     shape: tuple[int, int, int] = (80, 96, 80)
     """Voxels (D, H, W); multiples of 4."""
     batch_size: int = 1
     """Volumes at once."""
     repeats: int = 5
     """Timed turns of each; the median counts."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Times both networks and prints the table."""
     usual = usual_device()
     theirs, ours = pair(usual.kind)
     x = torch.rand(config.batch_size, 1, *config.shape, generator=torch.Generator().manual_seed(0)).to(usual.kind)

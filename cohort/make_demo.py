@@ -28,17 +28,19 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from cohort.anatomy.truth import volume_column
+from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.simulation.effects import LARGEST_PLANTED_D, Subject, sclerotic_region, subjects
 from cohort.simulation.simulator import SIMULATION, Simulator, demo_grid
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json, write_json
 
-SPACING_LIMITS_MM = (1.0, 16.0)
+simulator_of = cache(Simulator)
+"""One for all scans of a process on a grid."""
 
 TRUTH_COLUMNS = {
     "Description": "A simulation: no row is a person. Volumes follow published group statistics.",
@@ -60,9 +62,7 @@ TRUTH_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class DemoConfig:
-    """What to make."""
-
+class DemoConfig(ScriptConfig):
     out: Path = ROOT / "data" / "demo"
     """Folder of the scans, one JSON file beside each, and truth.csv."""
     subjects: int = 300
@@ -84,8 +84,6 @@ class DemoConfig:
     """The table of scans to write."""
     workers: int = 0
     """Processes; 0 takes one per available processor core. The scans do not depend on it."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: DemoConfig) -> None:
@@ -111,7 +109,7 @@ def main(config: DemoConfig) -> None:
 def check(config: DemoConfig) -> None:
     """Refuses settings that make no cohort."""
     limits = {
-        "subjects": (1, math.inf), "spacing_mm": SPACING_LIMITS_MM, "workers": (0, math.inf), "seed": (0, math.inf),
+        "subjects": (1, math.inf), "spacing_mm": (1, 16), "workers": (0, math.inf), "seed": (0, math.inf),
         "effect_size": (0, LARGEST_PLANTED_D),
     }  # fmt: skip
     problems = [
@@ -172,21 +170,14 @@ def simulated(config: DemoConfig, missing: list[Subject]) -> Iterator[None]:
 
 def make_scan(config: DemoConfig, subject: Subject) -> None:
     """Writes what is true of a scan, then the scan: where there is a scan, its truth is there too."""
-    simulator = simulator_of(config.spacing_mm)
+    simulator = simulator_of(demo_grid(config.spacing_mm))
     affine = simulator.grid.affine
     changed = "" if config.effect == "enigma" else sclerotic_region(subject.group, subject.side)
     image, facts, region = simulator.scan(config.seed, subject, changed)
     write_json(path_of(config.out, subject, ".json"), facts)
     if region is not None:
         write_nifti(config.out / "regions" / f"{subject.name}.nii.gz", region, affine)
-    description = "simulated scan, no person"
-    write_nifti(path_of(config.out, subject), image, affine, dtype=np.int16, description=description)
-
-
-@cache
-def simulator_of(spacing_mm: float) -> Simulator:
-    """One for all scans of a process."""
-    return Simulator(demo_grid(spacing_mm))
+    write_nifti(path_of(config.out, subject), image, affine, dtype=np.int16, description="simulated scan, no person")
 
 
 def path_of(out: Path, subject: Subject, ending: str = ".nii.gz") -> Path:
@@ -205,9 +196,8 @@ def truth_row(subject: Subject, out: Path) -> dict[str, Any]:
         "templates": "+".join(facts["templates"]), "first_template_share": facts["first_template_share"],
     }  # fmt: skip
     row |= {volume_column(region): volume for region, volume in facts["volumes_mm3"].items()}
-    for region, change in zip(REGIONS, subject.change, strict=True):
-        row[f"change_{region.lower().replace(' ', '_')}"] = round(float(change), 5)
-    return row
+    changes = zip(REGIONS, subject.change, strict=True)
+    return row | {f"change_{name.lower().replace(' ', '_')}": round(float(change), 5) for name, change in changes}
 
 
 if __name__ == "__main__":

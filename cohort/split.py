@@ -28,16 +28,13 @@ from cohort.splitting.record import RECORD, write_record
 from cohort.splitting.ties import join_groups, read_copies
 from cohort.tables import read_table, table_text, write_table
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.errors import InputError
 from runtime.files import ROOT
 
-ALL_SITES = "all"
-
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of the split."""
-
+class Config(ScriptConfig):
     index: Path
     """Table of all scans, or a BIDS participants.tsv."""
     out: Path = ROOT / "data_csvs"
@@ -74,8 +71,6 @@ class Config:
     """Draw balance.png beside the tables."""
     overwrite: bool = False
     """Replace splits that exist and differ. Results made with the old ones do not hold for the new ones."""
-    dry_run: bool = False
-    """Print the configuration and stop."""
 
 
 class Division(NamedTuple):
@@ -94,19 +89,15 @@ def main(config: Config) -> None:
     index = read_table(
         config.index, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map
     )
-    copies = copies_of(index, config)
+    if config.groups:  # copies: per row the set that it is in, empty for none
+        copies = read_copies(config.groups, index["file"])
+    else:
+        copies = find_copies(index, config.cache_dir) if config.check else [""] * len(index)
     divisions = divide(join_groups(index, copies), config)
     refuse_others(config, divisions)
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config)
     report(divisions, sum(name != "" for name in copies))
-
-
-def copies_of(index: pd.DataFrame, config: Config) -> list[str]:
-    """Per row the set of copies it is in, empty for none: from a table, from the scans, or not looked for."""
-    if config.groups:
-        return read_copies(config.groups, index["file"])
-    return find_copies(index, config.cache_dir) if config.check else [""] * len(index)
 
 
 def divide(index: pd.DataFrame, config: Config) -> list[Division]:
@@ -130,7 +121,7 @@ def divide(index: pd.DataFrame, config: Config) -> list[Division]:
 
 def divide_by_site(index: pd.DataFrame, config: Config) -> list[Division]:
     """One division for the sites of --holdout-site together, or one for each site of the table."""
-    each = config.holdout_site == (ALL_SITES,)
+    each = config.holdout_site == ("all",)
     wanted = [(site,) for site in site_names(index)] if each else [config.holdout_site]
     names = [re.sub(r"[^\w.-]", "_", f"site_{sites[0]}") if each else "" for sites in wanted]
     if twins := [site for (site, *_), name in zip(wanted, names, strict=True) if names.count(name) > 1]:
@@ -179,9 +170,8 @@ def write(division: Division, config: Config) -> None:
 
 def report(divisions: list[Division], copies: int) -> None:
     """Prints the balance of the splits; of several divisions, that of their test splits. Then sizes and copies."""
-    shown = {division.folder.name: division.splits["test"] for division in divisions}
-    if len(divisions) == 1:
-        shown = divisions[0].splits
+    tests = {division.folder.name: division.splits["test"] for division in divisions}
+    shown = tests if len(divisions) > 1 else divisions[0].splits
     with pd.option_context("display.width", 200, "display.max_colwidth", 60, "display.max_rows", None):
         print(balance(shown).to_string())
     for division in divisions:

@@ -89,10 +89,7 @@ def write_nifti(
 ) -> None:
     """Writes (D, H, W) as a NIfTI in MNI152 space that overlays the template in any viewer, atomically.
 
-    Args:
-        affine: (4, 4) in mm; stored as sform and as qform, both with code 4.
-        dtype: of the voxels in the file.
-        description: of the header, at most 79 bytes.
+    `affine` (4, 4) in mm is stored as sform and as qform, both with code 4; `description` has at most 79 bytes.
     """
     nifti = nib.Nifti1Image(np.asarray(image, dtype=dtype), affine)
     nifti.set_sform(affine, code=_MNI)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cohort.anatomy.regional_volumes import METHOD, columns_of, region_table
-from cohort.anatomy.truth import true_volumes
+from cohort.anatomy.regional_volumes import METHOD, columns_of, region_table, true_volumes
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.scans import Grid
 from cohort.stacks import ScanStack

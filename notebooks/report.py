@@ -25,54 +25,35 @@ from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, read_json
+from runtime.files import ROOT, atomic_write, read_json, sha256
 
-NOTEBOOK = ROOT / "notebooks" / "visualize.ipynb"
+NOTEBOOK, STYLE = ROOT / "notebooks" / "visualize.ipynb", ROOT / "notebooks" / "report.css"
 CELL_TIMEOUT_S = 600
 # nilearn's viewer, quoted into a frame, asks a server for its icon: the only thing that would come from a network.
 FAVICON = re.compile(r"&lt;link rel=&quot;icon&quot;.*?&gt;", re.DOTALL)
 
-STYLE = """
-body { max-width: 1060px; margin: 2em auto; padding: 0 1.5em; color: #222; background: #fff;
-       font: 16px/1.5 -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7em; } h2 { font-size: 1.25em; margin-top: 2.2em; border-bottom: 1px solid #ccc; }
-a.anchor-link { display: none; }
-img { max-width: 100%; height: auto; } iframe { max-width: 100%; border: 0; }
-table { border-collapse: collapse; border: 0; margin: 0.8em 0; font-size: 0.82em; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25em 0.8em; text-align: left; vertical-align: top; border: 0; border-bottom: 1px solid #e4e4e4; }
-td { overflow-wrap: break-word; } thead th { border-bottom: 1px solid #888; }
-code { background: #f3f3f3; padding: 0 0.2em; } pre { white-space: pre-wrap; } small { color: #666; }
-.note { background: #fff5d6; border-left: 5px solid #d9a400; padding: 0.8em 1em; }
-.warning { background: #fdecea; border-left: 5px solid #b03a2e; padding: 0.3em 1em; margin: 0.4em 0;
-           font-size: 0.85em; }
-"""
-
 
 @dataclass(frozen=True)
-class ReportConfig:
-    """Whose results, and where the report goes."""
-
+class ReportConfig(ScriptConfig):
     preset: tyro.conf.Positional[str]
     """Name of the preset: its results are in runs/PRESET and fid_results/PRESET.json."""
     tables: Path = ROOT / "data_csvs"
     """Folder of train.csv, val.csv and test.csv."""
     out: Path = ROOT / "report.html"
     """The report."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 def main(config: ReportConfig) -> None:
-    """Checks, executes, writes."""
     mark = f"<!-- inputs {fingerprint(inputs(config.preset, config.tables))} -->"
-    if is_current(config.out, mark):
+    if config.out.is_file() and mark in config.out.read_text(encoding="utf-8", errors="replace")[:500]:
         print(f"{config.out}: done already, for the same results")
         return
     parameters = {"REPORT_PRESET": config.preset, "REPORT_TABLES": str(config.tables.resolve())}
-    notebook = execute(NOTEBOOK, parameters)
+    html = page(execute(NOTEBOOK, parameters), mark)
     with atomic_write(config.out) as temporary:
-        temporary.write_text(page(notebook, mark), encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8")
     print(f"{config.out}: {config.out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -115,7 +96,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
 
 
 def refuse_missing(needed: dict[str, list[Path]]) -> None:
-    """Raises InputError if a file is missing; `needed` holds files by the module that makes them."""
+    """`needed` holds files by the module that makes them."""
     missing = [
         f"{path}, made by `python -m {module}`"
         for module, paths in needed.items()
@@ -128,18 +109,8 @@ def refuse_missing(needed: dict[str, list[Path]]) -> None:
 
 def fingerprint(files: list[Path]) -> str:
     """Hash of the results and of the code that shows them, 64 hexadecimal digits."""
-    total = hashlib.sha256()
-    for path in [*files, NOTEBOOK, Path(__file__), ROOT / "cohort/pictures.py", ROOT / "notebooks/tables.py"]:
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def is_current(out: Path, mark: str) -> bool:
-    """Whether a report is there that was made from the same inputs."""
-    if not out.is_file():
-        return False
-    with out.open(encoding="utf-8", errors="replace") as file:
-        return mark in file.read(500)
+    code = [NOTEBOOK, STYLE, Path(__file__), ROOT / "cohort/pictures.py", ROOT / "notebooks/tables.py"]
+    return hashlib.sha256("".join(map(sha256, [*files, *code])).encode()).hexdigest()
 
 
 def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
@@ -157,8 +128,8 @@ def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
             kernel_name="python3", kernel_spec_manager=specifications, transport="ipc",
             connection_file=f"{folder}/k.json",
         )  # fmt: skip
-        where = {"metadata": {"path": str(ROOT)}}
-        client = NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=where)
+        resources = {"metadata": {"path": str(ROOT)}}
+        client = NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=resources)
         client.execute(env=environment, cleanup_kc=True)
     return notebook
 
@@ -179,7 +150,7 @@ def page(notebook: nbformat.NotebookNode, mark: str) -> str:
     return (
         f'<!DOCTYPE html>\n{mark}\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 

@@ -92,34 +92,20 @@ def attacks(result: dict) -> pd.DataFrame:
 
 def differences_of_arms(path: Path) -> pd.DataFrame:
     """Paired tests of classifier.compare: difference of areas with interval, corrected p-values, verdict."""
-    tests = pd.read_csv(path)
-    return pd.DataFrame(
-        {
-            "AUC minus the reference's": [
-                f"{test.auc_difference:+.3f} [{test.auc_difference_low:+.3f}, {test.auc_difference_high:+.3f}]"
-                for test in tests.itertuples()
-            ],
-            "p (Holm)": tests["bootstrap_p_holm"].round(3).to_list(),
-            "DeLong p (Holm)": tests["delong_p_holm"].round(3).to_list(),
-            "McNemar p (Holm)": tests["mcnemar_p_holm"].round(3).to_list(),
-            "verdict": tests["verdict"].to_list(),
-        },
-        index=tests["b"].rename(None),
-    )
+    tests = pd.read_csv(path, index_col="b").rename_axis(None)
+    areas = "{auc_difference:+.3f} [{auc_difference_low:+.3f}, {auc_difference_high:+.3f}]"
+    tests["AUC minus the reference's"] = [areas.format(**test) for test in tests.to_dict("records")]
+    kinds = {"bootstrap_p_holm": "p (Holm)", "delong_p_holm": "DeLong p (Holm)", "mcnemar_p_holm": "McNemar p (Holm)"}
+    return tests.rename(columns=kinds)[["AUC minus the reference's", *kinds.values(), "verdict"]].round(3)
 
 
 def arms_study(study: dict) -> pd.DataFrame:
     """The main measures of every arm of classifier.run_arms, mean over seeds and folds with interval."""
-    metrics = ("auc", "balanced_accuracy", "sensitivity", "specificity", "brier")
-    return pd.DataFrame(
-        {
-            row["run"]: {
-                **{name: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["metrics"][name]) for name in metrics},
-                "auc by seed": ", ".join(f"{value:.2f}" for value in row["auc_by_seed"].values()),
-            }
-            for row in study["runs"]
-        }
-    ).T
+    metrics, rows = ("auc", "balanced_accuracy", "sensitivity", "specificity", "brier"), {}
+    for row in study["runs"]:
+        shown = {name: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["metrics"][name]) for name in metrics}
+        rows[row["run"]] = shown | {"auc by seed": ", ".join(f"{value:.2f}" for value in row["auc_by_seed"].values())}
+    return pd.DataFrame(rows).T
 
 
 def planted_networks(validation: dict) -> pd.DataFrame:

@@ -27,8 +27,7 @@ def tissue_levels(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndar
 def tissue_fractions(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
     """Share of each of TISSUES in each voxel, taken as a mixture of the two levels that its intensity lies between.
 
-    Returns:
-        float64 (3, D, H, W); they sum to 1, and to 0 where the volume is 0 (background).
+    float64 (3, D, H, W); they sum to 1, and to 0 where the volume is 0 (background).
     """
     levels = tissue_levels(volume, tissues)
     return np.stack([np.interp(volume, levels, corner) for corner in np.eye(len(TISSUES))]) * (volume > 0)

@@ -116,8 +116,7 @@ class Simulator:
         velocity = warps.without_affine(velocity, self.affine_basis, self.weight)
         target = self.model.atlas_volumes * subject.relative_volume
         for shrink in SHRINK:
-            found = self._fold_free(np.float32(shrink) * velocity, target)
-            if found is not None:
+            if found := self._fold_free(np.float32(shrink) * velocity, target):
                 return found
         raise RuntimeError(f"{subject.name}: no deformation without folds reaches the prescribed volumes")
 
@@ -125,8 +124,7 @@ class Simulator:
         """The map of a random velocity and region volumes; None when it folds or misses the volumes."""
         pull, push = warps.exponential(velocity), warps.exponential(-velocity)
         scale = np.float32(LATTICE.spacing_mm / warps.SPACING_MM)
-        solved = warps.solve(self.model, warps.sample(push, self.region_nodes) * scale, target_mm3)
-        if solved is None:
+        if (solved := warps.solve(self.model, warps.sample(push, self.region_nodes) * scale, target_mm3)) is None:
             return None
         regions, forward, volumes = solved
         at, voxel = warps.world(LATTICE), np.float32(LATTICE.spacing_mm)
@@ -140,10 +138,9 @@ class Simulator:
     def _rigid(self, draw: np.random.Generator) -> np.ndarray:
         """World positions of the grid's voxels after a small rigid motion about the centre, (3, D, H, W)."""
         turn = Rotation.from_euler("xyz", RIGID_DEGREES * draw.standard_normal(3), degrees=True).as_matrix()
-        shift = RIGID_MM * draw.standard_normal(3)
         centre = warps.column(self.grid.centre_mm)
         turned = np.tensordot(turn.astype(np.float32), self.voxels_mm - centre, axes=1)
-        return turned + centre + warps.column(shift)
+        return turned + centre + warps.column(RIGID_MM * draw.standard_normal(3))
 
     def through_regions(self, position_mm: np.ndarray, regions: np.ndarray) -> np.ndarray:
         """World positions (3, D, H, W) after the region map."""

@@ -215,10 +215,9 @@ def solve(
     Displacements (3, D, H, W) are in voxels of the model's lattice; that of the random map leads from the template's
     side to the subject.
 
-    Returns:
-        Displacements from the deformed template to the template (where to read the image) and from the template to the
-        subject (the random deformation included), and the volumes reached (mm3), as integrals of the Jacobian
-        determinant over the labels; None when the iteration reaches no such map from this random deformation.
+    Returns displacements from the deformed template to the template (where to read the image) and from the template to
+    the subject (the random deformation included), and the volumes reached (mm3), as integrals of the Jacobian
+    determinant over the labels; None when the iteration reaches no such map from this random deformation.
     """
     response = model.response.copy()
     missing = np.log(target_mm3 / model.volumes(random_forward))
@@ -263,8 +262,7 @@ def _field_of(region: np.ndarray, room: np.ndarray) -> np.ndarray:
     frequencies = np.meshgrid(*[2 * np.pi * np.fft.fftfreq(size) for size in source.shape], indexing="ij")
     # The symbols of a cell's slope and of its adjoint, with the half-cell shift between cells and nodes: the discrete
     # divergence of the solution, as `jacobian_determinant` measures it, is the source itself.
-    shift = [np.exp(-0.5j * f) for f in frequencies]
-    half = [f / 2 for f in frequencies]
+    shift, half = zip(*((np.exp(-0.5j * f), f / 2) for f in frequencies), strict=True)
     slopes = [
         2j * np.sin(half[axis]) * np.cos(half[first]) * np.cos(half[second])
         for axis, first, second in ((0, 1, 2), (1, 0, 2), (2, 0, 1))

@@ -96,8 +96,7 @@ def _traits(frame: pd.DataFrame, units: np.ndarray) -> tuple[np.ndarray, np.ndar
 def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """How alike the splits are: one row per split and class, and one per split for all.
 
-    Counts are of subjects (each with its first scan), `scans` excepted. `age` is mean and standard deviation in years,
-    `site` the number of subjects at each site.
+    Counts are of subjects (each with its first scan), `scans` excepted; `age` is mean and standard deviation in years.
     """
     rows = {}
     for name, frame in splits.items():

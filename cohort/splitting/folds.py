@@ -22,11 +22,8 @@ def partition(frame: pd.DataFrame, *, val_percent: float, test_percent: float, s
     """Divides a table (`cohort.tables.read_table`) into training, validation and test subjects.
 
     The same seed and the same rows, in whatever order, give the same splits: "train", "val" and "test", each with its
-    rows in the order of `frame`.
-
-    Raises:
-        InputError: percentages (of the subjects) that are not above 0 with a sum below 100, or a class that would be
-            missing from a split.
+    rows in the order of `frame`. Raises InputError for percentages (of the subjects) that are not above 0 with a sum
+    below 100, and for a class that would be missing from a split.
     """
     if not (val_percent > 0 and test_percent > 0 and val_percent + test_percent < 100):
         raise InputError(f"val-percent {val_percent:g} and test-percent {test_percent:g}: each above 0, sum below 100")
@@ -68,16 +65,12 @@ def hold_out(
 ) -> list[tuple[dict[str, pd.DataFrame], pd.DataFrame]]:
     """All scans of some sites for test, the others divided into training and validation; once per set of sites.
 
-    Args:
-        frame, seed: as of `partition`; every scan has a site.
-        wanted: sets of sites that are tested together.
-        val_percent: share of the other sites' subjects that validate, above 0, below 100.
-        allow_one_class: accept sites with patients only or controls only, on which no AUC can be computed.
-        leave_out_shared: where subjects and groups (copies included) of a held-out site have scans at another one,
-            leave those out of all splits. Otherwise they are refused, because they would be a leak.
+    `wanted` are sets of sites that are tested together; every scan has a site, and `val_percent` of the other sites'
+    subjects validate (above 0, below 100). `allow_one_class` accepts sites with patients only or controls only, on
+    which no AUC can be computed. Subjects and groups (copies included) of a held-out site with scans at another one
+    would be a leak: they are refused, or with `leave_out_shared` those other scans are left out of all splits.
 
-    Returns:
-        For each set the splits, and the scans that were left out. InputError names what is refused of all sets at once.
+    Returns for each set the splits, and the scans that were left out. InputError names what is refused of all sets.
     """
     known, units = site_names(frame), tied(frame["subject"], frame["group"])
     problems, chosen = [], []
@@ -140,10 +133,9 @@ def _divided(frame: pd.DataFrame, places: np.ndarray) -> dict[str, pd.DataFrame]
 
 def _refuse_missing_class(splits: Mapping[str, pd.DataFrame]) -> None:
     problems = [
-        f"{name} would have no {label}"
+        f"{name} would have no {CLASS_NAMES[code]}"
         for name, frame in splits.items()
-        for code, label in enumerate(CLASS_NAMES)
-        if not (frame["label"] == code).any()
+        for code in np.setdiff1d(range(len(CLASS_NAMES)), frame["label"])
     ]
     if problems:
         raise InputError.of("too few subjects (or groups) of a class for so many splits", problems)

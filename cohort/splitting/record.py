@@ -61,9 +61,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     problems += [
         f"{table} has been changed since" for table in tables if table.is_file() and sha256(table) != tables[table]
     ]
-    for first, second in combinations(SPLITS, 2):
-        if set(record["splits"][first]["ledger"]) & set(record["splits"][second]["ledger"]):
-            problems.append(f"{first} and {second} share subjects or groups")
+    whom = {name: set(record["splits"][name]["ledger"]) for name in SPLITS}
+    problems += [f"{a} and {b} share subjects or groups" for a, b in combinations(SPLITS, 2) if whom[a] & whom[b]]
     if problems:
         raise InputError.of(f"{path} does not describe the tables beside it; run cohort.split again", problems)
     return record

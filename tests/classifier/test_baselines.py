@@ -8,8 +8,7 @@ from sklearn.metrics import log_loss
 
 from classifier import baselines
 from classifier.measures import metrics
-from cohort.anatomy.regional_volumes import dilated_mask, region_volumes
-from cohort.anatomy.truth import volume_column
+from cohort.anatomy.regional_volumes import dilated_mask, region_volumes, volume_column
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.scans import GRIDS
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from cohort.anatomy import grey_matter, regional_volumes
-from cohort.anatomy.truth import true_volumes, volume_column
+from cohort.anatomy.regional_volumes import true_volumes, volume_column
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.scans import GRIDS
 from runtime.errors import InputError
