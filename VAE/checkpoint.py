@@ -1,21 +1,11 @@
 """The VAE's checkpoint: what a training run needs to go on, and what everybody else needs to encode and decode."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cohort.scans import GRIDS, Grid
-from runtime.checkpoints import (
-    checkpoint_hash,
-    config_from,
-    load_checkpoint,
-    load_weights,
-    plain_fields,
-    resume,
-    save_checkpoint,
-)
+from runtime import checkpoints
 from VAE.config import ModelConfig
 from VAE.model import Autoencoder
 from VAE.monai_weights import read_weights, translate
@@ -39,17 +29,18 @@ class LoadedVAE:
 
 def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], **state: Any) -> None:
     """Writes a checkpoint; `state` holds ``ema``, ``step`` and whatever the training run wants back."""
-    own = {"model_config": plain_fields(model.config), "grid": grid.to_dict(), "weights": model.state_dict()}
-    save_checkpoint(path, KIND, {**own, "ledger": ledger, **state})
+    own = {**_origin(model, grid), "weights": model.state_dict(), "ledger": ledger}
+    checkpoints.save_checkpoint(path, KIND, {**own, **state})
 
 
 def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> LoadedVAE:
     """Rebuilds the network from nothing but its file, strictly; returns the averaged (EMA) weights unless asked."""
-    record = load_checkpoint(path, KIND)
-    model = Autoencoder(config_from(ModelConfig, record["model_config"], path))
-    load_weights(model, record["ema" if weights == "ema" else "weights"], path)
+    record = checkpoints.load_checkpoint(path, KIND)
+    model = Autoencoder(checkpoints.config_from(ModelConfig, record["model_config"], path))
+    checkpoints.load_weights(model, record["ema" if weights == "ema" else "weights"], path)
     model.eval().requires_grad_(False)
-    return LoadedVAE(model, Grid.from_dict(record["grid"]), checkpoint_hash(path), record["ledger"], record["step"])
+    grid, name = Grid.from_dict(record["grid"]), checkpoints.checkpoint_hash(path)
+    return LoadedVAE(model, grid, name, record["ledger"], record["step"])
 
 
 def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int | None = None) -> LoadedVAE:
@@ -69,13 +60,16 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
         groups = RECIPE_GROUPS.get(container or "", MONAI_GROUPS)
     config, weights = translate(tensors, groups, path)
     model = Autoencoder(config)
-    load_weights(model, weights, path)
+    checkpoints.load_weights(model, weights, path)
     model.latent_shape(grid.shape)  # refuses a grid that does not divide
     model.eval().requires_grad_(False)
-    return LoadedVAE(model, grid, checkpoint_hash(path), ledger=[], step=0)
+    return LoadedVAE(model, grid, checkpoints.checkpoint_hash(path), ledger=[], step=0)
 
 
 def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
-    wanted = {"model_config": plain_fields(model.config), "grid": grid.to_dict()}
-    return resume(path, load_checkpoint(path, KIND), model, wanted)
+    return checkpoints.resume(path, checkpoints.load_checkpoint(path, KIND), model, _origin(model, grid))
+
+
+def _origin(model: Autoencoder, grid: Grid) -> dict[str, Any]:
+    return {"model_config": checkpoints.plain_fields(model.config), "grid": grid.to_dict()}

@@ -1,7 +1,5 @@
 """Configuration of the VAE stage: dataclasses that become the command line, and the table of presets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal

@@ -1,9 +1,4 @@
-"""Batches of scans: which rows a step takes, and their random variants (affine maps, intensity curves, bias fields).
-
-Left-right flips are off by default: the side of a sclerosis is what the data are about.
-"""
-
-from __future__ import annotations
+"""Batches of scans: which rows a step takes, and their random variants (affine maps, intensity curves, bias fields)."""
 
 import math
 

@@ -8,8 +8,6 @@ with --nifti each reconstruction and the scan as the network saw it. With --tile
 that do not fit in memory as a whole. Under torchrun the scans are shared among the processes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.stacks import Volumes, load_scans
-from cohort.tables import read_table
+from cohort.tables import read_table, write_csv
 from cohort.volumes import write_nifti
 from runtime import distributed
 from runtime.checkpoints import git_commit
@@ -29,11 +27,10 @@ from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, write_json
-from VAE import regions
+from runtime.files import ROOT, write_json
+from VAE import metrics
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import stem
-from VAE.metrics import draw_pairs, posterior_report, posterior_sums, reconstruction_metrics
 from VAE.model import Autoencoder
 
 
@@ -82,9 +79,8 @@ def main(config: InferConfig) -> None:
     if config.tile % (2 * vae.model.factor):
         raise InputError(f"--tile {config.tile}: this VAE needs a multiple of {2 * vae.model.factor}")
     frame = read_table(config.csv)
-    leak = refuse_overlap(
-        frame, vae.ledger, what=f"{config.csv} with {config.checkpoint}", allow_leak=config.allow_leak
-    )
+    what = f"{config.csv} with {config.checkpoint}"
+    leak = refuse_overlap(frame, vae.ledger, what=what, allow_leak=config.allow_leak)
     volumes, labels = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device), atlas(vae.grid)
     cases = [case for part in distributed.gather(reconstruct(volumes, vae, labels, device, config)) for case in part]
     if not distributed.is_main():
@@ -97,13 +93,13 @@ def main(config: InferConfig) -> None:
         "scans": len(table), "csv": str(config.csv), "vae": vae.hash, "vae_step": vae.step, "commit": git_commit(),
         "subjects_seen_in_training": leak, "tile": config.tile,
         "mean": numbers.mean().to_dict(), "std": numbers.std(ddof=0).to_dict(),
-        "posterior": posterior_report([case.posterior for case in cases], int(positions)),
+        "posterior": metrics.posterior_report([case.posterior for case in cases], int(positions)),
         "regions": write_regions(cases, labels, config.out),
     }  # fmt: skip
     write_json(config.out / "summary.json", summary)
     shown = extremes(cases)
     names = ", ".join(f"{case.measures['subject']} {case.measures['psnr_head']:.1f} dB" for case in shown)
-    draw_pairs(config.out / "worst_and_best.png", [case.pair for case in shown], f"worst to best: {names}")
+    metrics.draw_pairs(config.out / "worst_and_best.png", [case.pair for case in shown], f"worst to best: {names}")
     tell(summary, config.out)
 
 
@@ -118,8 +114,8 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device,
             mu, logvar, x_hat = there_and_back(model, x, config.tile)
         x, x_hat = (volume[0, 0].float().cpu().numpy() for volume in (x, x_hat))
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
-        measures, errors = {**who, **reconstruction_metrics(x_hat, x)}, regions.region_errors(x_hat, x, labels)
-        cases.append(Case(measures, posterior_sums(mu, logvar), errors.assign(**who), (x_hat, x)))
+        measures, errors = {**who, **metrics.reconstruction_metrics(x_hat, x)}, metrics.region_errors(x_hat, x, labels)
+        cases.append(Case(measures, metrics.posterior_sums(mu, logvar), errors.assign(**who), (x_hat, x)))
         extremes(cases)
         if config.nifti:
             for name, image in (("reconstruction", x_hat), ("scan", x)):
@@ -149,21 +145,15 @@ def there_and_back(model: Autoencoder, x: torch.Tensor, tile: int) -> tuple[torc
     return mu, logvar, sliding_window_inference(mu, latent, predictor=model.decode, **how)
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table, atomically."""
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
 def write_regions(cases: list[Case], labels: Atlas, out: Path) -> dict:
     """Writes regions.csv and regions.png; returns the summary's part."""
     who = ["subject", "session", "label"]
     errors = pd.concat([case.errors for case in cases], ignore_index=True).sort_values(who[:2], kind="stable")
     write_csv(out / "regions.csv", errors[[*who, "region", "voxels", "mae", "bias", "nmse"]])
-    table = regions.summarise(errors)
+    table = metrics.summarise_regions(errors)
     if len(table):
-        regions.draw(out / "regions.png", table)
-    return regions.report(table, labels)
+        metrics.draw_regions(out / "regions.png", table)
+    return metrics.region_report(table, labels)
 
 
 def tell(summary: dict, out: Path) -> None:

@@ -7,8 +7,6 @@
 and unit variance per channel, and `denormalise` undoes it before decoding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path

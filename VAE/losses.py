@@ -1,7 +1,5 @@
 """The VAE's loss: its terms, the networks they need, and which terms count at a step with what weight."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,26 +226,18 @@ def adversarial_counts(config: LossConfig, step: int) -> bool:
 
 
 def objective(
-    x_hat: torch.Tensor,
-    x: torch.Tensor,
-    mu: torch.Tensor,
-    logvar: torch.Tensor,
-    networks: LossNetworks,
-    config: LossConfig,
-    step: int,
-    seed: int,
+    outputs: tuple[torch.Tensor, ...], x: torch.Tensor, networks: LossNetworks, config: LossConfig, step: int, seed: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of one batch at a step (from 1).
 
     Args:
-        x_hat, x: reconstructions and volumes (B, 1, D, H, W).
-        mu, logvar: posterior (B, C, d, h, w).
+        outputs, x: x_hat, mu and logvar as the autoencoder returns them; its volumes (B, 1, D, H, W).
 
     Returns:
         the scalar to descend, and numbers to log: each term as ``loss/<name>`` unscaled and ``scaled/<name>`` as it
         enters the sum.
     """
-    counted = term_weights(config, step)
+    (x_hat, mu, logvar), counted = outputs, term_weights(config, step)
     terms = {
         "reconstruction": (F.l1_loss if config.reconstruction == "l1" else F.mse_loss)(x_hat, x),
         "kl": kl(mu, logvar, x[0].numel()),

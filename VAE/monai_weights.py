@@ -9,10 +9,7 @@ or of the older network was a transposed convolution, whose weights have the nam
 is an argument, the second is taken to be plain, as in the published models.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -28,12 +25,9 @@ KINDS = "C convolution, R ResNet block, S change of resolution, A attention, N n
 """One letter for each kind of layer, so that a network is a word."""
 
 
-class Layer(NamedTuple):
-    """One entry of MONAI's list of layers."""
-
-    kind: str
-    tensors: Tensors
-    """By their names inside the layer, without the levels of wrapping around a convolution."""
+Layer = tuple[str, Tensors]
+"""One entry of MONAI's list of layers: its kind, and its tensors by their names inside it, without the levels of
+wrapping around a convolution."""
 
 
 def read_weights(path: Path | str) -> tuple[Tensors, str | None]:
@@ -71,19 +65,17 @@ def translate(tensors: Tensors, groups: int, path: Path | str) -> tuple[ModelCon
             renamed[POSTERIOR.get(start, start) + plain.removeprefix(start)] = value
     if not (found["encoder"] and found["decoder"]):
         raise InputError(f"{path}: not an autoencoder of MONAI: no encoder.blocks or decoder.blocks in it")
-    layers = {side: _layers(inner) for side, inner in found.items()}
+    layers = {
+        side: [(_kind(inner, index in (0, max(row))), inner) for index, inner in sorted(row.items())]
+        for side, row in found.items()
+    }
     # Only MAISI wraps its convolutions twice, and it upsamples linearly where AutoencoderKL repeats voxels.
     upsampling = "linear" if "decoder.blocks.0.conv.conv.weight" in tensors else "nearest"
     config = _config(layers, groups, upsampling, path)
     for side, row in layers.items():
         for home, layer in zip(_homes(side, config), row, strict=True):
-            renamed.update({f"{side}.{home}.{name}": value for name, value in _rename(layer).items()})
+            renamed |= {f"{side}.{home}.{name}": value for name, value in _rename(*layer).items()}
     return config, renamed
-
-
-def _layers(found: dict[int, Tensors]) -> list[Layer]:
-    ends = (0, max(found))
-    return [Layer(_kind(inner, index in ends), inner) for index, inner in sorted(found.items())]
 
 
 def _kind(inner: Tensors, end: bool) -> str:
@@ -96,7 +88,7 @@ def _kind(inner: Tensors, end: bool) -> str:
 
 def _config(layers: dict[str, list[Layer]], groups: int, upsampling: str, path: Path | str) -> ModelConfig:
     """The configuration of the encoder, when encoder and decoder are built as this model builds them from it."""
-    words = {side: "".join(layer.kind for layer in row) for side, row in layers.items()}
+    words = {side: "".join(kind for kind, _ in row) for side, row in layers.items()}
     attention, levels = "A" in words["encoder"], words["encoder"].count("S") + 1
     blocks = max(1, (words["encoder"].count("R") - 2 * attention) // levels)
     middle, body = "RAR" * attention, "S".join(["R" * blocks] * levels)
@@ -109,13 +101,13 @@ def _config(layers: dict[str, list[Layer]], groups: int, upsampling: str, path: 
     if problems:
         raise InputError.of(f"{path}: not an autoencoder that this model can hold ({KINDS})", problems)
     last = [1 + level * (blocks + 1) + blocks - 1 for level in range(levels)]
-    widths = tuple(layers["encoder"][place].tensors["conv2.weight"].shape[0] for place in last)
+    widths = tuple(layers["encoder"][place][1]["conv2.weight"].shape[0] for place in last)
     if any(width % groups for width in widths):
         hint = "the file does not say how many its GroupNorms have: give the number it was trained with as `groups`"
         raise InputError(f"{path}: groups={groups} does not divide its widths {list(widths)}; {hint}")
     return ModelConfig(
         channels=widths, blocks=blocks, groups=groups, attention=attention, upsampling=upsampling,
-        latent_channels=layers["encoder"][-1].tensors["weight"].shape[0],
+        latent_channels=layers["encoder"][-1][1]["weight"].shape[0],
     )  # fmt: skip
 
 
@@ -126,21 +118,16 @@ def _homes(side: str, config: ModelConfig) -> list[str]:
     return ["conv_in", *(levels + middle if side == "encoder" else middle + levels), "norm_out", "conv_out"]
 
 
-def _rename(layer: Layer) -> Tensors:
-    """A layer's tensors under this project's names inside the layer."""
-    if layer.kind == "S":
-        return {f"conv.{name}": value for name, value in layer.tensors.items()}
-    if layer.kind == "A":
-        return _attention(layer.tensors)
-    return {name.replace("nin_shortcut", "shortcut"): value for name, value in layer.tensors.items()}
-
-
-def _attention(tensors: Tensors) -> Tensors:
-    """Queries, keys, values and the projection after them, each by itself.
+def _rename(kind: str, tensors: Tensors) -> Tensors:
+    """A layer's tensors under this project's names inside the layer; in attention queries, keys, values and the
+    projection after them each by itself.
 
     MAISI has no projection; the older package has one among its weights (``proj_attn``) that its forward pass never
     used. Both become the identity.
     """
+    if kind != "A":
+        start = "conv." if kind == "S" else ""
+        return {start + name.replace("nin_shortcut", "shortcut"): value for name, value in tensors.items()}
     inner = {name.removeprefix("attn.").replace("out_proj.", "out."): value for name, value in tensors.items()}
     inner = {name: value for name, value in inner.items() if "proj_attn." not in name}
     for leaf in ("weight", "bias"):

@@ -9,11 +9,8 @@ subfolder lists the files' checksums (`sha256sum --check SHA256SUMS`). --augment
 training scans as <subject>_variant1.pkl and so on. Under torchrun the scans are shared among the processes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -28,19 +25,13 @@ from runtime.config import DeviceConfig
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, sha256
+from VAE import latents
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.config import AugmentConfig
 from VAE.dataset import augment
-from VAE.latents import (
-    Latent,
-    compute_statistics,
-    list_latents,
-    read_latent,
-    read_split,
-    stem,
-    write_latent,
-    write_statistics,
-)
+
+Item = tuple[int, int, str]
+"""One latent to make: the table's row, which variant of it (0: the scan itself), and the file's name."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +75,18 @@ def main(config: SaveLatentConfig) -> None:
     if distributed.is_main():
         for folder in (config.out / split for split in splits):
             with atomic_write(folder / "SHA256SUMS") as temporary:
-                temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in list_latents(folder)))
+                temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in latents.list_latents(folder)))
         ledger = sorted({*vae.ledger, *ledger_of(frames[0])})
-        statistics = compute_statistics(read_split(config.out, splits[0]), split=splits[0], ledger=ledger)
-        write_statistics(config.out, statistics)
+        train = latents.read_split(config.out, splits[0])
+        statistics = latents.compute_statistics(train, split=splits[0], ledger=ledger)
+        latents.write_statistics(config.out, statistics)
         print(f"statistics of {statistics.count} training latents in {config.out / 'statistics.json'}")
-
-
-class Item(NamedTuple):
-    """One latent to make: the table's row, which variant of it (0: the scan itself), and the file's name."""
-
-    row: int
-    variant: int
-    name: str
 
 
 def list_items(frame: pd.DataFrame, copies: int) -> list[Item]:
     """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
     return [
-        Item(row, variant, f"{stem(entry)}_variant{variant}.pkl" if variant else f"{stem(entry)}.pkl")
+        (row, variant, latents.stem(entry) + (f"_variant{variant}.pkl" if variant else ".pkl"))
         for row, entry in enumerate(frame.itertuples())
         for variant in range(copies + 1)
     ]
@@ -114,37 +98,36 @@ def encode(
 ) -> int:
     """Writes this process's share of the latents that are not there yet; returns how many. Refuses another VAE's."""
     model, batch_size = device.module(vae.model), device.inference_batch(config.batch_size)
-    share = [item for item in distributed.shard(items) if not _present(folder / item.name, vae.hash)]
-    bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
-    for start in range(0, len(share), batch_size):
+    share = [item for item in distributed.shard(items) if not _present(folder / item[2], vae.hash)]
+    starts = range(0, len(share), batch_size)
+    for start in tqdm(starts, desc=f"encoding {folder.name}", unit="batch", disable=not distributed.is_main()):
         batch = share[start : start + batch_size]
         x = torch.cat([volume(volumes, item, config) for item in batch])
         with device.autocast():
             mu, logvar = model.encode(x)
-        for place, item in enumerate(batch):
-            entry = volumes.frame.iloc[item.row]
-            latent = Latent(
+        for place, (row, _, name) in enumerate(batch):
+            entry = volumes.frame.iloc[row]
+            latent = latents.Latent(
                 mu=mu[place].cpu().numpy(), logvar=logvar[place].cpu().numpy(),
                 label=int(entry.label), subject=str(entry.subject), vae=vae.hash, grid=vae.grid.to_dict(),
             )  # fmt: skip
-            write_latent(folder / item.name, latent)
-        bar.update(len(batch))
-    bar.close()
+            latents.write_latent(folder / name, latent)
     return len(share)
 
 
 def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tensor:
     """One scan or variant (1, 1, D, H, W); a variant depends on the seed, its file name and its number only."""
-    x = volumes.batch(torch.tensor([item.row]))
-    if item.variant == 0:
+    row, variant, name = item
+    x = volumes.batch(torch.tensor([row]))
+    if variant == 0:
         return x
-    return augment(x, config.augment, seeding.generator(config.seed, f"variant of {item.name}", item.variant))
+    return augment(x, config.augment, seeding.generator(config.seed, f"variant of {name}", variant))
 
 
 def _present(path: Path, vae_hash: str) -> bool:
     if not path.exists():
         return False
-    made_by = read_latent(path).vae
+    made_by = latents.read_latent(path).vae
     if made_by != vae_hash:
         raise InputError(f"{path}: made by VAE {made_by}, this one is {vae_hash}; give another --out")
     return True
@@ -152,7 +135,7 @@ def _present(path: Path, vae_hash: str) -> bool:
 
 def refuse_others(folder: Path, items: list[Item]) -> None:
     """Refuses latents that the table and options do not ask for: they would silently join the training set."""
-    others = sorted({path.name for path in list_latents(folder)} - {item.name for item in items})
+    others = sorted({path.name for path in latents.list_latents(folder)} - {name for _, _, name in items})
     if others:
         raise InputError.of(f"{folder}: latents that this table and these options would not make", others)
 

@@ -6,8 +6,6 @@ Reads scans; writes a run folder with checkpoints/last.pt and best.pt (best by h
 command continues a run that was stopped.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -19,21 +17,11 @@ from cohort.ledger import ledger_of, refuse_overlap
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import CLASS_NAMES, read_table
-from runtime import distributed, seeding
+from runtime import distributed, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
-from runtime.training import (
-    LossGuard,
-    State,
-    average,
-    copy_weights,
-    descend,
-    learning_rate,
-    rate_of_decay,
-    steps_to_take,
-)
 from VAE.checkpoint import resume_vae, save_vae
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import augment, batch_rows
@@ -43,7 +31,7 @@ from VAE.model import Autoencoder
 
 
 @dataclass(kw_only=True)
-class VAEState(State):
+class VAEState(training.State):
     """What changes from step to step, and what every checkpoint says of its origin."""
 
     networks: LossNetworks
@@ -65,25 +53,23 @@ def main(config: TrainConfig) -> None:
             model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
         state = VAEState(
-            model, optimiser, copy_weights(model), config.patience, best=-math.inf, networks=networks, grid=grid,
-            ledger=ledger,
+            model, optimiser, training.copy_weights(model), config.patience, best=-math.inf,
+            networks=networks, grid=grid, ledger=ledger,
         )  # fmt: skip
         resume(run, state)
         parallel = distributed.wrap(model)
-        guard = LossGuard(device.kind)
+        guard = training.LossGuard(device.kind)
 
-        for step in steps_to_take(run, state, config.steps, "VAE"):
+        for step in training.steps_to_take(run, state, config.steps, "VAE"):
             terms = train_step(parallel, state, train, step, config)
             guard.watch(step, terms["loss/train"])
-            average(state.ema, model, rate_of_decay(config.ema_decay, step))
+            training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
                 run.log_step(step, terms, optimiser)
-            if due(step, config.val_every_steps, config.steps):
-                better = validate(run, state, val)
-                if better:
-                    save(run, "best", state)
+            if due(step, config.val_every_steps, config.steps) and validate(run, state, val):
+                save(run, "best", state)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state)
@@ -98,10 +84,8 @@ def load_tables(config: TrainConfig, grid: Grid, device: Device) -> tuple[Volume
     frames = [read_table(path) for path in (config.train_csv, config.val_csv)]
     missing = sorted(set(CLASS_NAMES) - {CLASS_NAMES[label] for label in frames[0].label.unique()})
     if missing and not config.allow_one_class:
-        raise InputError(
-            f"{config.train_csv}: no scan of class {missing[0]}; an autoencoder that never saw it cannot encode it. "
-            "--allow-one-class trains on one class on purpose"
-        )
+        hint = "an autoencoder that never saw it cannot encode it. --allow-one-class trains on one class on purpose"
+        raise InputError(f"{config.train_csv}: no scan of class {missing[0]}; {hint}")
     refuse_overlap(frames[1], ledger_of(frames[0]), what=f"{config.val_csv}: held-out table")
     stacks = [load_scans(frame, grid, cache_dir=config.cache_dir, skip_bad=config.skip_bad) for frame in frames]
     ledger = sorted({*ledger_of(frames[0]), *ledger_of(frames[1])})
@@ -130,18 +114,16 @@ def train_step(
     device = train.device
     x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
     x = augment(x, config.augment, seeding.generator(config.seed, "augment", step, distributed.rank()))
-    eps = torch.randn(
-        (config.batch_size, *state.model.latent_shape(tuple(x.shape[2:]))),
-        generator=seeding.generator(config.seed, "posterior", step, device=device.kind),
-        device=device.kind,
-    )
+    shape = (config.batch_size, *state.model.latent_shape(tuple(x.shape[2:])))
+    draw = seeding.generator(config.seed, "posterior", step, device=device.kind)
+    eps = torch.randn(shape, generator=draw, device=device.kind)
     with device.autocast():
-        x_hat, mu, logvar = parallel(x, distributed.local(eps))
-        loss, terms = objective(x_hat, x, mu, logvar, state.networks, config.loss, step, config.seed)
-    lr = learning_rate(step, config.lr, config.steps, config.warmup_steps)
-    norm = descend(loss, parallel, state.optimiser, lr, config.clip_norm)
+        outputs = parallel(x, distributed.local(eps))
+        loss, terms = objective(outputs, x, state.networks, config.loss, step, config.seed)
+    lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
+    norm = training.descend(loss, parallel, state.optimiser, lr, config.clip_norm)
     if adversarial_counts(config.loss, step):
-        terms["loss/discriminator"] = discriminator_step(state.networks, x_hat.detach(), x, config.loss, device)
+        terms["loss/discriminator"] = discriminator_step(state.networks, outputs[0].detach(), x, config.loss, device)
     return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
 
 

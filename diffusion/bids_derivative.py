@@ -8,11 +8,10 @@ the image, so that an image with a sidecar is complete. Both classes may go into
 Source: Brain Imaging Data Structure 1.10.0 (https://bids-specification.readthedocs.io), derivatives.
 """
 
-from __future__ import annotations
-
-import csv
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cohort.scans import Grid
 from cohort.tables import CLASS_NAMES
@@ -43,7 +42,7 @@ PARTICIPANTS = {
 
 
 def image_path(folder: Path, wanted: Wanted) -> Path:
-    """Where a volume's NIfTI file goes; its sidecar has the same name with ``.json``."""
+    """Where a volume's NIfTI file goes."""
     name = f"sub-syn{CLASS_NAMES[wanted.label]}{wanted.seed + 1:04d}"
     return folder / name / "anat" / f"{name}_space-{SPACE}_desc-synthetic_T1w.nii.gz"
 
@@ -107,12 +106,9 @@ def describe(folder: Path) -> None:
     }
     write_json(folder / "dataset_description.json", description)
     write_json(folder / "participants.json", PARTICIPANTS)
-    with atomic_write(folder / "participants.tsv") as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(PARTICIPANTS)
-        for path in sorted(folder.glob(f"sub-syn*/anat/*_space-{SPACE}_desc-synthetic_T1w.json")):
-            made = read_json(path)
-            age = "n/a" if made["Age"] is None else made["Age"]
-            table.writerow([
-                path.parents[1].name, made["Diagnosis"], age, made["Sex"] or "n/a", "true", made["Seed"],
-            ])  # fmt: skip
+    paths = sorted(folder.glob(f"sub-syn*/anat/*_space-{SPACE}_desc-synthetic_T1w.json"))
+    made = {path.parents[1].name: read_json(path) for path in paths}
+    rows = [[name, own["Diagnosis"], own["Age"], own["Sex"], "true", own["Seed"]] for name, own in made.items()]
+    table = pd.DataFrame(rows, columns=list(PARTICIPANTS), dtype=object)
+    with atomic_write(folder / "participants.tsv") as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n")

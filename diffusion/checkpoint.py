@@ -1,12 +1,8 @@
 """The diffusion checkpoint: network, process, latent space and origin, in one file; and older programs' files."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.covariates import Scales
@@ -14,22 +10,11 @@ from diffusion.dataset import LatentSpace, space_from_dict
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
 from diffusion.upstream import read_upstream
-from runtime.checkpoints import (
-    checkpoint_hash,
-    config_from,
-    load_tensors,
-    load_weights,
-    plain_fields,
-    require_kind,
-    resume,
-    save_checkpoint,
-)
+from runtime import checkpoints
 from runtime.errors import InputError
 
 KIND = "diffusion"
 Weights = Literal["ema", "raw"]
-Tracks = dict[str, dict[str, torch.Tensor]]
-"""Averaged weights by the name of their length, for example ``0.05``."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +36,12 @@ class LoadedDiffusion:
 def save_diffusion(path: Path, model: DiT, process: ProcessConfig, space: LatentSpace, **state: Any) -> None:
     """Writes a checkpoint with the model's weights as they are.
 
-    `state` holds ``ema`` (Tracks), ``track`` (name of the one that loaders return), ``step``, ``ledger``,
-    ``label_dropout``, ``covariates`` (Scales), and what the training run wants back.
+    `state` holds ``ema`` (averaged weights by the name of their length, for example ``0.05``), ``track`` (name of those
+    that loaders return), ``step``, ``ledger``, ``label_dropout``, ``covariates`` (Scales), and what the training run
+    wants back.
     """
     network = {"latent_shape": list(model.latent_shape), "space": space.to_dict(), "weights": model.state_dict()}
-    save_checkpoint(path, KIND, {**_configs(model, process), **network, **state})
+    checkpoints.save_checkpoint(path, KIND, {**_configs(model, process), **network, **state})
 
 
 def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffusion:
@@ -64,15 +50,16 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
     Files of NeuroLDM-3D (``model_state`` and ``ema_state``) are read too: see `diffusion.upstream`. Their latents were
     not normalised, and which VAE they came from is not recorded.
     """
-    record = load_tensors(path)
+    record = checkpoints.load_tensors(path)
     record = read_upstream(record, path, weights) if "model_state" in record else _current(record, path)
-    process_config = config_from(ProcessConfig, record["process_config"], path)
+    process_config = checkpoints.config_from(ProcessConfig, record["process_config"], path)
     process = build_process(process_config)
-    model = DiT(config_from(ModelConfig, record["model_config"], path), tuple(record["latent_shape"]), process)
-    load_weights(model, record["ema"][record["track"]] if weights == "ema" else record["weights"], path)
+    config = checkpoints.config_from(ModelConfig, record["model_config"], path)
+    model = DiT(config, tuple(record["latent_shape"]), process)
+    checkpoints.load_weights(model, record["ema"][record["track"]] if weights == "ema" else record["weights"], path)
     return LoadedDiffusion(
-        model.eval().requires_grad_(False), process, space_from_dict(record["space"], path), checkpoint_hash(path),
-        record["ledger"], record["step"], record["label_dropout"],
+        model.eval().requires_grad_(False), process, space_from_dict(record["space"], path),
+        checkpoints.checkpoint_hash(path), record["ledger"], record["step"], record["label_dropout"],
         {name: tuple(scale) for name, scale in record["covariates"].items()}, process_config,
     )  # fmt: skip
 
@@ -81,27 +68,27 @@ def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
     """Gives `model` the averaged weights of a finished run of the same network and process; their latent space."""
     loaded = load_diffusion(path)
     record = {**_configs(loaded.model, loaded.process_config), "weights": loaded.model.state_dict()}
-    resume(path, record, model, _configs(model, process))
+    checkpoints.resume(path, record, model, _configs(model, process))
     return loaded.space
 
 
 def resume_diffusion(path: Path, model: DiT, process: ProcessConfig, space: LatentSpace) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another network or VAE."""
-    record = _current(load_tensors(path), path)
+    record = _current(checkpoints.load_tensors(path), path)
     record["latents"] = {**record["space"]["statistics"], "shape": record["latent_shape"]}
     statistics = space.to_dict()["statistics"]
     latents = {name: statistics[name] for name in ("vae", "grid", "count", "mean", "std")}
     wanted = {**_configs(model, process), "latents": {"shape": list(model.latent_shape), **latents}}
-    return resume(path, record, model, wanted)
+    return checkpoints.resume(path, record, model, wanted)
 
 
 def _configs(model: DiT, process: ProcessConfig) -> dict[str, Any]:
-    return {"model_config": plain_fields(model.config), "process_config": asdict(process)}
+    return {"model_config": checkpoints.plain_fields(model.config), "process_config": asdict(process)}
 
 
 def _current(record: dict[str, Any], path: Path | str) -> dict[str, Any]:
     """The contents of a checkpoint, also of one written when attention could be confined to windows."""
-    require_kind(record, path, KIND)
+    checkpoints.require_kind(record, path, KIND)
     if record["model_config"].get("window_blocks"):
         raise InputError(f"{path}: its attention is confined to windows, which this version does not have")
     for name in ("window", "window_blocks", "latent_channels"):

@@ -1,7 +1,5 @@
 """Configuration of the diffusion stage: dataclasses that become the command line, and the table of presets."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal

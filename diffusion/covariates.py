@@ -3,8 +3,6 @@
 Standardised by the training subjects' mean and standard deviation, which travel in the checkpoint; NaN is unknown.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -7,8 +7,6 @@ and folded cortex as much as it varies. Centre and spread are computed from the 
 checkpoint, and undone before decoding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

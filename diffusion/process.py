@@ -5,8 +5,6 @@ goes straight, alpha = 1 - s and sigma = s, over continuous times s in (0, 1], w
 methods are pure.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field

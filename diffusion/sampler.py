@@ -7,19 +7,14 @@
 others share its batch. A sampler's coefficients are float64 numbers, its latents stay in the precision of `z`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
+from diffusion.model import DiT
 from diffusion.process import Process
 from runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from diffusion.model import DiT
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
 Draw = Callable[[], torch.Tensor]
@@ -175,9 +170,7 @@ def heun(denoise: Denoise, z: torch.Tensor, process: Process, steps: int, draw: 
     return z
 
 
-SAMPLERS: dict[str, Callable[..., torch.Tensor]] = {
-    sampler.__name__: sampler for sampler in (ddpm, ddim, dpmpp, euler, heun)
-}
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp": dpmpp, "euler": euler, "heun": heun}
 FOR_FLOWS = ("euler", "heun")
 DEFAULT = "dpmpp"
 """One evaluation a step, and second order on diffusions and flows alike."""

@@ -10,8 +10,6 @@ manifest.csv, settings.json, ledger.json, contact_sheet.png, with --nifti .nii.g
 viewer. --bids DIR writes a BIDS derivative dataset besides.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -134,17 +132,6 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     """Both checkpoints on the device; refuses two that do not belong together or cannot make what is asked for."""
     device = pick_device(config.precision, config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion, weights=config.weights)
-    check_pair(vae, diffusion)
-    check_request(config, wanted, diffusion)
-    device.module(vae.model)
-    device.module(diffusion.model)
-    if config.compile and device.kind.type == "cuda":
-        compile_network(diffusion.model)
-    return Models(vae, diffusion, device)
-
-
-def check_pair(vae: LoadedVAE, diffusion: LoadedDiffusion) -> None:
-    """Refuses a VAE that the latents did not come from, or whose latents have another shape."""
     origin = diffusion.space.statistics.vae
     # Files of other programs do not say which VAE their latents came from; the shape is all there is to check.
     if origin not in ("", vae.hash):
@@ -152,6 +139,12 @@ def check_pair(vae: LoadedVAE, diffusion: LoadedDiffusion) -> None:
     ours, theirs = tuple(diffusion.model.latent_shape), tuple(vae.model.latent_shape(vae.grid.shape))
     if ours != theirs:
         raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
+    check_request(config, wanted, diffusion)
+    device.module(vae.model)
+    device.module(diffusion.model)
+    if config.compile and device.kind.type == "cuda":
+        compile_network(diffusion.model)
+    return Models(vae, diffusion, device)
 
 
 def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
@@ -163,8 +156,7 @@ def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: Load
         raise InputError(f"--guidance {config.guidance:g}: trained without label dropout, it has no null class")
     check_sampler(config.sampler, diffusion.process, config.steps)
     asked = {name for item in wanted for name, text in item.texts().items() if text}
-    unknown = sorted(asked - set(diffusion.covariates))
-    if unknown:
+    if unknown := sorted(asked - set(diffusion.covariates)):
         known = ", ".join(diffusion.covariates) or "none"
         raise InputError(f"{config.table}: asks for {', '.join(unknown)}; {config.diffusion} knows of these: {known}")
 
@@ -188,26 +180,28 @@ def open_folders(
     labels = sorted({item.label for item in wanted})
     if len(labels) > 1 and "{label}" not in out:
         raise InputError(f"--out {out}: volumes of two classes need two folders; write {{label}} where the class goes")
+    sampling = (config.weights, config.sampler, config.steps, config.guidance, config.guidance_interval)
     folders = []
     for label in labels:
-        settings = Settings(
-            label, models.vae.hash, models.diffusion.hash, config.weights, config.sampler, config.steps,
-            config.guidance, config.guidance_interval,
-        )  # fmt: skip
+        settings = Settings(label, models.vae.hash, models.diffusion.hash, *sampling)
         folder = SyntheticFolder(Path(out.replace("{label}", CLASS_NAMES[label])), settings)
         folders.append((folder, [item for item in wanted if item.label == label]))
     return folders
 
 
 def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
-    """Makes what is missing of one class, this process's share; the main process then closes the books."""
+    """Makes what is missing of one class, this process's share; the main process then closes the books and draws the
+    first six volumes, three planes each.
+    """
     missing, label = folder.missing(wanted), CLASS_NAMES[folder.settings.label]
     generate(folder, missing, models, config)
     export(folder, distributed.shard(wanted), models, config)
     distributed.barrier()
     if distributed.is_main():
         folder.merge()
-        draw_sheet(folder, wanted[:6])
+        images = [read_volume(folder.path / volume_name(item.label, item.seed)).image for item in wanted[:6]]
+        rows = [(f"seed {wanted[k].seed} ...", images[k : k + 3]) for k in range(0, len(images), 3)]
+        gallery(folder.path / "contact_sheet.png", rows, title=f"synthetic {label}")
         print(f"{len(missing)} new of {len(wanted)} {label} volumes in {folder.path}")
 
 
@@ -249,15 +243,12 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
         return torch.stack([torch.randn(shape, generator=own, device=device.kind) for own in generators])
 
     y = torch.tensor([item.label for item in filled], device=device.kind)
-    covariates = None
+    guide = {"guidance": settings.guidance, "interval": settings.guidance_interval}
     if diffusion.covariates:
         values = torch.tensor([[item.value(name) for name in diffusion.covariates] for item in filled])
-        covariates = standardise(values, diffusion.covariates).to(device.kind)
+        guide["covariates"] = standardise(values, diffusion.covariates).to(device.kind)
     with device.autocast():
-        denoise = guided(
-            diffusion.model, diffusion.process, y, guidance=settings.guidance, interval=settings.guidance_interval,
-            covariates=covariates,
-        )  # fmt: skip
+        denoise = guided(diffusion.model, diffusion.process, y, **guide)
         z = SAMPLERS[settings.sampler](denoise, draw(), diffusion.process, settings.steps, draw)
         x = models.vae.model.decode(device.tensor(diffusion.space.leave(z)))
     return x[: len(wanted), 0].clamp(0.0, 1.0).float().cpu().numpy()
@@ -273,13 +264,6 @@ def export(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config
             write_nifti(nifti, read_volume(path).image, grid.affine)
         if config.bids is not None and not bids_derivative.sidecar_path(config.bids, item).exists():
             bids_derivative.add(config.bids, read_volume(path), item, folder.settings, grid)
-
-
-def draw_sheet(folder: SyntheticFolder, wanted: list[Wanted]) -> None:
-    """contact_sheet.png: the first volumes, three planes each, three to a row."""
-    images = [read_volume(folder.path / volume_name(item.label, item.seed)).image for item in wanted]
-    rows = [(f"seed {wanted[k].seed} ...", images[k : k + 3]) for k in range(0, len(images), 3)]
-    gallery(folder.path / "contact_sheet.png", rows, title=f"synthetic {CLASS_NAMES[folder.settings.label]}")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ size. Volumes without a row (of a run that was killed between the two, or withou
 `SyntheticFolder.verify` reads everything.
 """
 
-from __future__ import annotations
-
 import csv
 import datetime
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,20 +131,17 @@ class SyntheticFolder:
 
     def missing(self, wanted: list[Wanted]) -> list[Wanted]:
         """What is not in the folder yet; InputError where a volume has another age or sex than is wanted."""
-        rows, missing, problems = self.rows(), [], []
-        for item in wanted:
-            row = rows.get(volume_name(item.label, item.seed))
-            if row is None:
-                missing.append(item)
-                continue
-            problems += [
-                f"{row['file']}: {name} {row[name] or 'unknown'}, wanted {text or 'unknown'}"
-                for name, text in item.texts().items()
-                if row[name] != text
-            ]
+        rows = self.rows()
+        found = [(item, rows.get(volume_name(item.label, item.seed))) for item in wanted]
+        problems = [
+            f"{row['file']}: {name} {row[name] or 'unknown'}, wanted {text or 'unknown'}"
+            for item, row in found
+            for name, text in (item.texts().items() if row else ())
+            if row[name] != text
+        ]
         if problems:
             raise InputError.of(f"{self.path}: volumes with another age or sex; choose other seeds or --out", problems)
-        return missing
+        return [item for item, row in found if row is None]
 
     def add(self, volume: Volume, wanted: Wanted, seconds: float) -> None:
         """Writes a volume, then its row into this process's part of the manifest."""
@@ -236,16 +231,15 @@ def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
                 raw.fault(index, "seed", f"{CLASS_NAMES[label]} has seed {seed} on line {raw.lines[earlier]} already")
     if raw.problems:
         raise InputError.of(f"{path}: the table was refused", raw.problems)
-    free = {label: _free_seeds(label, first_seed, taken) for label in LABELS.values()}
+    free = {
+        label: filter(lambda seed, label=label: (label, seed) not in taken, itertools.count(first_seed))
+        for label in LABELS.values()
+    }
     return [
         Wanted(label, seed, age, sex)
         for label, first, age, sex, count in rows
         for seed in itertools.islice(free[label] if first is None else itertools.count(first), count)
     ]
-
-
-def _free_seeds(label: int, first_seed: int, taken: dict[tuple[int, int], int]) -> Iterator[int]:
-    return (seed for seed in itertools.count(first_seed) if (label, seed) not in taken)
 
 
 def _label(text: str) -> int:
@@ -262,15 +256,10 @@ def _whole(text: str, least: int, absent: int | None) -> int | None:
     return int(text)
 
 
-def _age(text: str) -> float | None:
-    age = parse_age(text)
-    return None if math.isnan(age) else age
-
-
 _READERS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "label": (_label, None),
     "seed": (lambda text: _whole(text, 0, None), None),
-    "age": (_age, None),
+    "age": (lambda text: None if math.isnan(age := parse_age(text)) else age, None),
     "sex": (parse_sex, ""),
     "count": (lambda text: _whole(text, 1, 1), 1),
 }

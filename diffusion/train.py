@@ -6,8 +6,6 @@ Writes a run folder with checkpoints/last.pt and best.pt (best by held-out loss 
 command continues a run that was stopped.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 
@@ -15,37 +13,29 @@ import torch
 from torch import nn
 
 from cohort.pictures import gallery
+from cohort.tables import CLASS_NAMES
 from diffusion.checkpoint import resume_diffusion, save_diffusion, start_from
 from diffusion.config import PRESETS, TrainConfig
 from diffusion.covariates import Scales, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, LatentSpace, fit_space
-from diffusion.heldout import by_class_and_noise, held_out_losses
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
 from diffusion.sampler import DEFAULT, SAMPLERS, guided
-from runtime import distributed, seeding
+from runtime import distributed, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
-from runtime.training import (
-    LossGuard,
-    State,
-    average,
-    balanced_rows,
-    copy_weights,
-    descend,
-    learning_rate,
-    rate_of_share,
-    steps_to_take,
-    swapped_weights,
-)
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_statistics
 
+BINS = 5
+"""Bins of equal width over the timesteps. Each latent is noised once in each, the same way in every validation, so that
+losses can be compared."""
+
 
 @dataclass(kw_only=True)
-class DiffusionState(State):
+class DiffusionState(training.State):
     """What changes from step to step."""
 
     track: str
@@ -74,13 +64,13 @@ def main(config: TrainConfig) -> None:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
         state = fresh_state(model, config)
         resume(run, state, data, config)
-        network, guard = distributed.wrap(model), LossGuard(device.kind)
+        network, guard = distributed.wrap(model), training.LossGuard(device.kind)
 
-        for step in steps_to_take(run, state, config.steps, "diffusion"):
+        for step in training.steps_to_take(run, state, config.steps, "diffusion"):
             terms = train_step(network, process, data, state.optimiser, step, config)
             guard.watch(step, terms["loss/train"])
             for share, track in state.ema.items():
-                average(track, model, rate_of_share(float(share), step))
+                training.average(track, model, training.rate_of_share(float(share), step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
@@ -102,7 +92,7 @@ def fresh_state(model: DiT, config: TrainConfig) -> DiffusionState:
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
-    ema = {str(share): copy_weights(model) for share in config.ema_shares}
+    ema = {str(share): training.copy_weights(model) for share in config.ema_shares}
     return DiffusionState(model, optimiser, ema, config.patience, track=str(config.ema_shares[0]))
 
 
@@ -173,7 +163,7 @@ def train_step(
     hidden = torch.rand((size, len(data.scales)), generator=draw, device=device.kind) < config.covariate_dropout
     posterior, eps, t, dropped, hidden = map(distributed.local, (posterior, eps, t, dropped, hidden))
 
-    batch = train.batch(balanced_rows(train.labels, size, step, config.seed, "epoch of class "), posterior)
+    batch = train.batch(training.balanced_rows(train.labels, size, step, config.seed, "epoch of class "), posterior)
     z = data.space.enter(batch.z)
     y = torch.where(dropped, config.model.classes, batch.y)
     covariates = batch.covariates.masked_fill(hidden, math.nan)
@@ -181,8 +171,8 @@ def train_step(
         prediction = network(process.noised(z, eps, t), t, y, covariates)
     loss = process.loss(prediction, z, eps, t).mean()
     decay_from = round(config.steps * (1.0 - config.decay_share))
-    lr = learning_rate(step, config.lr, config.steps, config.warmup_steps, decay_from)
-    norm = descend(loss, network, optimiser, lr, config.clip_norm)
+    lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps, decay_from)
+    norm = training.descend(loss, network, optimiser, lr, config.clip_norm)
     return {"loss/train": loss.detach(), "grad/norm": norm}
 
 
@@ -190,7 +180,7 @@ def validate(run: Run, state: DiffusionState, data: Data, process: Process, conf
     """Logs the held-out loss of every weight average, by class and noise; True when the lowest is the best so far."""
     losses: dict[str, torch.Tensor] = {}
     for name, weights in state.ema.items():
-        with swapped_weights(state.model, weights):
+        with training.swapped_weights(state.model, weights):
             losses[name] = held_out_losses(state.model, data.val, process, data.space, config.seed)
     means = {name: float(values.mean()) for name, values in losses.items()}
     track = min(means, key=means.__getitem__)
@@ -202,6 +192,38 @@ def validate(run: Run, state: DiffusionState, data: Data, process: Process, conf
 
 
 @torch.no_grad()
+def held_out_losses(model: DiT, val: Latents, process: Process, space: LatentSpace, seed: int) -> torch.Tensor:
+    """Mean loss of each class in each bin of timesteps, (classes, BINS) float64; all processes share the work."""
+    device = val.device
+    total = torch.zeros(model.config.classes, BINS, dtype=torch.float64)
+    count = torch.zeros(model.config.classes, dtype=torch.float64)
+    for row in distributed.shard(range(len(val))):
+        draw = seeding.generator(seed, "validation", row, device=device.kind)
+        posterior, eps = (torch.randn((BINS, *val.shape), generator=draw, device=device.kind) for _ in range(2))
+        # Every latent gets other timesteps, and together they cover the schedule evenly.
+        t = process.spread_times((torch.arange(BINS, device=device.kind) + (row + 0.5) / len(val)) / BINS)
+        batch = val.batch(torch.full((BINS,), row), posterior)
+        z = space.enter(batch.z)
+        with device.autocast():
+            prediction = model(process.noised(z, eps, t), t, batch.y, batch.covariates)
+        label = int(val.labels[row])
+        total[label] += process.loss(prediction, z, eps, t).double().cpu()
+        count[label] += 1
+    shares = distributed.gather((total, count))
+    return sum(part for part, _ in shares) / sum(part for _, part in shares)[:, None]
+
+
+def by_class_and_noise(losses: torch.Tensor) -> dict[str, float]:
+    """Losses (classes, BINS) under names for the log, such as ``val/TLE/t20-40``: percent of the schedule."""
+    edges = [round(100 * k / BINS) for k in range(BINS + 1)]
+    return {
+        f"val/{CLASS_NAMES[label]}/t{edges[k]:02d}-{edges[k + 1]}": float(losses[label, k])
+        for label in range(len(losses))
+        for k in range(BINS)
+    }
+
+
+@torch.no_grad()
 def draw_samples(
     run: Run, state: DiffusionState, space: LatentSpace, process: Process, vae: LoadedVAE, config: TrainConfig
 ) -> None:
@@ -210,16 +232,13 @@ def draw_samples(
     draw = seeding.generator(config.seed, "samples", device=device.kind)
     noise = torch.randn((2, *model.latent_shape), generator=draw, device=device.kind)
     y = torch.tensor([0, 0, 1, 1], device=device.kind)
-    with swapped_weights(model, state.ema[state.track]), device.autocast():
+    with training.swapped_weights(model, state.ema[state.track]), device.autocast():
         steps = min(25, process.timesteps)
         denoise = guided(model, process, y)
         z = SAMPLERS[DEFAULT](denoise, noise.repeat(2, 1, 1, 1, 1), process, steps, lambda: noise)
         x = vae.model.decode(device.tensor(space.leave(z))).clamp(0, 1)[:, 0].float().cpu().numpy()
-    gallery(
-        run.samples / f"samples_{state.step:06d}.png",
-        [("HC", list(x[:2])), ("TLE", list(x[2:]))],
-        title=f"synthetic, step {state.step}; same noise in each column",
-    )
+    rows, title = [("HC", list(x[:2])), ("TLE", list(x[2:]))], "same noise in each column"
+    gallery(run.samples / f"samples_{state.step:06d}.png", rows, title=f"synthetic, step {state.step}; {title}")
 
 
 def resume(run: Run, state: DiffusionState, data: Data, config: TrainConfig) -> None:

@@ -9,8 +9,6 @@ Two things leave no trace in the file: the number of heads, and attention within
 load like any others and give wrong samples; the trainer's default is none.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import asdict
@@ -49,10 +47,7 @@ _LAYER = re.compile(rf"^(blocks\.\d+\.)?({'|'.join(map(re.escape, LAYERS))})")
 
 
 def read_upstream(
-    record: dict[str, Any],
-    path: Path | str,
-    weights: str,
-    latent_shape: tuple[int, int, int, int] = (4, 28, 34, 28),
+    record: dict[str, Any], path: Path | str, weights: str, latent_shape: tuple[int, int, int, int] = (4, 28, 34, 28)
 ) -> dict[str, Any]:
     """What a file holds, as a checkpoint of `diffusion.checkpoint` holds it.
 

@@ -4,8 +4,6 @@ MedicalNet   (Chen et al. 2019, arXiv 1904.00625): names as in MONAI, prefixed `
 RadImageNet  (Mei et al. 2022, https://doi.org/10.1148/ryai.210315) as published for PyTorch: numbers for layers
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

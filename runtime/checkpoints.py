@@ -1,7 +1,5 @@
 """Checkpoints: tensors and plain values in one file, written whole or not at all, read without running it."""
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 import subprocess

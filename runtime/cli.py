@@ -1,7 +1,5 @@
 """From a configuration dataclass to a command: flags, presets, --dry-run, exit codes."""
 
-from __future__ import annotations
-
 import errno
 import json
 import sys

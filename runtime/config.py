@@ -1,7 +1,5 @@
 """Fields that the scripts' configurations share, and a configuration as plain values."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

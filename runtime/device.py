@@ -1,7 +1,5 @@
 """Which device, which precision, which memory format: decided once per run, in one place."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,15 +1,13 @@
 """The one exception for what a user can mend: it ends a script with its message and exit code 2, no traceback."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 
 class InputError(ValueError):
     """Input was refused. The message says what was wrong, where, and what was expected, for all offenders at once."""
 
     @classmethod
-    def of(cls, title: str, problems: list[str]) -> InputError:
+    def of(cls, title: str, problems: list[str]) -> Self:
         """One error from many problems, a line each, under a title without a closing stop."""
         lines = "".join(f"\n  - {problem}" for problem in problems)
         return cls(f"{title} ({len(problems)}):{lines}")

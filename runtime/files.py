@@ -1,7 +1,5 @@
 """Files that are either whole or absent: atomic writes, JSON, content hashes."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

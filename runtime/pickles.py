@@ -1,7 +1,5 @@
 """Pickles without their danger: readers that build arrays and plain values, and nothing else."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

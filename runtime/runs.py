@@ -10,8 +10,6 @@
 Running the same command again continues the run. A second process in the same folder is refused while the first lives.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import signal

@@ -1,7 +1,5 @@
 """What the training loops share: rows of a batch, learning rate, the optimiser's step, averages, state, loss guard."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

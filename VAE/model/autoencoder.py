@@ -5,8 +5,6 @@ f = stem_patch * 2 ** (levels - 1). With stem_patch 1 and no linear path this is
 (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) as MONAI's AutoencoderKL has it.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

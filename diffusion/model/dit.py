@@ -5,8 +5,6 @@ latent channels, (D, H, W) = (left-right, back-front, foot-head), (d, h, w) toke
 t time, y class, K covariates.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ A new DiT predicts nothing, and a few hundred steps are too few to learn even ho
 PCA knows that in closed form, so the network starts from it and learns what a Gaussian misses.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -30,7 +30,7 @@ def test_reconstruction_kinds() -> None:
     x_hat, x, mu = torch.full((1, 1, 2, 2, 2), 0.5), torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 1, 1, 1)
     for kind, expected in (("l1", 0.5), ("l2", 0.25)):
         config = LossConfig(reconstruction=kind)
-        loss, _ = losses.objective(x_hat, x, mu, mu, losses.LossNetworks(), config, step=1, seed=0)
+        loss, _ = losses.objective((x_hat, mu, mu), x, losses.LossNetworks(), config, step=1, seed=0)
         assert loss == expected
 
 

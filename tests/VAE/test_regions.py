@@ -11,7 +11,7 @@ import pytest
 
 from cohort.atlas import Atlas, atlas
 from cohort.scans import GRIDS
-from VAE import regions
+from VAE import metrics
 
 
 def small_atlas() -> Atlas:
@@ -30,7 +30,7 @@ def test_closed_forms() -> None:
     x_hat = x + np.where(labels.labels == 3, -0.1, 0).astype(np.float32)
     x_hat[:4, :2] += 0.2  # half of the left part is 0.1 too bright, half 0.1 too dark
     x_hat[4:] = -1  # clipped: no error where there is no signal
-    table = regions.region_errors(x_hat, x, labels).set_index("region")
+    table = metrics.region_errors(x_hat, x, labels).set_index("region")
     assert table["voxels"].to_dict() == {"Left part": 128, "Right part": 128}
     assert table.loc["Left part", ["mae", "bias", "nmse"]].tolist() == pytest.approx([0.1, 0, 0.04], abs=1e-6)
     assert table.loc["Right part", ["mae", "bias"]].tolist() == [0, 0]
@@ -42,10 +42,10 @@ def test_subjects_count_once_and_small_regions_are_left_out() -> None:
     errors = pd.DataFrame(
         [{"region": "R", "voxels": 50, "mae": mae, "bias": -mae, "nmse": np.nan, "subject": s} for s, mae in rows]
     )
-    summary = regions.summarise(errors)
+    summary = metrics.summarise_regions(errors)
     row = summary.iloc[0]
     assert (row.mae, row.mae_sd, row.bias, row.subjects) == pytest.approx((0.3, 0.1, -0.3, 2))
-    said = regions.report(summary, small_atlas())
+    said = metrics.region_report(summary, small_atlas())
     assert said["left_out"] == {"Speck": 4, "Nowhere": 0}
     assert said["worst"][0]["nmse"] is None
     json.dumps(said, allow_nan=False)
@@ -59,16 +59,16 @@ def test_a_planted_error_is_ranked_worst(tmp_path: Path) -> None:
     for subject in range(3):
         x = random.uniform(0.3, 0.7, grid.shape).astype(np.float32)
         x_hat = x + 0.02 * random.standard_normal(grid.shape) - 0.1 * labels.mask("Right Hippocampus")
-        parts.append(regions.region_errors(x_hat, x, labels).assign(subject=f"s{subject}"))
-    table = regions.summarise(pd.concat(parts))
+        parts.append(metrics.region_errors(x_hat, x, labels).assign(subject=f"s{subject}"))
+    table = metrics.summarise_regions(pd.concat(parts))
     assert table.region[0] == "Right Hippocampus"
     assert table.bias[0] == pytest.approx(-0.1, abs=0.01)
     assert table.mae[1] < 0.03
     assert (table.subjects == 3).all()
-    said = regions.report(table, labels)
+    said = metrics.region_report(table, labels)
     assert [row["region"] for row in said["worst"]] == table.region[:10].tolist()
     assert said["left_out"].keys().isdisjoint(table.region)
     assert len(said["left_out"]) + len(table) == len(labels.names)
     assert "Neuromorphometrics" in said["licence"]
-    regions.draw(tmp_path / "regions.png", table)
+    metrics.draw_regions(tmp_path / "regions.png", table)
     assert (tmp_path / "regions.png").read_bytes().startswith(b"\x89PNG")
