@@ -12,10 +12,13 @@ only maps whose checkpoint, volume or settings have changed. How to read all thi
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -23,27 +26,30 @@ from tqdm import tqdm
 
 from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
-from classifier.saliency import attribution, figures, files
-from classifier.saliency.cases import groups_of, read_cases, with_outcomes
-from classifier.saliency.regions import Relevance, choose_regions, region_means
-from classifier.saliency.tables import Maps, tables_of
+from classifier.saliency import attribution, figures
+from classifier.saliency.cases import read_cases, with_outcomes
+from classifier.saliency.regions import Relevance, choose_regions, region_means, tables_of
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.stacks import load_scans
-from cohort.tables import CLASS_NAMES
+from cohort.tables import CLASS_NAMES, write_csv
 from cohort.volumes import write_nifti
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
 from runtime.device import pick_device
-from runtime.files import ROOT, atomic_write, locked, write_json
+from runtime.errors import InputError
+from runtime.files import ROOT, locked, read_json, write_json
 
 CASE_COLUMNS = ("origin", "stem", "subject", "session", "group", "label", "side", "diagnosis", "logit", "probability",
                 "outcome", "file")  # fmt: skip
 """Of cases.csv."""
+FORMAT = 1
+"""Of maps: raise it with any change of what a method computes."""
 
 
 @dataclass(frozen=True)
-class SaliencyConfig:
+class SaliencyConfig(ScriptConfig):
     """Which classifier, which volumes, which methods."""
 
     checkpoint: Path
@@ -53,8 +59,7 @@ class SaliencyConfig:
     volumes: tuple[Path, ...] = ()
     """Folders of synthetic volumes to explain; their outcome is against the class they were made for."""
     reconstructions: tuple[Path, ...] = ()
-    """Folders of reconstructions to explain, of VAE.infer with --nifti; class and side are those of their scans in
-    --csv."""
+    """Folders of reconstructions to explain (VAE.infer --nifti); class and side are those of their scans in --csv."""
     methods: tuple[str, ...] = ("smoothgrad", "integrated_gradients", "integrated_gradients_hc", "occlusion")
     """Attribution methods; a wrong name lists the known ones."""
     regions: tuple[str, ...] = ()
@@ -81,8 +86,6 @@ class SaliencyConfig:
     """CPU threads; by default all cores."""
     cache_dir: Path | None = None
     """Folder of decoded scans; by default data/cache in the repository."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,10 @@ class Job:
     regions: Atlas
     context: attribution.Context
 
-    def stem(self, method: str, origin: str, name: str) -> Path:
-        """Path of a map, without an ending."""
-        return self.config.out / method / origin / name
-
-    def case_stem(self, method: str, row: int) -> Path:
-        """Path of a case's map."""
-        return self.stem(method, self.cases["origin"][row], self.cases["stem"][row])
+    def files(self, method: str, row: int) -> list[Path]:
+        """Of a case: the note on what its map was made from, the map, its picture."""
+        origin, stem = self.cases.loc[row, ["origin", "stem"]]
+        return [self.config.out / method / origin / f"{stem}{ending}" for ending in (".json", ".nii.gz", ".png")]
 
 
 def main(config: SaliencyConfig) -> None:
@@ -118,9 +118,13 @@ def main(config: SaliencyConfig) -> None:
         job = open_job(config, loaded, regions, cases)
         made = {method: make_maps(job, method) for method in config.methods}
         pairs = [(method, origin) for method in config.methods for origin in cases["origin"].unique()]
-        found = {pair: gather(job, *pair) for pair in tqdm(pairs, desc="group means", unit="method", delay=1)}
-        write_tables(job, found)
-        write_json(config.out / "maps.json", summary(job, found, leak, made))
+        gathered = {pair: gather(job, *pair) for pair in tqdm(pairs, desc="group means", unit="method", delay=1)}
+        write_tables(job, {pair: relevance for pair, (relevance, _) in gathered.items()})
+        errors = {
+            name: np.abs([error for (method, _), (_, part) in gathered.items() if method == name for error in part])
+            for name in config.methods if name in attribution.COMPLETE
+        }  # fmt: skip
+        write_json(config.out / "maps.json", summary(job, errors, leak, made))
 
 
 def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, cases: pd.DataFrame) -> Job:
@@ -128,10 +132,8 @@ def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, c
     device = pick_device("float32", config.threads)  # bfloat16 would round small attributions away
     device.module(loaded.model)
     volumes = Volumes(load_scans(cases, loaded.grid, cache_dir=config.cache_dir), device)
-    context = attribution.context_for(
-        loaded, regions, device, batch=config.batch, ig_steps=config.ig_steps, noise_samples=config.noise_samples,
-        seed=config.seed,
-    )  # fmt: skip
+    numbers = {name: getattr(config, name) for name in ("batch", "ig_steps", "noise_samples", "seed")}
+    context = attribution.context_for(loaded, regions, device, **numbers)
     with torch.no_grad():
         rows = torch.arange(len(volumes)).split(context.batch)
         logits = torch.cat([loaded.model(volumes.batch(part)).float().cpu() for part in rows]).double().numpy()
@@ -140,72 +142,105 @@ def open_job(config: SaliencyConfig, loaded: LoadedClassifier, regions: Atlas, c
 
 
 def make_maps(job: Job, method: str) -> int:
-    """Makes the maps of a method that are not there yet; returns how many."""
+    """Makes the maps of a method that are not there yet; returns how many.
+
+    A map's note is written last and names everything that the voxels depend on, so that it is made again if and only if
+    the checkpoint, the volume, the method or one of its settings has changed.
+    """
     settings, hashes = attribution.settings_of(method, job.context), job.volumes.scans.hashes
-    recipes = [files.recipe(job.loaded.hash, volume, method, settings) for volume in hashes]
-    missing = [row for row, wanted in enumerate(recipes) if not files.is_made(job.case_stem(method, row), wanted)]
+    same = {"format": FORMAT, "checkpoint": job.loaded.hash}
+    recipes = [{**same, "volume": volume, "method": method, "settings": settings} for volume in hashes]
+    missing = [row for row, recipe in enumerate(recipes) if not is_made(job, method, row, recipe)]
     with tqdm(total=len(recipes), initial=len(recipes) - len(missing), desc=method, unit="map") as bar:
         for start in range(0, len(missing), job.context.batch):
             rows = missing[start : start + job.context.batch]
             x = job.volumes.batch(torch.tensor(rows))
-            indices = [files.volume_index(hashes[row]) for row in rows]
+            # the address of a volume's random draws, from the hash of its file: the same in every table it stands in
+            indices = [int(hashlib.sha256(hashes[row].encode()).hexdigest()[:12], 16) for row in rows]
             maps = attribution.attribute(job.loaded.model, x, method, job.context, indices)
             errors = attribution.completeness_errors(job.loaded.model, x, method, job.context, maps)
             for row, map_, error in zip(rows, maps, errors, strict=True):
-                files.write_map(job.case_stem(method, row), map_, job.volumes.grid.affine, recipes[row], error)
+                note, nifti, _ = job.files(method, row)
+                write_nifti(nifti, map_, job.volumes.grid.affine)
+                write_json(note, {"recipe": recipes[row], "completeness_error_logits": error})
             bar.update(len(rows))
     return len(missing)
 
 
-def gather(job: Job, method: str, origin: str) -> Maps:
-    """Reads the maps of one method and origin once: strength by region, means by group; draws the first ones."""
+def is_made(job: Job, method: str, row: int, recipe: dict[str, Any]) -> bool:
+    """Whether a case's map with this recipe is there."""
+    note, nifti, _ = job.files(method, row)
+    return note.is_file() and nifti.is_file() and read_json(note)["recipe"] == recipe
+
+
+def read_map(nifti: Path) -> np.ndarray:
+    """A map (D, H, W)."""
+    try:
+        return np.asarray(nib.load(nifti).dataobj, dtype=np.float32)
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{nifti}: not a whole map: {error}; delete it, and it is made again") from None
+
+
+def gather(job: Job, method: str, origin: str) -> tuple[Relevance, list[float | None]]:
+    """Reads the maps of one method and origin once, and draws the first ones and the means of groups.
+
+    Returns how strong each map is in each region, and how far it is from complete, in logits (None: it need not be).
+    """
     cases = job.cases[job.cases["origin"] == origin]
-    magnitudes = np.empty((len(cases), len(job.regions.names)))
-    columns = cases["label"].to_numpy(np.int64), cases["diagnosis"].to_numpy(str), cases["group"].to_numpy(str)
-    found = Maps(Relevance(magnitudes, *columns))
+    magnitudes, sums, errors = np.empty((len(cases), len(job.regions.names))), defaultdict(float), []
     for place, (row, case) in enumerate(cases.iterrows()):
-        map_, error = files.read_map(job.case_stem(method, row))
+        note, nifti, picture = job.files(method, row)
+        map_ = read_map(nifti)
+        errors.append(read_json(note)["completeness_error_logits"])
         magnitudes[place] = region_means(np.abs(map_), job.regions)
-        found.add(map_, groups_of(case), error)
+        for group in case["groups"]:
+            sums[group] = sums[group] + map_.astype(np.float64)
         if place < job.config.pictures:
             outcome = f"p(TLE) = {case['probability']:.2f}" + (f", {case['outcome']}" if case["outcome"] else "")
             title = f"{method}, {origin} {case['subject']} ({case['diagnosis']}), {outcome}"
-            draw(job, method, job.case_stem(method, row), job.volumes.scans.volumes[row], map_, title)
-    write_means(job, method, origin, found)
-    return found
+            draw(job, method, picture, job.volumes.scans.volumes[row], map_, title)
+    write_means(job, method, origin, sums)
+    columns = cases["label"].to_numpy(np.int64), cases["diagnosis"].to_numpy(str), cases["group"].to_numpy(str)
+    return Relevance(magnitudes, *columns), errors
 
 
-def draw(job: Job, method: str, stem: Path, anatomy: np.ndarray, map_: np.ndarray, title: str) -> None:
+def draw(job: Job, method: str, picture: Path, anatomy: np.ndarray, map_: np.ndarray, title: str) -> None:
     """One picture of a map over anatomy."""
     kind = attribution.METHODS[method]
     ends = ("speaks for HC", "speaks for TLE") if kind.signed else None
-    if stem.name == "mean_TLE_minus_HC":
+    if picture.name == "mean_TLE_minus_HC.png":
         ends = ("more in HC", "more in TLE")
-    picture = stem.with_name(f"{stem.name}.png")
     figures.over_anatomy(picture, anatomy, map_, job.volumes.grid.affine, title=title, unit=kind.unit, ends=ends)
 
 
-def write_means(job: Job, method: str, origin: str, maps: Maps) -> None:
+def group_sizes(cases: pd.DataFrame) -> pd.Series:
+    """Volumes by origin (in the order of the table) and group."""
+    sizes = cases.explode("groups").groupby(["origin", "groups"]).size()
+    return sizes.reindex(cases["origin"].unique(), level="origin")
+
+
+def write_means(job: Job, method: str, origin: str, sums: dict[str, np.ndarray]) -> None:
     """Mean map of each group, and TLE minus HC where both are there: maps follow edges, and the difference less so."""
-    means = {group: total / maps.counts[group] for group, total in maps.sums.items()}
-    titles = {group: f"mean {group.replace('_', '-')} (n = {maps.counts[group]})" for group in means}
+    folder, sizes = job.config.out / method / origin, group_sizes(job.cases)[origin]
+    means = {group: total / sizes[group] for group, total in sums.items()}
+    titles = {group: f"mean {group.replace('_', '-')} (n = {sizes[group]})" for group in means}
     if set(CLASS_NAMES) <= set(means):
         means["TLE_minus_HC"] = means["TLE"] - means["HC"]
-        titles["TLE_minus_HC"] = f"mean TLE minus mean HC (n = {maps.counts['TLE']} and {maps.counts['HC']})"
+        titles["TLE_minus_HC"] = f"mean TLE minus mean HC (n = {sizes['TLE']} and {sizes['HC']})"
     for group, mean in means.items():
-        stem = job.stem(method, origin, f"mean_{group}")
-        write_nifti(stem.with_name(f"{stem.name}.nii.gz"), mean, job.volumes.grid.affine)
+        write_nifti(folder / f"mean_{group}.nii.gz", mean, job.volumes.grid.affine)
         if job.config.pictures:
-            draw(job, method, stem, job.loaded.mean_hc.numpy(), mean, f"{method}, {origin}, {titles[group]}")
+            title = f"{method}, {origin}, {titles[group]}"
+            draw(job, method, folder / f"mean_{group}.png", job.loaded.mean_hc.numpy(), mean, title)
 
 
-def write_tables(job: Job, found: dict[tuple[str, str], Maps]) -> None:
+def write_tables(job: Job, found: dict[tuple[str, str], Relevance]) -> None:
     """The tables beside the methods, and what they say in a few printed lines."""
     config = job.config
-    written = tables_of(found, job.regions, config.resamples, config.seed) | {"cases": job.cases[list(CASE_COLUMNS)]}
-    for name, table in written.items():
-        with atomic_write(config.out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+    groups = group_sizes(job.cases).rename_axis(["origin", "group"]).reset_index(name="volumes")
+    written = tables_of(found, job.regions, config.resamples, config.seed)
+    for name, table in {**written, "groups": groups, "cases": job.cases[list(CASE_COLUMNS)]}.items():
+        write_csv(config.out / f"{name}.csv", table)
     for (method, origin), table in written["region_ranking"].groupby(["method", "origin"], sort=False):
         top = ", ".join(f"{row.region} ({row.voxels} voxels)" for row in table.head(5).itertuples())
         differ = table[(table["difference_low"] > 0) | (table["difference_high"] < 0)]
@@ -214,21 +249,14 @@ def write_tables(job: Job, found: dict[tuple[str, str], Maps]) -> None:
         print("no means of true and false positives and negatives: the run has not finished and has no threshold")
 
 
-def summary(job: Job, found: dict[tuple[str, str], Maps], leak: bool, made: dict[str, int]) -> dict[str, Any]:
+def summary(job: Job, errors: dict[str, np.ndarray], leak: bool, made: dict[str, int]) -> dict[str, Any]:
     """What maps.json says."""
     methods = {name: attribution.METHODS[name] for name in job.config.methods}
-    errors = {
-        name: np.abs([error for (method, _), maps in found.items() if method == name for error in maps.errors])
-        for name in methods if name in attribution.COMPLETE
-    }  # fmt: skip
-    volumes = job.cases.groupby("origin", sort=False)["label"]
     return {
         "checkpoint": job.loaded.hash, "commit": git_commit(), "grid": job.loaded.grid.to_dict(), "leak": leak,
         "temperature": job.loaded.temperature, "threshold": job.loaded.threshold, "seed": job.config.seed,
-        "volumes": {
-            origin: {name: int((labels == code).sum()) for code, name in enumerate(CLASS_NAMES)}
-            for origin, labels in volumes
-        },
+        "volumes": {origin: {name: int((labels == code).sum()) for code, name in enumerate(CLASS_NAMES)}
+                    for origin, labels in job.cases.groupby("origin", sort=False)["label"]},
         "methods": list(methods), "maps_made_now": made, "resamples": job.config.resamples,
         "settings": {name: attribution.settings_of(name, job.context) for name in methods},
         "units": {name: method.unit for name, method in methods.items()},

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Context:
-    """What every method is given besides network and volumes."""
+    """Baseline, regions and numbers of all methods."""
 
     mean_hc: torch.Tensor
     """(1, 1, D, H, W), the mean control of the training data."""
@@ -74,24 +75,17 @@ def input_x_gradient(model: nn.Module, x: torch.Tensor, context: Context, indice
     return InputXGradient(model).attribute(x.detach().requires_grad_(True))
 
 
-def integrated_gradients(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
-    """Integrated gradients from the empty volume. Source: Sundararajan et al. 2017, arXiv 1703.01365, equation 1."""
-    return _integrate(model, x, torch.zeros_like(context.mean_hc), context)
-
-
-def integrated_gradients_hc(
-    model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]
+def integrated_gradients(
+    model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int], from_mean_hc: bool = False
 ) -> torch.Tensor:
-    """Integrated gradients from the mean control: what distinguishes this volume from an average healthy one."""
-    return _integrate(model, x, context.mean_hc, context)
+    """Integrated gradients from the empty volume, or from the mean control: what differs from an average healthy one.
 
-
-def _integrate(model: nn.Module, x: torch.Tensor, baseline: torch.Tensor, context: Context) -> torch.Tensor:
+    Source: Sundararajan et al. 2017, arXiv 1703.01365, equation 1.
+    """
     # captum divides the batch among the volumes; each needs one point of its path at least
-    size = max(context.batch, len(x))
-    return IntegratedGradients(model).attribute(
-        x, baselines=baseline, n_steps=context.ig_steps, internal_batch_size=size
-    )
+    numbers = {"n_steps": context.ig_steps, "internal_batch_size": max(context.batch, len(x))}
+    baseline = context.mean_hc if from_mean_hc else torch.zeros_like(context.mean_hc)
+    return IntegratedGradients(model).attribute(x, baselines=baseline, **numbers)
 
 
 def occlusion(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequence[int]) -> torch.Tensor:
@@ -130,9 +124,8 @@ def attention(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequ
     """
     weights = model.attention(x) if hasattr(model, "attention") else None
     if weights is None:
-        raise InputError(
-            f"attention: {type(model).__name__} has no attention head; train --model.name resnet --model.pool attention"
-        )
+        wanted = "train --model.name resnet --model.pool attention"
+        raise InputError(f"attention: {type(model).__name__} has no attention head; {wanted}")
     fine = _onto_grid(weights[:, None].float(), x)
     return fine / fine.sum((2, 3, 4), keepdim=True)
 
@@ -160,7 +153,9 @@ METHODS: dict[str, Method] = {
     "smoothgrad": Method(smoothgrad, "logits per unit of intensity", settings=("noise_samples", "noise", "seed")),
     "saliency": Method(saliency, "logits per unit of intensity"),
     "integrated_gradients": Method(integrated_gradients, "logits", "empty", settings=("ig_steps",)),
-    "integrated_gradients_hc": Method(integrated_gradients_hc, "logits", "mean_hc", settings=("ig_steps",)),
+    "integrated_gradients_hc": Method(
+        partial(integrated_gradients, from_mean_hc=True), "logits", "mean_hc", settings=("ig_steps",)
+    ),
     "input_x_gradient": Method(input_x_gradient, "logits, to first order"),
     "occlusion": Method(occlusion, "logits, spread over a region's voxels", settings=("regions",)),
     "grad_cam": Method(grad_cam, "activation times mean gradient"),
@@ -188,34 +183,25 @@ def context_for(
 
 
 def settings_of(method: str, context: Context) -> dict[str, float | str]:
-    """The settings that a method's maps depend on, as plain values (tensors by their hash)."""
-    values = {name: getattr(context, name) for name in METHODS[method].settings}
-    return {
-        name: hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()[:16] if torch.is_tensor(value) else value
-        for name, value in values.items()
-    }
+    """The settings that a method's maps depend on, as plain values (regions by their hash)."""
+    found = {name: getattr(context, name) for name in METHODS[method].settings}
+    if "regions" in found:
+        found["regions"] = hashlib.sha256(context.regions.cpu().numpy().tobytes()).hexdigest()[:16]
+    return found
 
 
 def attribute(
     model: nn.Module, x: torch.Tensor, method: str, context: Context, indices: Sequence[int] = (0,)
 ) -> np.ndarray:
-    """Maps of several volumes, float32 (B, D, H, W); each is what it would be alone, up to rounding.
+    """Maps float32 (B, D, H, W) of volumes (B, 1, D, H, W) in [0, 1]; each is what it would be alone, up to rounding.
 
-    Args:
-        model: gives logits (B,) for volumes (B, 1, D, H, W); in evaluation mode.
-        x: (B, 1, D, H, W) in [0, 1]; at most `context.batch` of them make good use of it.
-        method: a name in METHODS.
-        context: baseline, regions and numbers.
-        indices: B numbers, the addresses of the volumes' random draws.
-
-    Raises:
-        InputError: volumes that are not the network's, or a method that this network does not allow.
+    `model` gives logits (B,) and is in evaluation mode; `indices` (B,) are the addresses of the volumes' random draws.
+    InputError for volumes that are not the network's, and a method that this network does not allow.
     """
     if x.dim() != 5 or x.shape[1:] != context.mean_hc.shape[1:]:
-        raise InputError(
-            f"volumes of shape {tuple(x.shape)} cannot be explained: this classifier was trained on (B, "
-            f"{', '.join(map(str, context.mean_hc.shape[1:]))}); bring them onto its grid (cohort.scans.load_scan)"
-        )
+        wanted = f"(B, {', '.join(map(str, context.mean_hc.shape[1:]))})"
+        raise InputError(f"volumes of shape {tuple(x.shape)} cannot be explained: this classifier was trained on "
+                         f"{wanted}; bring them onto its grid (cohort.scans.load_scan)")  # fmt: skip
     return METHODS[method].function(model, x.detach(), context, indices).detach()[:, 0].float().cpu().numpy()
 
 

@@ -23,31 +23,17 @@ _RECONSTRUCTION = re.compile(r"(?!\.)(.+)_reconstruction\.nii(\.gz)?")
 def read_cases(
     csv: Path | None, volumes: Sequence[Path], reconstructions: Sequence[Path], grid: Grid, limit: int | None = None
 ) -> pd.DataFrame:
-    """The cases of all origins, one row each.
+    """The cases of all origins, at most `limit` of each, HC and TLE in turn; what is no real scan must be on `grid`.
 
-    Args:
-        csv: table of real scans.
-        volumes: folders of synthetic volume pickles; the intended class is their label.
-        reconstructions: folders of VAE.infer (``--nifti``). A reconstruction has the subject, class and side of its
-            scan in `csv`.
-        grid: the classifier's; what is not a real scan has to be on it already.
-        limit: at most so many of each origin, HC and TLE in turn.
-
-    Returns:
-        the columns of `cohort.tables.read_table`, `origin` (real, synthetic or reconstruction) and `stem`, the name of
-        the case's files, unique within its origin.
-
-    Raises:
-        InputError: nothing given or found, two cases of one name, reconstructions of other scans, another grid.
+    A synthetic volume's label is the class that it was made for; a reconstruction (VAE.infer ``--nifti``) has the
+    subject, class and side of its scan in `csv`. To the columns of `cohort.tables.read_table` come `origin` (real,
+    synthetic or reconstruction) and `stem`, the name of the case's files, unique within its origin.
     """
     if csv is None and not volumes and not reconstructions:
         raise InputError("nothing to explain: give --csv (scans), --volumes or --reconstructions (folders)")
     real = pd.DataFrame(columns=list(COLUMNS)) if csv is None else read_table(csv)
-    parts = {
-        "real": real,
-        "synthetic": pd.DataFrame([row for folder in volumes for row in _synthetic(folder)], columns=list(COLUMNS)),
-        "reconstruction": _reconstructed(reconstructions, real),
-    }
+    synthetic = pd.DataFrame([row for folder in volumes for row in _synthetic(folder)], columns=list(COLUMNS))
+    parts = {"real": real, "synthetic": synthetic, "reconstruction": _reconstructed(reconstructions, real)}
     parts = [_first_cases(part, origin, limit) for origin, part in parts.items() if len(part)]
     frame = pd.concat(parts, ignore_index=True).astype({"label": "int64", "age": "float64"})
     _refuse_other_grid(frame.loc[frame["origin"] != "real", "file"], grid)
@@ -55,22 +41,19 @@ def read_cases(
 
 
 def with_outcomes(frame: pd.DataFrame, logits: np.ndarray, temperature: float, threshold: float | None) -> pd.DataFrame:
-    """The cases with `logit`, `probability` and `outcome`: TP, FP, TN or FN against their label (TLE is positive).
+    """The cases with `logit`, `probability`, `outcome` and `groups`, the names of the means that they belong to.
 
-    The outcome is empty where the checkpoint has no threshold yet.
+    The outcome is TP, FP, TN or FN against their label (TLE is positive), empty while a checkpoint has no threshold.
+    The groups are the class, the side where it is known, and the outcome where there is one.
     """
     frame = frame.assign(logit=logits, probability=expit(logits / temperature), outcome="")
     if threshold is not None:
         positive = frame["probability"] >= threshold
         right = positive == (frame["label"] == 1)
         frame["outcome"] = np.where(right, "T", "F") + np.where(positive, "P", "N").astype(object)
-    return frame
-
-
-def groups_of(row: pd.Series) -> list[str]:
-    """The groups whose mean maps a case belongs to: its class, its side where known, its outcome where there is one."""
-    side = [f"TLE_{row['side']}"] if row["side"] else []
-    return [CLASS_NAMES[int(row["label"])], *side, *([row["outcome"]] if row["outcome"] else [])]
+    names = zip(frame["label"], frame["side"], frame["outcome"], strict=True)
+    groups = [(CLASS_NAMES[label], f"TLE_{side}" if side else "", outcome) for label, side, outcome in names]
+    return frame.assign(groups=[[name for name in case if name] for case in groups])
 
 
 def _first_cases(frame: pd.DataFrame, origin: str, limit: int | None) -> pd.DataFrame:
@@ -80,8 +63,7 @@ def _first_cases(frame: pd.DataFrame, origin: str, limit: int | None) -> pd.Data
     twice = frame[frame.duplicated("stem", keep=False)]
     if len(twice):
         raise InputError.of(f"{origin}: cases of one name would overwrite each other's maps", twice["file"].tolist())
-    turn = frame.groupby("label").cumcount()
-    return frame.iloc[np.lexsort((frame["label"], turn))[:limit]]
+    return frame.iloc[np.lexsort((frame["label"], frame.groupby("label").cumcount()))[:limit]]
 
 
 def _scan_names(frame: pd.DataFrame) -> list[str]:
@@ -105,14 +87,13 @@ def _reconstructed(folders: Sequence[Path], real: pd.DataFrame) -> pd.DataFrame:
     """The rows of the scans that folders hold reconstructions of, with these as their files."""
     rows_of, rows, files, unknown = {name: row for row, name in enumerate(_scan_names(real))}, [], [], []
     for folder in folders:
-        found = [
-            (path, match[1]) for path in sorted(folder.glob("*")) if (match := _RECONSTRUCTION.fullmatch(path.name))
-        ]
+        found = {path: match[1] for path in sorted(folder.glob("*")) if (match := _RECONSTRUCTION.fullmatch(path.name))}
         if not found:
             raise InputError(f"{folder}: no reconstructions (*_reconstruction.nii.gz of VAE.infer --nifti)")
-        unknown += [str(path) for path, name in found if name not in rows_of]
-        rows += [rows_of[name] for _, name in found if name in rows_of]
-        files += [str(path.resolve()) for path, name in found if name in rows_of]
+        known = {path: rows_of[name] for path, name in found.items() if name in rows_of}
+        unknown += [str(path) for path in found if path not in known]
+        rows += known.values()
+        files += [str(path.resolve()) for path in known]
     if unknown:
         raise InputError.of("reconstructions of unknown class: their scans are not in --csv", unknown)
     return real.iloc[rows].assign(file=files)
@@ -132,6 +113,5 @@ def _refuse_other_grid(files: Sequence[str], grid: Grid) -> None:
         elif affine is not None and not np.allclose(affine, grid.affine, rtol=0, atol=1e-3):
             problems.append(f"{file}: its affine places the voxels elsewhere")
     if problems:
-        raise InputError.of(
-            f"volumes that are not on the classifier's grid {grid.name} {grid.shape}, {grid.spacing_mm:g} mm", problems
-        )
+        wanted = f"{grid.name} {grid.shape}, {grid.spacing_mm:g} mm"
+        raise InputError.of(f"volumes that are not on the classifier's grid {wanted}", problems)

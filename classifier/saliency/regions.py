@@ -7,8 +7,9 @@ below a first row that is the estimate itself.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scipy import stats
 
 from classifier.measures.resampling import bootstrap_weights
 from cohort.atlas import Atlas, bilateral_pairs
+from runtime import seeding
 from runtime.errors import InputError
 
 
@@ -67,17 +69,13 @@ def rank_regions(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamp
     weights = _weights(maps.labels, maps.clusters, resamples, rng)
     overall, controls, patients = _means_by_class(weights, maps.labels, maps.magnitudes[:, kept])
     codes = np.array(list(atlas.names))[kept]
-    table = pd.DataFrame(
-        {
-            "region": [atlas.names[code] for code in codes],
-            "voxels": np.bincount(atlas.labels.ravel(), minlength=codes.max() + 1)[codes],
-            **_interval(overall, "mean_abs"),
-            "mean_abs_HC": controls[0],
-            "mean_abs_TLE": patients[0],
-            **_interval(patients - controls, "TLE_minus_HC", "difference_low", "difference_high"),
-        }
-    )
-    table = table.sort_values("mean_abs", ascending=False, kind="stable").reset_index(drop=True)
+    voxels = np.bincount(atlas.labels.ravel(), minlength=codes.max() + 1)[codes]
+    table = pd.DataFrame({
+        "region": [atlas.names[code] for code in codes], "voxels": voxels, **_interval(overall, "mean_abs"),
+        "mean_abs_HC": controls[0], "mean_abs_TLE": patients[0],
+        **_interval(patients - controls, "TLE_minus_HC", "difference_low", "difference_high"),
+    })  # fmt: skip
+    table = table.sort_values("mean_abs", ascending=False, kind="stable", ignore_index=True)
     table.insert(0, "rank", table.index + 1)
     return table
 
@@ -90,14 +88,13 @@ def agreement(a: Relevance, b: Relevance, rng: np.random.Generator, resamples: i
     its own noise to both rankings, so that with few subjects the interval lies low.
     """
     kept = np.isfinite(a.magnitudes).all(0) & np.isfinite(b.magnitudes).all(0)
-    pairs: dict[str, list[np.ndarray]] = {"mean_abs": [], "TLE_minus_HC": []}
+    estimates = []
     for part, weights in zip((a, b), _joint_weights(a, b, resamples, rng), strict=True):
         overall, controls, patients = _means_by_class(weights, part.labels, part.magnitudes[:, kept])
-        pairs["mean_abs"].append(overall)
-        pairs["TLE_minus_HC"].append(patients - controls)
+        estimates.append((overall, patients - controls))
     return {
         name: {end: float(value) for end, value in _interval(rank_correlations(*pair), "value").items()}
-        for name, pair in pairs.items()
+        for name, pair in zip(("mean_abs", "TLE_minus_HC"), zip(*estimates, strict=True), strict=True)
         if np.isfinite(pair).all()
     }
 
@@ -131,6 +128,30 @@ def lateralisation(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resa
     return pd.concat(parts, ignore_index=True)
 
 
+def tables_of(
+    found: dict[tuple[str, str], Relevance], regions: Atlas, resamples: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Tables of maps by (method, origin); agreement is between origins of one method, and methods of one origin."""
+
+    def joined(table_of: Callable, purpose: str) -> pd.DataFrame:
+        tables = {pair: table_of(maps, regions, seeding.rng(seed, purpose), resamples) for pair, maps in found.items()}
+        return pd.concat(tables, names=["method", "origin", "row"]).reset_index(["method", "origin"])
+
+    agreements = []
+    for ((method_a, origin_a), a), ((method_b, origin_b), b) in combinations(found.items(), 2):
+        if (method_a == method_b) == (origin_a == origin_b):
+            continue
+        pair = ("origins" if method_a == method_b else "methods", method_a, origin_a, method_b, origin_b)
+        cells = agreement(a, b, seeding.rng(seed, "agreement"), resamples)
+        agreements += [(*pair, quantity, *cell.values()) for quantity, cell in cells.items()]
+    columns = ["between", "method_a", "origin_a", "method_b", "origin_b", "quantity", "spearman", "low", "high"]
+    return {
+        "region_ranking": joined(rank_regions, "regions"),
+        "lateralisation": joined(lateralisation, "sides"),
+        "agreement": pd.DataFrame(agreements, columns=columns),
+    }
+
+
 def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Spearman's correlation of each row of (R, K) with the other's, (R,); of one row with each; NaN for a constant."""
     a, b = (stats.rankdata(part, axis=1) for part in (a, b))
@@ -157,7 +178,7 @@ def _joint_weights(
 
 def _means_by_class(weights: np.ndarray, labels: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
     """Weighted means of all rows, of the controls and of the patients."""
-    return [_mean(weights * rows, values) for rows in (np.ones(len(labels)), labels == 0, labels == 1)]
+    return [_mean(weights * rows, values) for rows in (1, labels == 0, labels == 1)]
 
 
 def _mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

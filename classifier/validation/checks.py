@@ -13,7 +13,6 @@ FORGOTTEN = 0.3
 """Rank correlation with the original below which a map counts as changed (Adebayo et al. 2018 give no number)."""
 FIRST_RANKS = 3
 """The mark is exposed when it is among so many first regions."""
-RULE = "A check looks at one number with its interval or p-value (5 %)."
 
 Evidence = dict[str, Any]
 """Numbers about one method, in nested dicts; a measured one is {"value", ...} with "low" and "high", "p", or all."""
@@ -30,44 +29,29 @@ class Check:
     question: str
 
 
-def _at(group: str, name: str) -> Callable[[Evidence], Evidence]:
-    return lambda found: found[group][name]
-
-
-def _significant(number: Evidence) -> bool:
-    return number["p"] < ALPHA
-
-
-def _not_significant(number: Evidence) -> bool:
-    return number["p"] >= ALPHA
-
-
-def _positive(number: Evidence) -> bool:
-    return number["low"] > 0
-
-
 CHECKS: dict[str, Check] = {
-    "pointing": Check(_at("raw", "pointing"), _significant,
+    "pointing": Check(lambda found: found["raw"]["pointing"], lambda number: number["p"] < ALPHA,
         "is the strongest voxel in or within 3 mm of the changed region, more often than in random places?"),
-    "enrichment": Check(_at("raw", "enrichment"), _significant,
+    "enrichment": Check(lambda found: found["raw"]["enrichment"], lambda number: number["p"] < ALPHA,
         "is relevance concentrated in the changed region, more than in random places?"),
-    "precision": Check(_at("raw", "average_precision"), _significant,
+    "precision": Check(lambda found: found["raw"]["average_precision"], lambda number: number["p"] < ALPHA,
         "are the strongest voxels those of the changed region, more than of random places (average precision)?"),
-    "difference": Check(_at("group", "enrichment"), _significant,
+    "difference": Check(lambda found: found["group"]["enrichment"], lambda number: number["p"] < ALPHA,
         "does the mean map of patients minus that of controls lie in the changed region (enrichment)?"),
-    "silence": Check(_at("nothing", "enrichment"), _not_significant,
+    "silence": Check(lambda found: found["nothing"]["enrichment"], lambda number: number["p"] >= ALPHA,
         "is there no such concentration when nothing was planted?"),
-    "response": Check(lambda found: found["response"].get("signal") or found["response"]["dose"], _positive,
+    "response": Check(
+        lambda found: found["response"].get("signal") or found["response"]["dose"], lambda number: number["low"] > 0,
         "does enrichment grow with the strength of the planted change (Spearman, interval above 0)?"),
-    "side": Check(_at("side", "difference"), lambda number: number["low"] > 0.5,
+    "side": Check(lambda found: found["side"]["difference"], lambda number: number["low"] > 0.5,
         "is the stronger hippocampus of the difference map the changed one (exact interval above one half)?"),
     "forgetting": Check(lambda found: {"value": found["cascade_end"]}, lambda number: abs(number["value"]) < FORGOTTEN,
         f"does the map change when all weights are random (|rank correlation| below {FORGOTTEN})?"),
-    "permuted": Check(_at("permuted", "enrichment"), _not_significant,
+    "permuted": Check(lambda found: found["permuted"]["enrichment"], lambda number: number["p"] >= ALPHA,
         "is there no concentration when the network was trained on permuted labels?"),
-    "deletion": Check(lambda found: found["deletion_gain"], _positive,
+    "deletion": Check(lambda found: found["deletion_gain"], lambda number: number["low"] > 0,
         "does the logit fall faster when regions are replaced in the map's order than in random order?"),
-    "insertion": Check(lambda found: found["insertion_gain"], _positive,
+    "insertion": Check(lambda found: found["insertion_gain"], lambda number: number["low"] > 0,
         "does the logit rise faster when regions are put back in the map's order?"),
     "shortcut": Check(
         lambda found: {"value": found["shortcut"]["rank"]} if found["shortcut"]["learned"] else None,
@@ -86,13 +70,11 @@ def table(methods: dict[str, Evidence], *, judged: bool) -> pd.DataFrame:
     """One row per method: every number with its interval and p-value, and, where judged, every answer."""
     rows = []
     for name, evidence in methods.items():
-        row = {"method": name}
-        if judged:
-            found = answers(evidence)
-            asked = [answer for answer in found.values() if answer is not None]
-            row |= {"passed": sum(asked), "asked": len(asked)}
-            row |= {f"passes_{check}": answer for check, answer in found.items()}
-        rows.append(row | _flat(evidence))
+        found = answers(evidence) if judged else {}
+        asked = [answer for answer in found.values() if answer is not None]
+        counts = {"passed": sum(asked), "asked": len(asked)} if judged else {}
+        passes = {f"passes_{check}": answer for check, answer in found.items()}
+        rows.append({"method": name, **counts, **passes, **_flat(evidence)})
     return pd.DataFrame(rows)
 
 

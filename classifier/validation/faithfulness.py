@@ -59,8 +59,7 @@ def curve(
 ) -> np.ndarray:
     """Logits float64 (len(order) + 1,) on the way from one volume (1, 1, D, H, W) to another, region by region.
 
-    Deletion goes from a volume to the mean control, insertion the other way. `order` are places in `regions`, `batch`
-    is how many volumes are evaluated at once.
+    Deletion goes from a volume to the mean control, insertion the other way. `order` are places in `regions`.
     """
     none = np.zeros((1, *regions.labels.shape), np.float32)
     shares = np.maximum.accumulate(np.concatenate([none, regions.fades[list(order)]]))

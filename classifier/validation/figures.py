@@ -28,12 +28,12 @@ def scores(path: Path, methods: dict[str, Evidence], *, title: str, judged: bool
         found = answers(evidence) if judged else dict.fromkeys(CHECKS)
         for column, (name, answer) in enumerate(found.items()):
             number = CHECKS[name].number(evidence)
-            box = {"facecolor": _COLOURS[answer], "edgecolor": "none"}
-            axis.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, **box))
+            place = (column - 0.48, row - 0.46)
+            axis.add_patch(Rectangle(place, 0.96, 0.92, facecolor=_COLOURS[answer], edgecolor="none"))
             if number is not None:
                 text = f"{number['value']:.0f}" if float(number["value"]).is_integer() else f"{number['value']:.2f}"
-                colour = "black" if answer is None else "white"
-                axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+                look = {"ha": "center", "va": "center", "color": "black" if answer is None else "white"}
+                axis.text(column, row, text, fontsize=9, **look)
     axis.set(xlim=(-0.5, len(CHECKS) - 0.5), ylim=(len(methods) - 0.5, -0.5))
     axis.set_xticks(range(len(CHECKS)), list(CHECKS), fontsize=9)
     axis.xaxis.tick_top()
@@ -46,18 +46,15 @@ def scores(path: Path, methods: dict[str, Evidence], *, title: str, judged: bool
     save(figure, path)
 
 
-def differences(
-    path: Path, anatomy: np.ndarray, maps: dict[str, np.ndarray], region: np.ndarray, *, title: str
-) -> None:
+def differences(path: Path, anatomy: np.ndarray, maps: dict[str, np.ndarray], region: np.ndarray) -> None:
     """One row per method: the mean map of patients minus that of controls, and the outline of the changed region.
 
     Everything is (D, H, W) in the frame where the changed side is the left; planes go through the region's middle.
     """
     at = tuple((np.argwhere(region).mean(axis=0) + 0.5) / region.shape)
     below, outline = planes(anatomy, at), planes(region.astype(float), at)
-    widths = [plane.shape[1] for plane in below]
     figure = Figure(figsize=(7.4, 1.95 * len(maps) + 0.5), layout="constrained")
-    axes = figure.subplots(len(maps), 3, width_ratios=widths, squeeze=False)
+    axes = figure.subplots(len(maps), 3, width_ratios=[plane.shape[1] for plane in below], squeeze=False)
     for row, (name, map_) in zip(axes, maps.items(), strict=True):
         limit = colour_limit(map_)
         for axis, under, over, edge in zip(row, below, planes(map_, at), outline, strict=True):
@@ -68,5 +65,5 @@ def differences(
         axis.set_title(plane, fontsize=9)
     for axis in axes[:, 1:].flat:
         axis.text(0.02, 0.98, "changed side", transform=axis.transAxes, va="top", color="white", fontsize=6)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle("Mean map of patients minus that of controls; outlined: the changed region", fontsize=10)
     save(figure, path)

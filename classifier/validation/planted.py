@@ -25,7 +25,8 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from cohort.scans import Grid
+from classifier.validation.config import ValidationConfig
+from cohort.scans import GRIDS, Grid
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json
@@ -74,12 +75,11 @@ def conditions(signals: Sequence[float], doses: Sequence[float]) -> list[Conditi
 def levels(chosen: Sequence[Condition]) -> dict[str, dict[str, float]]:
     """The series of plain conditions that differ in strength only, weakest included: {kind: {condition: strength}}."""
     plain = [condition for condition in chosen if not condition.mark and not condition.shuffle]
-    none = [condition for condition in plain if condition.dose == condition.signal == 0]
-    return {
-        kind: {condition.name: getattr(condition, kind) for condition in [*members, *none]}
-        for kind in ("signal", "dose")
-        if (members := [condition for condition in plain if getattr(condition, kind) > 0])
-    }
+    found = {}
+    for kind, other in (("signal", "dose"), ("dose", "signal")):
+        strengths = {condition.name: getattr(condition, kind) for condition in plain if not getattr(condition, other)}
+        found |= {kind: strengths} if any(strengths.values()) else {}
+    return found
 
 
 def mark_of(grid: Grid) -> np.ndarray:
@@ -101,100 +101,75 @@ def planted_scan(image: np.ndarray, condition: Condition, grid: Grid, share: np.
     return np.rint(image * (1 - condition.signal * share)).astype(image.dtype)
 
 
-def region_share(regions: Path, name: str) -> np.ndarray:
+def region_share(out: Path, condition: Condition, name: str) -> np.ndarray:
     """The share of each voxel of a patient's scan in the changed region, float32 (D, H, W), by `cohort.make_demo`."""
-    return nib.load(regions / f"{name}.nii.gz").get_fdata(dtype=np.float32)
+    return nib.load(out / "cohorts" / condition.cohort / "regions" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Where everything lies, and how cohorts and networks are made."""
-
-    out: Path
-    grid: Grid
-    subjects: int
-    seed: int
-    train: tuple[str, ...]
-    """Words after ``classifier.train``: the preset and flags."""
-    jobs: int
-    """Networks trained at once."""
-    threads: int | None
-    """CPU threads of each; None leaves them to the script."""
-
-    def cohort(self, condition: Condition) -> Path:
-        """Folder of the condition's cohort."""
-        return self.out / "cohorts" / condition.cohort
-
-    def tables(self, condition: Condition) -> Path:
-        """Folder of its split tables."""
-        return self.out / "tables" / condition.data
-
-    def regions(self, condition: Condition) -> Path:
-        """Folder in which each patient's changed region lies."""
-        return self.cohort(condition) / "regions"
-
-    def run(self, condition: Condition) -> Path:
-        """Its network's run folder."""
-        return self.out / "networks" / condition.name
-
-
-def prepare(plan: Plan, chosen: Sequence[Condition]) -> dict[str, dict[str, Any]]:
+def prepare(config: ValidationConfig, chosen: Sequence[Condition]) -> dict[str, dict[str, Any]]:
     """Cohorts, splits and networks of all conditions; returns each network's results.json by the condition's name."""
     for condition in tqdm(chosen, desc="planted cohorts", unit="cohort"):
-        make_cohort(plan, condition, chosen[0])
-    with ThreadPoolExecutor(plan.jobs) as pool:
-        jobs = pool.map(lambda condition: train(plan, condition), chosen)
+        make_cohort(config, condition, chosen[0])
+    with ThreadPoolExecutor(config.jobs) as pool:
+        jobs = pool.map(lambda condition: train(config, condition), chosen)
         list(tqdm(jobs, total=len(chosen), desc="networks", unit="network"))
-    return {condition.name: read_json(plan.run(condition) / "results.json") for condition in chosen}
+    return {name: read_json(config.out / "networks" / name / "results.json") for name in (c.name for c in chosen)}
 
 
-def make_cohort(plan: Plan, condition: Condition, first: Condition) -> None:
+def make_cohort(config: ValidationConfig, condition: Condition, first: Condition) -> None:
     """The condition's scans and tables; controls are copied from the first condition's cohort, and so is its split."""
-    tables, folder = plan.tables(condition), plan.cohort(condition)
-    if all((tables / f"{split}.csv").exists() for split in SPLITS):
+    tables, cohorts = config.out / "tables", config.out / "cohorts"
+    own = tables / condition.data
+    if all((own / f"{split}.csv").exists() for split in SPLITS):
         return
-    index = plan.out / "tables" / f"{condition.cohort}.csv"
-    words = ["--out", folder, "--index", index, "--subjects", plan.subjects, "--seed", plan.seed]
-    words += ["--spacing-mm", plan.grid.spacing_mm, "--effect", "hippocampus", "--effect-size", condition.dose]
-    others = ["--controls-from", plan.cohort(first)] if condition.cohort != first.cohort else []
-    run_script("cohort.make_demo", *words, *others)
+    index = tables / f"{condition.cohort}.csv"
+    words = ["--out", cohorts / condition.cohort, "--index", index, "--subjects", config.subjects]
+    words += ["--seed", config.seed, "--spacing-mm", GRIDS[config.grid].spacing_mm]
+    words += ["--effect", "hippocampus", "--effect-size", condition.dose]
+    words += ["--controls-from", cohorts / first.cohort] if condition.cohort != first.cohort else []
+    run_script("cohort.make_demo", *words)
     if condition.mark or condition.signal:
-        index = plant(plan, condition, index)
+        index = plant(config, condition, index)
     if condition == first:
-        run_script("cohort.split", "--index", index, "--out", tables)
+        run_script("cohort.split", "--index", index, "--out", own)
         return
     frame = read_table(index).set_index("subject", drop=False)
     for split in SPLITS:
-        members = read_table(plan.tables(first) / f"{split}.csv")["subject"]
-        write_table(tables / f"{split}.csv", frame.loc[members].reset_index(drop=True))
+        members = read_table(tables / first.data / f"{split}.csv")["subject"]
+        write_table(own / f"{split}.csv", frame.loc[members].reset_index(drop=True))
 
 
-def plant(plan: Plan, condition: Condition, index: Path) -> Path:
+def plant(config: ValidationConfig, condition: Condition, index: Path) -> Path:
     """Writes changed copies of a table's scans of patients (those that are there stay); returns a table with them."""
     frame = read_table(index)
     for row in frame.index[frame["label"] == 1]:
-        path = plan.out / "cohorts" / condition.data / Path(frame.loc[row, "file"]).name
+        path = config.out / "cohorts" / condition.data / Path(frame.loc[row, "file"]).name
         if not path.exists():
             image = nib.load(frame.loc[row, "file"])
-            share = None if condition.mark else region_share(plan.regions(condition), frame.loc[row, "subject"])
-            changed = planted_scan(np.asarray(image.dataobj), condition, plan.grid, share)
+            share = None if condition.mark else region_share(config.out, condition, frame.loc[row, "subject"])
+            changed = planted_scan(np.asarray(image.dataobj), condition, GRIDS[config.grid], share)
             with atomic_write(path) as temporary:
                 nib.save(nib.Nifti1Image(changed, None, image.header), temporary)
         frame.loc[row, "file"] = str(path.resolve())
-    planted = plan.out / "tables" / f"{condition.data}.csv"
+    planted = config.out / "tables" / f"{condition.data}.csv"
     write_table(planted, frame)
     return planted
 
 
-def train(plan: Plan, condition: Condition) -> None:
+def train(config: ValidationConfig, condition: Condition) -> None:
     """The condition's network; a finished one stays."""
-    run = plan.run(condition)
+    run, tables = config.out / "networks" / condition.name, config.out / "tables" / condition.data
     if (run / "results.json").exists():
         return
-    tables = [word for split in SPLITS for word in (f"--{split}-csv", plan.tables(condition) / f"{split}.csv")]
-    words = [*plan.train, *tables, "--run-dir", run, "--seed", plan.seed, "--cache-dir", plan.out / "cache"]
-    words += ["--threads", plan.threads] if plan.threads else []
-    run_script("classifier.train", *words, *(["--shuffle", "all"] if condition.shuffle else []))
+    words = [word for split in SPLITS for word in (f"--{split}-csv", tables / f"{split}.csv")]
+    words += ["--run-dir", run, "--cache-dir", config.out / "cache", "--seed", config.seed]
+    words += ["--augmentation", config.augmentation]
+    words += ["--model.widths", *config.widths] if config.widths else []
+    words += ["--shuffle", "all"] if condition.shuffle else []
+    threads = config.threads or (1 if config.jobs > 1 else None)
+    for flag, value in (("--steps", config.steps), ("--lr", config.lr), ("--threads", threads)):
+        words += [flag, value] if value else []
+    run_script("classifier.train", config.grid, *words)
 
 
 def run_script(module: str, *words: object) -> None:

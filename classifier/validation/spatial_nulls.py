@@ -38,9 +38,6 @@ class Moves:
     pivot: np.ndarray
     """int (3,), near the middle of the reference region."""
 
-    def __len__(self) -> int:
-        return len(self.turns)
-
     def places(self, region: np.ndarray) -> np.ndarray:
         """Flat voxel indices of a region (D, H, W) after each move, int64 (K, n); -1 outside the grid."""
         voxels = np.argwhere(region) - self.pivot
@@ -53,14 +50,7 @@ class Moves:
 def moves(region: np.ndarray, brain: np.ndarray, count: int, rng: np.random.Generator) -> Moves:
     """No move, and then `count` random ones that leave a reference region in the brain and off its true place.
 
-    Args:
-        region: bool (D, H, W), the reference; what is moved later resembles it in place and size.
-        brain: bool (D, H, W).
-        count: number of null places.
-        rng: numpy generator.
-
-    Raises:
-        InputError: an empty region, or one for which too few places are found.
+    What is moved later resembles the region, bool (D, H, W), in place and size. InputError where too few places exist.
     """
     if not region.any():
         raise InputError("spatial null: the region has no voxel on this grid")
@@ -80,21 +70,14 @@ def moves(region: np.ndarray, brain: np.ndarray, count: int, rng: np.random.Gene
         if inside and free[np.ravel_multi_index(tuple(moved.T), region.shape)].all():
             turns.append(turn)
             shifts.append(shift)
-    raise InputError(
-        f"spatial null: of {count} places for a region of {len(voxels)} voxels only {len(turns) - 1} were found in a "
-        f"brain of {len(middles)}; the grid is too coarse or the region too large"
-    )
+    text = f"{len(turns) - 1} of {count} places found for a region of {len(voxels)} voxels in a brain of {len(middles)}"
+    raise InputError(f"spatial null: only {text}; the grid is too coarse or the region too large")
 
 
 def cube_symmetries() -> np.ndarray:
     """The 48 signed permutation matrices of three axes, int (48, 3, 3); the identity is the first."""
-    found = []
-    for signs in itertools.product((1, -1), repeat=3):
-        for order in itertools.permutations(range(3)):
-            turn = np.zeros((3, 3), int)
-            turn[np.arange(3), order] = signs
-            found.append(turn)
-    return np.array(found)
+    ways = itertools.product(itertools.product((1, -1), repeat=3), itertools.permutations(range(3)))
+    return np.array([np.diag(signs) @ np.eye(3, dtype=int)[list(order)] for signs, order in ways])
 
 
 def p_value(measured: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,41 +15,18 @@ from classifier.saliency import attribution
 from classifier.validation import evidence as measure
 from classifier.validation import faithfulness
 from classifier.validation.checks import Evidence
+from classifier.validation.config import ValidationConfig
 from classifier.validation.evidence import Maps, Truth
-from classifier.validation.planted import Condition, Plan, levels, mark_of, region_share
+from classifier.validation.planted import Condition, levels, mark_of, region_share
 from cohort.atlas import Atlas, atlas
 from cohort.ledger import refuse_overlap
-from cohort.scans import head_mask
+from cohort.scans import GRIDS, head_mask
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime import seeding
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import atomic_write
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is computed."""
-
-    patients: int = 48
-    """Test patients whose maps are made, half of each side, for every network."""
-    controls: int = 48
-    """Test controls whose maps are made, for the network that methods are judged on."""
-    nulls: int = 200
-    """Places elsewhere that the changed region is moved to."""
-    cascade_patients: int = 12
-    """Patients for the randomisation of weights."""
-    faithful_patients: int = 24
-    """Patients for deletion and insertion."""
-    faithful_draws: int = 50
-    """Random orders of regions."""
-    ig_steps: int = 32
-    """Points on the path of integrated gradients."""
-    noise_samples: int = 25
-    """Noisy copies in SmoothGrad."""
-    resamples: int = 2000
-    """Bootstrap resamples of patients."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +46,7 @@ class Network:
 class Study:
     """What all networks share."""
 
-    plan: Plan
-    effort: Effort
+    config: ValidationConfig
     device: Device
     conditions: list[Condition]
     regions: Atlas
@@ -81,52 +56,50 @@ class Study:
     """Conditions whose networks tell patients from controls, by the interval of their AUC."""
 
     def rng(self, purpose: str) -> np.random.Generator:
-        return seeding.rng(self.plan.seed, f"validate saliency:{purpose}")
+        return seeding.rng(self.config.seed, f"validate saliency:{purpose}")
 
     def weights(self, patients: int, purpose: str = "patients") -> np.ndarray:
         """Bootstrap weights (resamples, patients), rows sum to 1."""
-        rows = np.arange(patients)
-        drawn = bootstrap_weights(np.ones(patients), rows, self.effort.resamples, self.rng(purpose))
-        return drawn / drawn.sum(axis=1, keepdims=True)
+        setting = np.ones(patients), np.arange(patients), self.config.effort.resamples, self.rng(purpose)
+        return bootstrap_weights(*setting) / patients
 
 
-def open_study(
-    plan: Plan, effort: Effort, device: Device, conditions: list[Condition], learned: frozenset[str]
-) -> Study:
+def open_study(config: ValidationConfig, device: Device, conditions: list[Condition], learned: frozenset[str]) -> Study:
     """Chooses the test subjects: patients of both sides in turn, and controls, from the top of the table."""
-    frame = read_table(plan.tables(conditions[0]) / "test.csv")
+    frame = read_table(config.out / "tables" / conditions[0].data / "test.csv")
     patients = frame[frame["label"] == 1]
-    turn = patients.groupby("side").cumcount()
-    patients = patients.iloc[np.lexsort((patients["side"], turn))]["subject"].head(effort.patients)
-    controls = frame.loc[frame["label"] == 0, "subject"].head(effort.controls)
-    return Study(plan, effort, device, conditions, atlas(plan.grid), (patients.tolist(), controls.tolist()), learned)
+    in_turn = np.lexsort((patients["side"], patients.groupby("side").cumcount()))[: config.effort.patients]
+    controls = frame.loc[frame["label"] == 0, "subject"].head(config.effort.controls)
+    subjects = (patients["subject"].iloc[in_turn].tolist(), controls.tolist())
+    return Study(config, device, conditions, atlas(GRIDS[config.grid]), subjects, learned)
 
 
 def open_network(study: Study, condition: Condition, *, controls: bool) -> Network:
     """A finished network and its volumes."""
-    loaded = load_classifier(study.plan.run(condition) / "checkpoints" / "best.pt")
-    frame = read_table(study.plan.tables(condition) / "test.csv").set_index("subject", drop=False)
+    config = study.config
+    loaded = load_classifier(config.out / "networks" / condition.name / "checkpoints" / "best.pt")
+    frame = read_table(config.out / "tables" / condition.data / "test.csv").set_index("subject", drop=False)
     names = study.subjects[0] + (study.subjects[1] if controls else [])
     frame = frame.loc[names].reset_index(drop=True)
     refuse_overlap(frame, loaded.ledger, what=f"the network of {condition.name}")
-    volumes = Volumes(load_scans(frame, study.plan.grid, cache_dir=study.plan.out / "cache"), study.device)
+    volumes = Volumes(load_scans(frame, GRIDS[config.grid], cache_dir=config.out / "cache"), study.device)
     study.device.module(loaded.model)
-    numbers = {name: getattr(study.effort, name) for name in ("ig_steps", "noise_samples")} | {"seed": study.plan.seed}
+    numbers = {"ig_steps": config.effort.ig_steps, "noise_samples": config.effort.noise_samples, "seed": config.seed}
     context = attribution.context_for(loaded, study.regions, study.device, **numbers)
     return Network(condition, loaded, volumes, frame["side"].tolist()[: len(study.subjects[0])], context)
 
 
 def truth_for(study: Study, network: Network) -> Truth:
     """The patients' own changed regions, through the simulator's map of each, and null places."""
-    shares = [region_share(study.plan.regions(network.condition), name) for name in study.subjects[0]]
+    shares = [region_share(study.config.out, network.condition, name) for name in study.subjects[0]]
     head = head_mask(network.loaded.mean_hc.numpy())
-    grid = study.plan.grid
-    return measure.truth_of(shares, network.sides, head, grid.spacing_mm, study.effort.nulls, study.rng("places"))
+    spacing, nulls = GRIDS[study.config.grid].spacing_mm, study.config.effort.nulls
+    return measure.truth_of(shares, network.sides, head, spacing, nulls, study.rng("places"))
 
 
 def maps_of(study: Study, network: Network, method: str) -> Maps:
     """Maps of all of a network's volumes; those on disk, of the same checkpoint and settings, are read."""
-    path = study.plan.out / "maps" / network.condition.name / f"{method}.npz"
+    path = study.config.out / "maps" / network.condition.name / f"{method}.npz"
     names = network.volumes.frame["subject"].tolist()
     recipe = repr((network.loaded.hash, names, attribution.settings_of(method, network.context)))
     maps = None
@@ -134,15 +107,16 @@ def maps_of(study: Study, network: Network, method: str) -> Maps:
         with np.load(path, allow_pickle=False) as file:
             maps = file["maps"] if str(file["recipe"]) == recipe else None
     if maps is None:
-        maps = _explain(network.loaded.model, network, method, range(len(names)))
+        maps = _explain(network.loaded.model, network, method, len(names))
         with atomic_write(path) as temporary:
             np.savez(temporary, maps=maps, recipe=np.array(recipe))
     patients = len(network.sides)
     return Maps(maps[:patients], network.sides, maps[patients:])
 
 
-def _explain(model: torch.nn.Module, network: Network, method: str, rows: Sequence[int]) -> np.ndarray:
-    context, parts = network.context, torch.tensor(list(rows)).split(network.context.batch)
+def _explain(model: torch.nn.Module, network: Network, method: str, count: int) -> np.ndarray:
+    """Maps of a network's first volumes."""
+    context, parts = network.context, torch.arange(count).split(network.context.batch)
     maps = (attribution.attribute(model, network.volumes.batch(part), method, context, part.tolist()) for part in parts)
     return np.concatenate(list(maps))
 
@@ -156,7 +130,6 @@ class Findings:
     anatomy: np.ndarray
     """float32 (D, H, W), its mean control."""
     evidence: dict[str, Evidence] = field(default_factory=dict)
-    """By method."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Methods that the network does not allow, with the reason."""
     differences: dict[str, np.ndarray] = field(default_factory=dict)
@@ -194,17 +167,14 @@ def from_strongest(study: Study) -> Findings:
         values = measure.localisation(maps, found.truth)
         found.enrichment[method] = {network.condition.name: values["enrichment"][:, 0]}
         found.differences[method], group = measure.group_difference(maps, found.truth)
-        contrast = maps.patients - maps.controls.mean(axis=0)
+        sides = {"raw": maps.patients, "difference": maps.patients - maps.controls.mean(axis=0)}
         found.evidence[method] = {
             "raw": measure.summaries(values, study.weights(len(maps.patients))),
             "group": group,
-            "side": {
-                "raw": measure.side_accuracy(maps.patients, maps.sides, study.regions),
-                "difference": measure.side_accuracy(contrast, maps.sides, study.regions),
-            },
+            "side": {kind: measure.side_accuracy(part, maps.sides, study.regions) for kind, part in sides.items()},
             "cascade_end": forgetting(study, network, method, maps, found.truth.brain),
         }
-        chosen = maps.patients[: study.effort.faithful_patients]
+        chosen = maps.patients[: study.config.effort.faithful_patients]
         orders[method] = [faithfulness.relevance_order(map_, regions) for map_ in chosen]
     for method, gains in faithful(study, network, regions, orders).items():
         found.evidence[method] |= gains
@@ -215,17 +185,16 @@ def compare(study: Study, network: Network, method: str, truth: Truth | None, fo
     """Adds what the network of another condition says about a method."""
     maps, condition, evidence = maps_of(study, network, method), network.condition, found.evidence[method]
     if condition.mark:
-        mark, weights = mark_of(study.plan.grid), study.weights(len(maps.patients))
+        mark, weights = mark_of(GRIDS[study.config.grid]), study.weights(len(maps.patients))
         exposure = measure.mark_exposure(maps.patients, mark, study.regions, weights)
         evidence["shortcut"] = {**exposure, "learned": condition.name in study.learned}
         return
     values = measure.localisation(maps, truth)
-    if condition.shuffle:
-        evidence["permuted"] = measure.summaries(values, study.weights(len(maps.patients)))
-        return
-    found.enrichment[method][condition.name] = values["enrichment"][:, 0]
-    if condition.dose == condition.signal == 0:
-        evidence["nothing"] = measure.summaries(values, study.weights(len(maps.patients)))
+    if not condition.shuffle:
+        found.enrichment[method][condition.name] = values["enrichment"][:, 0]
+    if condition.shuffle or condition.dose == condition.signal == 0:
+        kind = "permuted" if condition.shuffle else "nothing"
+        evidence[kind] = measure.summaries(values, study.weights(len(maps.patients)))
 
 
 def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
@@ -233,16 +202,16 @@ def responses(study: Study, values: dict[str, np.ndarray]) -> Evidence:
     found = {}
     for kind, strengths in levels(study.conditions).items():
         stack = np.stack([values[name] for name in strengths])
-        trend = measure.trend(list(strengths.values()), stack, study.rng("response"), study.effort.resamples)
+        trend = measure.trend(list(strengths.values()), stack, study.rng("response"), study.config.effort.resamples)
         found[kind] = {**trend, **{f"at_{strengths[name]:g}": float(values[name].mean()) for name in strengths}}
     return found
 
 
 def forgetting(study: Study, network: Network, method: str, maps: Maps, brain: np.ndarray) -> float:
     """Rank correlation of maps with those of the network with random weights; mean over patients."""
-    rows = range(min(study.effort.cascade_patients, len(maps.patients)))
-    changed = _explain(faithfulness.forgotten(network.loaded.model, study.plan.seed), network, method, rows)
-    return float(np.mean([faithfulness.rank_correlation(maps.patients[row], changed[row], brain) for row in rows]))
+    kept = maps.patients[: study.config.effort.cascade_patients]
+    changed = _explain(faithfulness.forgotten(network.loaded.model, study.config.seed), network, method, len(kept))
+    return float(np.mean([faithfulness.rank_correlation(a, b, brain) for a, b in zip(kept, changed, strict=True)]))
 
 
 def faithful(
@@ -253,9 +222,8 @@ def faithful(
     gains = {method: [] for method in orders}
     for row in tqdm(range(patients), desc="deletion and insertion", unit="patient"):
         setting = (network.volumes.batch(torch.tensor([row])), context.mean_hc, regions)
-        random = faithfulness.random_areas(
-            model, *setting, context.batch, study.effort.faithful_draws, study.plan.seed
-        ).mean(axis=0)
+        draws = (study.config.effort.faithful_draws, study.config.seed)
+        random = faithfulness.random_areas(model, *setting, context.batch, *draws).mean(axis=0)
         for method, order in orders.items():
             # a good order deletes early and inserts early
             gains[method].append((random - faithfulness.areas(model, *setting, order[row], context.batch)) * (1, -1))

@@ -16,6 +16,7 @@ from classifier import validate_saliency
 from classifier.saliency import attribution
 from classifier.validation import checks, evidence, planted
 from classifier.validation import study as map_study
+from classifier.validation.config import Effort, ValidationConfig
 from cohort.atlas import atlas
 from cohort.scans import GRIDS
 from runtime.errors import InputError
@@ -63,11 +64,11 @@ def volumes(labels: list[int], dose: float, mark: np.ndarray | None = None) -> t
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study whose networks all read the hippocampi; only the volumes differ between conditions."""
-    plan = planted.Plan(tmp_path_factory.mktemp("study"), GRID, 16, 0, (), 1, 1)
-    effort = map_study.Effort(
+    effort = Effort(
         patients=8, controls=4, nulls=39, cascade_patients=2, faithful_patients=2, faithful_draws=5,
         ig_steps=8, noise_samples=4, resamples=200,
     )  # fmt: skip
+    config = ValidationConfig(grid="smoke", out=tmp_path_factory.mktemp("study"), effort=effort, seed=0)
     labels = [1] * 8 + [0] * 4
 
     def network_of(study, condition, *, controls):
@@ -93,7 +94,7 @@ def study(tmp_path_factory):
         patch.setattr(map_study, "open_network", network_of)
         patch.setattr(map_study, "truth_for", truth)
         patch.setattr(attribution, "METHODS", {name: attribution.METHODS[name] for name in METHODS})
-        yield map_study.Study(plan, effort, device, chosen, ATLAS, names, frozenset({chosen[0].name, "shortcut"}))
+        yield map_study.Study(config, device, chosen, ATLAS, names, frozenset({chosen[0].name, "shortcut"}))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def truth() -> evidence.Truth:
 def test_mirrored_patients_and_their_difference_are_in_one_frame():
     patients = np.stack([np.where(LEFT, 2.0, 0.5), np.where(np.flip(LEFT, 0), 2.0, 0.5)])
     maps = Maps(patients, ["L", "R"], np.full((3, *GRID.shape), 0.5))
-    np.testing.assert_array_equal(*maps.ipsilateral())
+    np.testing.assert_array_equal(*evidence.ipsilateral(maps.patients, maps.sides))
     difference, _ = evidence.group_difference(maps, truth())
     np.testing.assert_array_equal(difference, np.where(LEFT, 1.5, 0.0))
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
-from classifier.validation.localisation import localise, widen
+from classifier.validation.evidence import localise, widen
 
 SHAPE = (10, 12, 9)
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from classifier.validation import planted
+from classifier.validation.config import ValidationConfig
 from cohort.atlas import atlas
 from cohort.scans import GRIDS
 from cohort.stacks import load_scans
@@ -25,8 +26,8 @@ def test_a_marked_cohort_differs_in_patients_corners_only(tmp_path):
         nib.save(nib.Nifti1Image(image, GRID.affine), path)
         rows.append({"subject": f"s{number}", "file": str(path), "diagnosis": diagnosis})
     write_table(tmp_path / "index.csv", pd.DataFrame(rows))
-    plan = planted.Plan(tmp_path / "out", GRID, 4, 0, (), 1, 1)
-    changed = planted.plant(plan, planted.Condition("shortcut", mark=True), tmp_path / "index.csv")
+    config = ValidationConfig(grid="smoke", out=tmp_path / "out")
+    changed = planted.plant(config, planted.Condition("shortcut", mark=True), tmp_path / "index.csv")
     before, after = read_table(tmp_path / "index.csv"), read_table(changed)
     assert list(after["diagnosis"]) == list(before["diagnosis"])
     mark = planted.mark_of(GRID)

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 from scipy.stats import kstest
 
-from classifier.validation.localisation import localise
+from classifier.validation.evidence import localise
 from classifier.validation.spatial_nulls import cube_symmetries, moves, p_value
 from runtime.errors import InputError
 
