@@ -103,8 +103,7 @@ def sampling(variant: str, config: BenchmarkConfig, device: Device, rate: float)
         model.forward = torch.compile(model.forward, mode="reduce-overhead", dynamic=False)
         decoder.decoder.compile()
 
-    def noise() -> torch.Tensor:
-        return torch.randn_like(z)
+    noise = partial(torch.randn_like, z)
 
     def latents(name: str) -> None:
         with device.autocast():

@@ -78,15 +78,12 @@ def label_alone(result: dict) -> pd.DataFrame:
 
 def attacks(result: dict) -> pd.DataFrame:
     """Membership attacks: AUC with interval, and the share of training subjects found at 1 % false alarms."""
-    rows = {
-        name: {"AUC": found}
-        if isinstance(found, str)
-        else {
-            "AUC": f"{found['auc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]",
-            "found at 1 % false alarms": f"{found['tpr']['value']:.0%}",
-        }
-        for name, found in result["privacy"].get("attacks", {}).items()
-    }
+    rows = {}
+    for name, found in result["privacy"].get("attacks", {}).items():
+        rows[name] = {"AUC": found}
+        if not isinstance(found, str):
+            area = figure({**found, "mean": found["auc"]}, ".2f")
+            rows[name] = {"AUC": area, "found at 1 % false alarms": f"{found['tpr']['value']:.0%}"}
     return pd.DataFrame(rows).T.fillna("")
 
 
