@@ -27,12 +27,9 @@ class LoadedClassifier:
     ledger: list[str]
     """Hashes of every subject it was trained on or chosen with, those behind its synthetic volumes included."""
     step: int
-    temperature: float
-    """Logits are divided by it before the sigmoid."""
-    threshold: float | None
-    """Probability at or above which a volume is called TLE; None before the run's final evaluation."""
-    mean_hc: torch.Tensor
-    """(D, H, W), the mean control of the training data."""
+    temperature: float  # logits are divided by it before the sigmoid
+    threshold: float | None  # probability at or above which a volume is TLE; None before the run's final evaluation
+    mean_hc: torch.Tensor  # (D, H, W), the mean control of the training data
 
 
 def save_classifier(

@@ -131,14 +131,13 @@ def _truth_lines(truth: dict[str, Any]) -> list[str]:
 
 
 def _write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
-    path = config.out
     about = {"resamples": config.resamples, "reference": next(iter(runs.arms)), "margin": config.margin}
     about |= {name: getattr(runs, name) for name in ("seeds", "folds", "subjects", "left_out")}
-    write_json(path, {**about, "runs": found.rows, "tests": found.tests, "truth": truth})
+    write_json(config.out, {**about, "runs": found.rows, "tests": found.tests, "truth": truth})
     tables = {"": [flat(row) for row in found.rows], "_tests": found.tests, "_truth": truth and truth["arms"]}
     for name, rows in tables.items():
         if rows is not None:
-            write_csv(path.with_name(f"{path.stem}{name}.csv"), pd.DataFrame(rows))
+            write_csv(config.out.with_name(f"{config.out.stem}{name}.csv"), pd.DataFrame(rows))
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -43,10 +43,8 @@ from runtime.runs import FREE_FIELDS
 COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model", "synth_hc",
            "synth_tle")  # fmt: skip
 """What a table of arms may say besides `arm`: fields of TrainConfig (`model` is --model.name); empty: as preset."""
-FOLDERS = ("synth_hc", "synth_tle")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-SET_HERE = {"--seed", "--folds", "--fold", "--run-dir", "--dry-run", "--no-dry-run"}
-"""Flags of classifier.train that every run has its own of."""
+SET_HERE = {"--seed", "--folds", "--fold", "--run-dir", "--dry-run", "--no-dry-run"}  # each run has its own of these
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def read_arms(path: Path) -> dict[str, dict[str, str]]:
         arm = row.pop("arm")
         if arm in arms or not _NAME.fullmatch(arm):
             raw.fault(index, "arm", f"{arm!r}: a name is letters, digits and _ . + -, given once; it becomes a folder")
-        folders = {name: str(path.parent / row[name]) for name in FOLDERS if row.get(name)}
+        folders = {name: str(path.parent / row[name]) for name in ("synth_hc", "synth_tle") if row.get(name)}
         arms[arm] = {name: text for name, text in {**row, **folders}.items() if text}
     if raw.problems:
         raise InputError.of(f"{path}: the table of arms was refused", raw.problems)
@@ -240,8 +238,7 @@ def _table_row(run: ArmRun, error: str) -> dict[str, Any]:
         row |= {name: cell["value"], f"{name}_low": cell["low"], f"{name}_high": cell["high"]}
     if "test" in results["side"]:
         row["side_auc"] = results["side"]["test"]["auc"]["value"]
-    names = ("threshold", "temperature", "seconds", "leak", "checkpoint")
-    return row | {name: results[name] for name in names}
+    return row | {name: results[name] for name in ("threshold", "temperature", "seconds", "leak", "checkpoint")}
 
 
 def write_table(runs: list[ArmRun], errors: dict[Path, str], out: Path) -> None:

@@ -51,10 +51,8 @@ class Selection:
     @property
     def fingerprint(self) -> str:
         """Changes with any subject, label or volume of the run, so that a run is not continued on other data."""
-        rows = [
-            [split, *getattr(self, split)[["subject", "session", "label"]].astype(str).to_numpy().tolist()]
-            for split in Parts._fields
-        ]
+        columns = ["subject", "session", "label"]
+        rows = [[name, *getattr(self, name)[columns].astype(str).to_numpy().tolist()] for name in Parts._fields]
         return hashlib.sha256(json.dumps([rows, self.ledger]).encode()).hexdigest()[:16]
 
 
@@ -173,9 +171,7 @@ def choose_real(frame: pd.DataFrame, count: int | None, seed: int) -> pd.DataFra
 
 
 def choose_repeated(real: pd.DataFrame, percent: float, seed: int) -> pd.DataFrame:
-    """Rows of `real` to use once more, `percent` of each class (beyond 100 whole rounds first); those of a smaller
-    percentage are among a larger one's.
-    """
+    """Rows of `real` to use again, `percent` of each class (beyond 100 whole rounds first); fewer are among more."""
     rows: list[int] = []
     draw = [seeding.address(seed, f"repeat:{row.subject}:{row.session}") for row in real.itertuples()]
     for code in LABELS.values():
@@ -228,9 +224,8 @@ def synthetic_ledger(config: TrainConfig) -> tuple[set[str], list[str]]:
 def _refuse_leaks(
     config: TrainConfig, parts: Parts, names: tuple[str, str, str], makers: set[str]
 ) -> tuple[list[str], list[str]]:
-    """What --allow-leak let pass, and notes.
-
-    The whole training table counts, not only the chosen subset: arms of one experiment share their held-out subjects.
+    """What --allow-leak let pass, and notes. The whole training table counts, not only the chosen subset: arms of one
+    experiment share their held-out subjects.
     """
     _, val, test = names
     leaks = [

@@ -113,9 +113,11 @@ def train_step(
     rows = training.balanced_rows(train.labels, config.batch_size, step, config.seed, "epoch:")
     strength = config.augment.scaled(STRENGTH[config.augmentation])
     x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
-    keep = dropout_mask(config, width, step).to(train.device.kind)
+    keep = 1.0 - config.model.dropout
+    drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
+    mask = distributed.local((drawn < keep).float() / keep)
     with train.device.autocast():
-        logits = network(train.device.tensor(x), keep)
+        logits = network(train.device.tensor(x), mask.to(train.device.kind))
     terms = losses(logits.float(), train.labels[rows].to(logits.device), train.sides[rows].to(logits.device))
     loss = terms["train"] + config.side_weight * terms.get("side", 0.0)
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
@@ -134,13 +136,6 @@ def losses(logits: torch.Tensor, labels: torch.Tensor, sides: torch.Tensor) -> d
         each = F.binary_cross_entropy_with_logits(logits[:, 1], sides.clamp(min=0).float(), reduction="none")
         terms["side"] = (each * known).sum() / distributed.mean(known.sum()).clamp(min=1e-6)
     return terms
-
-
-def dropout_mask(config: TrainConfig, width: int, step: int) -> torch.Tensor:
-    """This process's share of the step's mask over pooled features (B, width): 0, or 1 / (1 - dropout)."""
-    keep = 1.0 - config.model.dropout
-    drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
-    return distributed.local((drawn < keep).float() / keep)
 
 
 def validate(run: Run, state: ClassifierState, val: Volumes) -> bool:

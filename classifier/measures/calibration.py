@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, logit
 
-SMALLEST = 1e-12
-"""Probabilities nearer to 0 or 1 than this count as this far away: their logit would be infinite."""
+SMALLEST = 1e-12  # probabilities nearer to 0 or 1 count as this far away: their logit would be infinite
 ITERATIONS = 100
 
 

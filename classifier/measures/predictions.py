@@ -48,5 +48,4 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def by_subject(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per subject, as paired tests assume: sorted, with the label and the mean probability of its scans."""
-    grouped = frame.groupby("subject", as_index=False)
-    return grouped.agg(label=("label", "first"), probability=("probability", "mean"))
+    return frame.groupby("subject", as_index=False).agg(label=("label", "first"), probability=("probability", "mean"))

@@ -98,10 +98,8 @@ def evaluate(frame: pd.DataFrame, threshold: float, rng: np.random.Generator, re
 class Draws:
     """What every arm is resampled by. The first of the 1 + R rows is no draw: it gives the estimates themselves."""
 
-    subjects: dict[int, np.ndarray]
-    """fold -> how often each scan of the fold was drawn, (1 + R, N_f)."""
-    seeds: np.ndarray
-    """Share of each training seed, (1 + R, S)."""
+    subjects: dict[int, np.ndarray]  # fold -> how often each scan of the fold was drawn, (1 + R, N_f)
+    seeds: np.ndarray  # share of each training seed, (1 + R, S)
 
 
 def draws_of(runs: ArmRuns, resamples: int, seed: int) -> Draws:

@@ -23,10 +23,8 @@ Cell = tuple[int, int]  # training seed and fold
 class FinishedRun:
     """One run's predictions and results."""
 
-    frame: pd.DataFrame
-    """Predictions on the test split, sorted by subject and session."""
-    held_out: frozenset[str]
-    """Subjects of all splits in predictions.csv: those that the run did not learn from."""
+    frame: pd.DataFrame  # predictions on the test split, sorted by subject and session
+    held_out: frozenset[str]  # subjects of all splits in predictions.csv: those that the run did not learn from
     results: dict[str, Any]
 
 
@@ -34,12 +32,10 @@ class FinishedRun:
 class ArmRuns:
     """Arms that can be compared: every arm has every seed and fold, and in a fold all have the same scans."""
 
-    arms: dict[str, dict[Cell, FinishedRun]]
-    """The reference first."""
+    arms: dict[str, dict[Cell, FinishedRun]]  # the reference first
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
-    left_out: tuple[str, ...] = ()
-    """What was not used, in words."""
+    left_out: tuple[str, ...] = ()  # what was not used, in words
 
     def frame(self, fold: int) -> pd.DataFrame:
         """Subjects and labels of a fold, from the first arm."""

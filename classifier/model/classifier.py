@@ -13,8 +13,7 @@ from torch import nn
 from classifier.config import ModelConfig
 from runtime import distributed
 
-Shape = tuple[int, int, int]
-"""Voxels (D, H, W)."""
+Shape = tuple[int, int, int]  # voxels (D, H, W)
 
 
 class Classifier(nn.Module, ABC):
@@ -23,8 +22,7 @@ class Classifier(nn.Module, ABC):
     A network makes its layers, `activation` (never in place) for its last level too, calls `add_head`, and says with
     `trunk` how data flow through them. Nothing in it may draw random numbers, and in evaluation mode nothing may depend
     on other volumes of the batch: then a run resumes exactly, several processes equal one, and attributions may put any
-    volumes in one batch. Its constructor also takes the shape of the volumes; `mean` and `std` are those of all
-    training voxels.
+    volumes in one batch. Its constructor also takes their shape; `mean` and `std` are those of all training voxels.
     """
 
     activation: nn.Module
