@@ -6,8 +6,6 @@ the table, the cache, the search for copies (whose time grows with the square), 
     python -m benchmarks.check --scans 10000 --out benchmarks/check.json
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ operations of each. MONAI's ResNets get a first stride of 2, as ours; with its d
 second table is integrated gradients in float32.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal

@@ -6,8 +6,6 @@ two processes and compared byte for byte.
     python -m benchmarks.demo_cohort --out benchmarks/demo_cohort.json
 """
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ Latents are 4x28x34x28 (volumes of 112x136x112), weights random: speed does not 
 writes out all scores, as plain code does; the reference sampler is ancestral with a step for every timestep.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass

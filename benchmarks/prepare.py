@@ -6,8 +6,6 @@ one process and by two, for how the rate grows. Run it alone on the machine.
     taskset -c 0,1 python -m benchmarks.prepare --out benchmarks/prepare.json
 """
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path

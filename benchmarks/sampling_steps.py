@@ -8,8 +8,6 @@ says when a deterministic sampler has converged. Writes fid_results/demo_steps.j
 it; the same command again continues.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What benchmarks share: jobs timed in turns, commands timed as processes, tables, and the best rate of the machine."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

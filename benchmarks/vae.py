@@ -7,8 +7,6 @@ MONAI's is timed first as its users run it (contiguous, eager, the C library's a
 settings: channels_last_3d for ours, freed memory kept on a CPU, compiled on a GPU.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

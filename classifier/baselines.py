@@ -5,8 +5,6 @@ they follow a person's true volumes only in part, so that beating them proves li
 scans (`truth_features`) are the other end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

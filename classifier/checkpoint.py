@@ -1,7 +1,5 @@
 """The classifier's checkpoint: what a run needs to go on, and what everything else needs to use the network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -11,8 +11,6 @@ probabilities (other subjects, the same networks), right and wrong answers by Mc
 test over the comparisons. The verdict holds the 90 % interval of the difference of areas against --margin.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the classifier makes of a table's scans: labels, sides, counts by origin, random variants drawn by step."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

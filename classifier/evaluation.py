@@ -1,7 +1,5 @@
 """What a finished run says about held-out subjects: predictions, measures, the side, and the baselines beside it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

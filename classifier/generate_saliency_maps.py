@@ -10,8 +10,6 @@ agreement.csv, and maps.json (settings, completeness). The same command goes on 
 only maps whose checkpoint, volume or settings have changed. How to read all this: SALIENCY_README.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ continued. A run that fails does not stop the others: runs.csv says why it did, 
 over seeds and folds: `python -m classifier.compare --arms OUT`.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import re

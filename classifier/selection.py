@@ -1,7 +1,5 @@
 """Which scans a run learns from: nested subsets of real subjects, repeats, synthetic volumes, and the leak checks."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

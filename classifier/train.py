@@ -10,8 +10,6 @@ best temperature), predictions.csv (one row per held-out scan), results.json (me
 curves.png. The same command continues a run that was stopped. Many arms, seeds and folds: `classifier.run_arms`.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, replace
 

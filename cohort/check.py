@@ -11,8 +11,6 @@ Several tables are taken for splits: what they share is an error. Within one tab
 error when their voxels are equal and a warning when they only look like copies.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """From the bytes of a scan's file to voxels and an affine, with everything that can be wrong on the way."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -6,8 +6,6 @@ an artefact is shared more widely than the names of its subjects. They are no an
 can test each of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 

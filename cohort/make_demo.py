@@ -10,8 +10,6 @@ volumes that a method may be judged against. Running the command again makes onl
 region in each patient's scan is written too (folder regions).
 """
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os

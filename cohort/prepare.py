@@ -7,8 +7,6 @@ the others; then the exit status is 1. Running the command again makes only what
     python -m cohort.prepare --participants bids --out data/mine --index data_csvs/pickle_prep_mine.csv --grid paper
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import multiprocessing

@@ -10,8 +10,6 @@ differ are not overwritten unless asked.
     python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs/sites --holdout-site all
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,10 +163,15 @@ def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str]:
     return place, digest
 
 
+_HEADER = threading.Lock()
+"""numpy parses headers with ast.literal_eval, which several threads of CPython 3.11 at once can break (SystemError)."""
+
+
 def _is_whole(place: Path, grid: Grid) -> bool:
     """Whether a cached scan is there and complete; a file system that lost its end gets it again."""
     try:
-        scan = np.load(place, mmap_mode="r", allow_pickle=False)
+        with _HEADER:
+            scan = np.load(place, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return False
     return scan.shape == grid.shape and scan.dtype == np.float32

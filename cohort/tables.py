@@ -3,8 +3,6 @@
 Columns and codings: data_csvs/README.md.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

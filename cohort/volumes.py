@@ -4,8 +4,6 @@ A volume pickle is a dict. Synthetic volumes have all the keys of `Volume`; scan
 only `image` and `affine`, or only `image` and `label`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whether synthetic volumes have the anatomy of scans, and the disease where scans have it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

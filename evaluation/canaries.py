@@ -7,8 +7,6 @@ the rest as for any generator. Real scans are taken through the VAE, so that the
 Writes canaries.json into the run folder; the same command continues a stopped run.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Written from the evaluation's JSON alone, so that they say nothing that was not measured; they name no subject.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 

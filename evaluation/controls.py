@@ -3,8 +3,6 @@
 Their strengths were fixed before any generator was evaluated, and are part of every result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

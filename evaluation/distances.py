@@ -4,8 +4,6 @@ Pure functions of arrays. Precision asks whether synthetic volumes lie where rea
 they lie everywhere that real ones do.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

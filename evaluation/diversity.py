@@ -4,8 +4,6 @@ Values for finite samples depend on the sample size and the features, so every f
 against other real subjects, at the same size, over the same draws (see `evaluation.fid`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

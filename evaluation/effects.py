@@ -5,8 +5,6 @@ about it a function that returns plain values by measure. Effects are TLE minus 
 intervals are 95 %, by bootstrap over subjects within each class (or over seeds).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import stats
 

@@ -9,8 +9,6 @@ NAME_privacy.md (the privacy card) and figures beside it. Run again with the sam
 process does all the work.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal

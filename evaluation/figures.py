@@ -1,7 +1,5 @@
 """Figures of an evaluation: distances beside floor and controls, nearest training scans, closest pairs, effects."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

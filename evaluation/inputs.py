@@ -1,7 +1,5 @@
 """What an evaluation reads: tables of real scans, folders of synthetic volumes; and what it refuses of them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Without weights, or without the package that knows the network, it is reported a
 number. RadImageNet's rankings of generators were the inconsistent ones in Woodland et al. 2024 (arXiv 2311.13717).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple

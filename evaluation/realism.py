@@ -3,8 +3,6 @@
 Frechet distances of finite samples are biased upwards: here they are also extrapolated to infinitely many volumes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

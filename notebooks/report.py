@@ -6,8 +6,6 @@ The file needs nothing beside it and nothing from a network. It begins with a ha
 that has not changed the command has nothing to do. The notebook itself is not written to.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Tables of an evaluation's result, as the report shows them; every number is read from the JSON."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """How probabilities agree with what came true: calibration intercept and slope."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.special import expit, logit
 

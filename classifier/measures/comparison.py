@@ -1,7 +1,5 @@
 """Arms of an experiment against a reference: measures with intervals, paired tests, and the check for shortcuts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Pictures of predictions: of one run (ROC and training curves), and of arms of an experiment side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Everywhere: `labels` (N,) of 0 (HC) and 1 (TLE), `scores` (N,) larger for TLE, `probabilities` (N,) in [0, 1].
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 

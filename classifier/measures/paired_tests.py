@@ -1,7 +1,5 @@
 """Tests of two sets of answers about the same subjects, and what a margin makes of a difference."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

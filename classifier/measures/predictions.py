@@ -1,7 +1,5 @@
 """predictions.csv: one row per held-out scan of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -7,8 +7,6 @@ over the number of subjects and a seed part over the number of seeds. What is le
 times, which makes intervals slightly wide (Owen 2007, https://doi.org/10.1214/07-AOAS122).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

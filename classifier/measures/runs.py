@@ -1,7 +1,5 @@
 """Reads what classifier runs left behind: single run folders, or a folder of arms x seeds x folds from run_arms."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

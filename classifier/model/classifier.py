@@ -3,8 +3,6 @@
 Shapes: x (B, 1, D, H, W) in [0, 1], axes (left-right, back-front, foot-head); features (B, C, d, h, w); logits (B,).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

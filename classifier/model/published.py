@@ -6,8 +6,6 @@ longer equal one, and with 16 volumes, of which the last level keeps a few voxel
 `stem_stride`, `groups` and `outputs` of a configuration count here; widths and depth are the published ones.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

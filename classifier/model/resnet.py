@@ -6,8 +6,6 @@ depthwise ones cost about as much time in 3D, and their backward pass much more.
 volume depends on that volume alone.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """The networks by name, and the one place that builds them."""
 
-from __future__ import annotations
-
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier, Shape
 from classifier.model.published import CoronalEfficientNet, DenseNet121

@@ -6,8 +6,6 @@ NoiseTunnel cannot give. A method is a function of (network, volumes (B, 1, D, H
 that returns maps of the volumes' shape, and its row in METHODS.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What is to be explained: real scans, synthetic volumes and reconstructions, in one table of cases."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pictures of attributions over anatomy. Left of the picture is left of the patient."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ All intervals are 95 % percentiles of a bootstrap over subjects. Arrays of resam
 below a first row that is the estimate itself.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From evidence to answers about each method: the checks, fixed before anything is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings of a validation of maps: what is planted, how networks are trained, and how much is measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal

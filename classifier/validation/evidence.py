@@ -5,8 +5,6 @@ symmetric about the midline. Maps follow an image's edges in every class: beside
 the mean map of the controls is measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -9,8 +9,6 @@ Random weights are the end of the cascading randomisation of Adebayo et al. 2018
 that looks the same then shows the image, not what the network has learned from the cohort.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Pictures of a validation of maps: which method passes which check, where maps of patients and controls differ."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -10,8 +10,6 @@ All cohorts have one seed, and with it the same people; a patient differs from c
 Cohorts, splits and networks are made by the project's own scripts, and what is finished is kept.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -14,8 +14,6 @@ To be used with one set of places for all subjects, each turning and shifting th
 maps of one network resemble one another, and independent places would make the mean over subjects look too certain.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Gathers evidence about every attribution method from the networks of planted conditions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How much of each tissue a voxel holds, from a scan's own intensities and the template's tissue maps."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

@@ -3,8 +3,6 @@
 Beside them the true volumes of simulated scans, from the table truth.csv that `cohort.make_demo` writes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

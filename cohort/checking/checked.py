@@ -4,8 +4,6 @@ Any number of processes may share the cache: every entry is named by what it was
 be deleted at any time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

@@ -3,8 +3,6 @@
 One row per subject everywhere: repeated scans of a person are no further evidence.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -11,8 +11,6 @@ world's: prepared scans lie in MNI space, raw ones anywhere, and a copy whose he
 its original. Turning the head is not undone.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One scan examined: read to its end, its geometry and intensities judged, its voxels hashed, its thumbnail made."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

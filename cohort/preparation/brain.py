@@ -4,8 +4,6 @@ Demons (Vercauteren et al. 2009, NeuroImage 45:S61, here with symmetric forces) 
 a scan and the ICBM 2009a template. They serve the mask alone: no output voxel is read through them.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

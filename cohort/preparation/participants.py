@@ -1,7 +1,5 @@
 """Whose scans are to be prepared: a table, a folder of NIfTI files, or a BIDS dataset, as one frame."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """What a person looks at after preparation: one picture per scan, and a page of all of them, worst first."""
 
-from __future__ import annotations
-
 import html
 import os
 from collections.abc import Sequence

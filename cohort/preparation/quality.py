@@ -1,7 +1,5 @@
 """How well a prepared scan came out: measures, and robust rules for which of a cohort to look at first."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache

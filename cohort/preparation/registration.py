@@ -9,8 +9,6 @@ The template being dark outside the brain, similarity is measured in the brain a
 dark too, by fluid and the bone's inner table; what is bright beyond (marrow, fat, muscle) is left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache

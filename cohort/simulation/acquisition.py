@@ -1,7 +1,5 @@
 """The scanner: what the imaging of each site makes of template intensities."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

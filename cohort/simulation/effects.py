@@ -23,8 +23,6 @@ vary less from seed to seed than with independent draws. Site and sex are balanc
 test that takes the subjects as independent is conservative here about differences of volume between the groups.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple

@@ -11,8 +11,6 @@ so that a region's true volume is the integral over its labels of the Jacobian d
 map (`cohort.simulation.warps`) is found given v, so that the volume reached is the one prescribed for the subject.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

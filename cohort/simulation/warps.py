@@ -11,8 +11,6 @@ equation. The flow of a combination of these fields scales the regions' volumes 
 coefficients; the coefficients are iterated until the measured volumes are the prescribed ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A cohort divided by subject and group: once, into k folds in which everyone is tested once, or by held-out sites."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ with their SHA-256; each of `splits` holds its table's SHA-256, its counts of sc
 of subjects and groups, `cohort.ledger`); `left_out` counts and ledger of scans that are in none. It names no subject.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path

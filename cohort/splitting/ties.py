@@ -1,7 +1,5 @@
 """What must stay together in a split: scans tied by a subject, by a group, or by being copies of one another."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whether synthetic volumes give training subjects away: the spaces that are searched, their controls, the attacks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ held-out ones, must not be found more often than the stated false alarms (Carlin
 https://arxiv.org/abs/1802.08232, for the idea of planted secrets and their rank).
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

@@ -12,8 +12,6 @@ training tells these apart; so an embedding must have been fitted to both or to 
 Nothing here can show that a generator remembers nobody: a result that is silent comes with its detection limit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ A score is larger for subjects that look trained on. Members and others should b
 classes: any other difference between the two is read as membership.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
