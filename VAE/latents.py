@@ -1,6 +1,7 @@
 """Latents on disk: one pickle per scan and one statistics.json per folder. The contract between VAE and diffusion.
 
     <folder>/statistics.json          per-channel mean and std over the training split, N, VAE hash, grid, ledger
+    <folder>/<split>/ledger.json      hashes of all subjects seen by the VAE or encoded into this split
     <folder>/<split>/<subject>.pkl    mu, logvar (C, d, h, w) float32; label, subject, format, vae, grid
 
 `mu` and `logvar` are raw, as the encoder gives them. `Statistics.normalise` makes a sample of the posterior zero mean
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cohort.ledger import ledger_of_subjects
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
 from runtime.pickles import load_pickle, save_pickle
@@ -47,7 +49,7 @@ class Statistics:
     vae: str
     grid: dict[str, Any]
     ledger: list[str]
-    """Hashes of all subjects seen by the VAE or encoded into this folder's training split."""
+    """As the training split's ledger.json."""
 
     def normalise(self, z: torch.Tensor) -> torch.Tensor:
         """Raw latents (B, C, d, h, w) to zero mean and unit variance per channel."""
@@ -113,6 +115,19 @@ def read_split(folder: Path, split: str) -> list[Latent]:
     if problems:
         raise InputError.of(f"{folder / split}: latents refused", problems)
     return latents
+
+
+def write_ledger(folder: Path, split: str, ledger: Iterable[str]) -> None:
+    """Writes <folder>/<split>/ledger.json."""
+    write_json(folder / split / "ledger.json", {"ledger": sorted(set(ledger))})
+
+
+def read_ledger(folder: Path, split: str, subjects: Iterable[str]) -> list[str]:
+    """The ledger of one split; in folders of older programs that have none, of the subjects that its latents name."""
+    path = folder / split / "ledger.json"
+    if path.is_file():
+        return read_json(path)["ledger"]
+    return ledger_of_subjects(subjects)
 
 
 def compute_statistics(latents: Iterable[Latent], *, split: str, ledger: list[str]) -> Statistics:

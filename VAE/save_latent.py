@@ -76,9 +76,11 @@ def main(config: SaveLatentConfig) -> None:
         for folder in (config.out / split for split in splits):
             with atomic_write(folder / "SHA256SUMS") as temporary:
                 temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in latents.list_latents(folder)))
-        ledger = sorted({*vae.ledger, *ledger_of(frames[0])})
+        ledgers = [sorted({*vae.ledger, *ledger_of(frame)}) for frame in frames]
+        for split, ledger in zip(splits, ledgers, strict=True):
+            latents.write_ledger(config.out, split, ledger)
         train = latents.read_split(config.out, splits[0])
-        statistics = latents.compute_statistics(train, split=splits[0], ledger=ledger)
+        statistics = latents.compute_statistics(train, split=splits[0], ledger=ledgers[0])
         latents.write_statistics(config.out, statistics)
         print(f"statistics of {statistics.count} training latents in {config.out / 'statistics.json'}")
 

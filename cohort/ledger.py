@@ -19,6 +19,11 @@ def ledger_of(frame: pd.DataFrame) -> list[str]:
     return sorted(_entries("subject", frame["subject"]) | _entries("group", frame["group"]))
 
 
+def ledger_of_subjects(subjects: Iterable[str]) -> list[str]:
+    """The ledger of subjects whose groups are not known."""
+    return sorted(_entries("subject", subjects))
+
+
 def refuse_overlap(frame: pd.DataFrame, ledger: Iterable[str], *, what: str, allow_leak: bool = False) -> bool:
     """Refuses a table of which an artefact has seen a subject or a group; the InputError names every subject and why.
 
@@ -39,6 +44,12 @@ def refuse_overlap(frame: pd.DataFrame, ledger: Iterable[str], *, what: str, all
             f"{what} was trained on subjects that are to be evaluated; use others, or give --allow-leak", problems
         )
     return bool(problems)
+
+
+def unseen(frame: pd.DataFrame, ledger: Iterable[str]) -> list[str]:
+    """The subjects of a table that an artefact's ledger does not hold, sorted."""
+    seen = set(ledger)
+    return [name for name in sorted(set(frame["subject"])) if not _entries("subject", [name]) & seen]
 
 
 def _entries(kind: str, names: Iterable[str]) -> set[str]:

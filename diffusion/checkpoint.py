@@ -64,12 +64,12 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
     )  # fmt: skip
 
 
-def start_from(path: Path, model: DiT, process: ProcessConfig) -> LatentSpace:
-    """Gives `model` the averaged weights of a finished run of the same network and process; their latent space."""
+def start_from(path: Path, model: DiT, process: ProcessConfig) -> LoadedDiffusion:
+    """Gives `model` the averaged weights of a finished run of the same network and process; returns its checkpoint."""
     loaded = load_diffusion(path)
     record = {**_configs(loaded.model, loaded.process_config), "weights": loaded.model.state_dict()}
     checkpoints.resume(path, record, model, _configs(model, process))
-    return loaded.space
+    return loaded
 
 
 def resume_diffusion(path: Path, model: DiT, process: ProcessConfig, space: LatentSpace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from VAE.checkpoint import LoadedVAE, load_vae
-from VAE.latents import read_statistics
+from VAE.latents import read_ledger, read_statistics
 
 BINS = 5
 """Bins of equal width over the timesteps. Each latent is noised once in each, the same way in every validation, so that
@@ -97,7 +97,9 @@ def fresh_state(model: DiT, config: TrainConfig) -> DiffusionState:
 
 
 def load_latents(config: TrainConfig, device: Device) -> Data:
-    """Both splits with their covariates, the space fitted on the training one, and the ledger."""
+    """Both splits with their covariates, the space fitted on the training one, and the ledger of both: the held-out
+    one chooses the checkpoint.
+    """
     statistics, splits = read_statistics(config.latents), (config.train_split, config.val_split)
     train, val = (Latents(config.latents, split, config.model.classes, device) for split in splits)
     for split, latents in zip(splits, (train, val), strict=True):
@@ -111,7 +113,11 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
     for split, own in zip((train, val), values, strict=True):
         split.covariates = standardise(own, scales).to(device.kind)
     space = fit_space(train.mu.cpu(), train.logvar.cpu(), statistics, centred=config.process.centre)
-    return Data(train, val, space, statistics.ledger, scales)
+    ledgers = [
+        read_ledger(config.latents, name, part.subjects) for name, part in zip(splits, (train, val), strict=True)
+    ]
+    ledger = sorted({*statistics.ledger, *ledgers[0], *ledgers[1]})
+    return Data(train, val, space, ledger, scales)
 
 
 def decoder(config: TrainConfig, space: LatentSpace, device: Device) -> LoadedVAE | None:
@@ -138,9 +144,11 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = DiT(config.model, shape, process)
     if config.init is not None:
-        known = start_from(config.init, model, config.process)
-        here = replace(data.space.statistics, mean=known.statistics.mean, std=known.statistics.std)
-        data = replace(data, space=replace(known, statistics=here))
+        start = start_from(config.init, model, config.process)
+        known = start.space.statistics
+        here = replace(data.space.statistics, mean=known.mean, std=known.std)
+        ledger = sorted({*data.ledger, *start.ledger})
+        data = replace(data, space=replace(start.space, statistics=here), ledger=ledger)
     elif model.start is not None:
         model.start.fit(data.space.enter(data.train.mu.cpu()), data.train.labels)
     model = device.module(model)
