@@ -90,7 +90,8 @@ def main(config: EvaluateConfig) -> None:
     grid, weights = grid_of(config), read_weights(config.weights)
     folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
-    leak, warnings = check_ledgers(tables, (config.synth_hc, config.synth_tle), allow_leak=config.allow_leak)
+    made = (config.synth_hc, config.synth_tle)
+    leak, warnings = check_ledgers(tables, made, allow_leak=config.allow_leak, audit="privacy" in config.parts)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
     files = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
     numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed, config.precision)

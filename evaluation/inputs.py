@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.ledger import ledger_of, refuse_overlap
+from cohort.ledger import ledger_of, refuse_overlap, unseen
 from cohort.scans import Grid, normalise
 from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, LABELS
@@ -45,9 +45,13 @@ def folders_of(synth_hc: Path, synth_tle: Path) -> dict[str, list[Path]]:
 
 
 def check_ledgers(
-    tables: dict[str, pd.DataFrame], folders: Iterable[Path], *, allow_leak: bool
+    tables: dict[str, pd.DataFrame], folders: Iterable[Path], *, allow_leak: bool, audit: bool
 ) -> tuple[bool, list[str]]:
-    """Whether held-out subjects were seen in training, which is refused unless allowed; which folders do not say."""
+    """Whether held-out subjects were seen in training, which is refused unless allowed; which folders do not say.
+
+    Before an `audit` for copies of training subjects, all of those must be in the folders' ledgers: with subjects that
+    the generator never saw every generator comes out clean.
+    """
     test, warnings = tables["test"], []
     allowed = {"allow_leak": allow_leak}
     leaks = [refuse_overlap(test, ledger_of(tables["train"]), what="a model of --real-train", **allowed)]
@@ -61,9 +65,24 @@ def check_ledgers(
         if not isinstance(entries, list):
             raise InputError(f"{path}: not a ledger: expected an object with a list `ledger`")
         leaks.append(refuse_overlap(test, entries, what=f"what generated {folder}", **allowed))
+        warnings += check_training(tables["train"], entries, folder, audit=audit)
     if any(leaks):
         warnings.append("LEAK: held-out subjects were trained on (allowed by --allow-leak); these figures flatter")
     return any(leaks), warnings
+
+
+def check_training(train: pd.DataFrame, ledger: list[str], folder: Path, *, audit: bool) -> list[str]:
+    """A warning when subjects called training subjects were not; InputError naming them when they are to be audited."""
+    foreign, count = unseen(train, ledger), train["subject"].nunique()
+    if not foreign:
+        return []
+    said = f"{len(foreign)} of {count} subjects of --real-train were never seen by what generated {folder}"
+    if audit:
+        raise InputError.of(
+            f"{said}; an audit with them would come out clean whatever was copied. Give the table that the generator "
+            "was trained on, or leave out the audit (--parts without privacy)", foreign,
+        )  # fmt: skip
+    return [said]
 
 
 def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path) -> Synthetic:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cohort.ledger import ledger_of
+from cohort.ledger import ledger_of, ledger_of_subjects
 from cohort.scans import GRIDS
 from cohort.tables import LABELS, read_table
 from cohort.volumes import Volume, volume_name, write_nifti, write_volume
@@ -47,7 +47,7 @@ def write_synthetic(folder, name, count, first):
     for index in range(count):
         volume = Volume(head(first + index), LABELS[name], index, GRID.affine, vae="a" * 16, diffusion="b" * 16)
         write_volume(folder / volume_name(LABELS[name], index), volume)
-    write_json(folder / "ledger.json", {"ledger": ["0" * 16]})
+    write_json(folder / "ledger.json", {"ledger": ledger_of_subjects(f"train{index}" for index in range(8))})
     return folder
 
 
@@ -136,7 +136,7 @@ def test_a_copying_generator_is_found(config, tmp_path):
         for index in range(12):
             volume = Volume(head(1000 + 2 * index + place), LABELS[name], index, GRID.affine)
             write_volume(folder / volume_name(LABELS[name], index), volume)
-        write_json(folder / "ledger.json", {"ledger": []})
+        write_json(folder / "ledger.json", {"ledger": ledger_of(read_table(config.real_train))})
     evaluate_synth.main(config)
     result = read_json(config.out)
     assert result["privacy"]["audit"]["finding"]["copying"] is True
@@ -209,6 +209,14 @@ def test_leaks_are_refused_by_name_unless_allowed_and_then_stated(config):
     result = read_json(config.out)
     assert result["leak"] is True
     assert any("LEAK" in warning for warning in result["warnings"])
+
+
+def test_subjects_that_the_generator_never_saw_are_not_audited_as_its_training_subjects(config):
+    """All of --real-train has to be in the ledger, of both folders; else the audit is refused and figures warn."""
+    write_json(config.synth_tle / "ledger.json", {"ledger": ledger_of_subjects(f"train{index}" for index in range(7))})
+    refused(dataclasses.replace(config, parts=("privacy",)), "1 of 8 subjects of --real-train", "train7")
+    evaluate_synth.main(config)
+    assert any("1 of 8 subjects of --real-train" in warning for warning in read_json(config.out)["warnings"])
 
 
 def test_held_out_subjects_in_the_training_table_are_refused(config):
