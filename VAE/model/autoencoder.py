@@ -40,6 +40,13 @@ def lowest_frequencies(p: int, count: int) -> torch.Tensor:
     return torch.stack(rows).float()
 
 
+def full_precision(h: torch.Tensor) -> torch.autocast:
+    """No autocast for the layer that writes voxels: bfloat16 has 129 levels between 0.5 and 1, which shows as combs in
+    a volume's histogram.
+    """
+    return torch.autocast(h.device.type, enabled=False)
+
+
 def norm_silu(norm: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
     """SiLU of a group norm; without gradients the second overwrites the first's output, which nobody else holds."""
     h = norm(x)
@@ -214,7 +221,9 @@ class Decoder(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         h = run(self.layers, self.middle(self.conv_in(z)), self.recompute)  # (B, widths[-1], D/p, H/p, W/p)
-        return depth_to_space(self.conv_out(self.norm_out(h)), self.patch)
+        h = self.norm_out(h)
+        with full_precision(h):
+            return depth_to_space(self.conv_out(h.float()), self.patch)
 
 
 class LinearPath(nn.Module):
@@ -290,8 +299,11 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z (B, C, d, h, w) -> x_hat (B, 1, D, H, W), float32."""
-        x_hat = self.decoder(self.from_z(z)).float()
-        return x_hat if self.linear is None else x_hat + self.linear.decode(z).float()
+        x_hat = self.decoder(self.from_z(z))
+        if self.linear is None:
+            return x_hat
+        with full_precision(z):
+            return x_hat + self.linear.decode(z.float())
 
     def forward(self, x: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x_hat, mu and logvar of x, with z = mu + exp(logvar / 2) eps; eps is (B, C, d, h, w), standard normal."""

@@ -161,3 +161,16 @@ def test_recomputed_activations_give_the_same_gradients_and_hold_less_memory() -
     for a, b in zip(plain, again, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     assert again_bytes < 0.6 * plain_bytes
+
+
+@pytest.mark.parametrize("linear_path", [False, True])
+def test_voxels_of_a_bfloat16_run_have_all_levels(linear_path: bool) -> None:
+    """A volume that was rounded to bfloat16 has at most 129 values from 0.5 to 1."""
+    torch.manual_seed(0)
+    model = Autoencoder(ModelConfig(channels=(16,), groups=8, stem_patch=2, linear_path=linear_path))
+    if linear_path:  # at first the convolutions add nothing to it
+        torch.nn.init.normal_(model.decoder.conv_out.weight, std=0.05)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        x_hat = model.decode(torch.randn(1, 4, 12, 12, 12))
+    assert x_hat.dtype == torch.float32
+    assert (x_hat != x_hat.bfloat16().float()).float().mean() > 0.9
