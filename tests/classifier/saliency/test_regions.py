@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from classifier.saliency.regions import Relevance, agreement, choose_regions, lateralisation, rank_regions, region_means
+from classifier.saliency.regions import (
+    Relevance,
+    agreement,
+    choose_regions,
+    correlation_interval,
+    lateralisation,
+    rank_regions,
+    region_means,
+)
 from cohort.atlas import Atlas, atlas
 from cohort.scans import GRIDS
 from runtime.errors import InputError
@@ -82,7 +90,7 @@ def test_agreement_is_spearmans_with_an_interval():
     ]
     assert found["TLE_minus_HC"]["value"] == pytest.approx(stats.spearmanr(*difference).statistic, abs=1e-12)
     for cell in found.values():
-        assert cell["low"] < cell["high"] <= 1
+        assert cell["low"] < cell["value"] < cell["high"] <= 1
     reverse = dataclasses.replace(b, magnitudes=-b.magnitudes)
     assert agreement(a, reverse, np.random.default_rng(0), 10)["mean_abs"]["value"] == pytest.approx(-expected)
 
@@ -91,9 +99,20 @@ def test_subjects_of_both_sets_are_drawn_together():
     """A ranking agrees with itself in every resample; with its own copy under other names it does not."""
     a = relevance(12, 10, 0, noise=20.0)
     itself = agreement(a, a, np.random.default_rng(0), resamples=200)["mean_abs"]
-    assert itself == pytest.approx({"value": 1, "low": 1, "high": 1})
+    assert itself == pytest.approx({"value": 1, "low": 1, "high": 1}, abs=0.01)  # a step of ranks is 0.012
     other = dataclasses.replace(a, clusters=np.char.add("copy ", a.clusters))
-    assert agreement(a, other, np.random.default_rng(0), resamples=200)["mean_abs"]["low"] < 0.9
+    assert agreement(a, other, np.random.default_rng(0), resamples=200)["mean_abs"]["low"] < itself["low"] - 0.02
+
+
+def test_the_interval_of_a_correlation_holds_it_where_all_resamples_lie_below():
+    cell = correlation_interval(np.array([0.91, *np.linspace(0.82, 0.90, 101)]), regions=40)
+    assert cell["low"] < cell["value"] == 0.91 < cell["high"]
+    z = np.arctanh([cell[end] for end in ("low", "value", "high")])
+    assert (
+        z[2] - z[1]
+        == pytest.approx(z[1] - z[0])
+        == pytest.approx(1.96 * np.arctanh(np.linspace(0.82, 0.90, 101)).std(), rel=1e-4)
+    )
 
 
 def test_agreement_of_one_class_has_no_difference_and_absent_regions_are_left_out():
