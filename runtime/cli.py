@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -41,15 +43,18 @@ def run_script(
     ``--dry-run`` prints the resolved configuration as JSON and stops. Refused input and a full disk end with a message
     on standard error and status 2, an interrupt with status 130; anything else is a defect and keeps its traceback.
     """
-    chosen = parse(config, argv, description)
-    if chosen.dry_run:
-        print(json.dumps(plain_config(chosen), indent=2))
-        return
     try:
+        chosen = parse(config, argv, description)
+        if chosen.dry_run:
+            print(json.dumps(plain_config(chosen), indent=2), flush=True)
+            return
         distributed.init()
         main(chosen)
     except InputError as error:
         _end(f"error: {error}", 2)
+    except BrokenPipeError:  # the reader of a pipe, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

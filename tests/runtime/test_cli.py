@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -70,3 +71,15 @@ def test_commands_that_need_no_network_start_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--index", "a.csv", "--dry-run")])
+def test_a_reader_who_has_seen_enough_is_no_error(words: tuple[str, ...]) -> None:
+    """As with `--help | head`, but sure to meet a closed pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "cohort.split", *words], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE
+        )
+    assert (done.stderr, done.returncode) == (b"", 141)
