@@ -15,7 +15,7 @@ STAMP := $(VENV)/.requirements
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps smoke-studies test test-fast lint bench venv clean
+.PHONY: demo smoke studies arms maps smoke-studies smoke-paper test test-fast lint bench venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -111,6 +111,27 @@ smoke-studies: runs/smoke/.done/synthetic
 	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json \
 	  --figures runs/smoke/arms_study
 	$(RUN) classifier.validate_saliency smoke
+
+# What the presets paper and flow are made of, and smoke is not: levels with halving and doubling, perceptual and
+# adversarial terms, augmentation, recomputed activations, prediction of noise, rectified flow, rotary positions, patches
+# with and without padding. Every setting that is not named here is the preset's own.
+smoke-paper: runs/smoke/.done/split
+	here=runs/smoke/paper
+	vae=$$here/vae/checkpoints/best.pt
+	brief="--steps 12 --warmup-steps 2 --val-every-steps 6 --save-every-steps 6 --log-every-steps 3 --seed 0"
+	$(RUN) VAE.train paper --grid smoke --train-csv data/smoke/train.csv --val-csv data/smoke/val.csv --run-dir $$here/vae \
+	  --model.channels 8 16 32 --model.groups 8 --model.attention --recompute --batch-size 2 --loss.perceptual 0.1 \
+	  --loss.perceptual-slices 2 --loss.adversarial 0.1 --loss.adversarial-start-step 3 --loss.adversarial-warmup-steps 3 \
+	  --augment.rotate-degrees 5 --augment.shift-voxels 1 --augment.gamma 0.1 --augment.bias 0.1 --augment.flip 0.5 $$brief
+	$(RUN) VAE.infer --checkpoint $$vae --csv data/smoke/test.csv --out $$here/infer
+	$(RUN) VAE.save_latent --checkpoint $$vae --csv data/smoke/train.csv data/smoke/val.csv --out $$here/latents
+	for preset in paper flow; do
+	  patch=$$(test $$preset = paper && echo "4 2 4" || echo "1 2 1")
+	  $(RUN) diffusion.train $$preset --latents $$here/latents --vae $$vae --run-dir $$here/$$preset --model.dim 48 --model.depth 2 \
+	    --model.heads 1 --model.patch $$patch --batch-size 4 --sample-every-steps 6 $$brief
+	  $(RUN) diffusion.save_synth --vae $$vae --diffusion $$here/$$preset/checkpoints/best.pt --label TLE --count 2 --steps 4 \
+	    --guidance 2 --out $$here/$$preset/synthetic_TLE
+	done
 
 clean:
 	rm -rf runs/demo runs/smoke data/demo data/smoke data/cache latents/demo latents/smoke synthetic_data_pkls_HC \
