@@ -1,6 +1,7 @@
 """Batches of scans: which rows a step takes, and their random variants (affine maps, intensity curves, bias fields)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,25 +21,32 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> torch.Tenso
     return distributed.local(epoch_rows(count, places, seed, "epoch"))
 
 
-def augment(x: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+def augment(x: torch.Tensor, config: AugmentConfig, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Random variants of volumes x (B, 1, D, H, W) in [0, 1], background 0; x itself where all strengths are zero.
 
-    The generator is on the CPU, so that variants do not depend on the device.
+    Each volume has a generator of its own, on the CPU: a variant depends neither on the device nor on what else is in
+    the batch, and so not on how many processes share it.
     """
     if config == AugmentConfig():
         return x
-    B = len(x)
-    flips = torch.rand(B, generator=generator) < config.flip
+    drawn = [_draw(config, generator) for _, generator in zip(x, generators, strict=True)]
+    flips, linear, shift, gamma, field = (torch.stack(part) for part in zip(*drawn, strict=True))
     x = torch.where(flips.to(x.device).view(-1, 1, 1, 1, 1), x.flip(2), x)
-    linear = rotations(B, config.rotate_degrees, generator)
-    linear = linear * torch.exp(math.log1p(config.scale) * uniform((B, 1, 3), generator))
-    shift = config.shift_voxels * uniform((B, 3), generator)
     if config.rotate_degrees or config.scale or config.shift_voxels:
         x = move(x, linear, shift)
-    gamma = torch.exp(config.gamma * uniform((B, 1, 1, 1, 1), generator)).to(x)
-    field = config.bias * uniform((B, 1, *(BIAS_POINTS,) * 3), generator)
+    gamma = gamma.to(x).view(-1, 1, 1, 1, 1)
     bias = F.interpolate(field.to(x), size=x.shape[2:], mode="trilinear", align_corners=True).exp()
     return (x.clamp(0.0, 1.0) ** gamma * bias).clamp(0.0, 1.0)
+
+
+def _draw(config: AugmentConfig, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """One volume's flip (), linear map (3, 3), shift (3,), exponent (), and log bias field at its control points."""
+    flip = torch.rand((), generator=generator) < config.flip
+    linear = rotations(1, config.rotate_degrees, generator)[0]
+    linear = linear * torch.exp(math.log1p(config.scale) * uniform((1, 3), generator))
+    shift = config.shift_voxels * uniform((3,), generator)
+    gamma = torch.exp(config.gamma * uniform((), generator))
+    return flip, linear, shift, gamma, config.bias * uniform((1, *(BIAS_POINTS,) * 3), generator)
 
 
 def rotations(count: int, degrees: float, generator: torch.Generator) -> torch.Tensor:

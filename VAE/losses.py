@@ -28,15 +28,19 @@ def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
 def random_slices(
     x: torch.Tensor, y: torch.Tensor, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same `count` random slices of volumes x and y (B, 1, D, H, W), with equal chance from all of all three axes.
+    """The same random slices of volumes x and y (B, 1, D, H, W), with equal chance from all of all three axes.
+
+    `count` slices are drawn for the global batch; n of them, all with one process, are of its share x and y.
 
     Returns:
-        two stacks (count, 1, rows, columns), padded with zeros to the largest slice, and the share of each padded slice
-        that is real (count,).
+        two stacks (n, 1, rows, columns), padded with zeros to the largest slice, and the share of each padded slice
+        that is real (n,).
     """
     B, _, *shape = x.shape
     slot = torch.randint(sum(shape), (count,), generator=generator)
-    case = torch.randint(B, (count,), generator=generator)
+    case = torch.randint(B * distributed.world_size(), (count,), generator=generator) - B * distributed.rank()
+    own = (case >= 0) & (case < B)
+    slot, case = slot[own], case[own]
     rows, columns = max(shape[0], shape[1]), max(shape[1], shape[2])
     stacks, shares, offset = [], [], 0
     for axis, size in enumerate(shape):
@@ -58,12 +62,15 @@ class SliceNetwork(nn.Module):
     """
 
     def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Mean distance over `count` random slices of volumes (B, 1, D, H, W).
+        """Mean distance over `count` random slices of volumes (B, 1, D, H, W); of one of several processes its part,
+        such that their average is the mean.
 
         Padding is equal in both and adds nothing; dividing by the real share keeps it from diluting the rest.
         """
         a, b, share = random_slices(x_hat, x, count, generator)
-        return (self.distance(a, b) / share).mean()
+        if len(a) == 0:
+            return 0.0 * x_hat.sum()  # every process takes part in the backward pass
+        return (self.distance(a, b) / share).sum() * distributed.world_size() / count
 
 
 def feature_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -243,7 +250,7 @@ def objective(
         "kl": kl(mu, logvar, x[0].numel()),
     }
     if "perceptual" in counted:
-        draw = seeding.generator(seed, "slices", step, distributed.rank())
+        draw = seeding.generator(seed, "slices", step)
         terms["perceptual"] = networks.perceptual(x_hat, x, config.perceptual_slices, draw)
     if "adversarial" in counted:
         networks.discriminator.requires_grad_(False)

@@ -123,7 +123,7 @@ def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tens
     x = volumes.batch(torch.tensor([row]))
     if variant == 0:
         return x
-    return augment(x, config.augment, seeding.generator(config.seed, f"variant of {name}", variant))
+    return augment(x, config.augment, [seeding.generator(config.seed, f"variant of {name}", variant)])
 
 
 def _present(path: Path, vae_hash: str) -> bool:

@@ -113,7 +113,8 @@ def train_step(
     """One update of the autoencoder, and of the discriminator when it takes part; returns its numbers by name."""
     device = train.device
     x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
-    x = augment(x, config.augment, seeding.generator(config.seed, "augment", step, distributed.rank()))
+    places = distributed.local(torch.arange(config.batch_size)).tolist()  # in the global batch
+    x = augment(x, config.augment, [seeding.generator(config.seed, "augment", step, place) for place in places])
     shape = (config.batch_size, *state.model.latent_shape(tuple(x.shape[2:])))
     draw = seeding.generator(config.seed, "posterior", step, device=device.kind)
     eps = torch.randn(shape, generator=draw, device=device.kind)

@@ -25,6 +25,8 @@ from runtime.files import ROOT, atomic_write
 
 MAX_SKIPPED = 0.02
 """Largest share of a table that `skip_bad` leaves out. More means that something is wrong with the data as a whole."""
+CHUNK = 64
+"""Scans that are copied to a device at once."""
 RESIDENT_SHARE = 0.4
 """Largest share of a GPU's free memory that scans may take; activations need the rest."""
 
@@ -81,18 +83,27 @@ class ScanStack:
 
 
 class Volumes:
-    """The scans of one table as (B, 1, D, H, W) float32 batches on a device, resident there where they fit."""
+    """The scans of one table as (B, 1, D, H, W) float32 batches on a device: resident in a GPU's memory where they fit,
+    else read from the memory-mapped cache, whose pages all processes of a machine share.
+    """
 
     def __init__(self, scans: ScanStack, device: Device) -> None:
         self.scans, self.device = scans, device
         self.frame, self.grid = scans.frame, scans.grid
-        self._resident = torch.from_numpy(scans.volumes[:]).to(device.kind) if self._fits() else None
+        self._resident = self._filled() if self._fits() else None
 
     def _fits(self) -> bool:
         if self.device.kind.type != "cuda":
-            return True  # a CPU run is a small one
+            return False
         free, _ = torch.cuda.mem_get_info(self.device.kind)
         return 4 * math.prod(self.scans.volumes.shape) < RESIDENT_SHARE * free
+
+    def _filled(self) -> torch.Tensor:
+        """All scans on the device (N, D, H, W), by way of a few at a time: the host never holds the whole cohort."""
+        resident = torch.empty(self.scans.volumes.shape, device=self.device.kind)
+        for start in range(0, len(self), CHUNK):
+            resident[start : start + CHUNK] = torch.from_numpy(self.scans.volumes[start : start + CHUNK])
+        return resident
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -103,6 +114,8 @@ class Volumes:
             rows = self._resident[index.to(self._resident.device)]
         else:
             rows = torch.from_numpy(self.scans.volumes[index.tolist()])
+            if self.device.kind.type == "cuda":
+                rows = rows.pin_memory()  # else the copy to the device blocks
         return self.device.tensor(rows[:, None])
 
 

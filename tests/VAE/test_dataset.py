@@ -21,28 +21,33 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def draws(count: int, seed: int = 0) -> list[torch.Generator]:
+    return [draw(1000 * seed + place) for place in range(count)]
+
+
 def centre(x: torch.Tensor) -> torch.Tensor:
     return torch.tensor([ndimage.center_of_mass(volume[0].numpy()) for volume in x])
 
 
 def test_off_is_the_identity() -> None:
     x = head()
-    assert augment(x, AugmentConfig(), draw()) is x
+    assert augment(x, AugmentConfig(), draws(len(x))) is x
 
 
 def test_the_same_generator_gives_the_same_variants_and_another_gives_others() -> None:
     config = AugmentConfig(rotate_degrees=10, scale=0.1, shift_voxels=2, gamma=0.2, bias=0.2)
-    one, same, other = (augment(head(), config, draw(seed)) for seed in (1, 1, 2))
+    one, same, other = (augment(head(), config, draws(len(head()), seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
     assert not torch.allclose(one[0], one[1])  # every volume of a batch has its own
+    torch.testing.assert_close(augment(head()[1:], config, draws(len(head()), 1)[1:]), one[1:])  # whatever is beside it
     assert one.min() >= 0
     assert one.max() <= 1
 
 
 def test_shift_moves_the_centre_by_at_most_what_was_asked_and_keeps_the_shape() -> None:
     x = head(16)
-    moved = centre(augment(x, AugmentConfig(shift_voxels=2.0), draw())) - centre(x)
+    moved = centre(augment(x, AugmentConfig(shift_voxels=2.0), draws(16))) - centre(x)
     assert moved.abs().max() < 2.1
     assert moved.abs().amax(0).min() > 1.0  # along every axis
 
@@ -59,7 +64,7 @@ def test_rotations_are_rigid_and_small() -> None:
 @pytest.mark.parametrize("config", [AugmentConfig(gamma=0.3), AugmentConfig(bias=0.3)])
 def test_intensity_changes_leave_the_background_and_the_geometry(config: AugmentConfig) -> None:
     x = head()
-    changed = augment(x, config, draw())
+    changed = augment(x, config, draws(len(x)))
     assert (changed[x == 0] == 0).all()
     assert not torch.allclose(changed, x)
     inside = x > 0.05
@@ -69,5 +74,5 @@ def test_intensity_changes_leave_the_background_and_the_geometry(config: Augment
 
 def test_flips_mirror_left_and_right_only_when_asked() -> None:
     x = head()
-    assert torch.equal(augment(x, AugmentConfig(flip=1.0), draw()), x.flip(2))
+    assert torch.equal(augment(x, AugmentConfig(flip=1.0), draws(len(x))), x.flip(2))
     assert AugmentConfig().flip == 0

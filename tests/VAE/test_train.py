@@ -25,7 +25,8 @@ from VAE.train import VAEState, build, train_step
 
 CPU = Device(torch.device("cpu"), torch.float32)
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1,
-          "--precision", "float32")  # fmt: skip
+          "--precision", "float32", "--augment.rotate-degrees", 5, "--augment.gamma", 0.1, "--augment.flip", 0.5,
+          "--loss.perceptual", 0.1, "--loss.perceptual-slices", 3)  # fmt: skip
 
 
 def tables(cohort_dir: Path, run_dir: Path) -> tuple:

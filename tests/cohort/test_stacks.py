@@ -1,6 +1,7 @@
 """The scans of a table: a cache that changes nothing, refusals all at once, and batches on a device."""
 
 import multiprocessing
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -132,6 +133,21 @@ def test_batches_are_the_scans_whether_resident_or_not(tmp_path, monkeypatch, re
     batch = volumes.batch(torch.tensor([3, 1]))
     assert np.array_equal(batch[:, 0].numpy(), stack.volumes[[3, 1]])
     assert batch.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_thousands_of_scans_are_never_all_in_the_memory_of_the_host(tmp_path, monkeypatch, resident):
+    """3,000 scans, 115 MB. On a CPU the resident copy is on the host too, but nothing as large is beside it."""
+    few = load_scans(cohort(tmp_path), GRID, cache_dir=tmp_path / "cache")
+    many = few.take(np.arange(3000) % 4)
+    monkeypatch.setattr(Volumes, "_fits", lambda _: resident)
+    tracemalloc.start()  # of numpy's arrays, not of torch's
+    volumes = Volumes(many, Device(torch.device("cpu"), torch.float32))
+    batch = volumes.batch(torch.tensor([2999, 0]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(batch[:, 0].numpy(), few.volumes[[3, 0]])
+    assert peak < 0.1 * 4 * np.prod(many.volumes.shape)
 
 
 def test_some_of_the_scans(tmp_path):
