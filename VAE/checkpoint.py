@@ -66,6 +66,14 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
     return LoadedVAE(model, grid, checkpoints.checkpoint_hash(path), ledger=[], step=0)
 
 
+def start_from(path: Path, model: Autoencoder, grid: Grid) -> list[str]:
+    """Gives `model` the averaged weights of another run, or imported ones; the ledger that comes with them."""
+    loaded = load_vae(path)
+    record = {**_origin(loaded.model, loaded.grid), "weights": loaded.model.state_dict()}
+    checkpoints.resume(path, record, model, _origin(model, grid))
+    return loaded.ledger
+
+
 def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
     return checkpoints.resume(path, checkpoints.load_checkpoint(path, KIND), model, _origin(model, grid))

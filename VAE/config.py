@@ -95,6 +95,9 @@ class TrainConfig(RunConfig):
     """Table of training scans."""
     val_csv: Path = ROOT / "data_csvs/val.csv"
     """Table of held-out scans; the best checkpoint is chosen on them."""
+    init: Path | None = None
+    """Checkpoint of another run, or of VAE.import_weights, whose averaged weights this one starts from; of the same
+    grid and architecture."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)

@@ -31,11 +31,11 @@ def augment(x: torch.Tensor, config: AugmentConfig, generators: Sequence[torch.G
         return x
     drawn = [_draw(config, generator) for _, generator in zip(x, generators, strict=True)]
     flips, linear, shift, gamma, field = (torch.stack(part) for part in zip(*drawn, strict=True))
-    x = torch.where(flips.to(x.device).view(-1, 1, 1, 1, 1), x.flip(2), x)
+    x = torch.where(flips.to(x.device, non_blocking=True).view(-1, 1, 1, 1, 1), x.flip(2), x)
     if config.rotate_degrees or config.scale or config.shift_voxels:
         x = move(x, linear, shift)
-    gamma = gamma.to(x).view(-1, 1, 1, 1, 1)
-    bias = F.interpolate(field.to(x), size=x.shape[2:], mode="trilinear", align_corners=True).exp()
+    gamma = gamma.to(x, non_blocking=True).view(-1, 1, 1, 1, 1)
+    bias = F.interpolate(field.to(x, non_blocking=True), size=x.shape[2:], mode="trilinear", align_corners=True).exp()
     return (x.clamp(0.0, 1.0) ** gamma * bias).clamp(0.0, 1.0)
 
 

@@ -86,6 +86,8 @@ def read_latent(path: Path) -> Latent:
         raise InputError(f"{path}: mu {mu.shape} and logvar {logvar.shape}, expected two equal shapes (C, d, h, w)")
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         raise InputError(f"{path}: values that are not finite")
+    if not isinstance(record["label"], int | np.integer):
+        raise InputError(f"{path}: label {record['label']!r}, expected a class code: 0 for HC, 1 for TLE")
     subject, vae, grid = record.get("subject", path.stem), record.get("vae", ""), record.get("grid", {})
     return Latent(mu, logvar, int(record["label"]), str(subject), str(vae), grid)
 
@@ -156,6 +158,11 @@ def write_statistics(folder: Path, statistics: Statistics) -> None:
 def read_statistics(folder: Path) -> Statistics:
     """Reads <folder>/statistics.json; InputError when it is absent or has other fields."""
     path = folder / "statistics.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file. VAE.save_latent writes it; for latents of another program, --checkpoint VAE "
+            f"--statistics-of {folder} does"
+        )
     return statistics_from_dict(read_json(path), path)
 
 

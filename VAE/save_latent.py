@@ -9,7 +9,7 @@ subfolder lists the files' checksums (`sha256sum --check SHA256SUMS`). --augment
 training scans as <subject>_variant1.pkl and so on. Under torchrun the scans are shared among the processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,7 @@ from cohort.tables import read_table
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
-from runtime.device import Device, pick_device
+from runtime.device import Device, in_batches, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, sha256
 from VAE import latents
@@ -44,6 +44,9 @@ class SaveLatentConfig(DeviceConfig):
     """Tables of scans; the first is the training split, whose statistics are written."""
     out: Path = ROOT / "latents"
     """Folder for statistics.json and one subfolder per table."""
+    statistics_of: Path | None = None
+    """Encode nothing: only write statistics.json for the latents of another program in the subfolder train of this
+    folder. They are taken to be of --checkpoint, whose latents must have their shape."""
     augmented_copies: int = 0
     """Random variants of each training scan to encode besides the scan itself; a small cohort's latents go further."""
     augment: AugmentConfig = AugmentConfig(rotate_degrees=5, scale=0.03, shift_voxels=1, gamma=0.1, bias=0.1)
@@ -51,7 +54,8 @@ class SaveLatentConfig(DeviceConfig):
     seed: int = 0
     """Seed of the variants."""
     batch_size: int | None = None
-    """Scans encoded at once; by default 1 on a CPU (same bytes whatever is missing), 16 on a GPU."""
+    """Scans encoded at once; by default 1 on a CPU (same bytes whatever is missing), on a GPU what its free memory
+    holds, at most 16."""
     cache_dir: Path | None = None
     """Folder of decoded scans; by default data/cache in the repository."""
 
@@ -60,6 +64,9 @@ def main(config: SaveLatentConfig) -> None:
     """Encodes every table, then writes the statistics."""
     device = pick_device(config.precision, config.threads)
     vae = load_vae(config.checkpoint)
+    if config.statistics_of is not None:
+        describe_latents(config.statistics_of, vae)
+        return
     splits = [path.stem for path in config.csv]
     if len(set(splits)) < len(splits):
         raise InputError(f"--csv: two tables have one name: {splits}; each names its split's folder")
@@ -85,6 +92,21 @@ def main(config: SaveLatentConfig) -> None:
         print(f"statistics of {statistics.count} training latents in {config.out / 'statistics.json'}")
 
 
+def describe_latents(folder: Path, vae: LoadedVAE) -> None:
+    """Writes statistics.json for latents of other programs, which do not say what they are of."""
+    records = latents.read_split(folder, "train")
+    shape = vae.model.latent_shape(vae.grid.shape)
+    if records[0].mu.shape != shape or records[0].vae not in ("", vae.hash):
+        raise InputError(
+            f"{folder}: latents {records[0].mu.shape} of VAE {records[0].vae or 'unknown'}; those of --checkpoint are "
+            f"{shape}, of {vae.hash}"
+        )
+    ledger = latents.read_ledger(folder, "train", {record.subject for record in records})
+    found = latents.compute_statistics(records, split="train", ledger=sorted({*vae.ledger, *ledger}))
+    latents.write_statistics(folder, replace(found, vae=vae.hash, grid=vae.grid.to_dict()))
+    print(f"statistics of {found.count} training latents in {folder / 'statistics.json'}")
+
+
 def list_items(frame: pd.DataFrame, copies: int) -> list[Item]:
     """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
     return [
@@ -99,21 +121,26 @@ def encode(
     volumes: Volumes, items: list[Item], vae: LoadedVAE, device: Device, folder: Path, config: SaveLatentConfig
 ) -> int:
     """Writes this process's share of the latents that are not there yet; returns how many. Refuses another VAE's."""
-    model, batch_size = device.module(vae.model), device.inference_batch(config.batch_size)
+    model = device.module(vae.model)
+    size = device.inference_batch(config.batch_size, vae.model.inference_bytes(vae.grid.shape))
     share = [item for item in distributed.shard(items) if not _present(folder / item[2], vae.hash)]
-    starts = range(0, len(share), batch_size)
-    for start in tqdm(starts, desc=f"encoding {folder.name}", unit="batch", disable=not distributed.is_main()):
-        batch = share[start : start + batch_size]
-        x = torch.cat([volume(volumes, item, config) for item in batch])
+
+    def posterior(batch: list[Item], _size: int) -> tuple[torch.Tensor, torch.Tensor]:
         with device.autocast():
-            mu, logvar = model.encode(x)
+            mu, logvar = model.encode(torch.cat([volume(volumes, item, config) for item in batch]))
+        return mu.cpu(), logvar.cpu()
+
+    bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
+    for batch, (mu, logvar) in in_batches(share, size, posterior):
         for place, (row, _, name) in enumerate(batch):
             entry = volumes.frame.iloc[row]
             latent = latents.Latent(
-                mu=mu[place].cpu().numpy(), logvar=logvar[place].cpu().numpy(),
+                mu=mu[place].numpy(), logvar=logvar[place].numpy(),
                 label=int(entry.label), subject=str(entry.subject), vae=vae.hash, grid=vae.grid.to_dict(),
             )  # fmt: skip
             latents.write_latent(folder / name, latent)
+        bar.update(len(batch))
+    bar.close()
     return len(share)
 
 

@@ -22,7 +22,7 @@ from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
-from VAE.checkpoint import resume_vae, save_vae
+from VAE.checkpoint import resume_vae, save_vae, start_from
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import augment, batch_rows
 from VAE.losses import LossNetworks, adversarial_counts, build_networks, discriminator_step, objective
@@ -45,6 +45,8 @@ def main(config: TrainConfig) -> None:
     grid = GRIDS[config.grid]
     model, networks = build(config, grid, device)  # data and model before the folder: a refusal leaves nothing behind
     train, val, ledger, copies = load_tables(config, grid, device)
+    if config.init is not None:
+        ledger = sorted({*ledger, *start_from(config.init, model, grid)})
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
         for line in copies:
@@ -152,8 +154,8 @@ def validate(run: Run, state: VAEState, val: Volumes) -> bool:
 
 def resume(run: Run, state: VAEState) -> None:
     """Takes up checkpoints/last.pt when there is one; checks that it is of this grid, architecture and cohort."""
-    path, networks = run.checkpoint("last"), state.networks
-    if path.exists():
+    path, networks = run.last(), state.networks
+    if path is not None:
         record = resume_vae(path, state.model, state.grid)
         if record["ledger"] != state.ledger:
             raise InputError(f"{path}: the run was started with other subjects; use another --run-dir")

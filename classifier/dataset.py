@@ -72,7 +72,7 @@ def augment(x: torch.Tensor, config: AugmentConfig, spacing_mm: float, seed: int
         turns[:, i, j], turns[:, j, i] = -angles[:, axis], angles[:, axis]
     linear = torch.linalg.matrix_exp(turns) * torch.exp(config.scale * scale).view(-1, 1, 1)
     x = move(x, linear, config.shift_mm * shift, spacing=spacing_mm, padding="border")
-    gamma = torch.exp(config.gamma * draws[:, 7]).to(x.device).view(-1, 1, 1, 1, 1)
+    gamma = torch.exp(config.gamma * draws[:, 7]).to(x.device, non_blocking=True).view(-1, 1, 1, 1, 1)
     x = x.clamp(min=0) ** gamma
     if config.noise > 0:
         source = seeding.generator(seed, "noise", step, device=x.device)

@@ -126,7 +126,10 @@ def measure_baselines(
         frame = network.assign(probability=scores[name])
         theirs, ours = by_subject(frame), by_subject(network)
         columns = (ours["label"], theirs["probability"], ours["probability"])
-        difference = delong_test(*([column.to_numpy()] for column in columns))
+        if ours["label"].value_counts().min() < 2:
+            difference = {"skipped": "DeLong's variance needs two test subjects of each class"}
+        else:
+            difference = delong_test(*([column.to_numpy()] for column in columns))
         measured = {"test": measure(frame, threshold, config, "test"), "network_minus_baseline": difference}
         results[name] = {"threshold": threshold, **measured}
         if name == "permuted":
@@ -144,8 +147,10 @@ def report(run: Run, results: dict[str, Any]) -> None:
         if "skipped" in result:
             run.say(f"    baseline {name}: skipped, {result['skipped']}")
             continue
-        text = "    baseline {}: AUC {}; network minus it {difference:+.3f} [{low:+.3f}, {high:+.3f}], DeLong p {p:.3g}"
-        run.say(text.format(name, cell_text(result["test"]["auc"]), **result["network_minus_baseline"]))
+        difference = result["network_minus_baseline"]
+        text = "network minus it {difference:+.3f} [{low:+.3f}, {high:+.3f}], DeLong p {p:.3g}"
+        text = difference["skipped"] if "skipped" in difference else text.format(**difference)
+        run.say(f"    baseline {name}: AUC {cell_text(result['test']['auc'])}; {text}")
     if "test" in results["side"]:
         run.say(f"right against left: AUC {cell_text(results['side']['test']['auc'])}")
     for line in [f"LEAK ALLOWED: {leak}" for leak in results["leaks"]] + results["notes"]:

@@ -31,6 +31,7 @@ from runtime import distributed, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
+from runtime.files import read_json
 from runtime.runs import Run, due, open_run
 
 
@@ -83,9 +84,15 @@ def main(config: TrainConfig) -> None:
             if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state)
-        if distributed.is_main() and not (run.path / "results.json").exists():
+        distributed.shutdown()  # baselines may take longer than processes wait for one another
+        if distributed.is_main() and not is_evaluated(run, config):
             evaluate(run, selection, stacks, device, config)
-        distributed.barrier()
+
+
+def is_evaluated(run: Run, config: TrainConfig) -> bool:
+    """Whether results.json is there, of as many steps."""
+    path = run.path / "results.json"
+    return path.exists() and read_json(path)["steps"] == config.steps
 
 
 def load_stacks(selection: Selection, config: TrainConfig, grid: Grid) -> dict[str, ScanStack]:
@@ -115,8 +122,9 @@ def train_step(
     drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
     mask = distributed.local((drawn < keep).float() / keep)
     with train.device.autocast():
-        logits = network(train.device.tensor(x), mask.to(train.device.kind))
-    terms = losses(logits.float(), train.labels[rows].to(logits.device), train.sides[rows].to(logits.device))
+        logits = network(train.device.tensor(x), mask.to(train.device.kind, non_blocking=True))
+    labels, sides = (column[rows].to(logits.device, non_blocking=True) for column in (train.labels, train.sides))
+    terms = losses(logits.float(), labels, sides)
     loss = terms["train"] + config.side_weight * terms.get("side", 0.0)
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
     norm = training.descend(loss, network, optimiser, lr, config.clip_norm)
@@ -153,8 +161,8 @@ def validate(run: Run, state: ClassifierState, val: Volumes) -> bool:
 
 def resume(run: Run, state: ClassifierState) -> None:
     """Takes up checkpoints/last.pt when there is one."""
-    path = run.checkpoint("last")
-    if path.exists():
+    path = run.last()
+    if path is not None:
         record = resume_classifier(path, state.model, state.grid)
         if record["fingerprint"] != state.fingerprint:
             raise InputError(f"{path}: the run was started with other subjects or volumes; use another --run-dir")

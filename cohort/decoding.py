@@ -182,7 +182,8 @@ def _check(dtype: np.dtype, shape: tuple[int, ...]) -> None:
     if math.prod(sizes) > MAX_VOXELS:
         raise RefusedError(f"{math.prod(sizes)} voxels {tuple(sizes)}; the limit is {MAX_VOXELS}")
     if len(sizes) < 3 or min(sizes[:3]) < 2 or math.prod(sizes[3:]) != 1:
-        raise RefusedError(f"not three-dimensional: shape {tuple(sizes)}")
+        hint = "; remove the leading axis of 1" if len(sizes) == 4 and sizes[0] == 1 else ""
+        raise RefusedError(f"not three-dimensional: shape {tuple(sizes)}{hint}")
 
 
 def _is_invertible(affine: np.ndarray) -> bool:

@@ -24,7 +24,7 @@ from cohort.splitting.balance import balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
 from cohort.splitting.ties import join_groups, read_copies
-from cohort.tables import read_table, table_text, write_table
+from cohort.tables import CLASS_NAMES, read_table, table_text, write_table
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
@@ -69,6 +69,10 @@ class Config(ScriptConfig):
     """Draw balance.png beside the tables."""
     overwrite: bool = False
     """Replace splits that exist and differ. Results made with the old ones do not hold for the new ones."""
+
+
+FEW = 5
+"""Subjects of a class in a split below which a warning is printed."""
 
 
 class Division(NamedTuple):
@@ -173,6 +177,11 @@ def report(divisions: list[Division], copies: int) -> None:
     with pd.option_context("display.width", 200, "display.max_colwidth", 60, "display.max_rows", None):
         print(balance(shown).to_string())
     for division in divisions:
+        for name, frame in division.splits.items():
+            subjects = frame.drop_duplicates("subject")["label"].value_counts()
+            for label, count in subjects[subjects < FEW].items():
+                few = f"{count} subject{'s'[: count != 1]} of class {CLASS_NAMES[label]}"
+                print(f"WARNING: {division.folder / name}.csv has {few}; measured on so few, nothing is said")
         sizes = ", ".join(f"{name}.csv {len(frame)} scans" for name, frame in division.splits.items())
         left_out = f", {len(division.left_out)} scans left out" if len(division.left_out) else ""
         print(f"{sizes}{left_out} in {division.folder}")

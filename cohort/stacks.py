@@ -111,7 +111,7 @@ class Volumes:
     def batch(self, index: torch.Tensor) -> torch.Tensor:
         """Volumes of the given rows (B,), as (B, 1, D, H, W)."""
         if self._resident is not None:
-            rows = self._resident[index.to(self._resident.device)]
+            rows = self._resident[index.to(self._resident.device, non_blocking=True)]
         else:
             rows = torch.from_numpy(self.scans.volumes[index.tolist()])
             if self.device.kind.type == "cuda":
@@ -130,7 +130,7 @@ def move(
     """
     half = torch.tensor(x.shape[:1:-1], dtype=torch.float32) * spacing / 2
     linear = linear * half[None, None, :] / half[None, :, None]
-    theta = torch.cat([linear, (shift / half)[:, :, None]], dim=2).to(x)
+    theta = torch.cat([linear, (shift / half)[:, :, None]], dim=2).to(x, non_blocking=True)
     places = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, places, padding_mode=padding, align_corners=False)
 

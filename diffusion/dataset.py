@@ -7,7 +7,7 @@ and folded cortex as much as it varies. Centre and spread are computed from the 
 checkpoint, and undone before decoding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ class Latents:
 
     def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> Batch:
         """Samples of the posteriors of the given rows (B,) by the noise `eps` (B, C, d, h, w)."""
-        index = rows.to(self.device.kind)
+        index = rows.to(self.device.kind, non_blocking=True)
         z = self.mu[index] + torch.exp(0.5 * self.logvar[index]) * eps
-        return Batch(z, self.labels[rows].to(self.device.kind), self.covariates[index])
+        return Batch(z, self.labels[rows].to(self.device.kind, non_blocking=True), self.covariates[index])
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,24 @@ class LatentSpace:
     """Mean normalised training latent (C, d, h, w); zeros when diffusion is not centred."""
     spread: torch.Tensor
     """Standard deviation around the centre (C, d, h, w); ones when diffusion is not centred."""
+    _moved: dict[torch.device, tuple[torch.Tensor, ...]] = field(default_factory=dict, init=False, compare=False)
 
     def enter(self, z: torch.Tensor) -> torch.Tensor:
         """Raw latents to the network's space."""
-        return (self.statistics.normalise(z) - self.centre.to(z.device)) / self.spread.to(z.device)
+        mean, std, centre, spread = self._on(z.device)
+        return ((z - mean) / std - centre) / spread
 
     def leave(self, z: torch.Tensor) -> torch.Tensor:
         """The network's latents to raw ones, ready for the VAE's decoder."""
-        return self.statistics.denormalise(z * self.spread.to(z.device) + self.centre.to(z.device))
+        mean, std, centre, spread = self._on(z.device)
+        return (z * spread + centre) * std + mean
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The map's four tensors on a device, moved once: a copy at every step would wait for the step before."""
+        if device not in self._moved:
+            columns = (torch.tensor(row).view(-1, 1, 1, 1) for row in (self.statistics.mean, self.statistics.std))
+            self._moved[device] = tuple(value.to(device) for value in (*columns, self.centre, self.spread))
+        return self._moved[device]
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""

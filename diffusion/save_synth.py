@@ -32,7 +32,7 @@ from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_w
 from runtime import distributed, seeding
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
-from runtime.device import Device, pick_device
+from runtime.device import Device, in_batches, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, locked
 from VAE.checkpoint import LoadedVAE, load_vae
@@ -208,12 +208,12 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
 def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
     """Samples, decodes and writes this process's share, one batch in memory at a time."""
     share, settings = distributed.shard(missing), folder.settings
-    size = 1 if models.device.kind.type == "cpu" else models.device.inference_batch(config.batch_size)
+    each = models.vae.model.inference_bytes(models.vae.grid.shape)
+    size = 1 if models.device.kind.type == "cpu" else models.device.inference_batch(config.batch_size, each)
     desc = f"{CLASS_NAMES[settings.label]} volumes"
     with tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar:
-        for start in range(0, len(share), size):
-            batch, began = share[start : start + size], time.perf_counter()
-            images = synthesise(batch, size, models, settings)
+        began = time.perf_counter()
+        for batch, images in in_batches(share, size, lambda batch, now: synthesise(batch, now, models, settings)):
             seconds = (time.perf_counter() - began) / len(batch)
             for image, item in zip(images, batch, strict=True):
                 if not np.isfinite(image).all():
@@ -226,6 +226,7 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
                 folder.add(volume, item, seconds)
             # All processes have equal shares: what this one has done, the others have too, more or less.
             bar.update(min(len(batch) * distributed.world_size(), len(missing) - bar.n))
+            began = time.perf_counter()
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
     statistics, splits = read_statistics(config.latents), (config.train_split, config.val_split)
     train, val = (Latents(config.latents, split, config.model.classes, device) for split in splits)
     for split, latents in zip(splits, (train, val), strict=True):
-        if latents.vae != statistics.vae:
+        if latents.vae not in ("", statistics.vae):  # files of other programs do not say
             found = f"latents of VAE {latents.vae!r}, statistics.json is of {statistics.vae!r}"
             raise InputError(f"{config.latents / split}: {found}")
     if train.shape != val.shape:
@@ -251,8 +251,8 @@ def draw_samples(
 
 def resume(run: Run, state: DiffusionState, data: Data, config: TrainConfig) -> None:
     """Takes up checkpoints/last.pt when there is one; checks network, process and latents."""
-    path = run.checkpoint("last")
-    if path.exists():
+    path = run.last()
+    if path is not None:
         record = resume_diffusion(path, state.model, config.process, data.space)
         state.restore(record)
         state.track = record["track"]

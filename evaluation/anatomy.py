@@ -4,7 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cohort.anatomy.regional_volumes import METHOD, columns_of, region_table, true_volumes
+from cohort.anatomy.regional_volumes import (
+    METHOD,
+    METHOD_OF_MAPS,
+    T1,
+    columns_of,
+    contrast_of,
+    region_table,
+    true_volumes,
+)
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.scans import Grid
 from cohort.stacks import ScanStack
@@ -12,6 +20,7 @@ from cohort.tables import CLASS_NAMES
 from evaluation import figures
 from evaluation.effects import class_effects, compare_distributions, effect_agreement, paired_effect, recovery
 from evaluation.inputs import Synthetic
+from runtime.errors import InputError
 
 Table = tuple[np.ndarray, np.ndarray]
 """Measures (N, M) and class codes (N,)."""
@@ -28,6 +37,10 @@ def measure(
         (synthetic, and held-out reals, against training reals), ``label_swap`` (same seeds as HC and as TLE), and with
         a truth ``true_effects``, ``recovery`` and the agreement with it.
     """
+    sets = {**{key: stack.volumes for key, stack in scans.items()}, "synthetic": synthetic.volumes}
+    contrasts = {key: contrast_of(volumes, grid) for key, volumes in sets.items()}
+    if len(set(contrasts.values())) > 1:
+        raise InputError(f"volumes of different kinds cannot be compared: {contrasts}")
     tables: dict[str, Table] = {}
     for key, stack in (*scans.items(), ("synthetic", synthetic)):
         names, values = region_table(stack.volumes, grid)
@@ -41,7 +54,7 @@ def measure(
         return compare_distributions(names, *sides, seed=seed)
 
     found: dict = {
-        "method": METHOD,
+        "method": METHOD if contrasts["train"] == T1 else METHOD_OF_MAPS,
         "licence": LICENCE_NOTE,
         "distributions": {
             key: {label: distributions(tables[key], code) for code, label in enumerate(CLASS_NAMES)}

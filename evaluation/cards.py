@@ -91,6 +91,10 @@ def realism(result: dict) -> str:
         made, floor = (figure(infinite["held_out"][sample]) for sample in ("synthetic", "floor"))
         notes.append(f"extrapolated to infinitely many volumes: FID {made}, floor {floor}")
     size = result["n"]["per_draw"]["overall"]
+    notes.append(
+        f"FID is the Frechet distance on {result['protocol']['fid_dimensions']} principal axes of these features, "
+        f"N = {size} on each side; brackets are the range of 95 % of the draws of subjects, no confidence intervals"
+    )
     head = ("features", f"FID, {size} against {size}", "floor", "blurred", "FID minus floor", "KID", "p")
     return "\n\n".join([table(head, rows), listed(notes)])
 
@@ -127,7 +131,7 @@ def anatomy(found: dict) -> str:
             f"(training scans: {real['significant']})"
         )
     with_truth = {f"{name} with truth": value for name, value in found.get("agreement_with_truth", {}).items()}
-    for name, effects in {**found["agreement"], **with_truth}.items():
+    for name, effects in {**with_truth, **found["agreement"]}.items():
         lines.append(
             f"effects, {name}: {effects['skipped']}"
             if "skipped" in effects
@@ -135,6 +139,11 @@ def anatomy(found: dict) -> str:
             f"{effects['correlation']:.2f} [{effects['correlation_low']:.2f}, {effects['correlation_high']:.2f}], "
             f"p {effects['p']:.3g}"
         )
+    lines.append(
+        "synthetic volumes agree with training scans more than other scans do: the generator knows these scans' class "
+        "means, their chance differences with them. Agreement with the truth, or with held-out scans, says how well "
+        "the disease is met"
+    )
     swap = found["label_swap"]
     if "skipped" in swap:
         lines.append(f"label alone: {swap['skipped']}")

@@ -63,7 +63,7 @@ def agreements(result: dict) -> pd.DataFrame:
     """Effects of the diagnosis over regions, one set against another."""
     anatomy = result["anatomy"]
     truth = {f"{name} with true volumes": found for name, found in anatomy.get("agreement_with_truth", {}).items()}
-    table = pd.DataFrame({**anatomy["agreement"], **truth}).T
+    table = pd.DataFrame({**truth, **anatomy["agreement"]}).T
     columns = ["correlation", "correlation_low", "correlation_high", "slope", "same_sign", "p"]
     return table.filter(columns).astype(float).round(3)
 

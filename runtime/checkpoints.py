@@ -54,10 +54,21 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     """Reads any file that torch.save wrote from a dict of tensors and plain values, without running it; on the CPU."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    with Path(path).open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
+        if "allowed global" in str(error):
+            raise InputError(
+                f"{path}: holds Python objects, such as a whole module, which reading would run; save its state_dict() "
+                "instead: torch.save(module.state_dict(), FILE)"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # and then torch explains how to read it all the same
+            reason = "not a file of torch.save"
         raise InputError(f"{path}: not a readable checkpoint: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path}: holds a {type(record).__name__}, not a checkpoint of this project or a state dict")

@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +13,9 @@ from torch import nn
 from runtime import distributed
 from runtime.config import Precision
 from runtime.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,16 @@ class Device:
         layout = torch.channels_last_3d if value.dim() == 5 else torch.preserve_format
         return value.to(self.kind, non_blocking=True, memory_format=layout)
 
-    def inference_batch(self, asked: int | None) -> int:
-        """How many cases to run at once without gradients, when `asked` leaves it open.
+    def inference_batch(self, asked: int | None, bytes_each: int) -> int:
+        """How many cases, of so many bytes of activations, to run at once without gradients, unless `asked` says it.
 
         On a CPU one: a batch is hardly faster there, and kernels round differently for other batch sizes, so that only
         single cases come out the same to the bit whatever else is computed (with as many threads).
         """
-        return asked or (1 if self.kind.type == "cpu" else 16)
+        if asked or self.kind.type == "cpu":
+            return asked or 1
+        free, _ = torch.cuda.mem_get_info(self.kind)
+        return max(1, min(16, int(0.8 * free / bytes_each)))
 
     def describe(self) -> dict[str, str]:
         """Name, precision and library versions, for environment.json."""
@@ -55,6 +63,31 @@ class Device:
         name = torch.cuda.get_device_name(self.kind) if gpu else f"cpu, {torch.get_num_threads()} threads"
         cudnn = str(torch.backends.cudnn.version()) if gpu else "none"
         return {"device": name, "precision": str(self.precision).removeprefix("torch."), "cudnn": cudnn}
+
+
+def in_batches(
+    items: Sequence[Item], size: int, work: Callable[[list[Item], int], Result]
+) -> Iterator[tuple[list[Item], Result]]:
+    """Yields consecutive batches of at most `size` items and what `work(batch, size)` makes of each.
+
+    Where memory does not suffice, the batch is tried again at half the size, and the rest goes on with that; InputError
+    when it does not suffice for one item.
+    """
+    start = 0
+    while start < len(items):
+        batch, result = list(items[start : start + size]), None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            result = work(batch, size)
+        if result is not None:
+            yield batch, result
+            start += len(batch)
+            continue
+        if size == 1:
+            raise InputError("out of memory: the device has no room for a single case; use one with more memory")
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(f"out of memory; going on with batches of {size}")
 
 
 def pick_device(precision: Precision = "auto", threads: int | None = None) -> Device:
@@ -102,6 +135,6 @@ def _cuda(precision: Precision) -> Device:
         why = "is older than 9.15: bfloat16 conv3d is wrong or slow in it (pytorch issues 163539, 166122)"
         hint = "Install nvidia-cudnn >= 9.15, or use --precision float32."
         raise InputError(f"cuDNN {torch.backends.cudnn.version()} {why}. {hint}")
-    fast = precision != "float32" and torch.cuda.is_bf16_supported()
+    fast = precision != "float32" and torch.cuda.is_bf16_supported(including_emulation=False)
     kind = torch.device("cuda", distributed.local_rank())
     return Device(kind, torch.bfloat16 if fast else torch.float32)

@@ -8,6 +8,7 @@ one process with the whole batch, up to rounding.
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,8 @@ if TYPE_CHECKING or "WORLD_SIZE" in os.environ:  # one process needs no torch he
     from torch.distributed.nn.functional import all_reduce
 
 T = TypeVar("T")
+PATIENCE = datetime.timedelta(minutes=30)
+"""How long processes wait for one another: the main one may decode a cohort."""
 
 
 def init() -> None:
@@ -27,10 +30,9 @@ def init() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-        dist.init_process_group("nccl", device_id=torch.device("cuda", local_rank()))
+        dist.init_process_group("nccl", device_id=torch.device("cuda", local_rank()), timeout=PATIENCE)
     else:
-        # Half an hour: the main process may decode a cohort while the others wait.
-        dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
+        dist.init_process_group("gloo", timeout=PATIENCE)
 
 
 def shutdown() -> None:
@@ -81,7 +83,15 @@ def wrap(module: nn.Module) -> nn.Module:
     """DistributedDataParallel around `module` when there are several processes. Call the wrapper, not ``.module``."""
     if world_size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    # Called broadcast_buffers before torch 2.13. No network here has buffers that differ between processes.
+    known = "forward_sync_buffers" in inspect.signature(ddp).parameters
+    buffers = {"forward_sync_buffers" if known else "broadcast_buffers": False}
+    if torch.cuda.is_available():
+        # Networks are compiled block by block, each smaller than a bucket: dynamo would find nothing to overlap, and
+        # fails where it meets recomputed activations.
+        torch._dynamo.config.optimize_ddp = False
+    return ddp(module, gradient_as_bucket_view=True, **buffers)
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
@@ -96,6 +106,14 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 def mean_with_gradient(value: torch.Tensor) -> torch.Tensor:
     """`mean` through which gradients of every process's loss flow back to every process's share."""
     return value if world_size() == 1 else all_reduce(value.clone()) / world_size()
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process: what depends on files is decided once."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def gather(value: object) -> list:

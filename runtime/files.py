@@ -1,10 +1,12 @@
 """Files that are either whole or absent: atomic writes, JSON, content hashes."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +59,10 @@ def locked(folder: Path | str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another process is running in this folder") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            warnings.warn(f"{folder}: its file system has no locks; see to it that one process uses it", stacklevel=3)
         yield
 
 

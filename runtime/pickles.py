@@ -19,6 +19,8 @@ _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "torch":
+            raise pickle.UnpicklingError("it holds torch tensors; save numpy arrays: tensor.cpu().numpy()")
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for the global {module}.{name}, which data files have no use for")
         return super().find_class(module.replace("numpy.core.", "numpy._core."), name)

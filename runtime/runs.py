@@ -31,7 +31,7 @@ from runtime.device import Device
 from runtime.errors import InputError, differences
 from runtime.files import locked, read_json, write_json
 
-# May differ when a run is continued: where or how fast it runs, not what it computes.
+# May differ when a run is continued: where or how fast it runs, not what it computes. `steps` may grow.
 FREE_FIELDS = ("dry_run", "threads", "cache_dir", "run_dir", "compile", "recompute")
 
 
@@ -56,6 +56,11 @@ class Run:
     def checkpoint(self, name: str) -> Path:
         """Path of the checkpoint called `name` (``last`` or ``best``)."""
         return self.path / "checkpoints" / f"{name}.pt"
+
+    def last(self) -> Path | None:
+        """checkpoints/last.pt, or None in every process when the main one sees none."""
+        path = self.checkpoint("last")
+        return path if distributed.from_main(path.exists()) else None
 
     def continue_from(self, step: int) -> None:
         """Forgets what was logged after `step`: a killed run may have logged steps that it must now take again."""
@@ -114,14 +119,18 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
     """Opens a run folder, new or existing, and holds its lock until the block ends.
 
     `config` is the script's dataclass, written as config.json; `stage` the script's name, such as ``VAE.train``.
-    Refuses a folder in use, or with a run of another stage or configuration.
+    Refuses a folder in use, or with a checkpoint of another stage or configuration; and, before there is a folder, a
+    batch that does not divide over the processes.
     """
     run_dir = Path(run_dir)
+    batch, processes = getattr(config, "batch_size", 0), distributed.world_size()
+    if batch % processes:
+        raise InputError(f"--batch-size {batch} does not divide over {processes} processes")
     run = Run(run_dir, device)
     with ExitStack() as stack:
         if distributed.is_main():
             stack.enter_context(locked(run_dir))
-            _settle_config(run_dir, {"stage": stage, **plain_config(config)})
+            _settle_config(run, {"stage": stage, **plain_config(config)})
             write_json(run_dir / "environment.json", environment(device))
         distributed.barrier()
         stack.enter_context(_catch_signals(run))
@@ -135,15 +144,17 @@ def environment(device: Device) -> dict[str, Any]:
     return {"commit": git_commit(), "processes": distributed.world_size(), **versions, **device.describe()}
 
 
-def _settle_config(run_dir: Path, config: dict[str, Any]) -> None:
-    path = run_dir / "config.json"
-    if not path.exists():
-        write_json(path, config)
-        return
-    old = read_json(path)
+def _settle_config(run: Run, config: dict[str, Any]) -> None:
+    """Writes config.json, or checks it once something has been learned by it."""
+    path = run.path / "config.json"
+    old = read_json(path) if path.exists() and any(run.path.glob("checkpoints/*.pt")) else config
     fixed = {name: config.get(name) for name in sorted(old.keys() | config.keys()) if name not in FREE_FIELDS}
+    if old.get("steps", 0) < config.get("steps", 0):
+        run.say(f"{old['steps']} steps become {config['steps']}; from here the schedule is the longer one's")
+        del fixed["steps"]
     if problems := differences("run", old, fixed):
-        raise InputError.of(f"{run_dir}: holds a run with another configuration; choose another --run-dir", problems)
+        raise InputError.of(f"{run.path}: holds a run with another configuration; choose another --run-dir", problems)
+    write_json(path, config)
 
 
 def _truncate_log(path: Path, step: int) -> None:

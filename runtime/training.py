@@ -168,6 +168,9 @@ class LossGuard:
     def check(self, run: Run) -> None:
         """Raises InputError that names the step; call it before anything is saved."""
         if step := int(self._first):
-            kept = "checkpoints/last.pt still holds the last good state"
-            hint = "A lower --lr or --precision float32 usually helps."
-            raise InputError(f"{run.path}: the loss of step {step} is not finite. {kept}. {hint}")
+            hint = "A lower --lr or --precision float32 usually helps"
+            if run.checkpoint("last").exists():
+                kept, where = "checkpoints/last.pt holds the last good state that was saved", ", in another --run-dir."
+            else:
+                kept, where = "Nothing had been saved yet", ", also in this folder."
+            raise InputError(f"{run.path}: the loss of step {step} is not finite. {kept}. {hint}{where}")

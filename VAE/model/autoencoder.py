@@ -289,6 +289,14 @@ class Autoencoder(nn.Module):
             raise InputError(f"a volume of {shape} does not divide by {self.factor}, the autoencoder's reduction")
         return (self.config.latent_channels, *(size // self.factor for size in shape))  # type: ignore[return-value]
 
+    def inference_bytes(self, shape: tuple[int, int, int]) -> int:
+        """Memory that encoding or decoding one volume (D, H, W) takes besides the weights, about.
+
+        The widest maps decide: at most seven copies of the finest level's are alive at once, float32 (counted for the
+        paper preset: 1.43 GiB a volume).
+        """
+        return 7 * 4 * self.config.channels[0] * math.prod(shape) // self.config.stem_patch**3
+
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, 1, D, H, W) -> posterior mu and logvar, each (B, C, d, h, w), float32."""
         h = self.encoder(x)

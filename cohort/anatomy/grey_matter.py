@@ -22,6 +22,16 @@ def tissue_levels(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndar
     return np.maximum.accumulate(levels) + np.array([0.0, 1e-6, 2e-6])  # np.interp wants them to rise
 
 
+def is_grey_matter_map(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> bool:
+    """Whether a volume is a map of grey matter, such as CAT12's mwp1 files, and no T1-weighted scan.
+
+    Then white matter holds less than half of what grey matter does; in a T1-weighted scan it is the brighter one, and
+    in a T2-weighted one not so dark.
+    """
+    grey, white = (np.median(volume[tissues[name] >= min(0.5, tissues[name].max())]) for name in ("gm", "wm"))
+    return bool(white < 0.5 * grey)
+
+
 def tissue_fractions(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
     """Share of each of TISSUES in each voxel, taken as a mixture of the two levels that its intensity lies between.
 

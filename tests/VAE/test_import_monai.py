@@ -11,7 +11,9 @@ from monai.networks.nets import AutoencoderKL
 
 from cohort.scans import GRIDS
 from runtime.errors import InputError
+from tests.support.processes import run_here
 from VAE.checkpoint import import_monai, load_vae, save_vae
+from VAE.latents import read_statistics
 
 
 def monai(
@@ -137,6 +139,38 @@ def test_an_imported_network_survives_our_own_checkpoint(kind: type, tmp_path: P
     assert torch.equal(again.model.decode(z), ours.model.decode(z))
 
 
+@torch.no_grad()
+def test_the_command_makes_what_the_other_commands_take(cohort_dir: Path, tmp_path: Path) -> None:
+    """Imported, measured, encoded, trained further: each as a user types it."""
+    theirs = monai(channels=(8, 16), latent_channels=3)
+    file, out, cache = (
+        file_of(tmp_path / "monai.pt", theirs),
+        tmp_path / "vae.pt",
+        ("--cache-dir", cohort_dir / "cache"),
+    )
+    said = run_here("VAE.import_weights", file, "--groups", 4, "--grid", "smoke", "--out", out).stdout
+    loaded = load_vae(out)
+    x = torch.rand(1, 1, *GRIDS["smoke"].shape)
+    torch.testing.assert_close(loaded.model.encode(x)[0], theirs.encode(x)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        loaded.model.decode(loaded.model.encode(x)[0]), theirs.reconstruct(x), atol=1e-5, rtol=1e-5
+    )
+    run_here("VAE.infer", "--checkpoint", out, "--csv", cohort_dir / "test.csv", "--out", tmp_path / "infer", *cache)
+    csv = [cohort_dir / f"{name}.csv" for name in ("train", "val")]
+    run_here("VAE.save_latent", "--checkpoint", out, "--csv", *csv, "--out", tmp_path / "latents", *cache)
+    assert read_statistics(tmp_path / "latents").vae == loaded.hash
+    flags = said[said.index("--init") :].split()
+    splits = ("--train-csv", csv[0], "--val-csv", csv[1], "--run-dir", tmp_path / "run", *cache)
+    brief = ("--steps", 1, "--lr", 0, "--model.no-linear-path", "--model.stem-patch", 1)
+    with torch.enable_grad():
+        run_here("VAE.train", "smoke", *flags, *splits, *brief)
+    further = load_vae(tmp_path / "run/checkpoints/best.pt")
+    assert all(
+        torch.equal(value, further.model.state_dict()[name]) for name, value in loaded.model.state_dict().items()
+    )
+    assert run_here("VAE.import_weights", file, "--out", out, ok=False).returncode == 2  # nothing is overwritten
+
+
 REFUSED = {
     r"encoder: its layers are CRSRASRANC.*\n.*decoder: its layers are C": {"attention_levels": (False, True, True)},
     "encoder: its layers are CRSRRSRNC, this model can hold CRSRSRNC": {"blocks": (1, 2, 1)},
@@ -182,7 +216,7 @@ def test_files_that_are_no_such_weights_are_refused(tmp_path: Path) -> None:
     refusals = {
         "missing.pt": "no such file", "cut.pt": "not a readable", "text.pt": "not a readable", "list.pt": "a list",
         "other.pt": "no tensors: epoch, weights", "linear.pt": "not an autoencoder of MONAI",
-        "object.pt": "not a readable", "part.pt": "loss.weight: not part of this network\n.*to_mu.bias: missing",
+        "object.pt": "holds Python objects", "part.pt": "loss.weight: not part of this network\n.*to_mu.bias: missing",
         "gap.pt": "encoder.layers.0.conv1.bias: missing",
     }  # fmt: skip
     for name, message in refusals.items():

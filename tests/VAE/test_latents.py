@@ -48,6 +48,7 @@ def test_older_files_with_three_fields_are_read(tmp_path: Path) -> None:
         ({"mu": np.ones((4, 2, 2, 2), np.float32), "label": 0}, "not a latent"),
         ({"mu": np.ones((2, 2)), "logvar": np.ones((2, 2)), "label": 0}, "equal shapes"),
         ({"mu": np.full((4, 2, 2, 2), np.nan), "logvar": np.ones((4, 2, 2, 2)), "label": 0}, "not finite"),
+        ({"mu": np.ones((4, 2, 2, 2)), "logvar": np.ones((4, 2, 2, 2)), "label": "HC"}, "label 'HC', expected"),
         ({"mu": np.ones((4, 2, 2, 2)), "logvar": np.ones((4, 2, 2, 2)), "label": 0, "format": 9}, "format 9"),
     ],
 )

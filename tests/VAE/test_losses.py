@@ -48,11 +48,11 @@ def test_random_slices_are_the_same_of_both_volumes_and_cover_all_axes() -> None
 def test_random_slices_are_unbiased() -> None:
     """The mean over many draws is the mean over all slices of all axes, each counted once, whatever their size."""
     x, y = torch.rand(2, 2, 1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0] += 2  # so that it shows when a slice is drawn too seldom
     every = torch.cat([(x - y).square().movedim(2 + axis, 1).flatten(2).mean(2).flatten() for axis in range(3)])
     a, b, share = losses.random_slices(x, y, 60_000, torch.Generator().manual_seed(1))
     drawn = (a - b).square().mean((1, 2, 3)) / share
     assert abs(drawn.mean() - every.mean()) < 4 * every.std() / 60_000**0.5
-    assert abs(drawn.mean() - (x - y).square().mean()) > 0  # slices of each axis count, not voxels
 
 
 def test_padding_does_not_dilute_the_distance() -> None:

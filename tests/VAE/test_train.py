@@ -82,8 +82,9 @@ def test_two_processes_equal_one(cohort_dir: Path, tmp_path: Path, trained: Path
     apart = torch.cat([(actual[name] - expected[name]).flatten() for name in expected])
     assert apart.abs().max() < 2e-3
     assert apart.norm() < 1e-3 * torch.cat([value.flatten() for value in expected.values()]).norm()
-    changed = load_vae(trained / "checkpoints/last.pt", weights="raw").model.state_dict()
-    assert changed.keys() == {name.removeprefix("weights/") for name in expected if name.startswith("weights/")}
+    start = build(PRESETS["smoke"], GRIDS["smoke"], CPU)[0].state_dict()
+    moved = [(expected[f"weights/{name}"] - value).norm() for name, value in start.items()]
+    assert torch.stack(moved).norm() > 20 * apart.norm()  # training went further than the two are apart
 
 
 def test_infer_refuses_training_subjects_unless_told(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
@@ -181,6 +182,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cohort
     assert "loss of step" in done.stderr
     saved = tmp_path / "checkpoints/last.pt"
     assert not saved.exists() or all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_what_was_advised_after_a_loss_that_is_not_finite_works(cohort_dir: Path, tmp_path: Path) -> None:
+    """Before the first checkpoint a lower rate goes on in the same folder; and later more steps do."""
+    words = ("VAE.train", "smoke", *COMMON[:2], "--threads", 1, *tables(cohort_dir, tmp_path))
+    done = run_here(*words, "--lr", "1e30", "--clip-norm", "1e30", "--warmup-steps", 0, ok=False)
+    assert done.returncode == 2
+    assert "Nothing had been saved yet" in done.stderr
+    run_here(*words, "--steps", 6)
+    longer = run_here(*words, "--steps", 8)
+    assert "6 steps become 8" in longer.stdout
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt", "vae")["step"] == 8
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_is_one_sentence(cohort_dir: Path, tmp_path: Path) -> None:
+    words = ("VAE.train", "smoke", "--batch-size", 3, *tables(cohort_dir, tmp_path / "run"))
+    done = script(*words, processes=2, ok=False)
+    assert "--batch-size 3 does not divide over 2 processes" in done.stderr
+    assert "VAE/train.py" not in done.stderr  # no traceback of ours
+    assert not (tmp_path / "run").exists()
 
 
 class _Scans:

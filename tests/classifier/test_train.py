@@ -18,6 +18,7 @@ from classifier import train
 from classifier.checkpoint import load_classifier
 from classifier.dataset import Volumes
 from classifier.measures.predictions import COLUMNS, OPTIONAL, read_predictions
+from cohort.tables import read_table, write_table
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json
@@ -169,6 +170,20 @@ def test_allowed_leak_is_in_the_results(config):
     results = read_json(config.run_dir / "results.json")
     assert results["leak"] is True
     assert "training table" in results["leaks"][0]
+
+
+def test_one_test_patient_gives_results_without_delongs_interval_and_more_steps_give_new_ones(config, tmp_path, capsys):
+    table = read_table(config.test_csv)
+    few = pd.concat([table[table["label"] == 0], table[table["label"] == 1].head(1)])
+    write_table(tmp_path / "few.csv", few)
+    config = dataclasses.replace(config, test_csv=tmp_path / "few.csv", steps=2, val_every_steps=2)
+    train.main(config)
+    assert "DeLong's variance needs two test subjects of each class" in capsys.readouterr().out
+    results = read_json(config.run_dir / "results.json")
+    assert set(results["baselines"]["hippocampus"]["network_minus_baseline"]) == {"skipped"}
+    assert results["metrics"]["test"]["auc"]["value"] >= 0
+    train.main(dataclasses.replace(config, steps=4))
+    assert read_json(config.run_dir / "results.json")["steps"] == 4
 
 
 def test_network_too_deep_for_its_grid(config):

@@ -69,6 +69,15 @@ def test_script_writes_prints_repeats_and_does_not_overwrite(index, split):
     assert {path.name: path.read_bytes() for path in out.iterdir()} != before
 
 
+def test_script_warns_of_splits_with_few_subjects_of_a_class(index, split):
+    table = pd.read_csv(index, dtype=str)
+    patients = table["diagnosis"] != "HC"
+    few = pd.concat([table[~patients], table[patients].drop_duplicates("subject").head(4)])
+    few.to_csv(index, index=False)
+    _, printed, _ = split("--index", index, "--out", index.parent / "out")
+    assert "test.csv has 1 subject of class TLE" in printed
+
+
 def test_script_reads_other_tables_by_label_map(index, split):
     text = index.read_text().replace("diagnosis", "kind").replace(",TLE-L,", ",left,").replace(",TLE-R,", ",right,")
     index.write_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,22 @@ def test_a_smaller_last_batch_is_filled_up(random_vae: Path, plain: Path, monkey
     monkeypatch.setattr(diffusion.model, "forward", lambda z_t, *rest: seen.add(len(z_t)) or original(z_t, *rest))
     np.testing.assert_array_equal(synthesise(wanted[:2], 4, models, settings), full[:2])
     assert seen == {4}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler needs g++ on a CPU")
+def test_the_compiled_network_predicts_what_the_eager_one_does(plain: Path) -> None:
+    """Compiled for real, by inductor."""
+    model = load_diffusion(plain).model
+    cases = [
+        (value * torch.randn(1, *model.latent_shape), torch.tensor([t]), torch.tensor([0]))
+        for value, t in ((1, 500), (2, 3))
+    ]
+    with torch.no_grad():
+        expected = [model(*case) for case in cases]
+        save_synth.compile_network(model)
+        for case, value in zip(cases, expected, strict=True):
+            torch.testing.assert_close(model(*case), value, atol=2e-5, rtol=1e-4)
 
 
 def test_compiled_steps_do_not_share_their_output(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

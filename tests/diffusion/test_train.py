@@ -15,9 +15,10 @@ from diffusion.config import PRESETS
 from runtime.checkpoints import load_checkpoint
 from runtime.cli import parse
 from runtime.errors import InputError
-from tests.support.processes import kill_at_step, script
+from runtime.pickles import load_pickle, save_pickle
+from tests.support.processes import kill_at_step, run_here, script
 from VAE import save_latent
-from VAE.latents import read_latent
+from VAE.latents import read_latent, read_statistics
 
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
 
@@ -128,6 +129,23 @@ def test_latents_of_two_vaes_and_missing_statistics_are_refused(latents: Path, t
     refused("statistics.json: no such file", "--latents", copy, "--run-dir", tmp_path / "run")
     (copy / "statistics.json").write_text((latents / "statistics.json").read_text().replace('"vae": "', '"vae": "0'))
     refused("statistics.json is of", "--latents", copy, "--run-dir", tmp_path / "run")
+
+
+def test_latents_of_other_programs_are_trained_on_once_their_statistics_are_made(
+    latents: Path, random_vae: Path, tmp_path: Path
+) -> None:
+    for path in latents.glob("*/*.pkl"):
+        record = load_pickle(path)
+        save_pickle(
+            tmp_path / "codes" / path.parent.name / path.name, {n: record[n] for n in ("mu", "logvar", "label")}
+        )
+    words = ("--latents", tmp_path / "codes", "--run-dir", tmp_path / "run")
+    refused("--statistics-of", *words)
+    run_here("VAE.save_latent", "--checkpoint", random_vae, "--statistics-of", tmp_path / "codes")
+    ours, theirs = (read_statistics(folder) for folder in (latents, tmp_path / "codes"))
+    assert (theirs.mean, theirs.std, theirs.count, theirs.vae) == (ours.mean, ours.std, ours.count, ours.vae)
+    run(*words, "--vae", random_vae)
+    assert load_diffusion(tmp_path / "run/checkpoints/best.pt").space.statistics.vae == ours.vae
 
 
 def test_training_stops_early_and_stays_stopped(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from runtime.errors import InputError
 from runtime.pickles import load_pickle, save_pickle
@@ -76,4 +77,11 @@ def test_object_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"image": np.array([{}, None], dtype=object)}))
     with pytest.raises(InputError, match="objects"):
+        load_pickle(path)
+
+
+def test_torch_tensors_are_refused_with_what_to_save_instead(tmp_path: Path) -> None:
+    path = tmp_path / "tensor.pkl"
+    path.write_bytes(pickle.dumps({"image": torch.zeros(2, 2, 2), "label": 0}))
+    with pytest.raises(InputError, match=r"tensor.pkl.*holds torch tensors; save numpy arrays"):
         load_pickle(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ CPU = Device(torch.device("cpu"), torch.float32)
 @dataclass(frozen=True)
 class Config:
     lr: float = 0.1
+    steps: int = 10
+    batch_size: int = 4
     threads: int | None = None
     dry_run: bool = False
 
@@ -48,14 +51,57 @@ def test_log_is_json_lines_and_forgets_steps_after_a_resume(tmp_path: Path) -> N
 
 
 def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> None:
-    with open_run(tmp_path, Config(), stage="s", device=CPU):
-        pass
+    with open_run(tmp_path, Config(), stage="s", device=CPU) as run:
+        touch(run.checkpoint("last"))
     with open_run(tmp_path, Config(threads=1), stage="s", device=CPU):
         pass
     with (
         pytest.raises(InputError, match=r"lr: the run has 0\.1, this command 0\.2"),
         open_run(tmp_path, Config(lr=0.2), stage="s", device=CPU),
     ):
+        pass
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+
+
+def test_a_configuration_by_which_nothing_was_learned_gives_way(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        with open_run(tmp_path, Config(lr=lr), stage="s", device=CPU):
+            pass
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.2
+
+
+def test_steps_may_grow_and_not_shrink(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_run(tmp_path, Config(), stage="s", device=CPU) as run:
+        touch(run.checkpoint("last"))
+    with open_run(tmp_path, Config(steps=20), stage="s", device=CPU):
+        assert "10 steps become 20" in capsys.readouterr().out
+    with (
+        pytest.raises(InputError, match="steps: the run has 20, this command 10"),
+        open_run(tmp_path, Config(), stage="s", device=CPU),
+    ):
+        pass
+
+
+def test_a_batch_that_does_not_divide_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with (
+        pytest.raises(InputError, match="--batch-size 4 does not divide over 3 processes"),
+        open_run(tmp_path / "run", Config(), stage="s", device=CPU),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_system_without_locks_is_worth_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("runtime.files.fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="no locks"), open_run(tmp_path, Config(), stage="s", device=CPU):
         pass
 
 

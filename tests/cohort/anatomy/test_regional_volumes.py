@@ -122,3 +122,26 @@ def test_truth_that_does_not_fit_is_refused(truth, tmp_path):
     (tmp_path / "empty.csv").touch()
     with pytest.raises(InputError, match="not the table"):
         true_volumes(tmp_path / "empty.csv", ["a"])
+
+
+def grey_matter_map(loss: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    """As CAT12's modulated maps: the grey matter there is, with a share lost in the left hippocampus."""
+    volume = tissues_of_template()["gm"].astype(np.float32)
+    volume[atlas(GRID).mask("Left Hippocampus")] *= 1 - loss
+    return scale * volume
+
+
+def test_grey_matter_maps_are_summed_and_follow_what_was_lost():
+    names, table = regional_volumes.region_table([grey_matter_map(loss) for loss in (0.0, 0.2, 0.4)], GRID)
+    hippocampus = table[:, names.index("Left Hippocampus")]
+    lost = grey_matter_map()[atlas(GRID).mask("Left Hippocampus")].sum() * 0.064
+    np.testing.assert_allclose(hippocampus[0] - hippocampus, lost * np.array([0, 0.2, 0.4]), rtol=1e-3, atol=1e-3)
+    assert np.ptp(table[:, names.index("Right Hippocampus")]) < 1e-3
+
+
+def test_kinds_of_images_are_told_apart_and_mixtures_refused():
+    t2 = np.where(brain() > 0, 1.1 - brain(), 0)  # fluid bright, white matter dark
+    for volumes, kind in (([brain(), 0.3 * brain()], "T1"), ([t2], "T1"), ([grey_matter_map(0.4)], "grey-matter map")):
+        assert regional_volumes.contrast_of(volumes, GRID) == kind
+    with pytest.raises(InputError, match="1 of 2 volumes are grey-matter maps"):
+        regional_volumes.region_table([brain(), grey_matter_map()], GRID)

@@ -10,7 +10,7 @@ import pytest
 
 from cohort.atlas import load_template, resample, tissue
 from cohort.preparation.qc_page import Entry, draw, write_page
-from cohort.preparation.quality import FEWEST, flag, measure
+from cohort.preparation.quality import FEWEST, ROBUST_Z, flag, measure
 from cohort.scans import GRIDS
 
 GRID = GRIDS["demo"]
@@ -83,6 +83,7 @@ def test_few_scans_meet_only_the_fixed_limits():
     scans[0]["template_correlation"] = 0.72
     scans[1]["template_correlation"] = 0.3
     assert [bool(why) for why, _ in flag(scans)][:3] == [False, True, False]
+    assert [score for _, score in flag(scans)][:3] == [0, 2 * ROBUST_Z, 0]  # beyond a limit is sorted to the top
 
 
 def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, template):

@@ -1,0 +1,56 @@
+"""Makes a checkpoint of this project from an autoencoder that was trained with MONAI.
+
+    python -m VAE.import_weights autoencoder.pt --grid paper --out runs/imported/vae.pt
+
+VAE.infer, VAE.save_latent and diffusion.save_synth take the result, and VAE.train --init goes on from it. The file says
+nothing about the scans behind it: you vouch for their orientation, spacing and intensities ([0, 1]), and for the
+subjects, since the ledger is empty.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from cohort.scans import GRIDS
+from runtime.checkpoints import checkpoint_hash
+from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
+from runtime.errors import InputError
+from VAE.checkpoint import import_monai, save_vae
+
+
+@dataclass(frozen=True)
+class ImportConfig(ScriptConfig):
+    """What to import, and what for."""
+
+    file: tyro.conf.Positional[Path]
+    """A state dict of MONAI's AutoencoderKL or AutoencoderKlMaisi, alone or in a training program's file."""
+    out: Path
+    """The checkpoint to write (.pt)."""
+    grid: Literal["smoke", "demo", "paper"] = "paper"
+    """Voxel grid that the network will be used on."""
+    groups: int | None = None
+    """Groups of its GroupNorms, which the file does not state. By default 32 (16 in files with a vae_state_dict)."""
+
+
+def main(config: ImportConfig) -> None:
+    """Reads, translates, writes."""
+    if config.out.exists():
+        raise InputError(f"{config.out}: exists already; choose another --out")
+    loaded = import_monai(config.file, grid=GRIDS[config.grid], groups=config.groups)
+    weights = loaded.model.state_dict()
+    save_vae(config.out, loaded.model, grid=loaded.grid, ledger=loaded.ledger, step=0, ema=weights)
+    print(f"{config.out}: checkpoint {checkpoint_hash(config.out)}")
+    model = loaded.model.config
+    print(
+        f"to go on from it: VAE.train PRESET --init {config.out} --grid {config.grid} --model.channels "
+        f"{' '.join(map(str, model.channels))} --model.blocks {model.blocks} --model.groups {model.groups} "
+        f"--model.latent-channels {model.latent_channels} --model.upsampling {model.upsampling}"
+        f"{' --model.attention' if model.attention else ''}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, ImportConfig, description=describe(__doc__))
