@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cohort.ledger import ledger_of_subjects
+from cohort.ledger import ledger_beside, ledger_of_subjects
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
 from runtime.pickles import load_pickle, save_pickle
@@ -51,17 +51,10 @@ class Statistics:
     ledger: list[str]
     """As the training split's ledger.json."""
 
-    def normalise(self, z: torch.Tensor) -> torch.Tensor:
-        """Raw latents (B, C, d, h, w) to zero mean and unit variance per channel."""
-        return (z - _column(self.mean, z)) / _column(self.std, z)
-
-    def denormalise(self, z: torch.Tensor) -> torch.Tensor:
-        """Inverse of `normalise`."""
-        return z * _column(self.std, z) + _column(self.mean, z)
-
-
-def _column(values: tuple[float, ...], z: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=z.device).view(1, -1, 1, 1, 1)
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation as (C, 1, 1, 1), to normalise latents (B, C, d, h, w) with and undo it."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (self.mean, self.std))
+        return mean, std
 
 
 def stem(entry: Any) -> str:
@@ -126,10 +119,8 @@ def write_ledger(folder: Path, split: str, ledger: Iterable[str]) -> None:
 
 def read_ledger(folder: Path, split: str, subjects: Iterable[str]) -> list[str]:
     """The ledger of one split; in folders of older programs that have none, of the subjects that its latents name."""
-    path = folder / split / "ledger.json"
-    if path.is_file():
-        return read_json(path)["ledger"]
-    return ledger_of_subjects(subjects)
+    found = ledger_beside(folder / split)
+    return ledger_of_subjects(subjects) if found is None else found
 
 
 def compute_statistics(latents: Iterable[Latent], *, split: str, ledger: list[str]) -> Statistics:

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 
 from classifier.config import TrainConfig
-from cohort.ledger import ledger_of, refuse_overlap
+from cohort.ledger import ledger_beside, ledger_of, refuse_overlap
 from cohort.splitting.folds import folds as divided
 from cohort.tables import CLASS_NAMES, COLUMNS, LABELS, read_table
 from cohort.volumes import list_volumes
 from runtime import seeding
 from runtime.errors import InputError
-from runtime.files import read_json
 
 DIAGNOSED = ["diagnosis", "label", "side"]  # move together when labels are permuted
 
@@ -208,12 +207,11 @@ def synthetic_ledger(config: TrainConfig) -> tuple[set[str], list[str]]:
     """The subjects behind the folders' volumes, and which folders cannot tell (allowed by --allow-leak only)."""
     seen: set[str] = set()
     unknown = []
-    for path in (folder / "ledger.json" for folder in (config.synth_hc, config.synth_tle)):
-        found = read_json(path) if path.exists() else None
-        if isinstance(found, dict) and isinstance(found.get("ledger"), list):
-            seen.update(map(str, found["ledger"]))
+    for folder in (config.synth_hc, config.synth_tle):
+        if (found := ledger_beside(folder)) is None:
+            unknown.append(f"{folder / 'ledger.json'}: not there, to say which subjects the volumes were made from")
         else:
-            unknown.append(f"{path}: not there, or does not say which subjects the volumes were made from")
+            seen.update(found)
     if unknown and not config.allow_leak:
         raise InputError.of("synthetic volumes of unknown origin; make them anew, or give --allow-leak", unknown)
     return seen, unknown

@@ -8,10 +8,12 @@ can test each of them.
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
 
 from runtime.errors import InputError
+from runtime.files import read_json
 
 
 def ledger_of(frame: pd.DataFrame) -> list[str]:
@@ -22,6 +24,17 @@ def ledger_of(frame: pd.DataFrame) -> list[str]:
 def ledger_of_subjects(subjects: Iterable[str]) -> list[str]:
     """The ledger of subjects whose groups are not known."""
     return sorted(_entries("subject", subjects))
+
+
+def ledger_beside(folder: Path) -> list[str] | None:
+    """The ledger of what a folder holds, from its ledger.json; None without one, InputError for another file."""
+    path = folder / "ledger.json"
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("ledger"), list):
+        raise InputError(f"{path}: not a ledger: expected an object with a list `ledger`")
+    return [str(entry) for entry in record["ledger"]]
 
 
 def refuse_overlap(frame: pd.DataFrame, ledger: Iterable[str], *, what: str, allow_leak: bool = False) -> bool:

@@ -91,8 +91,8 @@ class LatentSpace:
     def _on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """The map's four tensors on a device, moved once: a copy at every step would wait for the step before."""
         if device not in self._moved:
-            columns = (torch.tensor(row).view(-1, 1, 1, 1) for row in (self.statistics.mean, self.statistics.std))
-            self._moved[device] = tuple(value.to(device) for value in (*columns, self.centre, self.spread))
+            held = (*self.statistics.columns(), self.centre, self.spread)
+            self._moved[device] = tuple(value.to(device) for value in held)
         return self._moved[device]
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def fit_space(mu: torch.Tensor, logvar: torch.Tensor, statistics: Statistics, *,
     """The space for a training set with raw mu and logvar (N, C, d, h, w) and the statistics of their folder."""
     if not centred:
         return LatentSpace(statistics, torch.zeros(mu.shape[1:]), torch.ones(mu.shape[1:]))
-    normalised = statistics.normalise(mu)
+    mean, std = statistics.columns()
+    normalised = (mu - mean) / std
     centre = normalised.mean(0)
-    std = torch.tensor(statistics.std).view(-1, 1, 1, 1)
     # Variance of posterior samples around the centre: of the means, plus the posterior's own.
     variance = (normalised - centre).square().mean(0) + (logvar.exp() / std**2).mean(0)
     return LatentSpace(statistics, centre, variance.sqrt().clamp(min=LEAST_SPREAD))

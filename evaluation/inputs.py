@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.ledger import ledger_of, refuse_overlap, unseen
+from cohort.ledger import ledger_beside, ledger_of, refuse_overlap, unseen
 from cohort.scans import Grid, normalise
 from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, LABELS
@@ -20,7 +20,7 @@ from evaluation.effects import class_counts
 from evaluation.features import WEIGHTS_SHA256
 from evaluation.networks import Weights
 from runtime.errors import InputError
-from runtime.files import atomic_write, read_json, sha256
+from runtime.files import atomic_write, sha256
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,11 @@ def check_ledgers(
     allowed = {"allow_leak": allow_leak}
     leaks = [refuse_overlap(test, ledger_of(tables["train"]), what="a model of --real-train", **allowed)]
     for folder in folders:
-        path = folder / "ledger.json"
-        if not path.is_file():
-            warnings.append(f"{path}: missing, so whether held-out subjects were trained on is not known")
+        entries = ledger_beside(folder)
+        if entries is None:
+            missing = folder / "ledger.json"
+            warnings.append(f"{missing}: missing, so whether held-out subjects were trained on is not known")
             continue
-        record = read_json(path)
-        entries = record.get("ledger") if isinstance(record, dict) else None
-        if not isinstance(entries, list):
-            raise InputError(f"{path}: not a ledger: expected an object with a list `ledger`")
         leaks.append(refuse_overlap(test, entries, what=f"what generated {folder}", **allowed))
         warnings += check_training(tables["train"], entries, folder, audit=audit)
     if any(leaks):

@@ -88,8 +88,8 @@ def wrap(module: nn.Module) -> nn.Module:
     known = "forward_sync_buffers" in inspect.signature(ddp).parameters
     buffers = {"forward_sync_buffers" if known else "broadcast_buffers": False}
     if torch.cuda.is_available():
-        # Networks are compiled block by block, each smaller than a bucket: dynamo would find nothing to overlap, and
-        # fails where it meets recomputed activations.
+        # Dynamo would cut what is compiled at the edges of DDP's buckets, which fails where activations are recomputed;
+        # blocks compiled one by one have such edges already.
         torch._dynamo.config.optimize_ddp = False
     return ddp(module, gradient_as_bucket_view=True, **buffers)
 

@@ -61,7 +61,7 @@ def _panels(rows: list[Row], figure: Figure, width: float, height: float) -> Ite
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes[len(rows) :]:
         axis.set_axis_off()
-    for axis, row in zip(axes, rows, strict=False):
+    for axis, row in zip(axes[: len(rows)], rows, strict=True):
         axis.set_title(row["run"] + row["leak"] * LEAK)
         yield axis, row
 
