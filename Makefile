@@ -1,5 +1,5 @@
 # make demo    the whole pipeline on the simulated demo cohort, then report.html
-# make test    lint and all tests; make test-fast: those that take less than five seconds each
+# make test    lint and all tests; make test-fast: those that are quick
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
 # make studies arms of the classifier over seeds, and saliency maps held against the truth (an hour on two cores)
 # make bench   speed and accuracy checks, printed beside references

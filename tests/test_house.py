@@ -121,6 +121,7 @@ def test_only_the_restricted_reader_reads_pickles() -> None:
     assert not [path for path in modules() if "weights_only=False" in path.read_text()]
 
 
+@pytest.mark.slow
 def test_every_script_explains_itself_from_any_folder(tmp_path: Path) -> None:
     """`--help` as a module from the root and as a file from elsewhere."""
     for words, folder in (

@@ -139,6 +139,7 @@ def test_an_imported_network_survives_our_own_checkpoint(kind: type, tmp_path: P
     assert torch.equal(again.model.decode(z), ours.model.decode(z))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_command_makes_what_the_other_commands_take(cohort_dir: Path, tmp_path: Path) -> None:
     """Imported, measured, encoded, trained further: each as a user types it."""

@@ -49,6 +49,7 @@ def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return {f"{kind}/{key}": value for kind in ("weights", "ema") for key, value in record[kind].items()}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_design_promises(trained: Path) -> None:
     assert {"config.json", "environment.json", "log.jsonl"} <= {path.name for path in trained.iterdir()}
     assert list(trained.glob("events.out.tfevents*"))
@@ -87,6 +88,7 @@ def test_two_processes_equal_one(cohort_dir: Path, tmp_path: Path, trained: Path
     assert torch.stack(moved).norm() > 20 * apart.norm()  # training went further than the two are apart
 
 
+@pytest.mark.slow
 def test_infer_refuses_training_subjects_unless_told(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     words = ("VAE.infer", "--checkpoint", trained / "checkpoints/best.pt", "--csv", cohort_dir / "train.csv",
              "--out", tmp_path, "--cache-dir", cohort_dir / "cache")  # fmt: skip
@@ -126,6 +128,7 @@ def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, 
     assert "made by VAE" in other.stderr
 
 
+@pytest.mark.slow
 def test_augmented_copies_join_the_training_split_only(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     words = (
         "VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--threads", 1, "--out", tmp_path,
@@ -150,6 +153,7 @@ def test_augmented_copies_join_the_training_split_only(cohort_dir: Path, tmp_pat
     assert "train00_variant1.pkl" in refused.stderr
 
 
+@pytest.mark.slow
 def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, trained: Path) -> None:
     words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, trained))
     refused = run_here(*words, "--model.latent-channels", 3, ok=False)
@@ -184,6 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cohort
     assert not saved.exists() or all(value.isfinite().all() for value in weights(tmp_path).values())
 
 
+@pytest.mark.slow
 def test_what_was_advised_after_a_loss_that_is_not_finite_works(cohort_dir: Path, tmp_path: Path) -> None:
     """Before the first checkpoint a lower rate goes on in the same folder; and later more steps do."""
     words = ("VAE.train", "smoke", *COMMON[:2], "--threads", 1, *tables(cohort_dir, tmp_path))

@@ -76,3 +76,10 @@ def scans(cohort: Path):
     """The training scans, with the column that tells synthetic ones apart."""
     frame = read_table(cohort / "train.csv").assign(synthetic=False)
     return load_scans(frame, GRID, cache_dir=cohort / "cache")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of every network run the two smaller ones in the fast suite: DenseNet-121 takes ten times as long."""
+    for item in items:
+        if "densenet121" in item.name and item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)

@@ -23,6 +23,7 @@ def runs(tmp_path):
     return [made_run(tmp_path / name, row, labels) for name, row in zip("abc", scores, strict=True)], labels, scores
 
 
+@pytest.mark.slow
 def test_table_and_tests(runs, tmp_path, capsys):
     folders, labels, scores = runs
     main(CompareConfig(tuple(folders), resamples=100, out=tmp_path / "out" / "comparison.json"))
@@ -65,6 +66,7 @@ def test_two_runs_of_one_name_are_told_apart(runs, tmp_path, capsys):
     assert "y/classifier minus x/classifier" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_arms_over_seeds_and_folds(tmp_path, capsys):
     root = write_arms(tmp_path / "arms", {"base": (1.0, {}), "both": (2.5, {"synth_percent": 100.0})}, seeds=2, folds=2)
     results = read_json(root / "both/seed1_fold0/results.json")
@@ -92,6 +94,7 @@ def test_arms_over_seeds_and_folds(tmp_path, capsys):
     assert "auc by training seed" in printed
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(tmp_path):
     root = write_arms(tmp_path / "arms", {"real": (1.0, {}), "both": (1.2, {})})
     for name in ("x", "y"):

@@ -145,6 +145,7 @@ def test_first_logit_is_tle_whatever_the_outputs(network):
     torch.testing.assert_close(model(x, torch.zeros_like(keep)), model.head.bias[0].expand(2))
 
 
+@pytest.mark.slow
 def test_densenet_is_monais():
     shape = SHAPES["densenet121"]
     model = scrambled(ModelConfig(name="densenet121", stem_stride=2), (64, 64, 64))
@@ -209,6 +210,7 @@ def test_attention_is_a_weighted_mean_of_places():
         torch.testing.assert_close(logit, model.head.weight[0] @ z + model.head.bias[0])
 
 
+@pytest.mark.slow
 def test_attention_learns_where_to_look():
     """Only the score is trained; what tells the classes apart is in one corner, and the rest is as loud."""
     torch.manual_seed(0)
@@ -231,6 +233,7 @@ def test_attention_learns_where_to_look():
     assert corner.min() > 0.25  # of the mass, on an eighth of the places
 
 
+@pytest.mark.slow
 def test_grad_cam_of_a_mean_is_class_activation_mapping():
     """Zhou et al. 2016: weights of the linear layer over the number of places, times the pooled features."""
     for name, shape in SHAPES.items():

@@ -91,6 +91,7 @@ def test_all_methods_write_maps_and_tables(config):
     assert written["completeness_error_logits"]["integrated_gradients_hc"]["max_abs"] < 0.1
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_as_many_as_asked_for(config):
     main(dataclasses.replace(config, methods=("smoothgrad", "attention"), pictures=1, limit=2))
     for method in ("smoothgrad", "attention"):

@@ -62,6 +62,7 @@ def _few_permutations(monkeypatch):
     monkeypatch.setattr("classifier.evaluation.PERMUTATIONS", 20)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_everything_and_the_same_command_does_nothing_more(config):
     config = dataclasses.replace(config, steps=40, val_every_steps=10, save_every_steps=40)
     train.main(config)
@@ -147,6 +148,7 @@ def test_refusal_ends_with_status_2_and_writes_no_results(config):
     assert not (config.run_dir / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_continuing_on_other_data_is_refused(config, cohort, tmp_path):
     train.main(dataclasses.replace(config, steps=4, warmup_steps=1))
     table = pd.read_csv(config.train_csv)
@@ -164,6 +166,7 @@ def test_non_finite_loss_stops_and_names_the_step(config):
     assert not (config.run_dir / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_allowed_leak_is_in_the_results(config):
     leaky = dataclasses.replace(config, steps=2, warmup_steps=1, test_csv=config.train_csv, allow_leak=True)
     train.main(leaky)
@@ -172,6 +175,7 @@ def test_allowed_leak_is_in_the_results(config):
     assert "training table" in results["leaks"][0]
 
 
+@pytest.mark.slow
 def test_one_test_patient_gives_results_without_delongs_interval_and_more_steps_give_new_ones(config, tmp_path, capsys):
     table = read_table(config.test_csv)
     few = pd.concat([table[table["label"] == 0], table[table["label"] == 1].head(1)])
@@ -229,6 +233,7 @@ def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):
     assert logged[1]["loss/val"] > logged[0]["loss/val"]  # by the plain loss the ignorant step would stay the best
 
 
+@pytest.mark.slow
 def test_a_run_whose_patience_ends_saves_where_it_stopped(config, monkeypatch):
     monkeypatch.setattr(train, "validate", lambda run, state, val: state.note(1.0, better=state.step == 4))
     train.main(dataclasses.replace(config, patience=1))
@@ -248,6 +253,7 @@ def test_losses_are_those_of_the_known_sides():
     assert "side" not in train.losses(logits[:, :1], torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_side_and_a_fold_says_so(config):
     tables = (config.train_csv, config.val_csv, config.test_csv)
     crossed = dataclasses.replace(

@@ -88,6 +88,7 @@ def content(folder: Path) -> dict[str, tuple[str, int]]:
     return {str(path.relative_to(folder)): (sha256(path), path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.mark.slow
 def test_index_scans_records_and_page(table, capsys):
     chosen = config(table)
     assert status(chosen) == 0
@@ -113,6 +114,7 @@ def test_index_scans_records_and_page(table, capsys):
     assert "4 scans" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_second_run_does_only_what_is_missing_or_changed(table):
     chosen = config(table)
     assert status(chosen) == 0
@@ -138,6 +140,7 @@ def test_second_run_does_only_what_is_missing_or_changed(table):
     assert not finished(replace(job, assume_mni=False))
 
 
+@pytest.mark.slow
 def test_one_bad_scan_stops_no_other_and_is_named(table, capsys):
     raw = table.parent / "raw"
     whole = (raw / "P1.nii.gz").read_bytes()

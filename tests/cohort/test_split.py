@@ -50,6 +50,7 @@ def split(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_script_writes_prints_repeats_and_does_not_overwrite(index, split):
     out = index.parent / "out"
     status, printed, _ = split("--index", index, "--out", out)

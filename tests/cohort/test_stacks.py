@@ -135,6 +135,7 @@ def test_batches_are_the_scans_whether_resident_or_not(tmp_path, monkeypatch, re
     assert batch.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
 def test_thousands_of_scans_are_never_all_in_the_memory_of_the_host(tmp_path, monkeypatch, resident):
     """3,000 scans, 115 MB. On a CPU the resident copy is on the host too, but nothing as large is beside it."""

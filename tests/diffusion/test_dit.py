@@ -147,6 +147,7 @@ def test_another_number_of_covariates_is_refused() -> None:
         model(*inputs(2), torch.zeros(2, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

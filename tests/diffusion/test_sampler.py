@@ -77,9 +77,9 @@ def mixture(process: Process, spread: float = 0.2) -> Denoise:
 @pytest.mark.parametrize(
     ("process", "name", "steps", "tolerance"),
     [
-        (LINEAR, "ddpm", 1000, 0.01),
+        pytest.param(LINEAR, "ddpm", 1000, 0.01, marks=pytest.mark.slow),
         (LINEAR, "ddpm", 100, 0.05),
-        (LINEAR, "ddim", 1000, 0.01),
+        pytest.param(LINEAR, "ddim", 1000, 0.01, marks=pytest.mark.slow),
         (LINEAR, "ddim", 50, 0.05),
         (LINEAR, "dpmpp", 25, 0.02),
         (COSINE, "ddim", 200, 0.02),
@@ -302,6 +302,7 @@ def test_outside_its_interval_guidance_costs_nothing(network: StandIn) -> None:
         assert torch.allclose(z_hat, plain(z, t), atol=1e-6) == (batch == 2)
 
 
+@pytest.mark.slow
 def test_the_real_network_gives_each_sample_alone_what_it_gives_it_in_a_batch() -> None:
     torch.manual_seed(0)
     network = DiT(ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=("age",)), (3, 4, 5, 4)).eval()

@@ -145,6 +145,7 @@ def test_plants_trains_samples_and_reads_what_the_audit_says(
         canaries.main(replace(config, seed=5))
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_preset_and_flags(tmp_path: Path) -> None:
     done = script("evaluation.canaries", "smoke", "--latents", tmp_path, "--repeats", 1, 16, "--dry-run")
     assert str(tmp_path) in done.stdout

@@ -71,6 +71,7 @@ def config(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_writes_everything_a_reader_needs_and_is_done_once(config, capsys, monkeypatch):
     evaluate_synth.main(config)
     result = read_json(config.out)

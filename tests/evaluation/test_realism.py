@@ -111,6 +111,7 @@ def sets_of(n, shift, seed=0, features=12):
     return made
 
 
+@pytest.mark.slow
 def test_the_floor_goes_to_zero_and_a_shift_to_its_square():
     # all features are kept (12 at most), so that the projection is a rotation and the truth is known
     found = [realism.extrapolate(sets_of(50, 1.5, seed), dimensions=12, n=50, repeats=10, seed=0) for seed in range(4)]

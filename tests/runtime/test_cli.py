@@ -60,6 +60,7 @@ def test_refused_input_is_a_message_and_status_2(capsys: pytest.CaptureFixture) 
     assert capsys.readouterr().err == "error: table.csv: rows refused (2):\n  - row 2: no file\n  - row 5: no label\n"
 
 
+@pytest.mark.slow
 def test_commands_that_need_no_network_start_without_torch() -> None:
     """It takes seconds to import; tests of the commands themselves see that what needs it still finds it."""
     program = (

@@ -29,6 +29,7 @@ def test_an_arm_beside_its_copy_does_not_differ(tmp_path):
     assert (test["verdict"], test["delong_degenerate"]) == ("equivalent", True)
 
 
+@pytest.mark.slow
 def test_arms_that_differ(tmp_path):
     write_arms(tmp_path, {"real": (1.0, {}), "better": (3.5, {}), "null": (0.0, {})}, seeds=3, folds=2)
     found = compared(arms_of(tmp_path, "real"))
@@ -55,6 +56,7 @@ def test_delong_is_of_seed_averaged_probabilities(tmp_path):
     assert (test["delong_p"], test["delong_low"]) == pytest.approx((expected["p"], expected["low"]))
 
 
+@pytest.mark.slow
 def test_more_variable_training_widens_the_interval(tmp_path):
     """The same subjects and the same mean; seeds that differ more."""
     rng, labels = np.random.default_rng(0), np.arange(80) % 2
@@ -84,6 +86,7 @@ def truth_files(tmp_path, subjects, labels, effect):
     return tmp_path / "truth.csv", tmp_path / "all.csv", volumes
 
 
+@pytest.mark.slow
 def test_a_shortcut_is_above_the_truth_and_the_truth_is_not(tmp_path):
     subjects, labels = [f"s{k:03d}" for k in range(200)], np.arange(200) % 2
     truth, table, volumes = truth_files(tmp_path, subjects, labels, effect=1.0)

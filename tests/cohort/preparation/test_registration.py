@@ -113,6 +113,7 @@ def test_demons_find_a_known_deformation():
     assert 0.5 < low < 1 < high < 2
 
 
+@pytest.mark.slow
 def test_n4_takes_out_a_known_field():
     goal = target(4.0)
     slope = np.linspace(-0.4, 0.4, goal.image.shape[1])[None, :, None]

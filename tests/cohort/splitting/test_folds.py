@@ -95,6 +95,7 @@ def test_the_demo_is_divided_as_ever():
     assert hashlib.sha256(text.encode()).hexdigest() == DEMO_SPLIT
 
 
+@pytest.mark.slow
 def test_ten_thousand_subjects_would_take_well_under_a_minute():
     # The time grows in proportion to the subjects: 1,500 in 4.5 s are 10,000 in 30 s.
     frame = cohort(1_500)

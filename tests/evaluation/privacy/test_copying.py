@@ -286,6 +286,7 @@ def test_blurred_people_are_not_copies_in_voxels():
 # What is written.
 
 
+@pytest.mark.slow
 def test_results_are_json_repeatable_and_make_a_card_without_names(tmp_path):
     cohort = space(7, lambda draw, train, fresh: np.concatenate([train[:15], fresh[15:]]))
     result = result_of(cohort)
