@@ -82,6 +82,8 @@ def test_threshold_is_the_best_midpoint_nearest_one_half():
     assert metrics.choose_threshold(labels, np.array([0.1, 0.2, 0.8, 0.9])) == pytest.approx(0.5)
     assert metrics.choose_threshold(labels, np.array([0.6, 0.7, 0.8, 0.9])) == pytest.approx(0.75)
     assert metrics.choose_threshold(labels, np.full(4, 0.3)) == 0.5
+    alternating = np.array([0, 1, 0, 1])  # 0.2 and 0.75 are equally good, both better than 0.45 between them
+    assert metrics.choose_threshold(alternating, np.array([0.1, 0.3, 0.6, 0.9])) == pytest.approx(0.75)
 
 
 def test_temperature_recovers_a_known_scale():

@@ -151,3 +151,15 @@ def test_what_is_no_head_is_refused_by_name(volume, edges, words, tmp_path):
     with pytest.raises(InputError, match=words) as refusal:
         prepare(path, GRID)
     assert "strange.nii.gz" in str(refusal.value)
+
+
+def test_no_voxel_of_the_brain_becomes_background():
+    """Nearly dark ones too, which would be rounded to 0, the mark of the background."""
+    brain = np.zeros((4, 4, 4), dtype=bool)
+    brain[1:3] = True
+    image = np.where(brain, 1000.0, 0.0)
+    image[1, 0, 0] = 1e-4
+    made = rescale(image, brain)
+    assert made[1, 0, 0] == 1
+    assert (made > 0).sum() == brain.sum()
+    assert made.max() == SCALE
