@@ -62,3 +62,15 @@ class RunConfig(DeviceConfig):
 def plain_config(config: Any) -> dict[str, Any]:
     """A configuration dataclass as JSON values: paths become text, tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def with_defaults(fields: dict[str, Any], config: Any) -> dict[str, Any]:
+    """A configuration that an older version wrote (as `plain_config`), with the defaults of fields it did not have."""
+    filled = dict(fields)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            filled[field.name] = with_defaults(filled.get(field.name) or {}, value)
+        elif field.name not in filled and field.default is not dataclasses.MISSING:
+            filled[field.name] = json.loads(json.dumps(field.default, default=str))
+    return filled

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from runtime import distributed
 from runtime.checkpoints import git_commit
-from runtime.config import plain_config
+from runtime.config import plain_config, with_defaults
 from runtime.device import Device
 from runtime.errors import InputError, differences
 from runtime.files import locked, read_json, write_json
@@ -130,7 +130,7 @@ def open_run(run_dir: Path, config: Any, *, stage: str, device: Device) -> Itera
     with ExitStack() as stack:
         if distributed.is_main():
             stack.enter_context(locked(run_dir))
-            _settle_config(run, {"stage": stage, **plain_config(config)})
+            _settle_config(run, config, stage)
             write_json(run_dir / "environment.json", environment(device))
         distributed.barrier()
         stack.enter_context(_catch_signals(run))
@@ -144,17 +144,18 @@ def environment(device: Device) -> dict[str, Any]:
     return {"commit": git_commit(), "processes": distributed.world_size(), **versions, **device.describe()}
 
 
-def _settle_config(run: Run, config: dict[str, Any]) -> None:
+def _settle_config(run: Run, config: Any, stage: str) -> None:
     """Writes config.json, or checks it once something has been learned by it."""
-    path = run.path / "config.json"
-    old = read_json(path) if path.exists() and any(run.path.glob("checkpoints/*.pt")) else config
-    fixed = {name: config.get(name) for name in sorted(old.keys() | config.keys()) if name not in FREE_FIELDS}
-    if old.get("steps", 0) < config.get("steps", 0):
-        run.say(f"{old['steps']} steps become {config['steps']}; from here the schedule is the longer one's")
+    path, new = run.path / "config.json", {"stage": stage, **plain_config(config)}
+    learned = path.exists() and any(run.path.glob("checkpoints/*.pt"))
+    old = with_defaults(read_json(path), config) if learned else new
+    fixed = {name: new.get(name) for name in sorted(old.keys() | new.keys()) if name not in FREE_FIELDS}
+    if old.get("steps", 0) < new.get("steps", 0):
+        run.say(f"{old['steps']} steps become {new['steps']}; from here the schedule is the longer one's")
         del fixed["steps"]
     if problems := differences("run", old, fixed):
         raise InputError.of(f"{run.path}: holds a run with another configuration; choose another --run-dir", problems)
-    write_json(path, config)
+    write_json(path, new)
 
 
 def _truncate_log(path: Path, step: int) -> None:

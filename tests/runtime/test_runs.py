@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,18 @@ class Config:
     batch_size: int = 4
     threads: int | None = None
     dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    width: int = 4
+    levels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LaterConfig(Config):
+    model: Model = field(default_factory=Model)
+    init: str | None = None
 
 
 def test_due() -> None:
@@ -60,6 +72,21 @@ def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> No
         open_run(tmp_path, Config(lr=0.2), stage="s", device=CPU),
     ):
         pass
+
+
+def test_a_run_of_an_older_version_had_the_defaults_of_fields_it_did_not_know(tmp_path: Path) -> None:
+    with open_run(tmp_path, LaterConfig(), stage="s", device=CPU) as run:
+        touch(run.checkpoint("last"))
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["init"], written["model"]["levels"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with (
+        pytest.raises(InputError, match=r"'levels': \[\]}, this command .*'levels': \[2\]"),
+        open_run(tmp_path, LaterConfig(model=Model(levels=(2,))), stage="s", device=CPU),
+    ):
+        pass
+    with open_run(tmp_path, LaterConfig(), stage="s", device=CPU):
+        assert json.loads((tmp_path / "config.json").read_text())["model"] == {"width": 4, "levels": []}
 
 
 def touch(path: Path) -> None:
