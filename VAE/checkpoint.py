@@ -43,7 +43,9 @@ def load_vae(path: Path | str, *, weights: Literal["ema", "raw"] = "ema") -> Loa
     return LoadedVAE(model, grid, name, record["ledger"], record["step"])
 
 
-def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int | None = None) -> LoadedVAE:
+def import_monai(
+    path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int | None = None, upsampling: str | None = None
+) -> LoadedVAE:
     """An autoencoder trained with MONAI (AutoencoderKL, MAISI's, or the older Generative Models') as one of ours.
 
     The file says nothing about the scans: whoever uses it vouches for the orientation, spacing and intensities ([0, 1])
@@ -54,11 +56,12 @@ def import_monai(path: Path | str, *, grid: Grid = GRIDS["paper"], groups: int |
         grid: the voxel grid to use it on; its axes divide by the network's reduction.
         groups: of the GroupNorms, which the file does not state. By default 32, or 16 in files whose state dict is
             called ``vae_state_dict``.
+        upsampling: nearest, linear or transposed, for files of MAISI and of the older package, which do not tell.
     """
     tensors, container = read_weights(path)
     if groups is None:
         groups = RECIPE_GROUPS.get(container or "", MONAI_GROUPS)
-    config, weights = translate(tensors, groups, path)
+    config, weights = translate(tensors, groups, upsampling, path)
     model = Autoencoder(config)
     checkpoints.load_weights(model, weights, path)
     model.latent_shape(grid.shape)  # refuses a grid that does not divide
@@ -76,7 +79,10 @@ def start_from(path: Path, model: Autoencoder, grid: Grid) -> list[str]:
 
 def resume_vae(path: Path, model: Autoencoder, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
-    return checkpoints.resume(path, checkpoints.load_checkpoint(path, KIND), model, _origin(model, grid))
+    record = checkpoints.load_checkpoint(path, KIND)
+    fields = checkpoints.config_from(ModelConfig, record["model_config"], path)  # an older file has fewer
+    record["model_config"] = checkpoints.plain_fields(fields)
+    return checkpoints.resume(path, record, model, _origin(model, grid))
 
 
 def _origin(model: Autoencoder, grid: Grid) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.config import RunConfig
+from runtime.errors import InputError
 from runtime.files import ROOT
 
 
@@ -14,22 +15,38 @@ class ModelConfig:
 
     channels: tuple[int, ...] = (32, 64, 128)
     """Width of each resolution level, finest first; each level but the last ends in a halving."""
-    blocks: int = 1
-    """ResNet blocks per level."""
+    blocks: int | tuple[int, ...] = 1
+    """ResNet blocks per level: one number for all, or one for each, finest first."""
     groups: int = 16
     """Groups of each GroupNorm; divides every width."""
     latent_channels: int = 4
     """Channels of the latent."""
     attention: bool = False
-    """Self-attention between two more ResNet blocks at the lowest resolution, in encoder and decoder."""
-    upsampling: Literal["nearest", "linear"] = "nearest"
-    """How the decoder doubles its resolution before a convolution; linear is that of MAISI's autoencoder."""
+    """Self-attention between two more ResNet blocks at the lowest resolution."""
+    attention_side: Literal["both", "encoder", "decoder"] = "both"
+    """Where `attention` adds it."""
+    attention_levels: tuple[bool, ...] = ()
+    """Levels, finest first, whose every ResNet block is followed by self-attention, in encoder and decoder; () is none.
+    Its cost grows with the square of the level's voxels."""
+    upsampling: Literal["nearest", "linear", "transposed"] = "nearest"
+    """How the decoder doubles its resolution: nearest or linear (as MAISI's autoencoder) before a convolution, or by a
+    transposed convolution."""
     stem_patch: int = 1
     """Voxels per side that become channels before the first convolution (space-to-depth) and come back by pixel shuffle
     after the last. 1: full-resolution feature maps, the usual design."""
     linear_path: bool = False
     """Add a learned linear map from voxel blocks to the latent and back, started as their lowest DCT frequencies: the
     network begins as a low-pass codec and learns what that misses."""
+
+    def levels(self) -> list[tuple[int, int, bool]]:
+        """Width, ResNet blocks and attention of each level, finest first; InputError where their numbers differ."""
+        count = len(self.channels)
+        blocks = (self.blocks,) * count if isinstance(self.blocks, int) else self.blocks
+        attention = self.attention_levels or (False,) * count
+        if not len(blocks) == len(attention) == count:
+            found = f"model.blocks {len(blocks)}, model.attention_levels {len(attention)}"
+            raise InputError(f"model.channels gives {count} levels, {found}")
+        return list(zip(self.channels, blocks, attention, strict=True))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def pair(kind: torch.device) -> tuple[AutoencoderKL, Autoencoder]:
     torch.manual_seed(0)
     theirs = AutoencoderKL(
         spatial_dims=3, in_channels=1, out_channels=1, channels=config.channels, norm_num_groups=config.groups,
-        latent_channels=config.latent_channels, num_res_blocks=(config.blocks,) * len(config.channels),
+        latent_channels=config.latent_channels, num_res_blocks=config.blocks,
         attention_levels=(False,) * len(config.channels), with_encoder_nonlocal_attn=False,
         with_decoder_nonlocal_attn=False,
     )  # fmt: skip

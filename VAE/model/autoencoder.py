@@ -136,7 +136,7 @@ class Interleave(torch.autograd.Function):
 
 
 class Upsample(nn.Module):
-    """Doubles each axis and convolves by 3x3x3 filters.
+    """Doubles each axis and convolves by 3x3x3 filters, or does both at once by a transposed convolution.
 
     With nearest-neighbour doubling the doubled input is never made: one 2x2x2 convolution with eight times the channels
     gives the same result with 8 products per output value instead of 27 (see `fold`). A test compares it with the plain
@@ -146,9 +146,14 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, mode: str = "nearest") -> None:
         super().__init__()
         self.mode = mode
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        if mode == "transposed":
+            self.conv = nn.ConvTranspose3d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+        else:
+            self.conv = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mode == "transposed":
+            return self.conv(x)
         if self.mode == "linear":
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="trilinear"))
         C = self.conv.out_channels
@@ -158,9 +163,9 @@ class Upsample(nn.Module):
         return Interleave.apply(h).permute(0, 4, 1, 2, 3)
 
 
-def middle(channels: int, config: ModelConfig) -> nn.Sequential:
-    """Attention between two ResNet blocks at the lowest resolution, or nothing."""
-    if not config.attention:
+def middle(channels: int, config: ModelConfig, side: str) -> nn.Sequential:
+    """Attention between two ResNet blocks at the lowest resolution, or nothing; `side` is encoder or decoder."""
+    if not config.attention or config.attention_side not in ("both", side):
         return nn.Sequential()
     return nn.Sequential(
         ResBlock(channels, channels, config.groups),
@@ -176,15 +181,20 @@ def run(layers: nn.Sequential, h: torch.Tensor, recompute: bool) -> torch.Tensor
     return h
 
 
-def levels(widths: tuple[int, ...], blocks: int, groups: int, between: Callable[[int], nn.Module]) -> nn.Sequential:
-    """ResNet blocks of each width in turn, with a change of resolution between two levels."""
+def levels(plan: list[tuple[int, int, bool]], groups: int, between: Callable[[int], nn.Module]) -> nn.Sequential:
+    """ResNet blocks of each level in turn, each with its attention if any, and a change of resolution between levels.
+
+    `plan` is `ModelConfig.levels()`, in the order the data flow.
+    """
     layers: list[nn.Module] = []
-    width = widths[0]
-    for level, next_width in enumerate(widths):
+    width = plan[0][0]
+    for level, (next_width, blocks, attention) in enumerate(plan):
         for _ in range(blocks):
             layers.append(ResBlock(width, next_width, groups))
             width = next_width
-        if level < len(widths) - 1:
+            if attention:
+                layers.append(SelfAttention(width, groups))
+        if level < len(plan) - 1:
             layers.append(between(width))
     return nn.Sequential(*layers)
 
@@ -196,8 +206,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch, self.recompute = config.stem_patch, False
         self.conv_in = nn.Conv3d(self.patch**3, config.channels[0], 3, padding=1)
-        self.layers = levels(config.channels, config.blocks, config.groups, Downsample)
-        self.middle = middle(config.channels[-1], config)
+        self.layers = levels(config.levels(), config.groups, Downsample)
+        self.middle = middle(config.channels[-1], config, "encoder")
         self.norm_out = nn.GroupNorm(config.groups, config.channels[-1], eps=1e-6)
         self.conv_out = nn.Conv3d(config.channels[-1], config.latent_channels, 3, padding=1)
 
@@ -214,8 +224,8 @@ class Decoder(nn.Module):
         super().__init__()
         widths, self.patch, self.recompute = config.channels[::-1], config.stem_patch, False
         self.conv_in = nn.Conv3d(config.latent_channels, widths[0], 3, padding=1)
-        self.middle = middle(widths[0], config)
-        self.layers = levels(widths, config.blocks, config.groups, partial(Upsample, mode=config.upsampling))
+        self.middle = middle(widths[0], config, "decoder")
+        self.layers = levels(config.levels()[::-1], config.groups, partial(Upsample, mode=config.upsampling))
         self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv3d(widths[-1], self.patch**3, 3, padding=1)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from runtime.errors import InputError
 from VAE.config import PRESETS, ModelConfig
 from VAE.model import Autoencoder
 from VAE.model.autoencoder import SelfAttention, Upsample, depth_to_space, lowest_frequencies, space_to_depth
@@ -23,6 +24,13 @@ from VAE.model.autoencoder import SelfAttention, Upsample, depth_to_space, lowes
         ),
         (PRESETS["smoke"].model, (20, 24, 20), (4, 10, 12, 10)),
         (ModelConfig(channels=(8, 8, 8, 16), groups=4, attention=True), (16, 24, 8), (4, 2, 3, 1)),  # 8x
+        (
+            ModelConfig(
+                channels=(8, 12), groups=4, blocks=(1, 3), attention_levels=(False, True), attention=True,
+                attention_side="decoder", upsampling="transposed", stem_patch=2, linear_path=True,
+            ),
+            (8, 12, 4), (4, 2, 3, 1),
+        ),
     ],
 )  # fmt: skip
 def test_shapes(config: ModelConfig, shape: tuple, latent: tuple) -> None:
@@ -34,6 +42,12 @@ def test_shapes(config: ModelConfig, shape: tuple, latent: tuple) -> None:
     assert mu.shape == logvar.shape == (2, *latent)
     x_hat.mean().backward()
     assert all(parameter.grad is not None for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("field", ["blocks", "attention_levels"])
+def test_levels_of_another_number_than_channels_are_refused(field: str) -> None:
+    with pytest.raises(InputError, match=rf"model.channels gives 3 levels.* model.{field} 2"):
+        Autoencoder(ModelConfig(**{field: (1, 1)}))
 
 
 def test_the_paper_preset_has_the_published_latent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,23 @@ def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, tra
         assert "latent_channels: the checkpoint has 4, this command 3" in refused.stderr
     finally:
         (trained / "config.old").replace(trained / "config.json")
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_goes_on(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    """One whose configuration had fewer fields, in config.json and in the checkpoint."""
+    shutil.copytree(trained, tmp_path / "run")
+    last, config = tmp_path / "run/checkpoints/last.pt", tmp_path / "run/config.json"
+    record, written = load_checkpoint(last, "vae"), json.loads(config.read_text())
+    for model in (record["model_config"], written["model"]):
+        for name in ("attention_side", "attention_levels", "upsampling"):
+            del model[name]
+    assert record["model_config"]["blocks"] == 1
+    torch.save(record, last)
+    config.write_text(json.dumps(written))
+    assert load_vae(last).model.config == load_vae(trained / "checkpoints/last.pt").model.config
+    done = run_here("VAE.train", "smoke", *COMMON, *tables(cohort_dir, tmp_path / "run"), "--steps", 13)
+    assert "continuing at step 12" in done.stdout
 
 
 def test_a_shared_subject_and_a_grid_that_does_not_divide_are_refused(cohort_dir: Path, tmp_path: Path) -> None:
