@@ -68,6 +68,9 @@ def select(config: TrainConfig) -> Selection:
             raise InputError(f"{name}: {len(frame)} scans, and none of class {' or '.join(absent)}; both are needed")
     makers, unknown = synthetic_ledger(config) if len(made) else (set(), [])
     leaks, notes = _refuse_leaks(config, parts, names, makers)
+    groups = parts.test.groupby("label")["group"].nunique()
+    alone = [label for label, code in LABELS.items() if groups[code] == 1]
+    notes += [f"{names[2]}: one subject (or group) of class {label}; what it enters has no interval" for label in alone]
     ledger = sorted({*ledger_of(real), *ledger_of(val), *makers})
     return Selection(train, val, parts.test, ledger, unknown + leaks, notes)
 

@@ -40,7 +40,7 @@ def main(config: ValidationConfig) -> None:
         planted = conditions(config.signals, config.doses)
         results = prepare(config, planted)
         aucs = {name: result["metrics"]["test"]["auc"] for name, result in results.items()}
-        learned = frozenset(name for name, auc in aucs.items() if auc["low"] > 0.5)
+        learned = frozenset(name for name, auc in aucs.items() if (auc["low"] or 0) > 0.5)
         strongest, judged = planted[0].name, planted[0].name in learned
         head = {
             "judged": judged, "commit": git_commit(), "seed": config.seed, "grid": config.grid,

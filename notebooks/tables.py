@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from classifier.measures.resampling import cell_text
+
 
 def figure(summary: dict[str, float], digits: str = ".3g") -> str:
     """Mean and 95 % range."""
@@ -98,7 +100,7 @@ def arms_study(study: dict) -> pd.DataFrame:
     """The main measures of every arm of classifier.run_arms, mean over seeds and folds with interval."""
     metrics, rows = ("auc", "balanced_accuracy", "sensitivity", "specificity", "brier"), {}
     for row in study["runs"]:
-        shown = {name: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["metrics"][name]) for name in metrics}
+        shown = {name: cell_text(row["metrics"][name]) for name in metrics}
         rows[row["run"]] = shown | {"auc by seed": ", ".join(f"{value:.2f}" for value in row["auc_by_seed"].values())}
     return pd.DataFrame(rows).T
 
@@ -107,7 +109,7 @@ def planted_networks(validation: dict) -> pd.DataFrame:
     """Test AUC of the networks of classifier.validate_saliency, and which of them the methods are judged on."""
     rows = {
         name: {
-            "AUC on held-out subjects": "{value:.2f} [{low:.2f}, {high:.2f}]".format(**auc),
+            "AUC on held-out subjects": cell_text(auc, ".2f"),
             "methods are judged on it": "yes" if validation["judged"] and name == validation["judged_on"] else "",
         }
         for name, auc in validation["auc"].items()

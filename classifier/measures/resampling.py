@@ -17,6 +17,9 @@ from classifier.measures.metrics import MEASURES, check_labels, weighted_auc, we
 from classifier.measures.runs import ArmRuns
 from runtime import seeding
 
+OF_ONE_CLASS = {"sensitivity": 1, "specificity": 0}
+"""Measures of one class's subjects alone, by its code."""
+
 
 def bootstrap_weights(labels: np.ndarray, clusters: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How often each scan is drawn, (R, N), when subjects are resampled with replacement within each class.
@@ -89,7 +92,19 @@ def evaluate(frame: pd.DataFrame, threshold: float, rng: np.random.Generator, re
     weights = bootstrap_weights(labels, frame["group"].to_numpy(), resamples, rng)
     weights = np.vstack([np.ones(len(labels)), weights])
     drawn = weighted_metrics(labels, frame["probability"].to_numpy(), threshold, weights)
+    blank_unknown(drawn, frame)
     return {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
+
+
+def blank_unknown(drawn: dict[str, np.ndarray], frame: pd.DataFrame) -> None:
+    """Makes the draws (1 + R,) of what a class of one group enters, in a table with label and group, not a number.
+
+    Such a class is the same in every draw, which says nothing about others of its kind.
+    """
+    for alone in (code for code in (0, 1) if frame.loc[frame["label"] == code, "group"].nunique() == 1):
+        for name in MEASURES:
+            if OF_ONE_CLASS.get(name, alone) == alone:
+                drawn[name][1:] = np.nan
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,7 @@ def by_seed(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, np.ndarray]:
         labels, weights = runs.labels(fold), draws.subjects[fold]
         for place, run in enumerate(runs.cells(arm, fold)):
             measured = weighted_metrics(labels, run.frame["probability"].to_numpy(), run.results["threshold"], weights)
+            blank_unknown(measured, run.frame)
             for name in MEASURES:
                 total[name][:, place] += measured[name] / len(runs.folds)
     return total

@@ -182,8 +182,11 @@ def test_one_test_patient_gives_results_without_delongs_interval_and_more_steps_
     write_table(tmp_path / "few.csv", few)
     config = dataclasses.replace(config, test_csv=tmp_path / "few.csv", steps=2, val_every_steps=2)
     train.main(config)
-    assert "DeLong's variance needs two test subjects of each class" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "DeLong's variance needs two test subjects of each class" in said
+    assert "few.csv (test): one subject (or group) of class TLE; what it enters has no interval" in said
     results = read_json(config.run_dir / "results.json")
+    assert results["metrics"]["test"]["auc"]["low"] is None
     assert set(results["baselines"]["hippocampus"]["network_minus_baseline"]) == {"skipped"}
     assert results["metrics"]["test"]["auc"]["value"] >= 0
     train.main(dataclasses.replace(config, steps=4))

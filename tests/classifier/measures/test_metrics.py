@@ -108,3 +108,12 @@ def test_one_class_is_refused(labels):
     for call in (metrics.auc, metrics.choose_threshold, metrics.fit_temperature):
         with pytest.raises(InputError, match="both classes"):
             call(labels, scores)
+
+
+def test_one_subject_of_a_class_has_no_interval_in_what_it_enters():
+    labels, p = np.array([0, 0, 0, 0, 1, 1]), np.array([0.1, 0.6, 0.3, 0.2, 0.9, 0.8])
+    frame = table(labels, p).assign(group=[0, 1, 2, 3, 4, 4])
+    got = evaluate(frame, 0.5, np.random.default_rng(0), resamples=50)
+    bounded = {name for name, found in got.items() if found["low"] is not None or found["high"] is not None}
+    assert bounded == {"specificity"}
+    assert got["auc"]["value"] == 1.0
