@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cohort.volumes import read_image
 from runtime import distributed
 from runtime.errors import InputError
-from runtime.files import sha256
+from runtime.files import refuse_pointer, sha256
 
 MAX_VOXELS = 2**28
 """Largest scan that is decoded (645 voxels cubed, 1 GiB as float32). Brains at 0.4 mm stay below; bombs do not."""
@@ -79,7 +79,7 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray | None, nib.Nifti1He
     Returns:
         The voxels, float32 (three axes in the order of the file), finite and not all equal; the affine to world
         millimetres (RAS), float64 (4, 4), invertible, None for a pickle that has none; the header as stored, None for
-        a pickle. RefusedError gives the reason; the reader of pickles raises an InputError.
+        a pickle. RefusedError gives the reason; pickles and pointers of git-lfs raise an InputError.
     """
     ending = _ending(path)
     try:
@@ -111,6 +111,7 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _read_nifti(path: Path, *, gzipped: bool) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
+    refuse_pointer(path)
     with path.open("rb") as file:
         if gzipped != (file.read(2) == _GZIP_MAGIC):
             wrong = "named .nii.gz but not compressed; rename it to .nii, or compress it"

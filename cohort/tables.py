@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, refuse_pointer
 
 CLASS_NAMES = ("HC", "TLE")
 LABELS = {"HC": 0, "TLE": 1}
@@ -143,6 +143,7 @@ def read_delimited(path: Path) -> RawTable:
     """Splits the file into named fields; raises at once where no rows can be told apart."""
     if not path.is_file():
         raise InputError(f"{path}: no such table")
+    refuse_pointer(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

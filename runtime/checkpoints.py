@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from runtime.errors import InputError, differences
-from runtime.files import ROOT, atomic_write, sha256
+from runtime.files import ROOT, atomic_write, refuse_pointer, sha256
 
 FORMAT = 1
 # What torch.load raises on a file that is cut, changed or no checkpoint at all; it depends on where the damage is.
@@ -54,10 +54,7 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     """Reads any file that torch.save wrote from a dict of tensors and plain values, without running it; on the CPU."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    with Path(path).open("rb") as file:
-        start = file.read(40)
-    if start.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+    refuse_pointer(path)
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:

@@ -15,6 +15,7 @@ from typing import Any
 from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+_POINTER = b"version https://git-lfs"
 """The repository. Default output paths start here, wherever a script is run from."""
 
 
@@ -75,6 +76,7 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """Reads a JSON file; raises InputError that names the file when it is missing or not JSON."""
     try:
+        refuse_pointer(path)
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -86,3 +88,10 @@ def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_pointer(path: Path | str) -> None:
+    """InputError where git-lfs has left its pointer, three lines of text, in the place of a file."""
+    with Path(path).open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with git lfs pull")

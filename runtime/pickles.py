@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, refuse_pointer
 
 # A pickle is a program, and these are the only functions it may call: those numpy itself uses to rebuild an array or a
 # scalar (both module names: numpy 2 moved `core` to `_core`), and the one that protocol 2 uses for bytes.
@@ -35,6 +35,7 @@ def load_pickle(path: Path | str) -> Any:
     InputError for a damaged file, and one that asks for any other global, which has not been called by then.
     """
     try:
+        refuse_pointer(path)
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

@@ -98,11 +98,7 @@ def test_a_configuration_comes_back_and_one_of_another_version_is_refused() -> N
 
 
 def test_what_is_no_checkpoint_is_called_by_its_name(tmp_path: Path) -> None:
-    """As users meet them: a pointer that git-lfs left, and a whole module saved by torch.save."""
-    pointer = tmp_path / "pointer.pt"
-    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132735\n")
-    with pytest.raises(InputError, match=r"pointer.pt: a pointer of git-lfs.*git lfs pull"):
-        load_tensors(pointer)
+    """As users meet it: a whole module saved by torch.save."""
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     with pytest.raises(InputError, match=r"module.pt: holds Python objects.*state_dict") as refusal:
         load_tensors(tmp_path / "module.pt")

@@ -6,14 +6,18 @@ import itertools
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from runtime.checkpoints import load_checkpoint, save_checkpoint
+from cohort.decoding import read_voxels
+from cohort.tables import read_delimited
+from runtime.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, sha256, write_json
+from runtime.pickles import load_pickle
 from tests.support.processes import small_disk
 
 
@@ -105,3 +109,11 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
             save_checkpoint(disk / "last.pt", "test", {"x": torch.ones(1_000_000)})
         assert len(load_checkpoint(disk / "last.pt", "test")["x"]) == 1000
         assert sorted(os.listdir(disk)) == ["last.pt"]
+
+
+@pytest.mark.parametrize("read", [load_tensors, load_pickle, read_json, read_delimited, read_voxels])
+def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "in_place_of_a_file.nii.gz"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132735\n")
+    with pytest.raises(InputError, match=r"in_place_of_a_file.nii.gz: a pointer of git-lfs.*git lfs pull"):
+        read(path)
