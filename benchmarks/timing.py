@@ -28,28 +28,29 @@ def contest(
     repeats: int,
     batch: int,
     references: Sequence[str],
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Times networks as their users run them, then all with this project's settings, and prints seconds and ratios.
 
     On a CPU freed memory is kept from `set_up` on, by every network of the process (see runtime.device). `as_run` are
     the first ones' jobs by network, on the device `usual`; `set_up` makes the same jobs of the others on the device
     that runs of this project have. Of `repeats` turns the median counts; a job has `batch` volumes; all are compared
-    with the networks `references`.
+    with the networks `references`. Returns the seconds by job and network.
     """
     jobs = list(next(iter(as_run.values())))
     alone = {job: time_turns({name: own[job] for name, own in as_run.items()}, repeats, usual) for job in jobs}
     device = pick_device()
     tuned = set_up(device)
     together = {job: time_turns({name: own[job] for name, own in tuned.items()}, repeats, device) for job in jobs}
+    found = {job: alone[job] | together[job] for job in jobs}
     rate, rows = introduce(device, batch=batch), []
     for job in jobs:
-        found = alone[job] | together[job]
         for name, own in (as_run | tuned).items():
-            (seconds, peak), flops = found[name], count_flops(own[job])
+            (seconds, peak), flops = found[job][name], count_flops(own[job])
             row = {"job": job, "network": name, "median s": seconds, "volumes/s": batch / seconds}
-            row |= {f"times {reference}": found[reference][0] / seconds for reference in references}
+            row |= {f"times {reference}": found[job][reference][0] / seconds for reference in references}
             rows.append(row | {"GFLOP": flops / 1e9, "of matrix rate": f"{flops / seconds / rate:.0%}", "peak": peak})
     print_table(rows)
+    return {job: {name: seconds for name, (seconds, _) in networks.items()} for job, networks in found.items()}
 
 
 def time_turns(jobs: Jobs, repeats: int, device: Device, *, warm_ups: int = 2) -> dict[str, tuple[float, str]]:

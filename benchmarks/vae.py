@@ -3,22 +3,26 @@
     python -m benchmarks.vae                            # CPU: 80x96x80, one volume
     python -m benchmarks.vae --shape 112 136 112 --batch-size 16 --repeats 20      # GPU
 
-MONAI's is timed first as its users run it (contiguous, eager, the C library's allocator), then both with this project's
-settings: channels_last_3d for ours, freed memory kept on a CPU, compiled on a GPU.
+MONAI's is timed first as its users run it (contiguous, eager, the C library's allocator). Then all are timed in turns
+with the same settings: freed memory kept on a CPU, the same threads, all compiled on a GPU and none on a CPU (or all,
+with --compile). MONAI's runs in both memory layouts; the second table holds ours against the faster one.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import AutoencoderKL
 from torch import nn
 
-from benchmarks.timing import AS_RUN, SET, Jobs, contest, short, usual_device
+from benchmarks.timing import AS_RUN, Jobs, contest, print_table, short, usual_device
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.device import Device
 from VAE.config import PRESETS
 from VAE.model import Autoencoder
+
+LAYOUTS = ("contiguous", "channels_last_3d")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class BenchmarkConfig(ScriptConfig):
     """Volumes at once."""
     repeats: int = 5
     """Timed turns of each; the median counts."""
+    compile: bool = False
+    """Compile all networks on a CPU, too."""
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -39,19 +45,31 @@ def main(config: BenchmarkConfig) -> None:
     precisions = {short(precision): Device(usual.kind, precision) for precision in (torch.float32, usual.precision)}
 
     def set_up(device: Device) -> dict[str, Jobs]:
+        monais = {"contiguous": theirs, "channels_last_3d": device.module(copy.deepcopy(theirs))}
         network = device.module(ours)
-        if device.kind.type == "cuda":
-            network.encoder.compile()
-            network.decoder.compile()
+        if config.compile or device.kind.type == "cuda":
+            for coder in (part for net in (*monais.values(), network) for part in (net.encoder, net.decoder)):
+                coder.compile()
         jobs = {}
         for name, own in precisions.items():
-            jobs[f"MONAI, {name}, {SET}"] = jobs_of(theirs, x, z, own)
+            for layout, net in monais.items():
+                tensors = (x, z) if layout == "contiguous" else (device.tensor(x), device.tensor(z))
+                jobs[f"MONAI, {name}, {layout}"] = jobs_of(net, *tensors, own)
             jobs[f"ours, {name}"] = jobs_of(network, device.tensor(x), device.tensor(z), own)
         return jobs
 
     as_run = {f"MONAI, {name}, {AS_RUN}": jobs_of(theirs, x, z, own) for name, own in precisions.items()}
-    references = [*as_run, *(f"MONAI, {name}, {SET}" for name in precisions)]
-    contest(usual, as_run, set_up, repeats=config.repeats, batch=config.batch_size, references=references)
+    seconds = contest(usual, as_run, set_up, repeats=config.repeats, batch=config.batch_size, references=list(as_run))
+    print("\nthe same settings\n")
+    print_table([against_best(job, name, found) for job, found in seconds.items() for name in precisions])
+
+
+def against_best(job: str, precision: str, seconds: dict[str, float]) -> dict[str, object]:
+    """A row: ours at one job and precision against MONAI's in the faster of its layouts; `seconds` by network."""
+    layout = min(LAYOUTS, key=lambda name: seconds[f"MONAI, {precision}, {name}"])
+    best, own = seconds[f"MONAI, {precision}, {layout}"], seconds[f"ours, {precision}"]
+    row = {"job": job, "precision": precision, "MONAI's best layout": layout, "MONAI s": best, "ours s": own}
+    return row | {"MONAI's time over ours": best / own}
 
 
 def jobs_of(network: nn.Module, x: torch.Tensor, z: torch.Tensor, device: Device) -> Jobs:

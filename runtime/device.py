@@ -34,11 +34,15 @@ class Device:
     def module(self, network: nn.Module) -> nn.Module:
         """Moves a network here, with 5-D weights in channels_last_3d: the layout in which tensor cores and oneDNN run
         3D convolutions without reordering (contiguous bfloat16 conv3d leaves cuDNN altogether in versions 9.8 to 9.14).
+
+        Filters of one channel, or of one voxel, are in both layouts at once, and so is a volume of one channel: `to`
+        gives them the strides by which a convolution knows what to return, and `contiguous` would not. A contiguous
+        feature map in the first block costs a reordering and a sum across layouts at full resolution.
         """
         network = network.to(self.kind)
         for parameter in network.parameters():
             if parameter.dim() == 5:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+                parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
         return network
 
     def tensor(self, value: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from runtime.device import Device
 from runtime.errors import InputError
 from VAE.config import PRESETS, ModelConfig
 from VAE.model import Autoencoder
@@ -112,14 +113,25 @@ def test_equal_to_monai_with_the_same_weights(shape: tuple, blocks: int) -> None
 
 
 def test_channels_last_changes_nothing() -> None:
-    from runtime.device import Device
-
     torch.manual_seed(0)
     model = Autoencoder(ModelConfig(channels=(16, 32), groups=8))
     x, eps = torch.rand(2, 1, 8, 8, 8), torch.randn(2, 4, 4, 4, 4)
     expected = model(x, eps)[0]
     device = Device(torch.device("cpu"), torch.float32)
     torch.testing.assert_close(device.module(model)(device.tensor(x), eps)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", ["by the device", "as a view"])
+def test_the_first_block_has_the_layout_of_the_others(given: str) -> None:
+    """A volume of one channel does not say its layout: the filters have to, or full resolution mixes two of them."""
+    device = Device(torch.device("cpu"), torch.float32)
+    encoder = device.module(Autoencoder(ModelConfig(channels=(16, 32), groups=8))).encoder
+    x = torch.rand(2, 8, 8, 8)[:, None]
+    seen: list[torch.Tensor] = []
+    encoder.layers[0].register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+    with torch.no_grad():
+        encoder(device.tensor(x) if given == "by the device" else x)
+    assert all(h.is_contiguous(memory_format=torch.channels_last_3d) for h in seen)
 
 
 def test_every_preset_divides_its_grid() -> None:
