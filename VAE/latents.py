@@ -2,7 +2,7 @@
 
     <folder>/statistics.json          per-channel mean and std over the training split, N, VAE hash, grid, ledger
     <folder>/<split>/ledger.json      hashes of all subjects seen by the VAE or encoded into this split
-    <folder>/<split>/<subject>.pkl    mu, logvar (C, d, h, w) float32; label, subject, format, vae, grid
+    <folder>/<split>/<subject>.pkl    mu, logvar (C, d, h, w) float32; label, side, subject, format, vae, grid
 
 `mu` and `logvar` are raw, as the encoder gives them. `Statistics.normalise` makes a sample of the posterior zero mean
 and unit variance per channel, and `denormalise` undoes it before decoding.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from cohort.ledger import ledger_beside, ledger_of_subjects
+from cohort.tables import SIDES
 from runtime.errors import InputError
 from runtime.files import read_json, write_json
 from runtime.pickles import load_pickle, save_pickle
@@ -35,6 +36,8 @@ class Latent:
     vae: str
     """Hash of the checkpoint that made it; empty for files of older programs."""
     grid: dict[str, Any]
+    side: str = ""
+    """Side of a TLE, L or R; empty where it is unknown, in older files too, and for HC."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,11 @@ def read_latent(path: Path) -> Latent:
         raise InputError(f"{path}: values that are not finite")
     if not isinstance(record["label"], int | np.integer):
         raise InputError(f"{path}: label {record['label']!r}, expected a class code: 0 for HC, 1 for TLE")
+    side = str(record.get("side", ""))
+    if side not in ("", *SIDES.values()) or (side and record["label"] == 0):
+        raise InputError(f"{path}: side {side!r}, expected L, R or nothing, of a TLE")
     subject, vae, grid = record.get("subject", path.stem), record.get("vae", ""), record.get("grid", {})
-    return Latent(mu, logvar, int(record["label"]), str(subject), str(vae), grid)
+    return Latent(mu, logvar, int(record["label"]), str(subject), str(vae), grid, side)
 
 
 def list_latents(folder: Path) -> list[Path]:

@@ -4,9 +4,10 @@
         --csv data_csvs/train.csv data_csvs/val.csv --out latents/demo
 
 Each table becomes a split, a subfolder with the table's name; the first one is the training split, and the statistics
-are of it alone. Existing latents of the same checkpoint are kept, those of another are refused. SHA256SUMS in each
-subfolder lists the files' checksums (`sha256sum --check SHA256SUMS`). --augmented-copies adds random variants of the
-training scans as <subject>_variant1.pkl and so on. Under torchrun the scans are shared among the processes.
+are of it alone. A latent has its scan's class and side. Existing latents of the same checkpoint are kept, those of
+another are refused. SHA256SUMS in each subfolder lists the files' checksums (`sha256sum --check SHA256SUMS`).
+--augmented-copies adds random variants of the training scans as <subject>_variant1.pkl and so on. Under torchrun the
+scans are shared among the processes.
 """
 
 from dataclasses import dataclass, replace
@@ -123,7 +124,8 @@ def encode(
     """Writes this process's share of the latents that are not there yet; returns how many. Refuses another VAE's."""
     model = device.module(vae.model)
     size = device.inference_batch(config.batch_size, vae.model.inference_bytes(vae.grid.shape))
-    share = [item for item in distributed.shard(items) if not _present(folder / item[2], vae.hash)]
+    sides = {name: side_of(volumes.frame["side"].iloc[row], variant, config) for row, variant, name in items}
+    share = [item for item in distributed.shard(items) if not _present(folder / item[2], vae.hash, sides[item[2]])]
 
     def posterior(batch: list[Item], _size: int) -> tuple[torch.Tensor, torch.Tensor]:
         with device.autocast():
@@ -137,11 +139,17 @@ def encode(
             latent = latents.Latent(
                 mu=mu[place].numpy(), logvar=logvar[place].numpy(),
                 label=int(entry.label), subject=str(entry.subject), vae=vae.hash, grid=vae.grid.to_dict(),
+                side=sides[name],
             )  # fmt: skip
             latents.write_latent(folder / name, latent)
         bar.update(len(batch))
     bar.close()
     return len(share)
+
+
+def side_of(side: str, variant: int, config: SaveLatentConfig) -> str:
+    """The side of a scan or variant: empty where the variant may be mirrored."""
+    return "" if variant and config.augment.flip else side
 
 
 def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tensor:
@@ -153,12 +161,15 @@ def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tens
     return augment(x, config.augment, [seeding.generator(config.seed, f"variant of {name}", variant)])
 
 
-def _present(path: Path, vae_hash: str) -> bool:
+def _present(path: Path, vae_hash: str, side: str) -> bool:
+    """Whether a latent is there; one that says another side than its table, or as an older file none, is renewed."""
     if not path.exists():
         return False
-    made_by = latents.read_latent(path).vae
-    if made_by != vae_hash:
-        raise InputError(f"{path}: made by VAE {made_by}, this one is {vae_hash}; give another --out")
+    found = latents.read_latent(path)
+    if found.vae != vae_hash:
+        raise InputError(f"{path}: made by VAE {found.vae}, this one is {vae_hash}; give another --out")
+    if found.side != side:
+        latents.write_latent(path, replace(found, side=side))
     return True
 
 

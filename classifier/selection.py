@@ -15,7 +15,7 @@ from classifier.config import TrainConfig
 from cohort.ledger import ledger_beside, ledger_of, refuse_overlap
 from cohort.splitting.folds import folds as divided
 from cohort.tables import CLASS_NAMES, COLUMNS, LABELS, read_table
-from cohort.volumes import list_volumes
+from cohort.volumes import list_volumes, side_of
 from runtime import seeding
 from runtime.errors import InputError
 
@@ -198,9 +198,10 @@ def choose_synthetic(config: TrainConfig, counts: dict[str, int]) -> pd.DataFram
             problems.append(f"{folder}: volumes of another class than {name}: {', '.join(wrong[:5])}")
         order = sorted(paths, key=lambda path: seeding.address(config.sample_seed, f"synthetic:{path.name}"))
         for path in sorted(order[: counts[name]]):
-            subject, blank = f"synthetic:{path.stem}", dict.fromkeys(("side", "session", "sex", "site"), "")
-            row = {"subject": subject, "file": str(path.resolve()), "diagnosis": name, "label": LABELS[name]}
-            rows.append({**row, **blank, "age": np.nan, "group": subject})
+            subject, side = f"synthetic:{path.stem}", side_of(path)
+            row = {"subject": subject, "file": str(path.resolve()), "label": LABELS[name], "side": side}
+            row |= {"diagnosis": f"{name}-{side}" if side else name, **dict.fromkeys(("session", "sex", "site"), "")}
+            rows.append({**row, "age": np.nan, "group": subject})
     if problems:
         raise InputError.of("synthetic volumes", problems)
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -23,6 +23,7 @@ DIAGNOSES = {"HC": 0, "TLE": 1, "TLE-L": 1, "TLE-R": 1}
 """Diagnosis to class code. The side of a TLE is kept in its own column, not in the code."""
 
 SIDES = {"TLE-L": "L", "TLE-R": "R"}
+_SIDE_WORDS = {"l": "L", "left": "L", "r": "R", "right": "R"}
 STORED = ("subject", "file", "diagnosis", "session", "age", "sex", "site", "group")
 COLUMNS = ("subject", "file", "diagnosis", "label", "side", "session", "age", "sex", "site", "group")
 """STORED is in the file, in this order; COLUMNS is what a frame has: `label` and `side` follow from the diagnosis."""
@@ -69,8 +70,9 @@ def read_table(
 
     Returns:
         One row per scan, in the order of the file, with the columns COLUMNS: `file` absolute, `label` 0 or 1, `side`
-        "L", "R" or "", `age` in years or NaN, `sex` "F", "M" or "", `group` (equal to the subject where not given).
-        Absent texts are "". Further columns of the file follow, as text. Of a participants.tsv, one row per T1-weighted
+        "L", "R" or "" (from the diagnosis; for a plain TLE from a column `side` where there is one, of L, left, R or
+        right), `age` in years or NaN, `sex` "F", "M" or "", `group` (equal to the subject where not given). Absent
+        texts are "". Further columns of the file follow, as text. Of a participants.tsv, one row per T1-weighted
         image; its column `group` is a diagnosis if there is no other, never our `group`.
 
     Raises:
@@ -93,7 +95,7 @@ def read_table(
         {
             "subject": read_column(raw, "subject", _subject),
             "file": _files(raw, root, confined=data_root is not None, keep_absent=keep_absent),
-            "diagnosis": read_column(raw, label_column, lambda text: _diagnosis(text, label_map)),
+            "diagnosis": _with_sides(raw, read_column(raw, label_column, lambda text: _diagnosis(text, label_map))),
             "session": read_column(raw, "session", _optional),
             "age": read_column(raw, "age", parse_age, default=math.nan),
             "sex": read_column(raw, "sex", parse_sex),
@@ -217,6 +219,15 @@ def _diagnosis(text: str, label_map: Mapping[str, str] | None) -> str:
     if text not in label_map:
         raise ValueError(f"{text!r} is not in --label-map, which has {', '.join(label_map)}")
     return label_map[text]
+
+
+def _with_sides(raw: RawTable, diagnoses: list[str]) -> list[str]:
+    """The diagnoses, with the side of a plain TLE where a column `side` has it; other words there are no side."""
+    sides = read_column(raw, "side", lambda text: _SIDE_WORDS.get(text.lower(), ""))
+    for index, (diagnosis, side) in enumerate(zip(diagnoses, sides, strict=True)):
+        if side and SIDES.get(diagnosis, side) != side:
+            raw.fault(index, "side", f"{side}, but the diagnosis is {diagnosis}")
+    return [f"TLE-{side}" if side and name == "TLE" else name for name, side in zip(diagnoses, sides, strict=True)]
 
 
 def parse_age(text: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from cohort.tables import CLASS_NAMES
+from cohort.tables import CLASS_NAMES, SIDES
 from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.pickles import load_pickle, save_pickle
@@ -41,6 +41,8 @@ class Volume:
     steps: int | None = None
     guidance: float | None = None
     """Scale of classifier-free guidance; 1 is none."""
+    side: str = ""
+    """Side of a TLE, L or R; empty where it is unknown, in older files too, and for HC."""
 
 
 _KINDS = {"vae": str, "diffusion": str, "sampler": str, "seed": int, "steps": int, "guidance": int | float}
@@ -62,7 +64,7 @@ def list_volumes(folder: Path | str) -> list[Path]:
 def write_volume(path: Path | str, volume: Volume) -> None:
     """Writes a volume pickle, atomically; nothing, but an InputError, where `read_volume` would refuse it."""
     contents = {"format": FORMAT, "image": np.ascontiguousarray(volume.image), "label": int(volume.label)}
-    for name in ("seed", "affine", "steps", "guidance", "vae", "diffusion", "sampler"):
+    for name in ("side", "seed", "affine", "steps", "guidance", "vae", "diffusion", "sampler"):
         value = getattr(volume, name)
         contents[name] = value.item() if isinstance(value, np.number) else value  # plain numbers
     _as_volume(contents, path)
@@ -72,6 +74,17 @@ def write_volume(path: Path | str, volume: Volume) -> None:
 def read_volume(path: Path | str) -> Volume:
     """Reads a volume pickle, also an older one with `image` and `label` only; InputError names the file and faults."""
     return _as_volume(load_pickle(path), path)
+
+
+def side_of(path: Path | str) -> str:
+    """The side that a volume pickle names; empty also for a file that `read_volume` refuses, as who loads it will say.
+
+    For tables of volumes.
+    """
+    try:
+        return read_volume(path).side
+    except InputError:
+        return ""
 
 
 def read_image(path: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -101,7 +114,8 @@ def write_nifti(
 def _as_volume(contents: Any, path: Path | str) -> Volume:
     image, affine = _checked(contents, path, whole=True)
     origin = {name: contents.get(name) for name in _KINDS}
-    return Volume(np.asarray(image, dtype=np.float32), int(contents["label"]), affine=affine, **origin)
+    side = contents.get("side") or ""
+    return Volume(np.asarray(image, dtype=np.float32), int(contents["label"]), affine=affine, side=side, **origin)
 
 
 def _checked(contents: Any, path: Path | str, *, whole: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -141,6 +155,9 @@ def _problems_of_content(contents: dict) -> list[str]:
         problems.append(f"image: expected the shape (D, H, W), got {image.shape}")
     if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= label < len(CLASS_NAMES):
         problems.append(f"label: expected 0 (HC) or 1 (TLE), got {label!r}")
+    side = "" if contents.get("side") is None else str(contents["side"])
+    if side not in ("", *SIDES.values()) or (side and label == 0):
+        problems.append(f"side: expected L, R or nothing, of a TLE; got {side!r}")
     for name, kind in _KINDS.items():
         if not isinstance(contents.get(name), kind | None):
             problems.append(f"{name}: got {contents[name]!r}")

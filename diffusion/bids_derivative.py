@@ -30,6 +30,10 @@ PARTICIPANTS = {
         "Description": "Class that the volume was generated for",
         "Levels": {"HC": "healthy control", "TLE": "temporal lobe epilepsy"},
     },
+    "side": {
+        "Description": "Side of the epilepsy that the volume was generated for; n/a: unknown to the model, or HC",
+        "Levels": {"L": "left", "R": "right"},
+    },
     "age": {"Description": "Age that the volume was generated for; n/a: unknown to the model", "Units": "year"},
     "sex": {
         "Description": "Sex that the volume was generated for; n/a: unknown to the model",
@@ -58,6 +62,7 @@ def sidecar(wanted: Wanted, settings: Settings, grid: Grid) -> dict[str, Any]:
         "Description": "Synthetic T1-weighted volume: made by a generative model, not scanned from a person",
         "Synthetic": True,
         "Diagnosis": CLASS_NAMES[wanted.label],
+        "Side": wanted.side or None,
         "Age": wanted.age,
         "Sex": wanted.sex or None,
         "Seed": wanted.seed,
@@ -108,7 +113,10 @@ def describe(folder: Path) -> None:
     write_json(folder / "participants.json", PARTICIPANTS)
     paths = sorted(folder.glob(f"sub-syn*/anat/*_space-{SPACE}_desc-synthetic_T1w.json"))
     made = {path.parents[1].name: read_json(path) for path in paths}
-    rows = [[name, own["Diagnosis"], own["Age"], own["Sex"], "true", own["Seed"]] for name, own in made.items()]
+    rows = [
+        [name, own["Diagnosis"], own.get("Side"), own["Age"], own["Sex"], "true", own["Seed"]]
+        for name, own in made.items()
+    ]
     table = pd.DataFrame(rows, columns=list(PARTICIPANTS), dtype=object)
     with atomic_write(folder / "participants.tsv") as temporary:
         table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n")

@@ -87,10 +87,11 @@ def _configs(model: DiT, process: ProcessConfig) -> dict[str, Any]:
 
 
 def _current(record: dict[str, Any], path: Path | str) -> dict[str, Any]:
-    """The contents of a checkpoint, also of one written when attention could be confined to windows."""
+    """The contents of a checkpoint, also of one written before sides, or when attention could have windows."""
     checkpoints.require_kind(record, path, KIND)
     if record["model_config"].get("window_blocks"):
         raise InputError(f"{path}: its attention is confined to windows, which this version does not have")
+    record["model_config"].setdefault("sides", False)
     for name in ("window", "window_blocks", "latent_channels"):
         record["model_config"].pop(name, None)
     for weights in (record["weights"], *record["ema"].values()):

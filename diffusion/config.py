@@ -34,6 +34,13 @@ class ModelConfig:
     training latents. For runs of minutes; 0 is the plain DiT."""
     classes: int = 2
     """Classes; one more embedding, the null class, stands for an unknown one (classifier-free guidance)."""
+    sides: bool = False
+    """A TLE's side is a condition besides its class, where latents of both sides say theirs; it may be unknown."""
+
+
+SIDE_CODES = {"L": 0, "R": 1, "": 2}
+"""Rows of the side's embedding. The last is the null side: of a TLE of unknown side, of HC, and of the null class."""
+NO_SIDE = SIDE_CODES[""]
 
 
 # Width and depth of Peebles and Xie 2023, table 1; heads of 64 or 128 dimensions (its XL has 72: slow on tensor cores).
@@ -96,6 +103,8 @@ class TrainConfig(RunConfig):
     """Share of the steps, at the end, over which the rate falls to a hundredth; 0 keeps it constant."""
     label_dropout: float = 0.1
     """Chance that a label is replaced by the null class; 0 leaves nothing to guide against."""
+    side_dropout: float = 0.1
+    """Chance that a TLE's side is hidden, besides --label-dropout, which hides class and side together."""
     covariate_dropout: float = 0.1
     """Chance, for each covariate, that it is hidden."""
     ema_shares: tuple[float, ...] = (0.05, 0.15)
@@ -107,21 +116,21 @@ class TrainConfig(RunConfig):
 
 # DiT-S/4 in the published recipe: noise prediction, linear schedule, constant rate.
 _PAPER = TrainConfig(
-    run_dir=ROOT / "runs/paper/diffusion", model=VARIANTS["S/4"],
+    run_dir=ROOT / "runs/paper/diffusion", model=replace(VARIANTS["S/4"], sides=True),
     steps=100_000, batch_size=64, lr=1e-4, warmup_steps=1000, decay_share=0.0,
     val_every_steps=2000, save_every_steps=2000,
 )  # fmt: skip
 PRESETS = {
     "smoke": TrainConfig(
         latents=ROOT / "latents/smoke", run_dir=ROOT / "runs/smoke/diffusion",
-        model=ModelConfig(dim=64, depth=2, heads=1, patch=(2, 2, 2), linear_rank=4),
+        model=ModelConfig(dim=64, depth=2, heads=1, patch=(2, 2, 2), linear_rank=4, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
         steps=60, batch_size=8, lr=1e-3, warmup_steps=10,
         log_every_steps=10, val_every_steps=30, sample_every_steps=0, save_every_steps=15,
     ),
     "demo": TrainConfig(
         latents=ROOT / "latents/demo", run_dir=ROOT / "runs/demo/diffusion",
-        model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=64),
+        model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=64, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
         steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
         log_every_steps=20, val_every_steps=150, sample_every_steps=300, save_every_steps=150,
@@ -129,7 +138,7 @@ PRESETS = {
     "paper": _PAPER,
     # The recipe we would start from on the full grid: rotary positions, rectified flow, warm-up-stable-decay.
     "flow": replace(
-        _PAPER, run_dir=ROOT / "runs/flow/diffusion", model=replace(VARIANTS["S/4"], positions="rotary"),
+        _PAPER, run_dir=ROOT / "runs/flow/diffusion", model=replace(_PAPER.model, positions="rotary"),
         process=ProcessConfig(schedule="flow", target="velocity"), lr=2e-4, decay_share=0.2,
     ),
 }  # fmt: skip

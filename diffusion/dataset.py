@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diffusion.config import NO_SIDE, SIDE_CODES
 from runtime.checkpoints import plain_fields
 from runtime.device import Device
 from runtime.errors import InputError
@@ -25,21 +26,27 @@ new one there would otherwise be many standard deviations away."""
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, d, h, w), classes (B,) and standardised covariates (B, K), NaN where unknown."""
+    """Latents (B, C, d, h, w), classes (B,), standardised covariates (B, K), NaN where unknown, and sides (B,)."""
 
     z: torch.Tensor
     y: torch.Tensor
     covariates: torch.Tensor
+    side: torch.Tensor
+    """By `config.SIDE_CODES`."""
 
 
 class Latents:
-    """All posteriors of one split: mu, logvar (N, C, d, h, w) and labels (N,), on the device; no class may lack any."""
+    """All posteriors of one split: mu, logvar (N, C, d, h, w) on the device, labels and sides (N,).
+
+    No class may lack any.
+    """
 
     def __init__(self, folder: Path, split: str, classes: int, device: Device) -> None:
         records = read_split(folder, split)
         self.vae = records[0].vae
         self.subjects = [record.subject for record in records]
         self.labels = torch.tensor([record.label for record in records])
+        self.sides = torch.tensor([SIDE_CODES[record.side] for record in records])
         counts = torch.bincount(self.labels.clamp(min=0), minlength=classes)
         if self.labels.min() < 0 or self.labels.max() >= classes or (counts[:classes] == 0).any():
             found = sorted(set(self.labels.tolist()))
@@ -60,11 +67,17 @@ class Latents:
         """(C, d, h, w) of one latent."""
         return tuple(self.mu.shape[1:])  # type: ignore[return-value]
 
+    @property
+    def has_sides(self) -> bool:
+        """Whether some latents are known to be of a left, and some of a right TLE."""
+        return set(range(NO_SIDE)) <= set(self.sides.tolist())
+
     def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> Batch:
         """Samples of the posteriors of the given rows (B,) by the noise `eps` (B, C, d, h, w)."""
         index = rows.to(self.device.kind, non_blocking=True)
         z = self.mu[index] + torch.exp(0.5 * self.logvar[index]) * eps
-        return Batch(z, self.labels[rows].to(self.device.kind, non_blocking=True), self.covariates[index])
+        y, side = (column[rows].to(self.device.kind, non_blocking=True) for column in (self.labels, self.sides))
+        return Batch(z, y, self.covariates[index], side)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from diffusion.config import NO_SIDE
 from diffusion.model import DiT
 from diffusion.process import Process
 from runtime.errors import InputError
@@ -31,6 +32,7 @@ def guided(
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
     covariates: torch.Tensor | None = None,
+    side: torch.Tensor | None = None,
 ) -> Denoise:
     """The network as a `Denoise`, with classifier-free guidance on all channels and one batched forward.
 
@@ -45,20 +47,25 @@ def guided(
         interval: shares of t / timesteps between which guidance acts; outside, only the conditional half runs
             (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
         covariates: (B, K), NaN where unknown. Both halves are given them: guidance is towards the class.
+        side: (B,) by `config.SIDE_CODES`. It is the conditional half's alone: guidance is towards class and side.
     """
-    y_both = torch.cat([y, torch.full_like(y, network.null_class)])
-    covariates_both = None if covariates is None else torch.cat([covariates, covariates])
+    one = (y, covariates, side)
+    both = (
+        torch.cat([y, torch.full_like(y, network.null_class)]),
+        None if covariates is None else torch.cat([covariates, covariates]),
+        None if side is None else torch.cat([side, torch.full_like(side, NO_SIDE)]),
+    )
     # The process copies its tables to a device at their first use, which must not be inside a captured CUDA graph.
     process.coefficients(time_tensor([0], process, y.device))
 
-    def clean(z_t: torch.Tensor, t: float, y: torch.Tensor, covariates: torch.Tensor | None) -> torch.Tensor:
+    def clean(z_t: torch.Tensor, t: float, conditions: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
         times = time_tensor([t] * len(z_t), process, z_t.device)
-        return process.clean(network(z_t, times, y, covariates), z_t, times)
+        return process.clean(network(z_t, times, *conditions), z_t, times)
 
     def denoise(z_t: torch.Tensor, t: float) -> torch.Tensor:
         if guidance == 1.0 or not interval[0] <= t / process.timesteps <= interval[1]:
-            return clean(z_t, t, y, covariates)
-        conditional, unconditional = clean(torch.cat([z_t, z_t]), t, y_both, covariates_both).chunk(2)
+            return clean(z_t, t, one)
+        conditional, unconditional = clean(torch.cat([z_t, z_t]), t, both).chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
     return denoise

@@ -3,16 +3,17 @@
     python -m diffusion.save_synth --vae runs/demo/vae/checkpoints/best.pt \\
         --diffusion runs/demo/diffusion/checkpoints/best.pt --label TLE --count 100 --out synthetic_data_pkls_TLE
 
-Volume k comes from seed k alone. On a CPU it has the same bytes whatever the batch size, the number of processes or
-what was made before, with as many threads; on a GPU it has them for equal batch sizes. Existing volumes are kept, so
-the same command continues a stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl,
-manifest.csv, settings.json, ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in any
-viewer. --bids DIR writes a BIDS derivative dataset besides.
+--side L, R or mixed says of which side the epilepsy is, where the diffusion model knows sides. Volume k comes from seed
+k alone. On a CPU it has the same bytes whatever the batch size, the number of processes or what was made before, with
+as many threads; on a GPU it has them for equal batch sizes. Existing volumes are kept, so the same command continues a
+stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl, manifest.csv, settings.json,
+ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in any viewer. --bids DIR writes a
+BIDS derivative dataset besides.
 """
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, read_volume, volume_name, write_nifti
 from diffusion import bids_derivative
 from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion
+from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
 from diffusion.model import DiT
 from diffusion.sampler import SAMPLERS, check_sampler, guided
@@ -56,11 +58,14 @@ class SaveSynthConfig(DeviceConfig):
     """A diffusion checkpoint."""
     label: Literal["HC", "TLE"] | None = None
     """Class of all volumes; or give --table."""
+    side: Literal["L", "R", "mixed", "unknown"] | None = None
+    """Side of the TLE: mixed is L for even and R for odd seeds; unknown leaves it to the model. By default mixed where
+    the checkpoint knows sides; others are asked for none."""
     count: int | None = None
     """Number of volumes of --label, 100 by default: seeds first_seed ... first_seed + count - 1."""
     table: Path | None = None
-    """Instead of --label: a CSV of wanted volumes with the column label and, optionally, seed, age (years), sex (F or
-    M) and count; empty age and sex are unknown to the model."""
+    """Instead of --label: a CSV of wanted volumes with the column label and, optionally, side (L or R, of a TLE), seed,
+    age (years), sex (F or M) and count; empty side, age and sex are unknown to the model."""
     out: Path | None = None
     """Folder of one class, where {label} stands for its name; by default synthetic_data_pkls_{label} in the
     repository."""
@@ -94,6 +99,8 @@ def main(config: SaveSynthConfig) -> None:
     """Checks everything, then makes what is missing of each class."""
     wanted = list_wanted(config)
     models = load_models(config, wanted)
+    if models.diffusion.model.config.sides and config.label == "TLE":
+        wanted = [replace(item, side=side_of(item.seed, config)) for item in wanted]
     folders = open_folders(config, wanted, models)
     for folder, part in folders:
         folder.refuse_others()
@@ -115,9 +122,11 @@ def main(config: SaveSynthConfig) -> None:
 
 
 def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
-    """The volumes to make, from --label and --count or from --table."""
+    """The volumes to make, from --label and --count, still without a side, or from --table."""
     if (config.label is None) == (config.table is None) or (config.table is not None and config.count is not None):
         raise InputError("give either --label, with --count, or --table")
+    if config.side is not None and config.label != "TLE":
+        raise InputError(f"--side {config.side} goes with --label TLE; a table has a column side")
     for name, least in (("first_seed", 0), ("count", 1), ("batch_size", 1)):
         value = getattr(config, name)
         if value is not None and value < least:
@@ -126,6 +135,13 @@ def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
         return read_wanted(config.table, config.first_seed)
     count = 100 if config.count is None else config.count
     return [Wanted(LABELS[config.label], seed) for seed in range(config.first_seed, config.first_seed + count)]
+
+
+def side_of(seed: int, config: SaveSynthConfig) -> str:
+    """The side of a TLE; it depends on the seed alone, so that volume k stays volume k."""
+    if config.side in ("L", "R"):
+        return config.side
+    return "" if config.side == "unknown" else "LR"[seed % 2]
 
 
 def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
@@ -148,17 +164,21 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
 
 
 def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
-    """Refuses what the diffusion model cannot do: sampler, steps, guidance, or a covariate it does not know."""
+    """Refuses what the diffusion model cannot do: sampler, steps, guidance, a side or a covariate it does not know."""
     low, high = config.guidance_interval
     if not 0 <= low <= high <= 1:
         raise InputError(f"--guidance-interval {low:g} {high:g}: expected 0 <= low <= high <= 1")
     if config.guidance != 1 and diffusion.label_dropout == 0:
         raise InputError(f"--guidance {config.guidance:g}: trained without label dropout, it has no null class")
     check_sampler(config.sampler, diffusion.process, config.steps)
+    if config.side is not None and not diffusion.model.config.sides:
+        hint = "leave --side out, or train anew on latents that name both sides"
+        raise InputError(f"--side {config.side}: {config.diffusion} was trained without sides; {hint}")
+    known = [*diffusion.covariates, *(["side"] if diffusion.model.config.sides else [])]
     asked = {name for item in wanted for name, text in item.texts().items() if text}
-    if unknown := sorted(asked - set(diffusion.covariates)):
-        known = ", ".join(diffusion.covariates) or "none"
-        raise InputError(f"{config.table}: asks for {', '.join(unknown)}; {config.diffusion} knows of these: {known}")
+    if unknown := sorted(asked - set(known)):
+        said = ", ".join(known) or "none"
+        raise InputError(f"{config.table}: asks for {', '.join(unknown)}; {config.diffusion} knows of these: {said}")
 
 
 def compile_network(network: DiT) -> None:
@@ -221,7 +241,7 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
                 volume = Volume(
                     image=image, label=item.label, seed=item.seed, affine=models.vae.grid.affine, vae=settings.vae,
                     diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps,
-                    guidance=settings.guidance,
+                    guidance=settings.guidance, side=item.side,
                 )  # fmt: skip
                 folder.add(volume, item, seconds)
             # All processes have equal shares: what this one has done, the others have too, more or less.
@@ -244,7 +264,8 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
         return torch.stack([torch.randn(shape, generator=own, device=device.kind) for own in generators])
 
     y = torch.tensor([item.label for item in filled], device=device.kind)
-    guide = {"guidance": settings.guidance, "interval": settings.guidance_interval}
+    side = torch.tensor([SIDE_CODES[item.side] for item in filled], device=device.kind)
+    guide = {"guidance": settings.guidance, "interval": settings.guidance_interval, "side": side}
     if diffusion.covariates:
         values = torch.tensor([[item.value(name) for name in diffusion.covariates] for item in filled])
         guide["covariates"] = standardise(values, diffusion.covariates).to(device.kind)

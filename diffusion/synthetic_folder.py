@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.tables import CLASS_NAMES, LABELS, MISSING, parse_age, parse_sex, read_column, read_delimited
+from cohort.tables import CLASS_NAMES, LABELS, MISSING, SIDES, parse_age, parse_sex, read_column, read_delimited
 from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write_volume
 from diffusion.covariates import SEX_CODES
 from runtime import distributed
@@ -33,10 +33,11 @@ from runtime.errors import InputError, differences
 from runtime.files import atomic_write, read_json, sha256, write_json
 
 COLUMNS = (
-    "file", "label", "seed", "sampler", "steps", "guidance", "age", "sex", "vae", "diffusion", "sha256", "seconds",
-    "made",
+    "file", "label", "side", "seed", "sampler", "steps", "guidance", "age", "sex", "vae", "diffusion", "sha256",
+    "seconds", "made",
 )  # fmt: skip
-"""Of manifest.csv. `seconds`: to make it, a batch's time shared evenly; `made`: UTC; empty where it is not known."""
+"""Of manifest.csv. `side`: empty where it is unknown, and absent in older files; `seconds`: to make it, a batch's time
+shared evenly; `made`: UTC; empty where it is not known."""
 
 Row = dict[str, str]
 
@@ -53,14 +54,17 @@ class Wanted:
     """Years; None where unknown."""
     sex: str = ""
     """F or M; empty where unknown."""
+    side: str = ""
+    """Of a TLE, L or R; empty where unknown."""
 
     def value(self, covariate: str) -> float:
         """``age`` or ``sex`` as a number in its own unit; NaN where unknown."""
         return {"age": math.nan if self.age is None else self.age, "sex": SEX_CODES[self.sex]}[covariate]
 
     def texts(self) -> dict[str, str]:
-        """Age and sex as tables write them, empty where unknown."""
-        return {"age": "" if self.age is None else str(self.age).removesuffix(".0"), "sex": self.sex}
+        """Side, age and sex as tables write them, empty where unknown."""
+        age = "" if self.age is None else str(self.age).removesuffix(".0")
+        return {"side": self.side, "age": age, "sex": self.sex}
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,20 @@ class SyntheticFolder:
         stay without and are made anew when wanted.
         """
         rows = self._all_rows()
-        unlisted = [path for path in list_volumes(self.path) if path.name not in rows]
-        self._refuse([problem for path in unlisted if (problem := self._fault(path))])
+        unlisted, problems = {}, []
+        for path in (path for path in list_volumes(self.path) if path.name not in rows):
+            volume = read_volume(path)
+            problems += self._faults(path, volume)
+            unlisted[path] = volume.side
+        self._refuse(problems)
         settings = self.settings
         write_json(self.path / "settings.json", plain_fields(settings))
         origin = {"vae": settings.vae, "diffusion": settings.diffusion, "ledger": sorted(set(ledger))}
         write_json(self.path / "ledger.json", origin)
         if adopt:
-            for path in unlisted:
-                rows[path.name] = self._row(Wanted(settings.label, int(path.stem.split("_")[1])), sha256(path))
+            for path, side in unlisted.items():
+                made = Wanted(settings.label, int(path.stem.split("_")[1]), side=side)
+                rows[path.name] = self._row(made, sha256(path))
         self._write(rows)
 
     def rows(self) -> dict[str, Row]:
@@ -124,13 +133,13 @@ class SyntheticFolder:
             return {}
         with file.open(encoding="utf-8", newline="") as text:
             table = csv.DictReader(text)
-            if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
+            if missing := [name for name in COLUMNS if name not in ("side", *(table.fieldnames or ()))]:
                 hint = "without the file, all volumes are read again"
                 raise InputError(f"{file}: columns {', '.join(missing)} are missing; {hint}")
-            return {row["file"]: row for row in table}
+            return {row["file"]: {"side": "", **row} for row in table}
 
     def missing(self, wanted: list[Wanted]) -> list[Wanted]:
-        """What is not in the folder yet; InputError where a volume has another age or sex than is wanted."""
+        """What is not in the folder yet; InputError where a volume has another side, age or sex than is wanted."""
         rows = self.rows()
         found = [(item, rows.get(volume_name(item.label, item.seed))) for item in wanted]
         problems = [
@@ -140,7 +149,8 @@ class SyntheticFolder:
             if row[name] != text
         ]
         if problems:
-            raise InputError.of(f"{self.path}: volumes with another age or sex; choose other seeds or --out", problems)
+            title = f"{self.path}: volumes with another side, age or sex; choose other seeds or --out"
+            raise InputError.of(title, problems)
         return [item for item, row in found if row is None]
 
     def add(self, volume: Volume, wanted: Wanted, seconds: float) -> None:
@@ -189,30 +199,30 @@ class SyntheticFolder:
     def _row(self, wanted: Wanted, digest: str) -> Row:
         settings = self.settings
         return {
-            "file": volume_name(wanted.label, wanted.seed), "label": CLASS_NAMES[wanted.label],
+            "file": volume_name(wanted.label, wanted.seed), "label": CLASS_NAMES[wanted.label], "side": wanted.side,
             "seed": str(wanted.seed), "sampler": settings.sampler, "steps": str(settings.steps),
             "guidance": str(settings.guidance), **wanted.texts(), "vae": settings.vae,
             "diffusion": settings.diffusion, "sha256": digest, "seconds": "", "made": "",
         }  # fmt: skip
 
-    def _fault(self, path: Path) -> str:
-        """Why a volume does not belong here; empty if it does."""
-        volume, mine = read_volume(path), plain_fields(self.settings)
+    def _faults(self, path: Path, volume: Volume) -> list[str]:
+        """Why a volume does not belong here."""
+        mine = plain_fields(self.settings)
         names = ("label", "vae", "diffusion", "sampler", "steps", "guidance")
         differing = [
             f"{name} {getattr(volume, name)}, not {mine[name]}" for name in names if getattr(volume, name) != mine[name]
         ]
         if not differing and (volume.seed is None or path.name != volume_name(volume.label, volume.seed)):
             differing = [f"its seed is {volume.seed}"]
-        return f"{path.name}: {'; '.join(differing)}" if differing else ""
+        return [f"{path.name}: {'; '.join(differing)}"] if differing else []
 
 
 def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
     """Reads a table of wanted volumes: one entry per volume, in the order of the rows.
 
-    The columns are `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M) and `count` (consecutive
-    seeds); empty and ``n/a`` are unknown. Rows without a seed get the lowest ones from `first_seed` on that no row of
-    their class names.
+    The columns are `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M), `count` (consecutive
+    seeds) and `side` (L or R, of a TLE); empty and ``n/a`` are unknown. Rows without a seed get the lowest ones from
+    `first_seed` on that no row of their class names.
 
     Raises:
         InputError: lists every fault with file, line and column; among them seeds that one class has twice.
@@ -224,7 +234,9 @@ def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
     columns = [read_column(raw, name, read, default) for name, (read, default) in _READERS.items()]
     rows = list(zip(*columns, strict=True))
     taken: dict[tuple[int, int], int] = {}
-    for index, (label, first, _, _, count) in enumerate(rows if not raw.problems else ()):
+    for index, (label, first, _, _, count, side) in enumerate(rows if not raw.problems else ()):
+        if side and not label:
+            raw.fault(index, "side", f"{side}, but HC has no side")
         for seed in range(first, first + count) if first is not None else ():
             earlier = taken.setdefault((label, seed), index)
             if earlier != index:
@@ -236,8 +248,8 @@ def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
         for label in LABELS.values()
     }
     return [
-        Wanted(label, seed, age, sex)
-        for label, first, age, sex, count in rows
+        Wanted(label, seed, age, sex, side)
+        for label, first, age, sex, count, side in rows
         for seed in itertools.islice(free[label] if first is None else itertools.count(first), count)
     ]
 
@@ -246,6 +258,12 @@ def _label(text: str) -> int:
     if text not in LABELS:
         raise ValueError(f"{text!r}; expected {' or '.join(LABELS)}")
     return LABELS[text]
+
+
+def _side(text: str) -> str:
+    if text not in {*SIDES.values(), *MISSING}:
+        raise ValueError(f"{text!r}; expected L or R")
+    return "" if text in MISSING else text
 
 
 def _whole(text: str, least: int, absent: int | None) -> int | None:
@@ -262,5 +280,6 @@ _READERS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "age": (lambda text: None if math.isnan(age := parse_age(text)) else age, None),
     "sex": (parse_sex, ""),
     "count": (lambda text: _whole(text, 1, 1), 1),
+    "side": (_side, ""),
 }
 """How each column of a table of wanted volumes is read, and its value where the table has no such column."""

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from cohort.pictures import gallery
-from cohort.tables import CLASS_NAMES
+from cohort.tables import CLASS_NAMES, DIAGNOSES, SIDES
 from diffusion.checkpoint import resume_diffusion, save_diffusion, start_from
-from diffusion.config import PRESETS, TrainConfig
+from diffusion.config import NO_SIDE, PRESETS, SIDE_CODES, TrainConfig
 from diffusion.covariates import Scales, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, LatentSpace, fit_space
 from diffusion.model import DiT
@@ -62,6 +62,8 @@ def main(config: TrainConfig) -> None:
     model, data = build(config, data, process, device)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
+        if config.model.sides and not model.config.sides:
+            run.say("sides are no condition: training latents do not name both, L and R (VAE.save_latent adds them)")
         state = fresh_state(model, config)
         resume(run, state, data, config)
         network, guard = distributed.wrap(model), training.LossGuard(device.kind)
@@ -142,7 +144,7 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     if rank >= count:
         raise InputError(f"--model.linear-rank {rank} needs more than the {count} latents")
     torch.manual_seed(seeding.address(config.seed, "weights"))
-    model = DiT(config.model, shape, process)
+    model = DiT(replace(config.model, sides=config.model.sides and data.train.has_sides), shape, process)
     if config.init is not None:
         start = start_from(config.init, model, config.process)
         known = start.space.statistics
@@ -150,7 +152,7 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
         ledger = sorted({*data.ledger, *start.ledger})
         data = replace(data, space=replace(start.space, statistics=here), ledger=ledger)
     elif model.start is not None:
-        model.start.fit(data.space.enter(data.train.mu.cpu()), data.train.labels)
+        model.start.fit(data.space.enter(data.train.mu.cpu()), data.train.labels, data.train.sides)
     model = device.module(model)
     if config.compile and device.kind.type == "cuda":
         for block in model.blocks:  # block by block: one compilation serves them all
@@ -169,14 +171,17 @@ def train_step(
     t = process.draw_times(size, draw, device.kind)
     dropped = torch.rand(size, generator=draw, device=device.kind) < config.label_dropout
     hidden = torch.rand((size, len(data.scales)), generator=draw, device=device.kind) < config.covariate_dropout
-    posterior, eps, t, dropped, hidden = map(distributed.local, (posterior, eps, t, dropped, hidden))
+    sideless = torch.rand(size, generator=draw, device=device.kind) < config.side_dropout
+    posterior, eps, t, dropped, hidden, sideless = map(
+        distributed.local, (posterior, eps, t, dropped, hidden, sideless)
+    )
 
     batch = train.batch(training.balanced_rows(train.labels, size, step, config.seed, "epoch of class "), posterior)
     z = data.space.enter(batch.z)
-    y = torch.where(dropped, config.model.classes, batch.y)
+    y, side = torch.where(dropped, config.model.classes, batch.y), batch.side.masked_fill(dropped | sideless, NO_SIDE)
     covariates = batch.covariates.masked_fill(hidden, math.nan)
     with device.autocast():
-        prediction = network(process.noised(z, eps, t), t, y, covariates)
+        prediction = network(process.noised(z, eps, t), t, y, covariates, side)
     loss = process.loss(prediction, z, eps, t).mean()
     decay_from = round(config.steps * (1.0 - config.decay_share))
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps, decay_from)
@@ -213,7 +218,7 @@ def held_out_losses(model: DiT, val: Latents, process: Process, space: LatentSpa
         batch = val.batch(torch.full((BINS,), row), posterior)
         z = space.enter(batch.z)
         with device.autocast():
-            prediction = model(process.noised(z, eps, t), t, batch.y, batch.covariates)
+            prediction = model(process.noised(z, eps, t), t, batch.y, batch.covariates, batch.side)
         label = int(val.labels[row])
         total[label] += process.loss(prediction, z, eps, t).double().cpu()
         count[label] += 1
@@ -235,17 +240,22 @@ def by_class_and_noise(losses: torch.Tensor) -> dict[str, float]:
 def draw_samples(
     run: Run, state: DiffusionState, space: LatentSpace, process: Process, vae: LoadedVAE, config: TrainConfig
 ) -> None:
-    """Four samples, two of each class from the same two noises, as a picture; 25 steps with averaged weights."""
+    """Two samples of each class, or of HC and each side, from the same two noises, as a picture; 25 steps with averaged
+    weights.
+    """
     device, model = run.device, state.model
     draw = seeding.generator(config.seed, "samples", device=device.kind)
     noise = torch.randn((2, *model.latent_shape), generator=draw, device=device.kind)
-    y = torch.tensor([0, 0, 1, 1], device=device.kind)
+    names = ("HC", "TLE-L", "TLE-R") if model.config.sides else CLASS_NAMES
+    y = torch.tensor([DIAGNOSES[name] for name in names], device=device.kind).repeat_interleave(2)
+    codes = [SIDE_CODES[SIDES.get(name, "")] for name in names]
+    side = torch.tensor(codes, device=device.kind).repeat_interleave(2)
     with training.swapped_weights(model, state.ema[state.track]), device.autocast():
         steps = min(25, process.timesteps)
-        denoise = guided(model, process, y)
-        z = SAMPLERS[DEFAULT](denoise, noise.repeat(2, 1, 1, 1, 1), process, steps, lambda: noise)
+        denoise = guided(model, process, y, side=side)
+        z = SAMPLERS[DEFAULT](denoise, noise.repeat(len(names), 1, 1, 1, 1), process, steps, lambda: noise)
         x = vae.model.decode(device.tensor(space.leave(z))).clamp(0, 1)[:, 0].float().cpu().numpy()
-    rows, title = [("HC", list(x[:2])), ("TLE", list(x[2:]))], "same noise in each column"
+    rows, title = [(name, list(x[2 * k : 2 * k + 2])) for k, name in enumerate(names)], "same noise in each column"
     gallery(run.samples / f"samples_{state.step:06d}.png", rows, title=f"synthetic, step {state.step}; {title}")
 
 

@@ -154,7 +154,33 @@ def anatomy(found: dict) -> str:
                 f"label alone, {swap['n']} seeds as HC and as TLE, {name}: {change['difference']:+.3f} ml "
                 f"[{change['difference_low']:+.3f}, {change['difference_high']:+.3f}]"
             )
-    return listed([*lines, found["method"]])
+    return listed([*lines, *laterality(found.get("laterality", {})), found["method"]])
+
+
+def laterality(found: dict) -> list[str]:
+    """Hippocampal effects on the side of the epilepsy and on the other, and what label and side change."""
+    if "effects" not in found:
+        return []
+    lines = []
+    for name in ("ipsilateral Hippocampus", "contralateral Hippocampus"):
+        effects = {key: own["measures"][name] for key, own in found["effects"].items() if name in own["measures"]}
+        shown = [
+            f"{key} {effect['d']:+.2f} [{effect['d_low']:+.2f}, {effect['d_high']:+.2f}]"
+            for key, effect in effects.items()
+            if effect["d"] is not None
+        ]
+        lines += [f"d of TLE against HC, {name}: {', '.join(shown)}"] if shown else []
+    for name, effects in found["agreement"].items():
+        if "correlation" in effects:
+            lines.append(f"effects by side, {name}: correlation {effects['correlation']:.2f}, p {effects['p']:.3g}")
+    for name, swap in found["label_swap"].items():
+        changes = {key: own for key, own in swap.get("measures", {}).items() if key.endswith("Hippocampus")}
+        shown = [
+            f"{key} {change['difference']:+.3f} ml [{change['difference_low']:+.3f}, {change['difference_high']:+.3f}]"
+            for key, change in changes.items()
+        ]
+        lines += [f"{name}, {swap['n']} seeds, same noise: {', '.join(shown)}"] if shown else []
+    return [*lines, found["method"]]
 
 
 def privacy(found: dict) -> str:

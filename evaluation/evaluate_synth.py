@@ -16,6 +16,7 @@ from typing import Literal
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import ScanStack, load_scans
 from cohort.tables import read_table
+from cohort.volumes import list_volumes
 from diffusion.checkpoint import load_diffusion
 from evaluation import anatomy, cards, controls, diversity, figures, realism
 from evaluation.effects import class_counts
@@ -32,7 +33,7 @@ from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import load_vae
 
-FORMAT = 3
+FORMAT = 4
 PARTS = ("diversity", "anatomy", "privacy")
 
 
@@ -48,6 +49,9 @@ class EvaluateConfig:
     """Folder of synthetic volumes of controls."""
     synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
     """Folder of synthetic volumes of patients."""
+    synth_swap: Path | None = None
+    """Folder of patients of the seeds of --synth-tle, each of the other side or all of one (save_synth --side): adds
+    TLE-L against TLE-R from the same noise to the anatomy part, and is used for nothing else."""
     vae: Path | None = None
     """The generator's VAE checkpoint: adds a latent space and an attack on the VAE to the privacy part."""
     diffusion: Path | None = None
@@ -90,17 +94,18 @@ def main(config: EvaluateConfig) -> None:
     grid, weights = grid_of(config), read_weights(config.weights)
     folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
-    made = (config.synth_hc, config.synth_tle)
+    swap = {} if config.synth_swap is None else {"swap": list_volumes(config.synth_swap)}
+    made = (config.synth_hc, config.synth_tle, *([config.synth_swap] if swap else []))
     leak, warnings = check_ledgers(tables, made, allow_leak=config.allow_leak, audit="privacy" in config.parts)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
     files = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
     numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed, config.precision)
     settings = [FORMAT, *numbers, config.allow_leak, sorted(config.parts)]
-    inputs = fingerprint(scans, folders, files, weights, settings)
+    inputs = fingerprint(scans, folders | swap, files, weights, settings)
     if is_done(config, inputs):
         print(f"{config.out}: done already, for the same inputs")
         return
-    synthetic = read_synthetic(folders, grid, config.cache_dir / "synthetic")
+    synthetic = read_synthetic(folders, grid, config.cache_dir / "synthetic", config.synth_swap)
     check_checkpoints(config, synthetic)
     warnings += check_counts(scans, synthetic)
     device = pick_device(config.precision, config.threads)

@@ -33,8 +33,12 @@ class Synthetic:
     """(N,) class codes."""
     seeds: list[int | None]
     """Of each volume; None where it does not say."""
+    sides: np.ndarray
+    """(N,) L or R of a TLE that was generated for a side, else empty."""
     checkpoints: dict[str, list[str]]
     """Hashes of the checkpoints that the volumes name, by stage."""
+    swapped: "Synthetic | None" = None
+    """Patients of the same seeds and the other side."""
 
 
 def folders_of(synth_hc: Path, synth_tle: Path) -> dict[str, list[Path]]:
@@ -82,13 +86,16 @@ def check_training(train: pd.DataFrame, ledger: list[str], folder: Path, *, audi
     return [said]
 
 
-def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path) -> Synthetic:
+def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path, swap: Path | None = None) -> Synthetic:
     """Reads all volumes, one at a time, and keeps them scaled as scans are, in files of the cache named by content.
 
+    `swap` is the folder of `Synthetic.swapped`.
+
     Raises:
-        InputError: names every volume that is refused, with the reason.
+        InputError: names every volume that is refused, with the reason; or `swap` is of other checkpoints.
     """
-    files, labels, seeds, origins, problems = [], [], [], {"vae": set(), "diffusion": set()}, []
+    swapped = None if swap is None else read_synthetic({"TLE": list_volumes(swap)}, grid, cache_dir)
+    files, labels, seeds, sides, origins, problems = [], [], [], [], {"vae": set(), "diffusion": set()}, []
     for name, paths in folders.items():
         for path in tqdm(paths, desc=f"reading {name}", unit="volume", leave=False):
             try:
@@ -102,12 +109,16 @@ def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path) 
                 files.append(_kept(volume.image, cache_dir))
                 labels.append(volume.label)
                 seeds.append(volume.seed)
+                sides.append(volume.side)
                 for stage, hashes in origins.items():
                     hashes.add(getattr(volume, stage) or "not stated")
     if problems:
         raise InputError.of("synthetic volumes refused", problems)
     checkpoints = {stage: sorted(hashes) for stage, hashes in origins.items()}
-    return Synthetic(VolumeStack(files, grid.shape), np.array(labels), seeds, checkpoints)
+    if swapped is not None and swapped.checkpoints != checkpoints:
+        raise InputError(f"{swap}: volumes of {swapped.checkpoints}, those of the two classes are of {checkpoints}")
+    stack = VolumeStack(files, grid.shape)
+    return Synthetic(stack, np.array(labels), seeds, np.array(sides, dtype=str), checkpoints, swapped)
 
 
 def _kept(image: np.ndarray, cache_dir: Path) -> Path:

@@ -76,6 +76,28 @@ def label_alone(result: dict) -> pd.DataFrame:
     return table.filter(["difference", "difference_low", "difference_high", "d", "same_sign"]).astype(float).round(3)
 
 
+def effects_by_side(result: dict) -> pd.DataFrame:
+    """Cohen's d of regions on the side of the epilepsy and on the other, by set, and what the label alone changes (ml).
+
+    Empty where no side is known.
+    """
+    found = result["anatomy"].get("laterality", {})
+    swap, rows = found.get("label_swap", {}).get("HC to TLE", {}).get("measures", {}), {}
+    for structure in ("Hippocampus", "Amygdala", "Inf Lat Vent", "Thalamus"):
+        for name in (f"ipsilateral {structure}", f"contralateral {structure}"):
+            effects = {key: own["measures"].get(name) for key, own in found.get("effects", {}).items()}
+            row = {
+                key: "{d:+.2f} [{d_low:+.2f}, {d_high:+.2f}]".format(**effect)
+                for key, effect in effects.items()
+                if effect and effect["d"] is not None
+            }
+            if name in swap:
+                change = "{difference:+.3f} [{difference_low:+.3f}, {difference_high:+.3f}]".format(**swap[name])
+                row["label alone, ml"] = change
+            rows |= {name: row} if row else {}
+    return pd.DataFrame(rows).T.fillna("")
+
+
 def attacks(result: dict) -> pd.DataFrame:
     """Membership attacks: AUC with interval, and the share of training subjects found at 1 % false alarms."""
     rows = {}

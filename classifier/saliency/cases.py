@@ -23,7 +23,7 @@ def read_cases(
 ) -> pd.DataFrame:
     """The cases of all origins, at most `limit` of each, HC and TLE in turn; what is no real scan must be on `grid`.
 
-    A synthetic volume's label is the class that it was made for; a reconstruction (VAE.infer ``--nifti``) has the
+    A synthetic volume's label and side are those that it was made for; a reconstruction (VAE.infer ``--nifti``) has the
     subject, class and side of its scan in `csv`. To the columns of `cohort.tables.read_table` come `origin` (real,
     synthetic or reconstruction) and `stem`, the name of the case's files, unique within its origin.
     """
@@ -74,10 +74,12 @@ def _synthetic(folder: Path) -> list[dict]:
         raise InputError(f"{folder}: no volume pickles (*.pkl) to explain")
     rows = []
     for path in paths:
-        name, label = f"synthetic_{path.stem}", read_volume(path).label
-        unknown = dict.fromkeys(("side", "session", "sex", "site"), "")
+        name, volume = f"synthetic_{path.stem}", read_volume(path)
+        label, side = volume.label, volume.side
+        diagnosis = f"{CLASS_NAMES[label]}-{side}" if side else CLASS_NAMES[label]
+        unknown = dict.fromkeys(("session", "sex", "site"), "")
         given = {"subject": name, "group": name, "file": str(path.resolve())}
-        rows.append({**given, **unknown, "label": label, "diagnosis": CLASS_NAMES[label]})
+        rows.append({**given, **unknown, "label": label, "side": side, "diagnosis": diagnosis})
     return rows
 
 

@@ -23,6 +23,7 @@ DILATE_MM = 3.0
 MIN_VOXELS = 8
 """Regions with fewer voxels on the grid are left out, on both sides; at 4 mm the accumbens (8 and 9) stays."""
 ASYMMETRY = "asymmetry of "
+IPSILATERAL, CONTRALATERAL = "ipsilateral ", "contralateral "
 T1, GREY_MATTER = "T1", "grey-matter map"
 
 _SUMMED = (
@@ -145,6 +146,22 @@ def region_table(volumes: Sequence[np.ndarray], grid: Grid) -> tuple[tuple[str, 
     total = left + right
     asymmetry = np.divide(left - right, total, out=np.zeros_like(total), where=total > 0)
     return (*regions, *(ASYMMETRY + structure for structure in structures)), np.hstack([ml, asymmetry])
+
+
+def by_side(names: tuple[str, ...], values: np.ndarray, sides: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Measures (N, M) of structures with two sides, in the order of each subject's own side.
+
+    `sides` is (N,) of L and R. First IPSILATERAL, then CONTRALATERAL names; then asymmetries, where there are any, now
+    (ipsilateral - contralateral) / (ipsilateral + contralateral). Other measures are left out.
+    """
+    structures = [name.removeprefix("Left ") for name in names if name.startswith("Left ")]
+    left, right = (values[:, columns_of(names, [f"{side} {structure}" for structure in structures])] for side in SIDES)
+    asymmetries = [name for name in names if name.startswith(ASYMMETRY)]
+    is_left = (np.asarray(sides) == "L")[:, None]
+    ordered = (np.where(is_left, left, right), np.where(is_left, right, left))
+    turned = np.where(is_left, 1, -1) * values[:, columns_of(names, asymmetries)]
+    labelled = (kind + structure for kind in (IPSILATERAL, CONTRALATERAL) for structure in structures)
+    return (*labelled, *asymmetries), np.hstack([*ordered, turned])
 
 
 def columns_of(names: tuple[str, ...], wanted: Iterable[str]) -> list[int]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from diffusion.config import ModelConfig
+from diffusion.config import NO_SIDE, ModelConfig
 from diffusion.model.linear_start import LinearStart
 from diffusion.process import Process
 from runtime.errors import InputError
@@ -158,7 +158,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts noise, clean latent or velocity from a noised latent, its time, its class and its covariates.
+    """Predicts noise, clean latent or velocity from a noised latent, its time, its class, side and covariates.
 
     `latent_shape` (C, D, H, W) fixes the positions; `process` is needed by the linear start alone.
     """
@@ -181,13 +181,15 @@ class DiT(nn.Module):
         self.register_buffer("rotation", rotary_table(tokens, head_dim) if rotary else None, persistent=False)
         self.time = nn.Sequential(nn.Linear(TIME_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(config.classes + 1, dim)
+        self.side = nn.Embedding(NO_SIDE + 1, dim) if config.sides else None
         self.covariates = Covariates(len(config.covariates), dim) if config.covariates else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, width)
         rank = config.linear_rank
-        self.start = LinearStart(rank, self.latent_shape, config.classes, process) if rank else None
+        fixed = (rank, self.latent_shape, config.classes, process)
+        self.start = LinearStart(*fixed, sides=config.sides) if rank else None
         self._initialise()
 
     @property
@@ -202,6 +204,8 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.label.weight, std=0.02)
+        if self.side is not None:
+            nn.init.normal_(self.side.weight, std=0.02)
         for layer in (self.time[0], self.time[2]):
             nn.init.normal_(layer.weight, std=0.02)
         silent = [*(block.modulation for block in self.blocks), self.modulation, self.out]
@@ -214,7 +218,12 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, covariates: torch.Tensor | None = None
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        y: torch.Tensor,
+        covariates: torch.Tensor | None = None,
+        side: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Prediction in the shape of the input, float32.
 
@@ -223,11 +232,14 @@ class DiT(nn.Module):
             t: times (B,) on the process's scale, int64 or float.
             y: classes (B,), int64 in [0, classes]; `classes` itself is the null class.
             covariates: (B, K) in the order of `config.covariates`, NaN where unknown; None for all unknown.
+            side: (B,) of `config.SIDE_CODES`, int64; None for all unknown. A network without sides does not look at it.
         """
         K = len(self.config.covariates)
         if covariates is not None and covariates.shape[1] != K:
             raise ValueError(f"{covariates.shape[1]} covariates, the network has {K}: {self.config.covariates}")
         cond = self.time(sincos(t, TIME_DIM)) + self.label(y)  # (B, dim)
+        if self.side is not None:
+            cond = cond + self.side(torch.full_like(y, NO_SIDE) if side is None else side)
         if self.covariates is not None:
             cond = cond + self.covariates(cond.new_full((len(y), K), math.nan) if covariates is None else covariates)
         cond = F.silu(cond)
@@ -239,4 +251,4 @@ class DiT(nn.Module):
             x = block(x, cond, self.rotation)
         x = modulate(self.norm_out(x), *self.modulation(cond).chunk(2, dim=1))
         prediction = unpatchify(self.out(x).float(), self.config.patch, self.latent_shape)
-        return prediction if self.start is None else prediction + self.start(z_t, t, y).float()
+        return prediction if self.start is None else prediction + self.start(z_t, t, y, side).float()

@@ -1,4 +1,4 @@
-"""Where a small run starts from: the exact denoiser of one Gaussian per class, fitted to the training latents.
+"""Where a small run starts from: the exact denoiser of one Gaussian per class and side, fitted to training latents.
 
 A new DiT predicts nothing, and a few hundred steps are too few to learn even how a brain varies linearly. Probabilistic
 PCA knows that in closed form, so the network starts from it and learns what a Gaussian misses.
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from diffusion.config import NO_SIDE
 from diffusion.process import Process
 
 
@@ -21,37 +22,54 @@ class LinearStart(nn.Module):
     E[z] = alpha s / (alpha^2 s + sigma^2) of it and about the noise E[eps] = sigma / (alpha^2 s + sigma^2) of it. The
     target is linear in z and eps, so the same combination of these gains is its best prediction.
 
-    There are `rank` principal axes U. The null class, `classes` itself, has the mean of all latents.
+    There are `rank` principal axes U. The null class, `classes` itself, has the mean of all latents. With `sides`,
+    a class's latents of a known side have a mean of their own, m_L or m_R; the mean of the class, which those of
+    unknown side get, is that of the mixture.
     """
 
-    def __init__(self, rank: int, latent_shape: tuple[int, int, int, int], classes: int, process: Process) -> None:
+    def __init__(
+        self, rank: int, latent_shape: tuple[int, int, int, int], classes: int, process: Process, *, sides: bool = False
+    ) -> None:
         super().__init__()
         size = math.prod(latent_shape)
-        self.process = process
+        self.process, self.classes, self.sides = process, classes, sides
         self.register_buffer("axes", torch.zeros(rank, size))
         self.register_buffer("variances", torch.zeros(rank + 1))  # the last is the rest
-        self.register_buffer("means", torch.zeros(classes + 1, size))
+        self.register_buffer("means", torch.zeros(classes + 1 + (NO_SIDE if sides else 0), size))  # classes, null, L, R
+
+    def rows(self, y: torch.Tensor, side: torch.Tensor | None) -> torch.Tensor:
+        """Which of the means belong to classes y (B,) and sides (B,) as `DiT.forward` takes them: (B,)."""
+        if side is None or not self.sides:
+            return y
+        return torch.where(side == NO_SIDE, y, self.classes + 1 + side)
 
     @torch.no_grad()
-    def fit(self, z: torch.Tensor, y: torch.Tensor) -> None:
-        """Fits to training latents z (N, C, D, H, W) in the network's space, N > rank, and classes y (N,), int64."""
+    def fit(self, z: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None) -> None:
+        """Fits to training latents z (N, C, D, H, W) in the network's space, N > rank, classes and sides (N,), int64.
+
+        With `sides`, the training latents must hold both.
+        """
         rank, size = self.axes.shape
-        flat = z.flatten(1).double()
+        flat, rows = z.flatten(1).double(), self.rows(y, side)
         self.means.copy_(class_means(flat, y, len(self.means)))
-        _, singular, axes = torch.linalg.svd(flat - self.means.double()[y], full_matrices=False)
+        if self.sides:
+            self.means[self.classes + 1 :] = class_means(flat, rows, len(self.means))[self.classes + 1 :]
+        _, singular, axes = torch.linalg.svd(flat - self.means.double()[rows], full_matrices=False)
         variances = singular.square() / len(flat)
         rest = variances[rank:].sum() / (size - rank)
         self.axes.copy_(axes[:rank])
         self.variances.copy_(torch.cat([variances[:rank], rest[None]]))
 
-    def forward(self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Prediction in the shape of z_t (B, C, D, H, W), for times t (B,) and classes y (B,)."""
+    def forward(
+        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Prediction in the shape of z_t (B, C, D, H, W), for times t, classes y and sides, (B,) each."""
         with torch.autocast(z_t.device.type, enabled=False):  # bfloat16 would round what is known exactly
             alpha, sigma = self.process.coefficients(t)  # each (B, 1, 1, 1, 1)
             variances = self.variances.view(1, -1, 1, 1, 1)
             spread = alpha**2 * variances + sigma**2
             gains = self.process.wanted(alpha * variances / spread, sigma / spread, t).flatten(1)  # (B, rank + 1)
-            m = self.means[y].view_as(z_t)
+            m = self.means[self.rows(y, side)].view_as(z_t)
             centred = (z_t - alpha * m).flatten(1)
             scores = (centred @ self.axes.T) * (gains[:, :-1] - gains[:, -1:])  # (B, rank)
             prediction = gains[:, -1:] * centred + scores @ self.axes

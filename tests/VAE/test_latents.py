@@ -22,10 +22,10 @@ from VAE.latents import (
 GRID = {"name": "smoke"}
 
 
-def latent(subject: str = "sub-1", vae: str = "v1", size: int = 2) -> Latent:
+def latent(subject: str = "sub-1", vae: str = "v1", size: int = 2, side: str = "R") -> Latent:
     random = np.random.default_rng(len(subject))
     mu, logvar = random.standard_normal((2, 4, size, 3, 2)).astype(np.float32)
-    return Latent(mu, logvar, 1, subject, vae, GRID)
+    return Latent(mu, logvar, 1, subject, vae, GRID, side)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -33,12 +33,12 @@ def test_round_trip(tmp_path: Path) -> None:
     back = read_latent(tmp_path / "a.pkl")
     np.testing.assert_array_equal(back.mu, latent().mu)
     np.testing.assert_array_equal(back.logvar, latent().logvar)
-    assert (back.label, back.subject, back.vae, back.grid) == (1, "sub-1", "v1", GRID)
+    assert (back.label, back.subject, back.vae, back.grid, back.side) == (1, "sub-1", "v1", GRID, "R")
 
 
 def test_older_files_with_three_fields_are_read(tmp_path: Path) -> None:
     save_pickle(tmp_path / "old.pkl", {"mu": latent().mu, "logvar": latent().logvar, "label": 0})
-    assert read_latent(tmp_path / "old.pkl").subject == "old"
+    assert (read_latent(tmp_path / "old.pkl").subject, read_latent(tmp_path / "old.pkl").side) == ("old", "")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,8 @@ def test_older_files_with_three_fields_are_read(tmp_path: Path) -> None:
         ({"mu": np.full((4, 2, 2, 2), np.nan), "logvar": np.ones((4, 2, 2, 2)), "label": 0}, "not finite"),
         ({"mu": np.ones((4, 2, 2, 2)), "logvar": np.ones((4, 2, 2, 2)), "label": "HC"}, "label 'HC', expected"),
         ({"mu": np.ones((4, 2, 2, 2)), "logvar": np.ones((4, 2, 2, 2)), "label": 0, "format": 9}, "format 9"),
+        ({"mu": np.ones((4, 2, 2, 2)), "logvar": np.ones((4, 2, 2, 2)), "label": 1, "side": "B"}, "side 'B', expected"),
+        ({"mu": np.ones((4, 2, 2, 2)), "logvar": np.ones((4, 2, 2, 2)), "label": 0, "side": "L"}, "side 'L', expected"),
     ],
 )
 def test_malformed_latents_are_named(tmp_path: Path, record: object, message: str) -> None:

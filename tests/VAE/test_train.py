@@ -20,7 +20,7 @@ from runtime.device import Device
 from tests.support.processes import fill, kill_at_step, run_here, script, small_disk
 from VAE.checkpoint import load_vae
 from VAE.config import PRESETS, LossConfig
-from VAE.latents import read_latent, read_split, read_statistics
+from VAE.latents import read_latent, read_split, read_statistics, write_latent
 from VAE.losses import LossNetworks, term_weights
 from VAE.train import VAEState, build, train_step
 
@@ -118,12 +118,14 @@ def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, 
     assert sums.returncode == 0
     assert len((tmp_path / "train/SHA256SUMS").read_text().splitlines()) == 12
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pkl")}
-    missing = tmp_path / "train" / "train03.pkl"
-    content = missing.read_bytes()
+    assert [latent.side for latent in latents[:4]] == ["", "L", "", "L"]
+    missing, sideless = (tmp_path / "train" / name for name in ("train03.pkl", "train05.pkl"))
+    contents = {path: path.read_bytes() for path in (missing, sideless)}
     missing.unlink()
+    write_latent(sideless, replace(read_latent(sideless), side=""))  # as an older version wrote it
     run_here(*words)
-    assert missing.read_bytes() == content
-    assert all(path.stat().st_mtime_ns == before[path] for path in before if path != missing)
+    assert all(path.read_bytes() == content for path, content in contents.items())
+    assert all(path.stat().st_mtime_ns == before[path] for path in before if path not in contents)
     other = run_here(*words[:2], trained / "checkpoints/last.pt", *words[3:], ok=False)
     assert other.returncode == 2
     assert "made by VAE" in other.stderr

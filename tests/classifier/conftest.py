@@ -55,7 +55,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label, name in enumerate(CLASS_NAMES):
         out = folder / f"synth_{name}"
         for seed in range(8):
-            write_volume(out / volume_name(label, seed), Volume(head(rng, label), label, seed, GRID.affine))
+            volume = Volume(head(rng, label), label, seed, GRID.affine, side="LR"[seed % 2] if label else "")
+            write_volume(out / volume_name(label, seed), volume)
         write_json(out / "ledger.json", {"ledger": ledger_of(tables["train"])})
     return folder
 

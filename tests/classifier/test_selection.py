@@ -64,8 +64,12 @@ def test_synthetic_subsets_are_nested_and_seeded(config):
 
     assert names(3) < names(4) < names(8)
     assert names(3) != names(3, seed=1)
-    drawn = choose_synthetic(config, {"HC": 2, "TLE": 1})
-    assert drawn["label"].tolist() == [0, 0, 1]
+    drawn = choose_synthetic(config, {"HC": 2, "TLE": 4})
+    assert drawn["label"].tolist() == [0, 0, 1, 1, 1, 1]
+    seeds = drawn["subject"].str[-6:].astype(int)
+    sides = ["" if label == 0 else "LR"[seed % 2] for label, seed in zip(drawn["label"], seeds, strict=True)]
+    assert drawn["side"].tolist() == sides
+    assert drawn["diagnosis"].tolist() == ["HC"] * 2 + [f"TLE-{side}" for side in sides[2:]]
 
 
 def test_more_synthetic_volumes_than_exist(config):

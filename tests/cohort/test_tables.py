@@ -49,6 +49,17 @@ def test_optional_columns_may_be_absent_and_others_are_kept(folder):
     assert frame.loc[0, ["session", "sex", "site", "group", "note"]].tolist() == ["", "", "", "s1", "007"]
 
 
+def test_a_column_side_completes_a_plain_tle_and_is_written_as_the_diagnosis(folder):
+    rows = "s,a.nii,TLE,left\nt,b.nii,TLE,R\nu,c.nii,TLE,bilateral\nv,d.nii,HC,L\n"
+    frame = read_table(table(folder, "subject,file,diagnosis,side\n" + rows))
+    assert frame["side"].tolist() == ["L", "R", "", ""]
+    assert frame["diagnosis"].tolist() == ["TLE-L", "TLE-R", "TLE", "HC"]
+    write_table(folder / "again.csv", frame)
+    pd.testing.assert_frame_equal(read_table(folder / "again.csv"), frame)
+    with pytest.raises(InputError, match="line 2, column side: R, but the diagnosis is TLE-L"):
+        read_table(table(folder, "subject,file,diagnosis,side\ns,a.nii,TLE-L,right\n"))
+
+
 # Each fault alone: the rows, and what the message has to say.
 FAULTS = {
     "empty subject": (",a.nii,HC,,,,", ["line 2, column subject", "empty"]),

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from cohort.scans import GRIDS, load_scan
-from cohort.volumes import Volume, list_volumes, read_image, read_volume, volume_name, write_nifti, write_volume
+from cohort.volumes import (
+    Volume,
+    list_volumes,
+    read_image,
+    read_volume,
+    side_of,
+    volume_name,
+    write_nifti,
+    write_volume,
+)
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
@@ -24,7 +33,7 @@ def dump(path, value):
 
 
 def test_round_trip(tmp_path):
-    volume = Volume(image(), 1, 42, GRID.affine, "abc", "def", "ddim", 50, 1.5)
+    volume = Volume(image(), 1, 42, GRID.affine, "abc", "def", "ddim", 50, 1.5, "R")
     path = tmp_path / volume_name(1, 42)
     write_volume(path, volume)
     back = read_volume(path)
@@ -32,9 +41,10 @@ def test_round_trip(tmp_path):
     assert np.array_equal(back.image, volume.image)
     assert back.image.dtype == np.float32
     assert np.array_equal(back.affine, GRID.affine)
-    assert [getattr(back, name) for name in ("label", "seed", "vae", "diffusion", "sampler", "steps", "guidance")] == [
-        *(1, 42, "abc", "def", "ddim", 50, 1.5)
-    ]
+    names = ("label", "seed", "vae", "diffusion", "sampler", "steps", "guidance", "side")
+    assert [getattr(back, name) for name in names] == [1, 42, "abc", "def", "ddim", 50, 1.5, "R"]
+    assert side_of(path) == "R"
+    assert side_of(tmp_path / "absent.pkl") == ""
 
 
 def test_contents_are_a_plain_dict(tmp_path):
@@ -50,6 +60,7 @@ def test_older_file_with_image_and_label_only(tmp_path):
     assert back.image.dtype == np.float32
     assert back.label == 1
     assert back.seed is None
+    assert back.side == ""
     assert back.affine is None
 
 
@@ -64,6 +75,8 @@ FAULTS = {
     "not finite": ({"image": np.full(GRID.shape, np.nan), "label": 0}, "9600 voxels are not finite"),
     "affine": ({"image": image(), "label": 0, "affine": np.eye(3)}, "affine: expected 4x4"),
     "format": ({"image": image(), "label": 0, "format": 9}, "format 9"),
+    "side": ({"image": image(), "label": 1, "side": "left"}, "side: expected L, R"),
+    "side of HC": ({"image": image(), "label": 0, "side": "L"}, "of a TLE; got 'L'"),
     "seed": ({"image": image(), "label": 0, "seed": "7"}, "seed: got '7'"),
 }
 

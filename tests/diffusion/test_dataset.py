@@ -20,7 +20,7 @@ def posteriors(labels: list[int]) -> list[Latent]:
     random = np.random.default_rng(0)
     mus = [(random.standard_normal((2, 3, 3, 3)) * [[[[1]]], [[[4]]]] + 5).astype(np.float32) for _ in labels]
     return [
-        Latent(mu, np.full_like(mu, -2.0), label, f"s{k}", "v", {"name": "smoke"})
+        Latent(mu, np.full_like(mu, -2.0), label, f"s{k}", "v", {"name": "smoke"}, "LR"[k % 4 // 2] if label else "")
         for k, (mu, label) in enumerate(zip(mus, labels, strict=True))
     ]
 
@@ -43,6 +43,16 @@ def test_batches_are_samples_of_the_posterior(tmp_path: Path) -> None:
     assert batch.covariates.shape == (2, 0)
     data.covariates = torch.tensor([[0.0], [1.0], [2.0]])
     assert data.batch(rows, eps).covariates.tolist() == [[2.0], [1.0]]
+
+
+def test_sides_come_along_and_both_must_be_there(tmp_path: Path) -> None:
+    write_split(tmp_path / "both", [0, 1, 0, 1])
+    data = Latents(tmp_path / "both", "train", 2, CPU)
+    assert data.has_sides
+    rows = torch.tensor([3, 0, 1])
+    assert data.batch(rows, torch.zeros(3, 2, 3, 3, 3)).side.tolist() == [1, 2, 0]  # R, none, L
+    write_split(tmp_path / "left", [0, 1])
+    assert not Latents(tmp_path / "left", "train", 2, CPU).has_sides
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1], [0, 1, 2]])

@@ -82,6 +82,18 @@ def test_samples_do_not_see_each_other() -> None:
     torch.testing.assert_close(model(z, t, y, covariates), alone, atol=1e-5, rtol=1e-5)
 
 
+def test_a_side_counts_only_where_the_network_has_sides() -> None:
+    (z, t, y), names = inputs(3), DiT(SMALL, (3, 4, 4, 4)).state_dict().keys()
+    plain = awake(DiT(SMALL, (3, 4, 4, 4)))
+    assert torch.equal(plain(z, t, y, None, torch.tensor([0, 1, 2])), plain(z, t, y))
+    model = awake(DiT(replace(SMALL, sides=True), (3, 4, 4, 4)))
+    assert model.state_dict().keys() - names == {"side.weight"}
+    left, right, unknown = (model(z, t, y, None, torch.full_like(y, side)) for side in range(3))
+    assert torch.equal(unknown, model(z, t, y))
+    assert not torch.allclose(left, right)
+    assert not torch.allclose(left, unknown)
+
+
 def test_heads_that_cannot_be_rotated_are_refused() -> None:
     with pytest.raises(InputError, match="heads of 15 dimensions, expected an even number"):
         DiT(replace(SMALL, positions="rotary", dim=30, heads=2), (3, 5, 7, 6))

@@ -32,7 +32,7 @@ class Few:
         return 5
 
     def batch(self, rows: torch.Tensor, eps: torch.Tensor) -> Batch:
-        return Batch(self.z[rows], self.labels[rows], torch.zeros(len(rows), 0))
+        return Batch(self.z[rows], self.labels[rows], torch.zeros(len(rows), 0), torch.full_like(rows, 2))
 
 
 def test_losses_equal_the_loop_over_latents_and_bins() -> None:

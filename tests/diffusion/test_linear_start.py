@@ -100,6 +100,49 @@ def test_the_fit_finds_means_axes_and_variances() -> None:
     assert difference[12:].abs().max() < 0.1
 
 
+def test_sides_have_means_of_their_own_and_those_of_unknown_side_the_mixtures() -> None:
+    """Right TLE at three times the left ones' number, their shift at 12 other positions; a quarter say no side."""
+    z, y = gaussian(20_000)
+    index = torch.arange(len(z))
+    right = (y == 1) & (index % 8 != 1)
+    z.view(-1, SIZE)[right, 12:] += 2.0
+    side = torch.where(y == 0, 2, right.long())
+    side[index % 16 == 3] = 2
+    process = build_process(ProcessConfig(target="x0"))
+    start = LinearStart(2, SHAPE, 2, process, sides=True)
+    start.fit(z, y, side)
+    hc, tle, _, left_mean, right_mean = start.means
+    torch.testing.assert_close((left_mean - hc)[12:], torch.zeros(12), atol=0.15, rtol=0)
+    torch.testing.assert_close((right_mean - hc)[12:], torch.full((12,), 2.0), atol=0.15, rtol=0)
+    torch.testing.assert_close(tle, z.flatten(1)[y == 1].mean(0))
+    known = side != 2
+    torch.testing.assert_close(start.variances, torch.tensor([9.0, 4.0, 0.25]), atol=0, rtol=0.2)
+    plain = LinearStart(2, SHAPE, 2, process)
+    plain.fit(z, y, side)  # of a network without sides: nothing changes
+    t = torch.full((len(z),), 700)
+    z_t = process.noised(z, torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), t)
+    rows = known & (y == 1)
+    error = {
+        name: (found[rows] - z[rows]).square().mean()
+        for name, found in {
+            "side": start(z_t, t, y, side),
+            "none": start(z_t, t, y),
+            "plain": plain(z_t, t, y, side),
+        }.items()
+    }
+    assert error["side"] < 0.7 * min(error["none"], error["plain"])
+
+
+def test_without_sides_the_fit_is_what_it_was() -> None:
+    z, y = gaussian(50)
+    starts = [LinearStart(2, SHAPE, 2, build_process(ProcessConfig())) for _ in range(2)]
+    starts[0].fit(z, y)
+    starts[1].fit(z, y, y)
+    for name, value in starts[0].state_dict().items():
+        assert torch.equal(value, starts[1].state_dict()[name]), name
+    assert starts[0].means.shape == (3, SIZE)
+
+
 def test_class_means_keep_a_weak_effect_of_a_region() -> None:
     """0.3 standard deviations at 200 of 2000 positions: invisible at each of them, right on average over the region."""
     generator = torch.Generator().manual_seed(0)

@@ -252,24 +252,31 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
 
 
 class StandIn(nn.Module):
-    """The DiT in a few lines: the prediction depends on latent, time, class and covariates."""
+    """The DiT in a few lines: the prediction depends on latent, time, class, covariates and side."""
 
     null_class = 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.label, self.time = nn.Embedding(3, 6), nn.Linear(1, 6)
+        self.label, self.time, self.side = nn.Embedding(3, 6), nn.Linear(1, 6), nn.Embedding(3, 6)
         self.covariate, self.mix = nn.Linear(2, 6), nn.Linear(3, 3)
         self.forwards: list[int] = []
 
     def forward(
-        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, covariates: torch.Tensor | None
+        self,
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        y: torch.Tensor,
+        covariates: torch.Tensor | None,
+        side: torch.Tensor | None,
     ) -> torch.Tensor:
         self.forwards.append(len(z_t))
         assert len(z_t) == len(t) == len(y)
         cond = torch.sin(self.time(t[:, None].float() / 100)) + self.label(y)
         if covariates is not None:
             cond = cond + self.covariate(torch.where(covariates.isnan(), -1.0, covariates))
+        if side is not None:
+            cond = cond + self.side(side)
         shift, scale = cond[:, :, None, None, None].chunk(2, dim=1)
         return self.mix(z_t.movedim(1, -1)).movedim(-1, 1) * (1 + scale) + shift
 
@@ -290,6 +297,15 @@ def test_guidance_mixes_all_channels_in_one_forward(network: StandIn, process: P
     assert network.forwards == [4]
     torch.testing.assert_close(mixed, unconditional + 3 * (conditional - unconditional), atol=1e-5, rtol=1e-5)
     assert all(not torch.allclose(mixed[:, c], conditional[:, c]) for c in range(3))
+
+
+def test_guidance_is_away_from_neither_class_nor_side(network: StandIn) -> None:
+    z, y, side = normal(3, 3, 4, 4, 4), torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
+    conditional = guided(network, LINEAR, y, side=side)(z, 700)
+    unconditional = guided(network, LINEAR, torch.full_like(y, 2), side=torch.full_like(side, 2))(z, 700)
+    mixed = guided(network, LINEAR, y, side=side, guidance=3.0)(z, 700)
+    torch.testing.assert_close(mixed, unconditional + 3 * (conditional - unconditional), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(conditional, guided(network, LINEAR, y, side=side.flip(0))(z, 700))
 
 
 def test_outside_its_interval_guidance_costs_nothing(network: StandIn) -> None:

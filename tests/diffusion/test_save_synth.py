@@ -155,6 +155,46 @@ def test_a_table_makes_both_classes_with_their_covariates(
         assert np.abs(other - first).max() > 1e-3, name
 
 
+def test_sides_alternate_with_the_seed_and_are_written_everywhere(
+    config: SaveSynthConfig, random_diffusion: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By default mixed; the volume of a seed and a side is the same whichever way it was asked for."""
+    config = replace(config, diffusion=random_diffusion(sides=True), label="TLE", bids=tmp_path / "bids", first_seed=3)
+    save_synth.main(config)
+    manifest = pd.read_csv(config.out / "manifest.csv")
+    assert manifest[["seed", "side"]].to_numpy().tolist() == [[3, "R"], [4, "L"]]
+    images = {seed: read_volume(config.out / f"TLE_{seed:06d}.pkl") for seed in (3, 4)}
+    assert (images[3].side, images[4].side) == ("R", "L")
+    frame = read_table(tmp_path / "bids/participants.tsv")
+    assert frame["diagnosis"].tolist() == ["TLE-R", "TLE-L"]
+    sidecar = next((tmp_path / "bids/sub-synTLE0004").rglob("*.json"))
+    assert read_json(sidecar)["Side"] == "R"
+    refused(replace(config, side="L"), "TLE_000003.pkl: side R, wanted L")
+
+    alone = {"out": tmp_path / "{label}", "bids": None, "count": 1}
+    found = {}
+    for side in ("R", "L", "unknown"):
+        save_synth.main(replace(config, side=side, **(alone | {"out": tmp_path / side})))
+        found[side] = read_volume(tmp_path / side / "TLE_000003.pkl")
+    np.testing.assert_array_equal(found["R"].image, images[3].image)
+    assert found["unknown"].side == ""
+    for one, other in (("R", "L"), ("R", "unknown"), ("L", "unknown")):
+        assert np.abs(found[one].image - found[other].image).max() > 1e-3
+    wanted = table(tmp_path, "label,seed,side\nTLE,3,L\nTLE,4,\nHC,3,\n")
+    save_synth.main(replace(config, label=None, table=wanted, **(alone | {"count": None})))
+    np.testing.assert_array_equal(read_volume(tmp_path / "TLE/TLE_000003.pkl").image, found["L"].image)
+    assert read_volume(tmp_path / "TLE/TLE_000004.pkl").side == ""
+
+
+def test_a_side_is_refused_where_there_is_none(config: SaveSynthConfig, tmp_path: Path) -> None:
+    refused(replace(config, side="L"), "--side L goes with --label TLE")
+    refused(replace(config, label="TLE", side="mixed"), "--side mixed", "was trained without sides; leave --side out")
+    wanted = table(tmp_path, "label,side\nTLE,R\n")
+    refused(replace(config, label=None, count=None, table=wanted), "asks for side", "knows of these: none")
+    save_synth.main(replace(config, label="TLE", count=1))
+    assert read_volume(config.out / "TLE_000000.pkl").side == ""
+
+
 def test_averaged_and_raw_weights_give_other_volumes(config: SaveSynthConfig, tmp_path: Path) -> None:
     save_synth.main(config)
     raw = replace(config, weights="raw")

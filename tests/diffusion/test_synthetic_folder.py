@@ -108,6 +108,26 @@ def test_volumes_whose_covariates_nobody_recorded_are_made_anew(folder: Syntheti
     assert folder.missing([Wanted(0, seed) for seed in range(1)]) == [Wanted(0, 0)]
 
 
+def test_older_folders_without_a_column_side_go_on(folder: SyntheticFolder) -> None:
+    fill(folder, [Wanted(0, 0, 40.0, "F")])
+    folder.merge()
+    file = folder.path / "manifest.csv"
+    pd.read_csv(file, dtype=str, keep_default_na=False).drop(columns="side").to_csv(file, index=False)
+    folder.settle([], adopt=True)
+    assert folder.missing([Wanted(0, 0, 40.0, "F")]) == []
+    assert folder.rows()["HC_000000.pkl"]["side"] == ""
+
+
+def test_a_volume_without_a_row_keeps_its_side(tmp_path: Path) -> None:
+    folder = SyntheticFolder(tmp_path / "made", replace(SETTINGS, label=1))
+    write_volume(folder.path / volume_name(1, 0), volume(0, label=1, side="R"))
+    with locked(folder.path):
+        folder.settle([], adopt=True)
+    assert folder.missing([Wanted(1, 0, side="R")]) == []
+    with pytest.raises(InputError, match="side R, wanted L"):
+        folder.missing([Wanted(1, 0, side="L")])
+
+
 def test_another_age_or_sex_for_a_volume_that_is_there_is_refused(folder: SyntheticFolder) -> None:
     fill(folder, [Wanted(0, 0, 40.0, "F"), Wanted(0, 1)])
     folder.merge()
@@ -183,8 +203,8 @@ def test_covariates_as_numbers_and_as_text() -> None:
     assert [wanted.value("age"), wanted.value("sex"), Wanted(0, 0, sex="F").value("sex")] == [40.0, 1.0, 0.0]
     assert math.isnan(Wanted(0, 0).value("age"))
     assert math.isnan(Wanted(0, 0).value("sex"))
-    assert wanted.texts() == {"age": "40", "sex": "M"}
-    assert Wanted(0, 0, 33.5).texts() == {"age": "33.5", "sex": ""}
+    assert wanted.texts() == {"side": "", "age": "40", "sex": "M"}
+    assert Wanted(1, 0, 33.5, side="L").texts() == {"side": "L", "age": "33.5", "sex": ""}
 
 
 def test_every_fault_is_named_with_its_line_and_column(tmp_path: Path) -> None:
@@ -209,6 +229,8 @@ def test_every_fault_is_named_with_its_line_and_column(tmp_path: Path) -> None:
         ("label,seed\nHC,3\nHC,3\n", "line 3, column seed: HC has seed 3 on line 2 already"),
         ("label,seed,count\nHC,0,5\nHC,4,1\n", "HC has seed 4 on line 2 already"),
         ("label,hippocampus\nHC,1\n", "columns label, hippocampus"),
+        ("label,side\nTLE,left\n", "line 2, column side: 'left'; expected L or R"),
+        ("label,side\nTLE,L\nHC,L\n", "line 3, column side: L, but HC has no side"),
         ("label,age,age\nHC,1,2\n", "named more than once: age"),
         ("seed\n1\n", "expected label"),
         ("label\n", "no rows"),

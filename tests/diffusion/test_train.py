@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from runtime.errors import InputError
 from runtime.pickles import load_pickle, save_pickle
 from tests.support.processes import kill_at_step, run_here, script
 from VAE import save_latent
-from VAE.latents import read_latent, read_statistics
+from VAE.latents import read_latent, read_statistics, write_latent
 
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
 
@@ -167,6 +168,38 @@ def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, l
     loaded = load_diffusion(tmp_path / "checkpoints/best.pt")
     assert loaded.covariates["age"] == pytest.approx((25.5, 13**0.5))  # 12 training subjects aged 20 to 31
     assert loaded.model.config.covariates == ("age", "sex")
+
+
+def test_sides_are_a_condition_where_latents_name_both(
+    random_vae: Path, latents: Path, tmp_path: Path, trained: Path
+) -> None:
+    """The patients of the fixture are all of one side: no condition. The label's dropout hides the side too."""
+    assert not load_diffusion(trained / "checkpoints/best.pt").model.config.sides
+    shutil.copytree(latents, tmp_path / "latents")
+    patients = [path for path in sorted((tmp_path / "latents").rglob("*.pkl")) if read_latent(path).label == 1]
+    for path in patients[::2]:
+        write_latent(path, replace(read_latent(path), side="R"))
+    words = ("--latents", tmp_path / "latents", "--steps", 6, "--vae", random_vae, "--sample-every-steps", 6)
+    run(*words, "--run-dir", tmp_path / "run")
+    model = load_diffusion(tmp_path / "run/checkpoints/best.pt").model
+    assert model.config.sides
+    assert not torch.equal(model.start.means[3], model.start.means[4])
+    assert (tmp_path / "run/samples/samples_000006.png").exists()
+    words = ("--latents", tmp_path / "latents", "--steps", 6, "--label-dropout", 0)
+    for name, dropout, moved in (("always", 1.0, [False, False, True]), ("never", 0.0, [True, True, True])):
+        run(
+            *words,
+            "--run-dir",
+            tmp_path / name,
+            "--side-dropout",
+            dropout,
+            "--init",
+            tmp_path / "run/checkpoints/best.pt",
+        )
+        after = load_diffusion(tmp_path / name / "checkpoints/last.pt", weights="raw").model.side.weight
+        assert (after != model.side.weight).any(dim=1).tolist() == moved
+    run(*words, "--run-dir", tmp_path / "off", "--model.no-sides")
+    assert load_diffusion(tmp_path / "off/checkpoints/best.pt").model.side is None
 
 
 def test_a_run_goes_on_from_finished_weights_in_their_space(trained: Path, latents: Path, tmp_path: Path) -> None:

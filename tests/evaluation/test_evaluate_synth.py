@@ -43,9 +43,10 @@ def write_reals(folder, name, per_class, first):
     return folder / f"{name}.csv"
 
 
-def write_synthetic(folder, name, count, first):
+def write_synthetic(folder, name, count, first, sides="LR"):
     for index in range(count):
-        volume = Volume(head(first + index), LABELS[name], index, GRID.affine, vae="a" * 16, diffusion="b" * 16)
+        side = {"side": sides[index % 2]} if name == "TLE" else {}
+        volume = Volume(head(first + index), LABELS[name], index, GRID.affine, vae="a" * 16, diffusion="b" * 16, **side)
         write_volume(folder / volume_name(LABELS[name], index), volume)
     write_json(folder / "ledger.json", {"ledger": ledger_of_subjects(f"train{index}" for index in range(8))})
     return folder
@@ -109,19 +110,26 @@ def written(config):
 
 @pytest.mark.slow
 def test_all_parts_and_both_cards(config):
-    config = dataclasses.replace(config, parts=evaluate_synth.PARTS, pairs=6)
+    swap = write_synthetic(config.out.parent.parent / "swap", "TLE", 4, 400, sides="RL")
+    config = dataclasses.replace(config, parts=evaluate_synth.PARTS, pairs=6, synth_swap=swap)
     evaluate_synth.main(config)
     result = read_json(config.out)
     assert {"smoke_effects.png", "smoke_closest.png", "smoke_privacy.md", "smoke.md"} <= written(config)
     assert set(result["privacy"]["audit"]["spaces"]) == {"voxels", "encoder"}
     assert result["privacy"]["attacks"]["DiT: loss"] == "skipped: needs --vae and --diffusion"
     assert result["anatomy"]["label_swap"]["n"] == 4  # seeds 0 to 3 in both folders
+    laterality = result["anatomy"]["laterality"]
+    assert laterality["sides"]["synthetic"] == {"left": 2, "right": 2, "unknown": 0}
+    assert set(laterality["effects"]) == {"synthetic"}  # the tables of scans name no sides
+    swaps = {name: found["n"] for name, found in laterality["label_swap"].items()}
+    assert swaps == {"HC to TLE": 4, "HC to TLE-L": 4, "HC to TLE-R": 4, "TLE-L to TLE-R": 4}
     assert set(result["diversity"]) == {"support", "ms_ssim"}
     for card in (config.out.with_suffix(".md"), config.out.with_name("smoke_privacy.md"), config.out):
         text = card.read_text()
         assert "train0" not in text  # no subject is named
         assert "no memorization" not in text.lower()
     card = config.out.with_suffix(".md").read_text()
+    assert "TLE-L to TLE-R, 4 seeds, same noise: Left Hippocampus" in card
     for heading in ("Realism", "Diversity", "Anatomy", "Privacy", "Use", "Limits", "Licences"):
         assert f"## {heading}" in card
 

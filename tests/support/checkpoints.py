@@ -52,9 +52,10 @@ def random_diffusion(random_vae: Path, tmp_path_factory: pytest.TempPathFactory)
         covariates: dict[str, tuple[float, float]] | None = None,
         label_dropout: float = 0.1,
         vae: str | None = None,
+        sides: bool = False,
     ) -> Path:
         process, scales = process or ProcessConfig(target="velocity"), covariates or {}
-        config = ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=tuple(scales))
+        config = ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=tuple(scales), sides=sides)
         model = DiT(config, LATENT, build_process(process))
         awake(model, seed=1)
         statistics = Statistics(
