@@ -169,19 +169,20 @@ def test_sides_alternate_with_the_seed_and_are_written_everywhere(
     assert frame["diagnosis"].tolist() == ["TLE-R", "TLE-L"]
     sidecar = next((tmp_path / "bids/sub-synTLE0004").rglob("*.json"))
     assert read_json(sidecar)["Side"] == "R"
+    refused(replace(config, side="L"), "Side: the dataset has 'R', this command 'L'")
+    config = replace(config, bids=None)
     refused(replace(config, side="L"), "TLE_000003.pkl: side R, wanted L")
 
-    alone = {"out": tmp_path / "{label}", "bids": None, "count": 1}
     found = {}
     for side in ("R", "L", "unknown"):
-        save_synth.main(replace(config, side=side, **(alone | {"out": tmp_path / side})))
+        save_synth.main(replace(config, side=side, count=1, out=tmp_path / side))
         found[side] = read_volume(tmp_path / side / "TLE_000003.pkl")
     np.testing.assert_array_equal(found["R"].image, images[3].image)
     assert found["unknown"].side == ""
     for one, other in (("R", "L"), ("R", "unknown"), ("L", "unknown")):
         assert np.abs(found[one].image - found[other].image).max() > 1e-3
     wanted = table(tmp_path, "label,seed,side\nTLE,3,L\nTLE,4,\nHC,3,\n")
-    save_synth.main(replace(config, label=None, table=wanted, **(alone | {"count": None})))
+    save_synth.main(replace(config, label=None, count=None, table=wanted, out=tmp_path / "{label}"))
     np.testing.assert_array_equal(read_volume(tmp_path / "TLE/TLE_000003.pkl").image, found["L"].image)
     assert read_volume(tmp_path / "TLE/TLE_000004.pkl").side == ""
 

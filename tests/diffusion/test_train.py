@@ -170,6 +170,7 @@ def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, l
     assert loaded.model.config.covariates == ("age", "sex")
 
 
+@pytest.mark.slow
 def test_sides_are_a_condition_where_latents_name_both(
     random_vae: Path, latents: Path, tmp_path: Path, trained: Path
 ) -> None:
