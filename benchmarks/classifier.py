@@ -9,7 +9,7 @@ operations of each. MONAI's ResNets get a first stride of 2, as ours; with its d
 second table is integrated gradients in float32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -64,11 +64,12 @@ def main(config: BenchmarkConfig) -> None:
 
 
 def ours(config: BenchmarkConfig) -> dict[str, nn.Module]:
-    """The preset's ResNet, and the EfficientNet with the stem that fits the grid."""
-    shape = GRIDS[config.grid].shape
-    slices = ModelConfig(name="efficientnet", stem_stride=2 if min(shape) > 64 else 1)
-    models = {"ours, ResNet": PRESETS[config.grid].model, "ours, EfficientNet-B0 on slices": slices}
-    return {name: build_model(model, shape, 0.3, 0.25) for name, model in models.items()}
+    """The preset's ResNet, the same on either half, and the EfficientNet with the stem that fits the grid."""
+    grid, resnet = GRIDS[config.grid], replace(PRESETS[config.grid].model, name="resnet")
+    slices = ModelConfig(name="efficientnet", stem_stride=2 if min(grid.shape) > 64 else 1)
+    models = {"ours, ResNet": resnet, "ours, hemispheres": replace(resnet, name="hemispheres")}
+    models["ours, EfficientNet-B0 on slices"] = slices
+    return {name: build_model(model, grid, 0.3, 0.25) for name, model in models.items()}
 
 
 def monais(how: str) -> dict[str, nn.Module]:

@@ -88,6 +88,23 @@ def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str 
     return {**found, "permuted": {**regional, "train": regional["train"][order]}}
 
 
+def side_scores(regional: str | dict[str, np.ndarray], sides: np.ndarray) -> dict[str, np.ndarray]:
+    """Probability of right against left for each test scan, (N,), by a logistic regression on one number.
+
+    ``asymmetry_index`` is (L - R) / (L + R) of the hippocampal volumes in `regional`; fitted to the training patients
+    whose side is known (`sides` (N,) of 0, 1 and -1). Nothing where there are none of both sides.
+    """
+    if isinstance(regional, str) or not {0, 1} <= {*sides.tolist()}:
+        return {}
+    places = [REGIONS.index(f"{side} Hippocampus") for side in SIDES]
+    index = {}
+    for name, inputs in regional.items():
+        left, right = inputs[:, places].T
+        index[name] = ((left - right) / np.maximum(left + right, 1e-6))[:, None]
+    model = fit(index["train"][sides >= 0], sides[sides >= 0])
+    return {"asymmetry_index": model.predict_proba(index["test"])[:, 1]}
+
+
 def fit(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     """A logistic regression on standardised features (N, F), classes weighted equally, ridge penalty 1."""
     return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(inputs, labels)

@@ -10,6 +10,7 @@ from classifier.config import ModelConfig
 from classifier.model import Classifier, build_model
 from cohort.scans import Grid
 from runtime import checkpoints
+from runtime.config import with_defaults
 from runtime.errors import InputError
 
 KIND = "classifier"
@@ -48,7 +49,7 @@ def load_classifier(path: Path | str, *, weights: Literal["ema", "raw"] = "ema")
     grid, normalisation = Grid.from_dict(record["grid"]), record["normalisation"]
     config = checkpoints.config_from(ModelConfig, record["model_config"], path)
     try:
-        model = build_model(config, grid.shape, normalisation["mean"], normalisation["std"])
+        model = build_model(config, grid, normalisation["mean"], normalisation["std"])
     except InputError as error:
         raise InputError(f"{path}: its configuration is not one of this version: {error}") from None
     checkpoints.load_weights(model, record["ema" if weights == "ema" else "weights"], path)
@@ -68,4 +69,6 @@ def set_operating_point(path: Path, *, temperature: float, threshold: float) -> 
 def resume_classifier(path: Path, model: Classifier, grid: Grid) -> dict[str, Any]:
     """Loads the raw weights into `model` for further training; the contents. Refuses another grid or architecture."""
     wanted = {"model_config": checkpoints.plain_fields(model.config), "grid": grid.to_dict()}
-    return checkpoints.resume(path, checkpoints.load_checkpoint(path, KIND), model, wanted)
+    record = checkpoints.load_checkpoint(path, KIND)
+    record["model_config"] = with_defaults(record["model_config"], model.config)
+    return checkpoints.resume(path, record, model, wanted)

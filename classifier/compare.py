@@ -105,9 +105,13 @@ def _row_lines(found: Comparison) -> list[str]:
         lines.append(f"{row['run']}  (trained on {trained}){row['leak'] * '  LEAK ALLOWED'}")
         texts = {name: cell_text(row["metrics"][name]) for name in MEASURES}
         texts["auc by training seed"] = ", ".join(f"{value:.3f}" for value in row["auc_by_seed"].values())
+        texts |= {name.replace("_", " "): cell_text(found) for name, found in row["parts"].items()}
         lines += [f"    {name:24s}{text}" for name, text in texts.items()]
     lines.append(f"baselines beside {found.rows[0]['run']}, AUC:")
-    return lines + [f"    {name:24s}{auc:.3f}" for name, auc in found.rows[0]["baselines"].items()]
+    lines += [f"    {name:24s}{auc:.3f}" for name, auc in found.rows[0]["baselines"].items()]
+    if index := found.rows[0]["asymmetry_index"]:
+        lines.append(f"asymmetry index of the hippocampi beside {found.rows[0]['run']}:")
+    return lines + [f"    {name.replace('_', ' '):24s}{value:.3f}" for name, value in index.items()]
 
 
 TEST_TEXT = """\
@@ -140,9 +144,11 @@ def _write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the table with one value per column."""
-    values = {f"{name}_{part}": value for name, cell in row["metrics"].items() for part, value in cell.items()}
+    cells = row["metrics"] | row["parts"]
+    values = {f"{name}_{part}": value for name, cell in cells.items() for part, value in cell.items()}
     values |= {f"auc_seed{seed}": value for seed, value in row["auc_by_seed"].items()}
     values |= {f"baseline_{name}_auc": value for name, value in row["baselines"].items()}
+    values |= {f"baseline_asymmetry_index_{name}": value for name, value in row["asymmetry_index"].items()}
     return {"run": row["run"], "leak": row["leak"], **row["counts"], **row["confusion"], **values}
 
 

@@ -14,12 +14,13 @@ from runtime.files import ROOT
 class ModelConfig:
     """Architecture of the network; travels in the checkpoint."""
 
-    name: Literal["resnet", "densenet121", "efficientnet"] = "resnet"
-    """A dense 3D ResNet, MONAI's 3D DenseNet121, or MONAI's 2D EfficientNet-B0 with coronal slices as channels."""
+    name: Literal["resnet", "hemispheres", "densenet121", "efficientnet"] = "resnet"
+    """A dense 3D ResNet, one that compares the two halves of the head, MONAI's 3D DenseNet121, or MONAI's 2D
+    EfficientNet-B0 with coronal slices as channels."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    """Channels of each level (resnet); every level after the first halves each axis."""
+    """Channels of each level (resnet, hemispheres); every level after the first halves each axis."""
     blocks: int = 2
-    """Residual blocks per level (resnet)."""
+    """Residual blocks per level (resnet, hemispheres)."""
     pool: Literal["attention", "mean"] = "attention"
     """How places of the last level are put together (resnet): weighted by a learned score, or averaged."""
     feature_norm: bool = True
@@ -31,12 +32,20 @@ class ModelConfig:
     dropout: float = 0.2
     """Share of the pooled features that is dropped in training."""
     outputs: Literal[1, 2] = 1
-    """Logits: TLE against HC, and with 2 also right against left."""
+    """Logits: TLE against HC, and with 2 also right against left; hemispheres always has both."""
+    region: Literal["head", "temporal"] = "head"
+    """What is seen of each half (hemispheres): all, or a box around hippocampus and amygdala."""
+    margin_mm: float = 10.0
+    """How far that box reaches beyond them, in mm, no further than the midline."""
+    summaries: int = 32
+    """Numbers that are read out of each half: sums over channels and places, each with its own weight (hemispheres)."""
+    volumes: int = 0
+    """Structures whose volumes on either side are predicted too; training sets it: see --volumes-weight."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training volumes, drawn anew each step. No left-right flips: the side of a focus matters."""
+    """Random changes of training volumes, drawn anew each step; mirroring is --mirror."""
 
     rotate_degrees: float = 4.0
     """Standard deviation of the rotation about each axis, in degrees."""
@@ -103,8 +112,20 @@ class TrainConfig(RunConfig):
     """Architecture."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Standard deviations of the augmentation; see --augmentation."""
+    mirror: bool = True
+    """Mirror half of the training volumes left to right, drawn anew each step; a patient's side changes with it. It
+    comes with every --augmentation, none too."""
     side_weight: float = 0.0
-    """Weight of the loss of a second task, right against left, on the patients whose side is known; 0 leaves it out."""
+    """Weight of the loss of a second task, right against left, on the patients whose side is known; 0 leaves it out.
+    Hemispheres learns the side always, by the cross-entropy over HC, TLE-L and TLE-R; this comes on top."""
+    volumes_weight: float = 0.0
+    """Weight of the loss of an auxiliary task, the volumes of --structures on either side, for those training scans
+    whose volumes are known; 0 leaves it out. It changes what is learned, and nothing of how the network is used."""
+    volumes: Path | None = None
+    """Table of volumes by subject (such as the demo's truth.csv), with columns such as volume_left_hippocampus_mm3; by
+    default such columns of the training table. Its column mri_negative (0 or 1) says who has no sclerosis."""
+    structures: tuple[str, ...] = ("Hippocampus", "Amygdala")
+    """Structures of --volumes-weight, as in the names of its columns."""
     ema_decay: float = 0.998
     """Decay per step of the averaged weights; validation, the best checkpoint and the results use them."""
     temperature: bool = True

@@ -1,6 +1,7 @@
 """What the classifier makes of a table's scans: labels, sides, counts by origin, random variants drawn by step."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,13 +18,30 @@ COUNTS = tuple(f"{origin}_{name}" for origin in ("real", "repeated", "synthetic"
 """What a training scan can be."""
 
 
-class Volumes(stacks.Volumes):
-    """Batches of one table's scans, with their labels (N,) and `sides` (N,)."""
+class Answers(NamedTuple):
+    """What a network is to say of some volumes."""
 
-    def __init__(self, scans: ScanStack, device: Device) -> None:
+    labels: torch.Tensor
+    """int64 (N,), 0 HC, 1 TLE."""
+    sides: torch.Tensor
+    """int64 (N,), 0 left, 1 right, -1 where it is unknown or there is none."""
+    volumes: torch.Tensor
+    """float32 (N, S, 2), standardised volumes of S structures at the left and at the right; NaN where unknown."""
+
+    def of(self, rows: torch.Tensor) -> "Answers":
+        """Those of some volumes, by their numbers."""
+        return Answers(*(column[rows] for column in self))
+
+
+class Volumes(stacks.Volumes):
+    """Batches of one table's scans, with their answers; `volumes` (N, S, 2) are for training alone."""
+
+    def __init__(self, scans: ScanStack, device: Device, volumes: np.ndarray | None = None) -> None:
         super().__init__(scans, device)
-        self.labels = torch.from_numpy(scans.labels.copy())
-        self.sides = torch.from_numpy(sides(scans.frame).copy())
+        volumes = np.empty((len(scans), 0, 2), np.float32) if volumes is None else volumes
+        known = torch.from_numpy(scans.labels.copy()), torch.from_numpy(sides(scans.frame).copy())
+        self.answers = Answers(*known, torch.from_numpy(volumes))
+        self.labels = self.answers.labels
 
     def constants(self) -> tuple[float, float]:
         """Mean and standard deviation of all voxels of all scans."""
@@ -56,6 +74,19 @@ def counts(stack: ScanStack) -> dict[str, int]:
 def counts_text(stack: ScanStack) -> str:
     """Counts that are not 0, for people."""
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts(stack).items() if count)
+
+
+def mirrored(x: torch.Tensor, answers: Answers, seed: int, step: int) -> tuple[torch.Tensor, Answers]:
+    """Half of the volumes (B, 1, D, H, W) left to right, with their answers: left is right, and HC stays HC.
+
+    Every grid here is symmetric about the midline. Draws are made for the global batch, as by `augment`.
+    """
+    B = x.shape[0] * distributed.world_size()
+    turned = distributed.local(torch.rand(B, generator=seeding.generator(seed, "mirror", step)) < 0.5)
+    sides = torch.where(turned & (answers.sides >= 0), 1 - answers.sides, answers.sides)
+    volumes = torch.where(turned[:, None, None], answers.volumes.flip(2), answers.volumes)
+    x = torch.where(turned.to(x.device, non_blocking=True).view(-1, 1, 1, 1, 1), x.flip(2), x)
+    return x, Answers(answers.labels, sides, volumes)
 
 
 def augment(x: torch.Tensor, config: AugmentConfig, spacing_mm: float, seed: int, step: int) -> torch.Tensor:

@@ -10,11 +10,13 @@ from scipy.special import expit
 
 from classifier.checkpoint import load_classifier, set_operating_point
 from classifier.config import TrainConfig
-from classifier.dataset import Volumes, counts, counts_text
+from classifier.dataset import Volumes, counts, counts_text, sides
+from classifier.known_volumes import mri_negative
 from classifier.measures import metrics, resampling
 from classifier.measures.paired_tests import delong_test
 from classifier.measures.predictions import by_subject, write_predictions
 from classifier.measures.resampling import cell_text
+from classifier.measures.side import SIDE_PARTS, part_of, threshold_of
 from classifier.model import Classifier
 from classifier.selection import Selection
 from cohort.stacks import ScanStack
@@ -50,7 +52,7 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
     threshold = metrics.choose_threshold(labels, predictions["val"]["probability"].to_numpy())
     set_operating_point(path, temperature=temperature, threshold=threshold)
     measured = {name: measure(frame, threshold, config, name) for name, frame in predictions.items()}
-    others, scores = measure_baselines(stacks, predictions["test"], config)
+    others, scores, side_scores = measure_baselines(stacks, predictions["test"], config)
     write_predictions(run.path / "predictions.csv", pd.concat(predictions.values(), ignore_index=True))
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     test, y = predictions["test"], stacks["test"].labels
@@ -64,7 +66,7 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
         "peak_gpu_bytes": torch.cuda.max_memory_reserved(device.kind) if device.kind.type == "cuda" else None,
         "temperature": temperature, "threshold": threshold,
         "leak": bool(selection.leaks), "leaks": selection.leaks, "notes": selection.notes,
-        "metrics": measured, "side": measure_side(test, config), "baselines": others,
+        "metrics": measured, **measure_parts(test, threshold, side_scores, config), "baselines": others,
     }  # fmt: skip
     report(run, results)
     write_json(run.path / "results.json", results)
@@ -76,6 +78,7 @@ def predicted(
     """A table with its predictions; the side's probability (of right) is empty where none was learned."""
     side = expit(logits[:, 1]) if logits.shape[1] > 1 else np.nan
     found = {"logit": logits[:, 0], "probability": expit(logits[:, 0] / temperature), "side_probability": side}
+    found["mri_negative"] = mri_negative(scans.frame, config)
     return scans.frame.assign(**found, split=split, seed=config.seed, fold=config.fold)
 
 
@@ -90,24 +93,36 @@ def measure(frame: pd.DataFrame, threshold: float, config: TrainConfig, split: s
     return resampling.evaluate(frame, threshold, seeding.rng(config.seed, f"bootstrap {split}"), config.resamples)
 
 
-def measure_side(frame: pd.DataFrame, config: TrainConfig) -> dict[str, Any]:
-    """Right against left among the patients whose side is known: all measures, at the probability 0.5."""
-    if not config.side_weight:
-        return {"skipped": "no side was learned (--side-weight)"}
-    known = frame[frame["side"] != ""]
-    left, right = (int((known["side"] == side).sum()) for side in "LR")
-    if not left or not right:
-        return {"skipped": "the test table does not have patients of both sides"}
-    known = known.assign(label=(known["side"] == "R").astype(int), probability=known["side_probability"])
-    return {"left": left, "right": right, "test": measure(known, 0.5, config, "side")}
+def measure_parts(
+    frame: pd.DataFrame, threshold: float, side_scores: dict[str, np.ndarray], config: TrainConfig
+) -> dict[str, Any]:
+    """All measures of right against left and of HC against sclerosis on the test table: the network's, and for sides
+    those of the baselines whose probabilities (N,) of right are given.
+    """
+
+    def measured(frame: pd.DataFrame, names: dict[str, str]) -> dict[str, Any]:
+        parts = {key: (name, part_of(frame, name)) for key, name in names.items()}
+        return {
+            key: measure(part, threshold_of(name, threshold), config, name)
+            for key, (name, part) in parts.items() if part is not None
+        }  # fmt: skip
+
+    found = measured(frame, SIDE_PARTS)
+    counts = {name: int((frame["side"] == letter).sum()) for name, letter in (("left", "L"), ("right", "R"))}
+    missing = {} if "test" in found else {"skipped": "no side was learned (--side-weight), or too few have one"}
+    scored = {name: frame.assign(side_probability=score) for name, score in side_scores.items()}
+    baseline = {name: measured(other, SIDE_PARTS) for name, other in scored.items()}
+    side = {**counts, **missing, **found, "baselines": baseline}
+    return {"side": side, **measured(frame, {"sclerosis": "sclerosis"})}
 
 
 def measure_baselines(
     stacks: dict[str, ScanStack], network: pd.DataFrame, config: TrainConfig
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Fits each baseline and measures it like the network, whose test predictions are `network`.
 
-    Returns results by name ({"skipped": reason} where there is nothing to fit), and test probabilities for the curves.
+    Returns results by name ({"skipped": reason} where there is nothing to fit), test probabilities for the curves, and
+    those of right against left.
     """
     from classifier import baselines  # slow to import
 
@@ -135,7 +150,8 @@ def measure_baselines(
         if name == "permuted":
             null = (inputs_of["regional"], real, stacks["test"].labels, PERMUTATIONS, config.seed)
             results[name]["null"] = baselines.permutation_null(*null)
-    return results, scores
+    real_frame = train.frame[~train.frame["synthetic"].to_numpy(dtype=bool)]
+    return results, scores, baselines.side_scores(inputs_of["regional"], sides(real_frame))
 
 
 def report(run: Run, results: dict[str, Any]) -> None:
@@ -151,7 +167,12 @@ def report(run: Run, results: dict[str, Any]) -> None:
         text = "network minus it {difference:+.3f} [{low:+.3f}, {high:+.3f}], DeLong p {p:.3g}"
         text = difference["skipped"] if "skipped" in difference else text.format(**difference)
         run.say(f"    baseline {name}: AUC {cell_text(result['test']['auc'])}; {text}")
-    if "test" in results["side"]:
-        run.say(f"right against left: AUC {cell_text(results['side']['test']['auc'])}")
+    if "sclerosis" in results:
+        run.say(f"HC against sclerosis: AUC {cell_text(results['sclerosis']['auc'])}")
+    for who, found in {"network": results["side"], **results["side"]["baselines"]}.items():
+        for name, patients in (("test", "all patients"), ("sclerosis", "sclerosis")):
+            if name in found:
+                accuracy, auc = (cell_text(found[name][measure]) for measure in ("accuracy", "auc"))
+                run.say(f"right against left, {patients}, {who}: accuracy {accuracy}, AUC {auc}")
     for line in [f"LEAK ALLOWED: {leak}" for leak in results["leaks"]] + results["notes"]:
         run.say(line)

@@ -235,7 +235,9 @@ def _table_row(run: ArmRun, error: str) -> dict[str, Any]:
     for name, cell in results["metrics"]["test"].items():
         row |= {name: cell["value"], f"{name}_low": cell["low"], f"{name}_high": cell["high"]}
     if "test" in results["side"]:
-        row["side_auc"] = results["side"]["test"]["auc"]["value"]
+        row |= {f"side_{name}": results["side"]["test"][name]["value"] for name in ("accuracy", "auc")}
+    if "sclerosis" in results:
+        row["sclerosis_auc"] = results["sclerosis"]["auc"]["value"]
     return row | {name: results[name] for name in ("threshold", "temperature", "seconds", "leak", "checkpoint")}
 
 

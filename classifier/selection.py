@@ -136,11 +136,12 @@ def permuted(frame: pd.DataFrame, config: TrainConfig, part: str) -> pd.DataFram
 
 def _check_numbers(config: TrainConfig) -> None:
     percent, count, again = config.synth_percent, config.synth_count, config.duplicate_percent
-    negative = min(percent, count, again, config.side_weight, config.real or 0) < 0
+    negative = min(percent, count, again, config.side_weight, config.volumes_weight, config.real or 0) < 0
     nothing_made = config.shuffle == "synthetic" and not (percent or count)
     none_left = config.real == 0 and (again or not count)
     faults = (
-        (negative, "--real, --synth-percent, --synth-count, --duplicate-percent and --side-weight cannot be negative"),
+        (negative, "--real, --synth-percent, --synth-count, --duplicate-percent and weights cannot be negative"),
+        (config.volumes_weight and not config.structures, "--volumes-weight: --structures names nothing to learn"),
         (percent and count, "--synth-percent and --synth-count exclude each other"),
         (none_left, "--real 0 leaves --synth-count to learn from; percentages, also of duplicates, are of real scans"),
         (nothing_made, "--shuffle synthetic: no synthetic volumes are added"),

@@ -3,6 +3,7 @@
     python -m classifier.train demo --run-dir runs/demo/real
     python -m classifier.train demo --synth-percent 100 --run-dir runs/demo/real_and_synthetic
     python -m classifier.train demo --real 0 --synth-count 200 --run-dir runs/demo/synthetic
+    python -m classifier.train demo --model.name hemispheres --model.region temporal --run-dir runs/demo/hemispheres
     python -m classifier.train demo --folds 5 --fold 2 --index data_csvs/pickle_prep_demo.csv --run-dir runs/demo/fold2
 
 Reads tables, scans and volumes; writes a run folder with checkpoints/last.pt and best.pt (least validation loss at its
@@ -19,10 +20,11 @@ from torch import nn
 
 from classifier.checkpoint import resume_classifier, save_classifier
 from classifier.config import PRESETS, STRENGTH, TrainConfig
-from classifier.dataset import Volumes, augment, counts_text
+from classifier.dataset import Answers, Volumes, augment, counts_text, mirrored
 from classifier.evaluation import evaluate, predict
+from classifier.known_volumes import volume_targets
 from classifier.measures import metrics
-from classifier.model import AllLogits, Classifier, build_model
+from classifier.model import Classifier, Everything, build_model
 from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
 from cohort.scans import GRIDS, Grid
@@ -55,7 +57,8 @@ def main(config: TrainConfig) -> None:
     selection.leaks.extend(copies.across)
     selection.notes.extend(copies.within)
     with open_run(config.run_dir, config, stage="classifier.train", device=device) as run:
-        train, val = Volumes(stacks["train"], device), Volumes(stacks["val"], device)
+        targets = volume_targets(stacks["train"].frame, config) if config.volumes_weight else None
+        train, val = Volumes(stacks["train"], device, targets), Volumes(stacks["val"], device)
         run.say(f"training on {counts_text(stacks['train'])}; grid {grid.name} {grid.shape}")
 
         model = build(config, grid, device, train.constants())
@@ -65,13 +68,13 @@ def main(config: TrainConfig) -> None:
             mean_hc=train.mean_volume(label=0), fingerprint=selection.fingerprint,
         )  # fmt: skip
         resume(run, state)
-        network = distributed.wrap(AllLogits(model))
+        network = distributed.wrap(Everything(model))
         network = torch.compile(network) if config.compile and device.kind.type == "cuda" else network
         guard = training.LossGuard(device.kind)
 
         for step in training.steps_to_take(run, state, config.steps, "classifier"):
-            terms = train_step(network, optimiser, train, step, config, model.head.in_features)
-            guard.watch(step, terms["loss/train"])
+            terms = train_step(network, optimiser, train, step, config, model.width)
+            guard.watch(step, terms["loss/total"])
             training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
             state.step = step
             if due(step, config.log_every_steps, config.steps):
@@ -105,10 +108,12 @@ def load_stacks(selection: Selection, config: TrainConfig, grid: Grid) -> dict[s
 
 
 def build(config: TrainConfig, grid: Grid, device: Device, constants: tuple[float, float]) -> Classifier:
-    """The network with weights by the seed, the mean and deviation of its input, and a logit of the side if learned."""
+    """The network with weights by the seed, the mean and deviation of its input, and outputs for what it learns."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
-    architecture = replace(config.model, outputs=2) if config.side_weight else config.model
-    return device.module(build_model(architecture, grid.shape, *constants))
+    outputs = 2 if config.side_weight or config.model.name == "hemispheres" else config.model.outputs
+    volumes = len(config.structures) if config.volumes_weight else 0
+    architecture = replace(config.model, outputs=outputs, volumes=volumes)
+    return device.module(build_model(architecture, grid, *constants))
 
 
 def train_step(
@@ -116,32 +121,48 @@ def train_step(
 ) -> dict[str, torch.Tensor]:
     """One update on a balanced batch, with dropout of `width` pooled features; returns numbers by name."""
     rows = training.balanced_rows(train.labels, config.batch_size, step, config.seed, "epoch:")
+    x, answers = train.batch(rows), train.answers.of(rows)
+    if config.mirror:
+        x, answers = mirrored(x, answers, config.seed, step)
     strength = config.augment.scaled(STRENGTH[config.augmentation])
-    x = augment(train.batch(rows), strength, train.grid.spacing_mm, config.seed, step)
+    x = augment(x, strength, train.grid.spacing_mm, config.seed, step)
     keep = 1.0 - config.model.dropout
     drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
     mask = distributed.local((drawn < keep).float() / keep)
     with train.device.autocast():
-        logits = network(train.device.tensor(x), mask.to(train.device.kind, non_blocking=True))
-    labels, sides = (column[rows].to(logits.device, non_blocking=True) for column in (train.labels, train.sides))
-    terms = losses(logits.float(), labels, sides)
-    loss = terms["train"] + config.side_weight * terms.get("side", 0.0)
+        found = network(train.device.tensor(x), mask.to(train.device.kind, non_blocking=True))
+    answers = Answers(*(column.to(found.device, non_blocking=True) for column in answers))
+    terms = losses(found.float(), answers, config)
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
-    norm = training.descend(loss, network, optimiser, lr, config.clip_norm)
+    norm = training.descend(terms["total"], network, optimiser, lr, config.clip_norm)
     return {**{f"loss/{name}": distributed.mean(term.detach()) for name, term in terms.items()}, "grad/norm": norm}
 
 
-def losses(logits: torch.Tensor, labels: torch.Tensor, sides: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Cross-entropy of TLE (``train``), and of the side (0 left, 1 right, -1 unknown) where there is a second logit.
+def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """What a network says, (B, outputs + 2 S), against the answers: terms by name, and ``total``, their weighted sum.
 
-    They are of this process's share, so scaled that the mean over processes is that of all (whose side is known).
+    Cross-entropy of TLE (``train``), of the side where there is a second logit and it is known, half the squared error
+    of known volumes. They are of this process's share, so scaled that the mean over processes is that of all. For
+    hemispheres, the side weighs as much as its share of the batch is known: a patient's loss is then -log p(TLE)
+    - log p(side | TLE) = -log p(TLE on that side), the cross-entropy over HC, TLE-L and TLE-R, and where the side is
+    unknown -log p(TLE), the sum over both.
     """
-    terms = {"train": F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())}
+    S = answers.volumes.shape[1]
+    logits, volumes = found[:, : found.shape[1] - 2 * S], found[:, found.shape[1] - 2 * S :]
+    terms = {"train": F.binary_cross_entropy_with_logits(logits[:, 0], answers.labels.float())}
+    total = terms["train"]
     if logits.shape[1] > 1:
-        known = (sides >= 0).float()
-        each = F.binary_cross_entropy_with_logits(logits[:, 1], sides.clamp(min=0).float(), reduction="none")
-        terms["side"] = (each * known).sum() / distributed.mean(known.sum()).clamp(min=1e-6)
-    return terms
+        known = (answers.sides >= 0).float()
+        each = F.binary_cross_entropy_with_logits(logits[:, 1], answers.sides.clamp(min=0).float(), reduction="none")
+        share = distributed.mean(known.mean())
+        terms["side"] = (each * known).mean() / share.clamp(min=1e-6)
+        total = total + (config.side_weight + share * (config.model.name == "hemispheres")) * terms["side"]
+    if S:
+        known = answers.volumes.isfinite().float()
+        errors = (volumes.view(-1, S, 2) - answers.volumes.nan_to_num()) ** 2 / 2
+        terms["volumes"] = (errors * known).mean() / distributed.mean(known.mean()).clamp(min=1e-6)
+        total = total + config.volumes_weight * terms["volumes"]
+    return {**terms, "total": total}
 
 
 def validate(run: Run, state: ClassifierState, val: Volumes) -> bool:

@@ -11,7 +11,8 @@ from classifier import baselines
 from classifier.measures import paired_tests, resampling
 from classifier.measures.predictions import by_subject
 from classifier.measures.resampling import Draws, cell, interval, two_sided_p
-from classifier.measures.runs import ArmRuns
+from classifier.measures.runs import ArmRuns, FinishedRun
+from classifier.measures.side import PARTS, SIDE_PARTS
 from cohort.tables import CLASS_NAMES, read_table
 from runtime.errors import InputError
 
@@ -56,9 +57,31 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
         "counts": {name: int(value) if value.is_integer() else round(value, 1) for name, value in counts.items()},
         "metrics": {name: cell(float(values[0]), values[1:]) for name, values in means.items()},
         "auc_by_seed": dict(zip(map(str, runs.seeds), measured["auc"][0].tolist(), strict=True)),
+        "parts": _parts(runs, arm, draws),
+        "asymmetry_index": _asymmetry_index(cells[: len(runs.folds)]),
         "confusion": _confusion(runs, arm),
         "baselines": pd.DataFrame(baseline_areas).dropna(axis=1).mean().to_dict(),
     }  # fmt: skip
+
+
+def _parts(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, dict[str, Any]]:
+    """Accuracy and AUC of PARTS: right against left, where the arm says it, and HC against sclerosis."""
+    found = {}
+    for part in PARTS:
+        for name, values in resampling.part_by_seed(runs, arm, part, draws).items():
+            mean = resampling.over_seeds(values, draws)
+            found[f"{part}_{name}"] = cell(float(mean[0]), mean[1:])
+    return found
+
+
+def _asymmetry_index(cells: list[FinishedRun]) -> dict[str, float]:
+    """Accuracy and AUC of the asymmetry index for the side, averaged over these runs; nothing where one has none."""
+    measured = [run.results.get("side", {}).get("baselines", {}).get("asymmetry_index", {}) for run in cells]
+    names = [(key, part, name) for key, part in SIDE_PARTS.items() for name in ("accuracy", "auc")]
+    values = [
+        {f"{part}_{name}": parts[key][name]["value"] for key, part, name in names if key in parts} for parts in measured
+    ]
+    return pd.DataFrame(values).dropna(axis=1).mean().to_dict()
 
 
 def _confusion(runs: ArmRuns, arm: str) -> dict[str, float]:

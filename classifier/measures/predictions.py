@@ -9,8 +9,10 @@ from cohort.tables import write_csv
 from runtime.errors import InputError
 
 COLUMNS = ("subject", "session", "group", "label", "side", "probability", "logit", "split")
-OPTIONAL = ("side_probability", "seed", "fold")
-"""Probability of the side (empty where none was learned), training seed and fold; older files lack them."""
+OPTIONAL = ("side_probability", "mri_negative", "seed", "fold")
+"""Probability that the side is the right (empty where none was learned), 1 for patients without sclerosis (empty where
+nothing says so), training seed and fold; older files lack them.
+"""
 
 
 def write_predictions(path: Path, frame: pd.DataFrame) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from classifier.measures.metrics import MEASURES, check_labels, weighted_auc, weighted_metrics
 from classifier.measures.runs import ArmRuns
+from classifier.measures.side import part_of, threshold_of, weighted_part
 from runtime import seeding
 
 OF_ONE_CLASS = {"sensitivity": 1, "specificity": 0}
@@ -138,6 +139,22 @@ def by_seed(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, np.ndarray]:
             blank_unknown(measured, run.frame)
             for name in MEASURES:
                 total[name][:, place] += measured[name] / len(runs.folds)
+    return total
+
+
+def part_by_seed(runs: ArmRuns, arm: str, name: str, draws: Draws) -> dict[str, np.ndarray]:
+    """Accuracy and AUC of one of `classifier.measures.side.PARTS`, averaged over folds, (1 + R, S) each; nothing where
+    a run does not have it.
+    """
+    total: dict[str, np.ndarray] = {}
+    for fold in runs.folds:
+        for place, run in enumerate(runs.cells(arm, fold)):
+            part = part_of(run.frame, name)
+            if part is None:
+                return {}
+            weights = draws.subjects[fold][:, part.index]
+            for measure, values in weighted_part(part, threshold_of(name, run.results["threshold"]), weights).items():
+                total.setdefault(measure, np.zeros_like(draws.seeds))[:, place] += values / len(runs.folds)
     return total
 
 

@@ -6,12 +6,12 @@ Shapes: x (B, 1, D, H, W) in [0, 1], axes (left-right, back-front, foot-head); f
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from classifier.config import ModelConfig
+from cohort.scans import Grid
 from runtime import distributed
-
-Shape = tuple[int, int, int]  # voxels (D, H, W)
 
 
 class Classifier(nn.Module, ABC):
@@ -20,20 +20,23 @@ class Classifier(nn.Module, ABC):
     A network makes its layers, `activation` (never in place) for its last level too, calls `add_head`, and says with
     `trunk` how data flow through them. Nothing in it may draw random numbers, and in evaluation mode nothing may depend
     on other volumes of the batch: then a run resumes exactly, several processes equal one, and attributions may put any
-    volumes in one batch. Its constructor also takes their shape; `mean` and `std` are those of all training voxels.
+    volumes in one batch. Its constructor also takes their grid; `mean` and `std` are those of all training voxels.
     """
 
     activation: nn.Module
+    width: int
+    """Pooled features of a volume, of which training drops some."""
 
     def __init__(self, config: ModelConfig, mean: float, std: float) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.score: nn.Module | None = None
 
     @staticmethod
     @abstractmethod
-    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+    def last_level(config: ModelConfig, grid: Grid) -> tuple[int, ...]:
         """Voxels of the last level along each axis that it still has."""
 
     @abstractmethod
@@ -42,11 +45,9 @@ class Classifier(nn.Module, ABC):
 
     def add_head(self, width: int, *, attention: bool) -> None:
         """Makes the layers behind the features; with `attention` they are weighted by place, else averaged."""
+        self.width = width
         self.standardise = FeatureNorm(width) if self.config.feature_norm else nn.Identity()
-        self.head = nn.Linear(width, self.config.outputs)
-        nn.init.zeros_(self.head.weight)  # an untrained network answers "no idea", logit 0
-        nn.init.zeros_(self.head.bias)
-        self.score = None
+        self.head = undecided(width, self.config.outputs + 2 * self.config.volumes)
         if attention:
             # w tanh(V h), equation 8 of Ilse et al. 2018, and not the gated form (equation 9): half the parameters, and
             # cohorts are small. With w = 0 all places start with the same weight, which is averaging.
@@ -63,14 +64,23 @@ class Classifier(nn.Module, ABC):
         """Volumes (B, 1, D, H, W) to the features that are pooled (B, C, d, h, w)."""
         return self.activation(self.trunk((x - self.mean) / self.std))
 
-    def both(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """All logits (B, outputs): TLE against HC, and where there are two, right against left."""
+    def everything(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """All logits, then the predicted volumes (left, right) of each structure, standardised: (B, outputs + 2 S)."""
         h = self.standardise(self.pool(self.features(x)))  # (B, C)
         return self.head(h if keep is None else h * keep)
+
+    def both(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """All logits (B, outputs): TLE against HC, and where there are two, right against left."""
+        found = self.everything(x, keep)
+        return found[:, : found.shape[1] - 2 * self.config.volumes]
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of TLE (B,); `keep` (B, C) is a training step's scaled dropout mask."""
         return self.both(x, keep)[:, 0]
+
+    def onto_volume(self, coarse: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Maps on the last level's places (B, 1, d, h, w), interpolated to the volume's voxels (B, 1, D, H, W)."""
+        return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=False)
 
     def attention(self, x: torch.Tensor) -> torch.Tensor | None:
         """Weight of each place of the last level, (B, d, h, w), sums to 1; None when all count the same."""
@@ -116,12 +126,20 @@ class FeatureNorm(nn.Module):
         return (h - mean) * torch.rsqrt(var + self.EPSILON)
 
 
-class AllLogits(nn.Module):
-    """A classifier whose `forward` is `both`: what DistributedDataParallel and the compiler see is `forward` alone."""
+def undecided(width: int, outputs: int) -> nn.Linear:
+    """A linear layer of zeros: an untrained network answers "no idea", logit 0."""
+    layer = nn.Linear(width, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Everything(nn.Module):
+    """A classifier whose `forward` is `everything`: DistributedDataParallel and the compiler see `forward` alone."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        return self.classifier.both(x, keep)
+        return self.classifier.everything(x, keep)

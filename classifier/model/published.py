@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from classifier.config import ModelConfig
-from classifier.model.classifier import Classifier, Shape
+from classifier.model.classifier import Classifier
+from cohort.scans import Grid
 
 
 class DenseNet121(Classifier):
     """DenseNet121 in 3D. Source: Huang et al. 2017, https://arxiv.org/abs/1608.06993."""
 
-    def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
+    def __init__(self, config: ModelConfig, grid: Grid, mean: float, std: float) -> None:
         from monai.networks.nets.densenet import DenseNet121 as Published  # slow to import
 
         super().__init__(config, mean, std)
@@ -30,9 +31,9 @@ class DenseNet121(Classifier):
         self.add_head(published.class_layers.out.in_features, attention=False)
 
     @staticmethod
-    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+    def last_level(config: ModelConfig, grid: Grid) -> tuple[int, ...]:
         """The stem and the pooling behind it round up, the three transitions round down."""
-        return tuple(-(-side // (2 * config.stem_stride)) // 8 for side in shape)
+        return tuple(-(-side // (2 * config.stem_stride)) // 8 for side in grid.shape)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)  # (B, 1024, d, h, w)
@@ -44,12 +45,12 @@ class CoronalEfficientNet(Classifier):
     The first convolution mixes all slices. Stochastic depth would draw from torch's global generator, and is left out.
     """
 
-    def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
+    def __init__(self, config: ModelConfig, grid: Grid, mean: float, std: float) -> None:
         from monai.networks.nets.efficientnet import EfficientNetBN, MBConvBlock  # slow to import
 
         super().__init__(config, mean, std)
         published = EfficientNetBN(
-            "efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=shape[1],
+            "efficientnet-b0", pretrained=False, spatial_dims=2, in_channels=grid.shape[1],
             norm=("group", {"num_groups": config.groups}),
         )  # fmt: skip
         for block in published.modules():
@@ -64,9 +65,9 @@ class CoronalEfficientNet(Classifier):
         self.add_head(published._fc.in_features, attention=False)
 
     @staticmethod
-    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
+    def last_level(config: ModelConfig, grid: Grid) -> tuple[int, ...]:
         """D and W are halved by four stages, rounding down; MONAI pads the stem by one voxel, not two."""
-        return tuple(((side - 2) // config.stem_stride + 1) // 16 for side in shape[::2])
+        return tuple(((side - 2) // config.stem_stride + 1) // 16 for side in grid.shape[::2])
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x[:, 0].transpose(1, 2)).unsqueeze(3)  # (B, H, D, W) to (B, 1280, d, 1, w)

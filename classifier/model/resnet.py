@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier.config import ModelConfig
-from classifier.model.classifier import Classifier, Shape
+from classifier.model.classifier import Classifier
+from cohort.scans import Grid
 
 
 class Block(nn.Module):
@@ -35,28 +36,38 @@ class Block(nn.Module):
         return self.shortcut(x) + h
 
 
+def levels(config: ModelConfig) -> nn.Sequential:
+    """The blocks of all levels; every level after the first halves each axis."""
+    blocks = nn.Sequential()
+    for level, width in enumerate(config.widths):
+        for index in range(config.blocks):
+            halve = index == 0 and level > 0
+            in_width, stride = (config.widths[level - 1], 2) if halve else (width, 1)
+            blocks.append(Block(in_width, width, stride, config.groups))
+    return blocks
+
+
+def shrunk(config: ModelConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Voxels of the last level for an input of a shape: stem and levels round up."""
+    shrink = config.stem_stride * 2 ** (len(config.widths) - 1)
+    return tuple(-(-side // shrink) for side in shape)
+
+
 class ResNet3D(Classifier):
     """Stem, levels of blocks, pooling over the volume by attention (or its mean), one linear layer."""
 
-    def __init__(self, config: ModelConfig, shape: Shape, mean: float, std: float) -> None:
+    def __init__(self, config: ModelConfig, grid: Grid, mean: float, std: float) -> None:
         super().__init__(config, mean, std)
         widths = config.widths
         self.stem = nn.Conv3d(1, widths[0], 3, stride=config.stem_stride, padding=1, bias=False)
-        self.blocks = nn.Sequential()
-        for level, width in enumerate(widths):
-            for index in range(config.blocks):
-                halve = index == 0 and level > 0
-                in_width, stride = (widths[level - 1], 2) if halve else (width, 1)
-                self.blocks.append(Block(in_width, width, stride, config.groups))
+        self.blocks = levels(config)
         self.norm = nn.GroupNorm(config.groups, widths[-1])
         self.activation = nn.SiLU()
         self.add_head(widths[-1], attention=config.pool == "attention")
 
     @staticmethod
-    def last_level(config: ModelConfig, shape: Shape) -> tuple[int, ...]:
-        """Every level after the first halves each axis, rounding up."""
-        shrink = config.stem_stride * 2 ** (len(config.widths) - 1)
-        return tuple(-(-side // shrink) for side in shape)
+    def last_level(config: ModelConfig, grid: Grid) -> tuple[int, ...]:
+        return shrunk(config, grid.shape)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(self.blocks(self.stem(x)))

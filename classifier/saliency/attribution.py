@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from captum.attr import FeatureAblation, InputXGradient, IntegratedGradients, LayerGradCam, Saliency
 from torch import nn
 
@@ -111,7 +110,7 @@ def grad_cam(model: nn.Module, x: torch.Tensor, context: Context, indices: Seque
         raise InputError(f"grad_cam: {type(model).__name__} names no last convolution; use another method")
     with torch.enable_grad():
         coarse = LayerGradCam(model, layer).attribute(x.detach().requires_grad_(True))  # (B, 1, d, h, w)
-    return _onto_grid(coarse, x)
+    return model.onto_volume(coarse, x.shape[2:])
 
 
 @torch.no_grad()
@@ -124,12 +123,8 @@ def attention(model: nn.Module, x: torch.Tensor, context: Context, indices: Sequ
     if weights is None:
         wanted = "train --model.name resnet --model.pool attention"
         raise InputError(f"attention: {type(model).__name__} has no attention head; {wanted}")
-    fine = _onto_grid(weights[:, None].float(), x)
+    fine = model.onto_volume(weights[:, None].float(), x.shape[2:])
     return fine / fine.sum((2, 3, 4), keepdim=True)
-
-
-def _onto_grid(coarse: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(coarse, size=x.shape[2:], mode="trilinear", align_corners=False)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ SMALL = ModelConfig(widths=(8, 16, 24), blocks=2, stem_stride=1)
 def scrambled(config: ModelConfig, grid: Grid = GRID) -> Classifier:
     """A network without the zeros of its initialisation."""
     torch.manual_seed(0)
-    model = build_model(config, grid.shape, 0.3, 0.2)
+    model = build_model(config, grid, 0.3, 0.2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -62,6 +62,16 @@ def test_checkpoint_of_another_architecture_or_grid_is_refused(tmp_path):
         resume_classifier(tmp_path / "c.pt", scrambled(SMALL), GRIDS["demo"])
     with pytest.raises(InputError, match=r"model_config.outputs: the checkpoint has 1, this command 2"):
         resume_classifier(tmp_path / "c.pt", scrambled(dataclasses.replace(SMALL, outputs=2), grid), grid)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """Its configuration lacks later fields, which had their defaults."""
+    path, grid = tmp_path / "c.pt", GRIDS["smoke"]
+    model, _ = stored(path, grid=grid)
+    old, later = load_checkpoint(path, KIND)["model_config"], {"region", "margin_mm", "summaries", "volumes"}
+    changed(path, model_config={name: old[name] for name in old.keys() - later})
+    assert resume_classifier(path, scrambled(SMALL, grid), grid)["step"] == 7
+    assert load_classifier(path).model.config == model.config
 
 
 def changed(path, **changes):

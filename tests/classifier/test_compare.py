@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
 from classifier.compare import CompareConfig, main
@@ -40,6 +41,36 @@ def test_table_and_tests(runs, tmp_path, capsys):
     assert "c minus a: AUC +" in printed
     assert "they say nothing about another training seed" in printed
     assert "site                    0.500" in printed
+
+
+def test_sides_and_sclerosis_beside_the_rest(tmp_path, capsys):
+    """In the printed rows and the tables, with the asymmetry index; an arm that says no side has none."""
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    side = np.where(labels == 1, np.where(np.arange(60) % 4 == 1, "L", "R"), "")
+    right = expit(rng.normal(size=60) + 2.0 * (side == "R") - 1)
+    cell = {name: {"value": value, "low": 0, "high": 1} for name, value in (("accuracy", 0.8), ("auc", 0.85))}
+    known = {"side": side, "side_probability": right, "mri_negative": (np.arange(60) % 3 == 0).astype(float)}
+    names, index = [f"s{k:02d}" for k in range(60)], {"baselines": {"asymmetry_index": {"test": cell}}}
+    scores = rng.normal(size=60) + labels
+    told = write_run(tmp_path / "told", scores, labels, names, columns=known, side=index)
+    plain = write_run(tmp_path / "plain", rng.normal(size=60), labels, names)
+    main(CompareConfig((told, plain), resamples=50, out=tmp_path / "c.json"))
+    ours, other = read_json(tmp_path / "c.json")["runs"]
+    patients = labels == 1
+    assert ours["parts"]["side_accuracy"]["value"] == pytest.approx(((right >= 0.5) == (side == "R"))[patients].mean())
+    sclerotic = patients & (np.arange(60) % 3 != 0)
+    expected = roc_auc_score((side == "R")[sclerotic], right[sclerotic])
+    assert ours["parts"]["side_sclerosis_auc"]["value"] == pytest.approx(expected)
+    cell = ours["parts"]["sclerosis_auc"]
+    assert cell["low"] < cell["value"] < cell["high"]
+    assert ours["asymmetry_index"] == {"side_accuracy": 0.8, "side_auc": 0.85}
+    assert (other["parts"], other["asymmetry_index"]) == ({}, {})
+    table = pd.read_csv(tmp_path / "c.csv").set_index("run")
+    assert table.loc["told", "side_auc_value"] == ours["parts"]["side_auc"]["value"]
+    assert table.loc["told", "baseline_asymmetry_index_side_accuracy"] == 0.8
+    printed = capsys.readouterr().out
+    assert "side sclerosis accuracy" in printed
+    assert "asymmetry index of the hippocampi beside told" in printed
 
 
 def test_runs_on_other_subjects_or_labels_are_refused(runs, tmp_path):

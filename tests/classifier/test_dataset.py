@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from classifier.config import AugmentConfig
-from classifier.dataset import Volumes, augment, counts, counts_text, sides
+from classifier.dataset import Answers, Volumes, augment, counts, counts_text, mirrored, sides
 from cohort.scans import GRIDS
 from cohort.stacks import load_scans
 from cohort.tables import read_table
@@ -30,6 +30,24 @@ def test_augmentation_is_addressed_by_seed_and_step():
     assert torch.equal(first, augment(x, AugmentConfig(), 4.0, seed=0, step=1))
     assert not torch.equal(first, augment(x, AugmentConfig(), 4.0, seed=0, step=2))
     assert (first - x).abs().mean() > 0.01
+
+
+def test_half_of_the_volumes_are_mirrored_with_their_answers():
+    B = 400
+    x = torch.rand(B, 1, 3, 2, 2)
+    volumes = torch.stack([torch.arange(B), -torch.arange(B)], dim=1)[:, None].float()
+    given = Answers(torch.arange(B) % 2, torch.arange(B) % 3 - 1, volumes)
+    turned, answers = mirrored(x, given, seed=0, step=1)
+    flipped = (turned == x.flip(2)).flatten(1).all(1)
+    assert ((turned == x).flatten(1).all(1) | flipped).all()
+    assert 160 < flipped.sum() < 240
+    assert torch.equal(answers.labels, given.labels)
+    expected = torch.where(flipped, torch.tensor([-1, 1, 0])[given.sides + 1], given.sides)  # unknown stays unknown
+    assert torch.equal(answers.sides, expected)
+    assert torch.equal(answers.volumes[flipped], volumes[flipped].flip(2))
+    assert torch.equal(answers.volumes[~flipped], volumes[~flipped])
+    assert torch.equal(mirrored(x, given, 0, 1)[0], turned)
+    assert not torch.equal(mirrored(x, given, 0, 2)[0], turned)
 
 
 def test_rotation_is_rigid_on_a_grid_that_is_no_cube():

@@ -9,33 +9,45 @@ from monai.networks.nets.efficientnet import EfficientNetBN
 from torch import nn
 
 from classifier.config import PRESETS, ModelConfig
-from classifier.model import MODELS, AllLogits, Classifier, ResNet3D, build_model
+from classifier.model import MODELS, Classifier, Everything, ResNet3D, build_model
 from classifier.model.classifier import FeatureNorm
 from cohort.scans import GRIDS
 from runtime.errors import InputError
 from runtime.training import average
+from tests.support.scans import grid_of
 
 SMALL = ModelConfig(widths=(8, 16, 24), blocks=2, stem_stride=1)
-SHAPES = {"resnet": (10, 12, 11), "densenet121": (32, 33, 32), "efficientnet": (34, 7, 33)}
+SHAPES = {"resnet": (10, 12, 11), "hemispheres": (11, 12, 10), "densenet121": (32, 33, 32), "efficientnet": (34, 7, 33)}
 """A small shape that each network takes."""
+POOLED = [name for name in MODELS if name != "hemispheres"]
+"""Networks with one linear layer on features pooled over the volume."""
 
 
 def scrambled(config: ModelConfig, shape: tuple[int, int, int] = (10, 12, 10)) -> Classifier:
     """A network without the zeros of its initialisation."""
     torch.manual_seed(0)
-    model = build_model(config, shape, 0.3, 0.2)
+    model = build_model(config, grid_of(shape), 0.3, 0.2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * parameter.std(correction=0).clamp(min=0.3) * torch.randn_like(parameter))
     return model.eval()
 
 
+def with_volumes(name: str) -> tuple[Classifier, torch.Tensor]:
+    """A network, its weights random throughout, and two volumes for it."""
+    shape = SHAPES[name]
+    config = dataclasses.replace(SMALL, name=name, outputs=2)
+    return scrambled(config, shape), torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def network(request: pytest.FixtureRequest) -> tuple[Classifier, torch.Tensor]:
-    """Each network, its weights random throughout, and two volumes for it."""
-    shape = SHAPES[request.param]
-    config = dataclasses.replace(SMALL, name=request.param, outputs=2)
-    return scrambled(config, shape), torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(1))
+    return with_volumes(request.param)
+
+
+@pytest.fixture(scope="module", params=POOLED)
+def pooled(request: pytest.FixtureRequest) -> tuple[Classifier, torch.Tensor]:
+    return with_volumes(request.param)
 
 
 @pytest.mark.parametrize("shape", [(20, 24, 20), (19, 23, 21), (9, 10, 11)])
@@ -56,9 +68,9 @@ def test_one_logit_per_volume_on_any_size(shape, stem_stride, pool):
 def test_features_are_those_of_the_published_networks(name, stem_stride, shape, features):
     config = ModelConfig(name=name, stem_stride=stem_stride)
     with torch.no_grad():
-        assert build_model(config, shape, 0.0, 1.0).features(torch.rand(1, 1, *shape)).shape == (1, *features)
+        assert build_model(config, grid_of(shape), 0.0, 1.0).features(torch.rand(1, 1, *shape)).shape == (1, *features)
     sides = features[1:] if name == "densenet121" else features[1::2]
-    assert MODELS[name].last_level(config, shape) == sides
+    assert MODELS[name].last_level(config, grid_of(shape)) == sides
 
 
 def test_no_volume_depends_on_its_batch(network):
@@ -68,8 +80,8 @@ def test_no_volume_depends_on_its_batch(network):
     assert together.std(0).min() > 1e-3
 
 
-def test_features_in_training_do_not_depend_on_the_batch_but_by_their_norm(network):
-    model, x = network
+def test_features_in_training_do_not_depend_on_the_batch_but_by_their_norm(pooled):
+    model, x = pooled
     before = model.state_dict()
     before = {name: value.clone() for name, value in before.items()}
     model.train()
@@ -115,26 +127,37 @@ def test_convolutions_in_3d_are_dense(network):
 
 def test_untrained_network_is_undecided(network):
     model, x = network
-    fresh = build_model(dataclasses.replace(model.config, outputs=1), tuple(x.shape[2:]), 0.0, 1.0)
-    assert fresh(x[:2]).tolist() == [0.0, 0.0]
+    fresh = build_model(dataclasses.replace(model.config, outputs=1), grid_of(x.shape[2:]), 0.0, 1.0)
+    torch.testing.assert_close(fresh(x[:2]), torch.zeros(2))
 
 
 def test_constants_standardise_the_input(network):
     model, x = network
-    plain = build_model(model.config, tuple(x.shape[2:]), 0.0, 1.0)
+    plain = build_model(model.config, grid_of(x.shape[2:]), 0.0, 1.0)
     plain.load_state_dict({**model.state_dict(), "mean": torch.tensor(0.0), "std": torch.tensor(1.0)})
     torch.testing.assert_close(model(x), plain.eval()((x - 0.3) / 0.2))
 
 
-def test_first_logit_is_tle_whatever_the_outputs(network):
-    """One output or two, masked or not: `forward` is the first column of `both`, and the second moves only its own."""
+def test_first_logit_is_tle_and_predicted_volumes_are_no_logits(network):
+    """Masked or not, with volumes or without."""
     model, x = network
-    keep = torch.rand(2, model.head.in_features)
+    keep = torch.rand(2, model.width)
     both = model.both(x, keep)
     assert both.shape == (2, 2)
     assert torch.equal(model(x, keep), both[:, 0])
-    assert torch.equal(AllLogits(model)(x, keep), both)
-    single = build_model(dataclasses.replace(model.config, outputs=1), tuple(x.shape[2:]), 0.0, 1.0).eval()
+    assert torch.equal(Everything(model)(x, keep), both)
+    more = scrambled(dataclasses.replace(model.config, volumes=3), tuple(x.shape[2:]))
+    everything = Everything(more)(x, keep)
+    assert everything.shape == (2, 2 + 6)
+    assert torch.equal(more.both(x, keep), everything[:, :2])
+    assert everything[:, 2:].std(0).min() > 1e-4
+
+
+def test_the_second_logit_moves_only_its_own(pooled):
+    model, x = pooled
+    keep = torch.rand(2, model.width)
+    both = model.both(x, keep)
+    single = build_model(dataclasses.replace(model.config, outputs=1), grid_of(x.shape[2:]), 0.0, 1.0).eval()
     head = {name: value[:1] for name, value in model.state_dict().items() if name.startswith("head.")}
     single.load_state_dict({**model.state_dict(), **head})
     torch.testing.assert_close(single(x, keep), both[:, 0])
@@ -176,8 +199,8 @@ def test_efficientnet_is_monais_on_coronal_slices():
 def test_attention_starts_as_the_mean():
     shape = (20, 22, 18)
     torch.manual_seed(0)
-    attentive = build_model(SMALL, shape, 0.3, 0.2).eval()
-    plain = build_model(dataclasses.replace(SMALL, pool="mean"), shape, 0.3, 0.2).eval()
+    attentive = build_model(SMALL, grid_of(shape), 0.3, 0.2).eval()
+    plain = build_model(dataclasses.replace(SMALL, pool="mean"), grid_of(shape), 0.3, 0.2).eval()
     nn.init.normal_(plain.head.weight)
     missing, unexpected = attentive.load_state_dict(plain.state_dict(), strict=False)
     assert all(name.startswith("score.") for name in missing)
@@ -214,7 +237,7 @@ def test_attention_is_a_weighted_mean_of_places():
 def test_attention_learns_where_to_look():
     """Only the score is trained; what tells the classes apart is in one corner, and the rest is as loud."""
     torch.manual_seed(0)
-    model = build_model(dataclasses.replace(SMALL, widths=(8, 8), blocks=1), (8, 8, 8), 0.0, 1.0).eval()
+    model = build_model(dataclasses.replace(SMALL, widths=(8, 8), blocks=1), grid_of((8, 8, 8)), 0.0, 1.0).eval()
     model.requires_grad_(False).score.requires_grad_(True)
     y = torch.arange(16) % 2
     x = torch.randn(16, 1, 8, 8, 8)
@@ -236,7 +259,8 @@ def test_attention_learns_where_to_look():
 @pytest.mark.slow
 def test_grad_cam_of_a_mean_is_class_activation_mapping():
     """Zhou et al. 2016: weights of the linear layer over the number of places, times the pooled features."""
-    for name, shape in SHAPES.items():
+    for name in POOLED:
+        shape = SHAPES[name]
         model = scrambled(dataclasses.replace(SMALL, name=name, pool="mean"), shape)
         x = torch.rand(2, 1, *shape)
         map_ = LayerGradCam(model, model.last_convolution).attribute(x)[:, 0].detach()
@@ -249,14 +273,14 @@ def test_grad_cam_of_a_mean_is_class_activation_mapping():
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_fit_their_grids(name):
     config = PRESETS[name]
-    assert isinstance(build_model(config.model, GRIDS[config.grid].shape, 0.0, 1.0), ResNet3D)
+    assert isinstance(build_model(config.model, GRIDS[config.grid], 0.0, 1.0), ResNet3D)
     assert config.steps > config.warmup_steps
 
 
 @pytest.mark.parametrize(
     ("changes", "grid", "message"),
     [
-        ({"name": "vgg"}, "demo", r"--model.name vgg: unknown; there are: resnet, densenet121, efficientnet"),
+        ({"name": "vgg"}, "demo", r"name vgg: unknown; there are: resnet, hemispheres, densenet121, efficientnet"),
         ({"widths": (8,) * 7}, "demo", r"keeps only 1 of an axis of the grid \(40, 48, 40\).*fewer --model.widths"),
         ({"widths": (8,) * 5}, "smoke", r"use --model.stem-stride 1, fewer --model.widths"),
         ({"name": "densenet121"}, "demo", r"only 1 of an axis .*use --model.stem-stride 1"),
@@ -264,16 +288,18 @@ def test_presets_fit_their_grids(name):
         ({"name": "efficientnet"}, "smoke", r"only 0 of .*\(20, 24, 20\), .*or --model.name resnet"),
         ({"name": "efficientnet", "groups": 16}, "paper", r"--model.groups 16: has to divide every width"),
         ({"widths": (8, 20)}, "demo", r"--model.groups 8: has to divide every width"),
-        ({"groups": 0, "dropout": 1.0}, "demo", r"stem-stride and groups are at least 1, dropout is"),
-        ({"stem_stride": 0}, "demo", r"stem-stride and groups are at least 1"),
+        ({"groups": 0, "dropout": 1.0}, "demo", r"stem-stride, groups and summaries are at least 1, dropout is"),
+        ({"stem_stride": 0}, "demo", r"stem-stride, groups and summaries are at least 1"),
+        ({"name": "hemispheres", "margin_mm": -1.0}, "demo", r"--model.margin-mm -1: cannot be negative"),
+        ({"name": "hemispheres", "region": "temporal"}, "demo", r"only 1 of an axis .*fewer --model.widths"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_advice(changes, grid, message):
     with pytest.raises(InputError, match=message):
-        build_model(dataclasses.replace(ModelConfig(), **changes), GRIDS[grid].shape, 0.0, 1.0)
+        build_model(dataclasses.replace(ModelConfig(), **changes), GRIDS[grid], 0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_advice_is_good(name):
     """What the refusals at the demo's grid ask for works there."""
-    assert build_model(ModelConfig(name=name, stem_stride=1), GRIDS["demo"].shape, 0.0, 1.0).config.name == name
+    assert build_model(ModelConfig(name=name, stem_stride=1), GRIDS["demo"], 0.0, 1.0).config.name == name

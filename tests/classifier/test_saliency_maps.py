@@ -29,7 +29,7 @@ def save_network(
 ):
     """A checkpoint of a small network with random weights."""
     torch.manual_seed(seed)
-    model = build_model(ModelConfig(widths=(8, 16), blocks=1, stem_stride=2, pool=pool), GRID.shape, 0.4, 0.3)
+    model = build_model(ModelConfig(widths=(8, 16), blocks=1, stem_stride=2, pool=pool), GRID, 0.4, 0.3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

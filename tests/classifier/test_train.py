@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from classifier import train
 from classifier.checkpoint import load_classifier
-from classifier.dataset import Volumes
+from classifier.dataset import Answers, Volumes
 from classifier.measures.predictions import COLUMNS, OPTIONAL, read_predictions
 from cohort.tables import read_table, write_table
 from runtime.device import Device
@@ -245,15 +245,81 @@ def test_a_run_whose_patience_ends_saves_where_it_stopped(config, monkeypatch):
     assert read_json(config.run_dir / "results.json")["step"] == 4
 
 
-def test_losses_are_those_of_the_known_sides():
+def answers(labels, sides, volumes=None) -> Answers:
+    none = torch.empty(len(labels), 0, 2)
+    return Answers(torch.tensor(labels), torch.tensor(sides), none if volumes is None else torch.tensor(volumes))
+
+
+def test_losses_are_those_of_the_known_sides(config):
+    config = dataclasses.replace(config, side_weight=0.3)
     logits = torch.tensor([[0.0, 2.0], [1.0, -1.0], [-1.0, 5.0]])
-    terms = train.losses(logits, torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]))
+    terms = train.losses(logits, answers([1, 1, 0], [1, 0, -1]), config)
     softplus = torch.nn.functional.softplus
     torch.testing.assert_close(terms["train"], (softplus(torch.tensor([0.0, -1.0, -1.0]))).mean())
     torch.testing.assert_close(terms["side"], (softplus(torch.tensor([-2.0, -1.0]))).mean())
-    unknown = train.losses(logits, torch.tensor([1, 1, 0]), torch.tensor([-1, -1, -1]))
+    torch.testing.assert_close(terms["total"], terms["train"] + 0.3 * terms["side"])
+    unknown = train.losses(logits, answers([1, 1, 0], [-1, -1, -1]), config)
     assert unknown["side"] == 0
-    assert "side" not in train.losses(logits[:, :1], torch.tensor([1, 1, 0]), torch.tensor([1, 0, -1]))
+    alone = train.losses(logits[:, :1], answers([1, 1, 0], [1, 0, -1]), config)
+    assert "side" not in alone
+    assert alone["total"] == alone["train"]
+
+
+def test_the_loss_of_hemispheres_is_the_cross_entropy_over_hc_left_and_right(config):
+    """And for a patient of unknown side minus the log of both sides' probability."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name="hemispheres"))
+    sides = torch.tensor([[0.5, -1.0], [-2.0, 1.0], [0.3, 0.1], [1.5, -0.5]], requires_grad=True)  # left, right
+    logits = torch.stack([sides.logsumexp(1), sides[:, 1] - sides[:, 0]], dim=1)
+    terms = train.losses(logits, answers([0, 1, 1, 1], [-1, 0, 1, -1]), config)
+    p = torch.cat([torch.zeros(4, 1), sides], dim=1).softmax(1)
+    chosen = torch.stack([p[0, 0], p[1, 1], p[2, 2], p[3, 1] + p[3, 2]])
+    torch.testing.assert_close(terms["total"], -chosen.log().mean())
+    (gradient,) = torch.autograd.grad(terms["total"], sides)
+    torch.testing.assert_close(gradient[1], torch.stack([p[1, 1] - 1, p[1, 2]]) / 4)
+
+
+def test_the_loss_of_volumes_is_of_the_known_ones(config):
+    config = dataclasses.replace(config, volumes_weight=2.0)
+    nan = float("nan")
+    known = answers([0, 1], [-1, -1], [[[1.0, 2.0], [nan, 0.5]], [[nan, nan], [nan, 0.0]]])
+    found = torch.tensor([[0.0, 2.0, 2.0, 7.0, 0.5], [0.0, 9.0, 9.0, 9.0, 3.0]], requires_grad=True)
+    terms = train.losses(found, known, config)
+    torch.testing.assert_close(terms["volumes"], torch.tensor((1.0 + 0 + 0 + 9.0) / 2 / 4))
+    torch.testing.assert_close(terms["total"], terms["train"] + 2 * terms["volumes"])
+    terms["total"].backward()
+    assert (found.grad[:, 1:] != 0).tolist() == [[True, False, False, False], [False, False, False, True]]
+    nothing = train.losses(found, known._replace(volumes=torch.full((2, 2, 2), nan)), config)
+    assert nothing["volumes"] == 0
+
+
+@pytest.mark.slow
+def test_hemispheres_learns_a_side_it_was_told_and_volumes_beside_it(config, cohort, tmp_path, capsys):
+    """Patients' dark place is on the left; half of the training scans are mirrored, so that both sides are seen."""
+    model = dataclasses.replace(config.model, name="hemispheres", widths=(8, 16), summaries=8)
+    names = [f"volume_{side}_hippocampus_mm3" for side in ("left", "right")]
+    for split in ("train", "val", "test"):
+        table = read_table(cohort / f"{split}.csv")
+        table["diagnosis"] = table["diagnosis"].where(table["label"] == 0, "TLE-L")
+        table[names] = (np.where(table["label"] == 1, 1000, 2000)[:, None] + np.arange(2)).astype(str)
+        table.loc[0, names[0]] = ""
+        write_table(tmp_path / f"{split}.csv", table)
+    told = dataclasses.replace(
+        config, model=model, steps=40, val_every_steps=10, save_every_steps=40, volumes_weight=0.5,
+        structures=("Hippocampus",), train_csv=tmp_path / "train.csv", val_csv=tmp_path / "val.csv",
+        test_csv=tmp_path / "test.csv",
+    )  # fmt: skip
+    train.main(told)
+    predictions = read_predictions(told.run_dir / "predictions.csv")
+    test = predictions[predictions["split"] == "test"]
+    assert roc_auc_score(test["label"], test["logit"]) > 0.9
+    assert (test.loc[test["label"] == 1, "side_probability"] < 0.5).mean() > 0.8
+    names = set().union(*(json.loads(line) for line in (told.run_dir / "log.jsonl").read_text().splitlines()))
+    assert {"loss/side", "loss/volumes", "loss/total"} <= names
+    loaded = load_classifier(told.run_dir / "checkpoints" / "best.pt")
+    assert (loaded.model.config.volumes, loaded.model.config.outputs) == (1, 2)
+    found = read_json(told.run_dir / "results.json")
+    assert found["side"]["left"] == 6
+    assert "skipped" in found["side"]  # no patient of the right side to tell from
 
 
 @pytest.mark.slow
@@ -277,6 +343,8 @@ def test_a_run_with_a_side_and_a_fold_says_so(config):
     expected = roc_auc_score(test["side"] == "R", test["side_probability"])
     assert results["side"]["test"]["auc"]["value"] == pytest.approx(expected)
     assert load_classifier(config.run_dir / "checkpoints" / "best.pt").model.config.outputs == 2
+    assert 0 <= results["side"]["baselines"]["asymmetry_index"]["test"]["accuracy"]["value"] <= 1
+    assert "sclerosis" not in results
 
 
 def test_without_augmentation_batches_are_the_scans_themselves(config, scans):
@@ -290,9 +358,15 @@ def test_without_augmentation_batches_are_the_scans_themselves(config, scans):
 
     for name in ("none", "standard", "strong"):
         network = Recorder(1, 1)
-        plain = dataclasses.replace(config, augmentation=name)
+        plain = dataclasses.replace(config, augmentation=name, mirror=False)
         train.train_step(network, torch.optim.SGD(network.parameters()), volumes, 1, plain, width=1)
     still = volumes.batch(balanced_rows(volumes.labels, config.batch_size, 1, config.seed, "epoch:"))
     torch.testing.assert_close(seen[0], still, atol=1e-5, rtol=0)
     moved = [(x - still).abs().mean() for x in seen]
     assert moved[0] < moved[1] < moved[2]
+    mirror = dataclasses.replace(config, augmentation="none")
+    train.train_step(network, torch.optim.SGD(network.parameters()), volumes, 1, mirror, width=1)
+    same, flipped = (((seen[3] - x).abs().amax((1, 2, 3, 4)) < 1e-5) for x in (still, still.flip(2)))
+    assert same.sum() + flipped.sum() == config.batch_size
+    assert same.any()
+    assert flipped.any()

@@ -16,12 +16,16 @@ from runtime.files import write_json
 def write_run(
     folder: Path, scores: np.ndarray, labels: np.ndarray, subjects: list[str], *, val: list[str] | None = None,
     seed: int = 0, fold: int = 0, config: dict[str, Any] | None = None, leak: bool = False,
+    columns: dict[str, Any] | None = None, side: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """One run folder: test predictions sigmoid(scores), and validation subjects with alternating labels."""
+    """One run folder: test predictions sigmoid(scores), and validation subjects with alternating labels; more `columns`
+    of them, and what results say of the `side`.
+    """
     test = {"subject": subjects, "label": labels, "logit": scores, "split": "test"}
     held = {"subject": val or [], "label": np.arange(len(val or [])) % 2, "logit": 0.0, "split": "val"}
     frame = pd.concat([pd.DataFrame(test), pd.DataFrame(held)], ignore_index=True)
     frame = frame.assign(session="", side="", group=frame["subject"], seed=seed, fold=fold)
+    frame = frame.assign(**(columns or {}))
     frame["probability"] = expit(frame["logit"].to_numpy(dtype=float))
     write_predictions(folder / "predictions.csv", frame)
     counts = {"real_HC": 10, "real_TLE": 10, "synthetic_HC": 0, "synthetic_TLE": 0}
@@ -29,6 +33,7 @@ def write_run(
         counts = {"real_HC": 0, "real_TLE": 0, "synthetic_HC": 20, "synthetic_TLE": 20}
     baseline = {"site": {"test": {"auc": {"value": 0.5, "low": 0.4, "high": 0.6}}}, "age_sex": {"skipped": "no age"}}
     results = {"threshold": 0.5, "leak": leak, "counts": {"train": counts}, "baselines": baseline}
+    results |= {"side": side} if side else {}
     write_json(folder / "results.json", results)
     return folder
 

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cohort.scans import GRIDS, load_scan
+from cohort.scans import GRIDS, Grid, load_scan
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
+
+
+def grid_of(shape: tuple[int, int, int], spacing_mm: float = 5.0) -> Grid:
+    """A grid of any shape, in the place of the others."""
+    return Grid("small", shape, spacing_mm, GRID.centre_mm)
 
 
 def blob(seed: int, label: int) -> np.ndarray:

@@ -45,7 +45,7 @@ class Cubic(nn.Module):
 def network(pool: str = "attention") -> nn.Module:
     """A small ResNet, no weight of which is at its (partly zero) start."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(widths=(8, 16), blocks=1, stem_stride=2, pool=pool), GRID.shape, 0.4, 0.2).eval()
+    model = build_model(ModelConfig(widths=(8, 16), blocks=1, stem_stride=2, pool=pool), GRID, 0.4, 0.2).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -17,6 +17,7 @@ from classifier.validation.faithfulness import (
     rank_correlation,
     relevance_order,
 )
+from tests.support.scans import grid_of
 
 SHAPE = (20, 20, 12)
 EFFECTS = {2: 3.0, 5: -1.0, 6: 0.5, 9: 0.1}
@@ -113,7 +114,7 @@ def test_edges_fade_outside_the_region():
 
 
 def test_a_network_that_forgot_has_random_weights_of_the_same_sizes():
-    model = build_model(PRESETS["smoke"].model, SHAPE, 0.0, 1.0)
+    model = build_model(PRESETS["smoke"].model, grid_of(SHAPE), 0.0, 1.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3, 2.0)
