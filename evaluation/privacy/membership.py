@@ -123,7 +123,7 @@ def dit_losses(
     """The losses of a diffusion model, float64 (N, DRAWS, LEVELS), for `loss_attack`.
 
     All subjects, with raw posteriors (N, C, d, h, w), get the same noises, so that these do not add to the differences
-    between subjects. Covariates are unknown to the model.
+    between subjects. Covariates and sides are unknown to the model.
     """
     model, process, space = device.module(diffusion.model), diffusion.process, diffusion.space
     count, shape = DRAWS * len(LEVELS), mu.shape[1:]
