@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from cohort.scans import GRIDS, Grid
 from runtime import checkpoints
 from VAE.config import ModelConfig
@@ -70,9 +72,18 @@ def import_monai(
 
 
 def start_from(path: Path, model: Autoencoder, grid: Grid) -> list[str]:
-    """Gives `model` the averaged weights of another run, or imported ones; the ledger that comes with them."""
+    """Gives `model` the averaged weights of another run, or imported ones; the ledger that comes with them.
+
+    A model with a second output goes on from one that has none: that output then starts undecided.
+    """
     loaded = load_vae(path)
     record = {**_origin(loaded.model, loaded.grid), "weights": loaded.model.state_dict()}
+    if model.config.support and not loaded.model.config.support:
+        record["model_config"]["support"], own = True, model.state_dict()
+        for leaf in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
+            first = record["weights"][leaf]
+            record["weights"][leaf] = torch.cat([first, torch.zeros_like(own[leaf][len(first) :])])
+        record["weights"] |= {name: value for name, value in own.items() if name.startswith("output.")}
     checkpoints.resume(path, record, model, _origin(model, grid))
     return loaded.ledger
 

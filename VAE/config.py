@@ -37,6 +37,9 @@ class ModelConfig:
     linear_path: bool = False
     """Add a learned linear map from voxel blocks to the latent and back, started as their lowest DCT frequencies: the
     network begins as a low-pass codec and learns what that misses."""
+    support: bool = False
+    """A second output that tells the head from its surroundings: voxels outside become exactly 0, as they are in scans,
+    and the others have the scans' distribution of intensities (VAE/model/output.py). Imported networks have none."""
 
     def levels(self) -> list[tuple[int, int, bool]]:
         """Width, ResNet blocks and attention of each level, finest first; InputError where their numbers differ."""
@@ -55,6 +58,9 @@ class LossConfig:
 
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute (l1) or mean squared (l2) error over all voxels."""
+    support: float = 0.1
+    """Weight of the cross-entropy of the second output, where the model has one; the reconstruction error then counts
+    inside the head only, still divided by all voxels."""
     kl: float = 1e-6
     """Weight of the KL divergence to the standard normal, summed over the latent and divided by the voxels."""
     kl_start_step: int = 1
@@ -141,21 +147,22 @@ PRESETS = {
     # Seconds: the continuous-integration chain. Quality is not the point.
     "smoke": TrainConfig(
         grid="smoke", run_dir=ROOT / "runs/smoke/vae",
-        model=ModelConfig(channels=(16,), latent_channels=4, groups=8, stem_patch=2, linear_path=True),
+        model=ModelConfig(channels=(16,), latent_channels=4, groups=8, stem_patch=2, linear_path=True, support=True),
         steps=40, batch_size=4, lr=2e-3, warmup_steps=5, ema_decay=0.95,
         log_every_steps=10, val_every_steps=20, save_every_steps=10,
     ),
     # Minutes on two CPU cores.
     "demo": TrainConfig(
         grid="demo", run_dir=ROOT / "runs/demo/vae",
-        model=ModelConfig(channels=(32,), latent_channels=4, stem_patch=2, linear_path=True),
-        loss=LossConfig(kl=1e-3),
+        model=ModelConfig(channels=(32,), latent_channels=4, stem_patch=2, linear_path=True, support=True),
+        loss=LossConfig(kl=3e-3),
         steps=500, batch_size=4, lr=2e-3, warmup_steps=30, ema_decay=0.99,
         log_every_steps=20, val_every_steps=100, save_every_steps=100,
     ),
     # The full model on a GPU.
     "paper": TrainConfig(
-        run_dir=ROOT / "runs/paper/vae", steps=50_000, batch_size=8, lr=2e-4, warmup_steps=500,
+        run_dir=ROOT / "runs/paper/vae", model=ModelConfig(support=True),
+        steps=50_000, batch_size=8, lr=2e-4, warmup_steps=500,
         val_every_steps=1000, save_every_steps=1000,
     ),
 }  # fmt: skip

@@ -142,7 +142,11 @@ def there_and_back(model: Autoencoder, x: torch.Tensor, tile: int) -> tuple[torc
     latent = [extent // model.factor for extent in size]
     how = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sw_device": x.device, "device": "cpu"}
     mu, logvar = sliding_window_inference(x, size, predictor=model.encode, **how)
-    return mu, logvar, sliding_window_inference(mu, latent, predictor=model.decode, **how)
+    return (
+        mu,
+        logvar,
+        model.finish(sliding_window_inference(mu, latent, predictor=model.decode_raw, **how).to(x.device)),
+    )
 
 
 def write_regions(cases: list[Case], labels: Atlas, out: Path) -> dict:

@@ -14,6 +14,10 @@ from runtime.device import Device
 from runtime.errors import InputError
 from VAE.config import LossConfig
 
+BORDER = 2
+"""Voxels outside the head in which the intensity that is decoded does not matter. Farther out it is held at 0: without
+any demand on it the posterior there becomes the prior's noise, which dwarfs what the latent carries of the head."""
+
 
 def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
     """Divergence of N(mu, exp(logvar)) from N(0, 1), nats per voxel of the volume, averaged over the batch.
@@ -23,6 +27,29 @@ def kl(mu: torch.Tensor, logvar: torch.Tensor, voxels: int) -> torch.Tensor:
     """
     per_volume = 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar).flatten(1).sum(1)
     return per_volume.mean() / voxels
+
+
+def reconstruction(raw: torch.Tensor, x: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
+    """Mean absolute (l1) or squared (l2) error over the voxels of volumes x (B, 1, D, H, W).
+
+    Where the decoder has a second channel, the BORDER of voxels about the head (voxels of `x` above 0) does not count:
+    intensities need not fall there, as the second channel says where the head ends. Its term is added: the
+    cross-entropy of its logit against the head.
+    """
+    error = (F.l1_loss if kind == "l1" else F.mse_loss)(raw[:, :1], x, reduction="none")
+    if raw.shape[1] == 1:
+        return {"reconstruction": error.mean()}
+    inside = (x > 0).float()
+    support = F.binary_cross_entropy_with_logits(raw[:, 1:], inside)
+    border = F.max_pool3d(inside, 2 * BORDER + 1, stride=1, padding=BORDER) - inside
+    return {"reconstruction": (error * (1 - border)).mean(), "support": support}
+
+
+def soft_volume(raw: torch.Tensor) -> torch.Tensor:
+    """The volume that networks of the loss see, (B, 1, D, H, W): intensities times the probability of being inside the
+    head, through which gradients flow; `Autoencoder.finish` makes it a hard decision.
+    """
+    return raw if raw.shape[1] == 1 else raw[:, :1] * raw[:, 1:].sigmoid()
 
 
 def random_slices(
@@ -217,8 +244,12 @@ def build_networks(config: LossConfig, lr: float, device: Device) -> LossNetwork
 
 
 def term_weights(config: LossConfig, step: int) -> dict[str, float]:
-    """Weight of each term that counts at this step; the adversarial one rises linearly over its warm-up."""
-    weights = {"reconstruction": 1.0, "kl": config.kl if step >= config.kl_start_step else 0.0}
+    """Weight of each term that may count at this step; the adversarial one rises linearly over its warm-up."""
+    weights = {
+        "reconstruction": 1.0,
+        "support": config.support,
+        "kl": config.kl if step >= config.kl_start_step else 0.0,
+    }
     if config.perceptual > 0 and step >= config.perceptual_start_step:
         weights["perceptual"] = config.perceptual
     if adversarial_counts(config, step):
@@ -238,17 +269,15 @@ def objective(
     """The loss of one batch at a step (from 1).
 
     Args:
-        outputs, x: x_hat, mu and logvar as the autoencoder returns them; its volumes (B, 1, D, H, W).
+        outputs, x: what the autoencoder decodes, mu and logvar as it returns them; its volumes (B, 1, D, H, W).
 
     Returns:
         the scalar to descend, and numbers to log: each term as ``loss/<name>`` unscaled and ``scaled/<name>`` as it
         enters the sum.
     """
-    (x_hat, mu, logvar), counted = outputs, term_weights(config, step)
-    terms = {
-        "reconstruction": (F.l1_loss if config.reconstruction == "l1" else F.mse_loss)(x_hat, x),
-        "kl": kl(mu, logvar, x[0].numel()),
-    }
+    (raw, mu, logvar), counted = outputs, term_weights(config, step)
+    terms, x_hat = reconstruction(raw, x, config.reconstruction), soft_volume(raw)
+    terms["kl"] = kl(mu, logvar, x[0].numel())
     if "perceptual" in counted:
         draw = seeding.generator(seed, "slices", step)
         terms["perceptual"] = networks.perceptual(x_hat, x, config.perceptual_slices, draw)

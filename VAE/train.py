@@ -25,9 +25,13 @@ from runtime.runs import Run, due, open_run
 from VAE.checkpoint import resume_vae, save_vae, start_from
 from VAE.config import PRESETS, TrainConfig
 from VAE.dataset import augment, batch_rows
-from VAE.losses import LossNetworks, adversarial_counts, build_networks, discriminator_step, objective
+from VAE.losses import LossNetworks, adversarial_counts, build_networks, discriminator_step, objective, soft_volume
 from VAE.metrics import draw_pairs, reconstruction_metrics
 from VAE.model import Autoencoder
+
+CALIBRATION_SCANS = 64
+CALIBRATION_VOXELS = 32_768
+"""Training scans, and random voxels of each, on which the output rule is measured."""
 
 
 @dataclass(kw_only=True)
@@ -70,8 +74,10 @@ def main(config: TrainConfig) -> None:
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
                 run.log_step(step, terms, optimiser)
-            if due(step, config.val_every_steps, config.steps) and validate(run, state, val):
-                save(run, "best", state)
+            if due(step, config.val_every_steps, config.steps):
+                calibrate(state, train, config.seed)
+                if validate(run, state, val):
+                    save(run, "best", state)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state)
@@ -126,16 +132,64 @@ def train_step(
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
     norm = training.descend(loss, parallel, state.optimiser, lr, config.clip_norm)
     if adversarial_counts(config.loss, step):
-        terms["loss/discriminator"] = discriminator_step(state.networks, outputs[0].detach(), x, config.loss, device)
+        terms["loss/discriminator"] = discriminator_step(
+            state.networks, soft_volume(outputs[0]).detach(), x, config.loss, device
+        )
     return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
+
+
+@torch.no_grad()
+def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
+    """Measures the constants of the output rule, where the model has one, with the averaged weights; `model` and `ema`
+    get them.
+
+    Decoded are posterior samples of training scans, spread evenly over their table, and as many draws from a Gaussian
+    of the same samples: the rule serves reconstructions and generated latents alike, which are as smooth as these.
+    """
+    if state.model.output is None:
+        return
+    device, averaged = train.device, with_averaged_weights(state, train.device)
+    rows = torch.linspace(0, len(train) - 1, min(len(train), CALIBRATION_SCANS)).round().int().tolist()
+    own = distributed.shard(rows)
+    samples, voxels, scans = [], [], []
+    for row in own:
+        x, generator = train.batch(torch.tensor([row])), seeding.generator(seed, "calibration", row)
+        with device.autocast():
+            mu, logvar = averaged.encode(x)
+        samples.append(mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=generator).to(mu))
+        voxels.append(torch.randperm(x.numel(), generator=generator)[:CALIBRATION_VOXELS])
+        scans.append(x.flatten().float().cpu()[voxels[-1]])
+    found = [
+        pair
+        for part in distributed.gather([(row, z.cpu()) for row, z in zip(own, samples, strict=True)])
+        for pair in part
+    ]
+    everyone = torch.cat([z for _, z in sorted(found, key=lambda pair: pair[0])])  # whoever encoded them
+    mean, decoded = everyone.mean(0), []
+    for row, z, places in zip(own, samples, voxels, strict=True):
+        draw = torch.randn(len(everyone), generator=seeding.generator(seed, "calibration Gaussian", row))
+        gaussian = mean + torch.tensordot(draw / max(1, len(everyone) - 1) ** 0.5, everyone - mean, 1)
+        with device.autocast():
+            both = averaged.decode_raw(torch.cat([z, gaussian[None].to(z)]))
+        decoded.append(both.flatten(2).float().cpu()[..., places].transpose(0, 1).flatten(1))
+    raw = torch.cat([part for parts in distributed.gather(decoded) for part in parts], dim=1)
+    x = torch.cat([part.repeat(2) for parts in distributed.gather(scans) for part in parts])
+    state.model.output.fit(raw, x)
+    for name, constant in state.model.output.state_dict(prefix="output.").items():
+        state.ema[name].copy_(constant)
+
+
+def with_averaged_weights(state: VAEState, device: Device) -> Autoencoder:
+    """A network of its own for the averaged weights: nothing is compiled for a scan."""
+    averaged = device.module(Autoencoder(state.model.config)).eval()
+    averaged.load_state_dict(state.ema)
+    return averaged
 
 
 @torch.no_grad()
 def validate(run: Run, state: VAEState, val: Volumes) -> bool:
     """Reconstructs the held-out scans from `mu` with the averaged weights, logs, draws; True when PSNR improved."""
-    rows, pictures = [], []
-    averaged = val.device.module(Autoencoder(state.model.config)).eval()  # a new one: nothing is compiled for a scan
-    averaged.load_state_dict(state.ema)
+    rows, pictures, averaged = [], [], with_averaged_weights(state, val.device)
     for row in distributed.shard(range(len(val))):
         x = val.batch(torch.tensor([row]))
         with val.device.autocast():

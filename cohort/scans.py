@@ -19,7 +19,9 @@ from runtime.errors import InputError
 
 MIN_OVERLAP = 0.01
 """Least share of the grid that a scan must cover. Less is a scan elsewhere, or one whose units are not mm."""
-PIPELINE = 1
+DARKEST = 2**-8
+"""Smallest intensity of a normalised scan that is not background; the smallest grey value of 8 bits, about."""
+PIPELINE = 2
 """Version of what `load_scan` computes. Raise it with any change of its output: cached scans are then made anew."""
 
 
@@ -190,9 +192,10 @@ def antialias_sigma(spacing_mm: float, source_mm: np.ndarray) -> np.ndarray:
 def normalise(volume: np.ndarray) -> np.ndarray:
     """Scales a volume to [0, 1] by the 0.5 and 99.5 percentiles of its non-zero voxels, clipping beyond them; float32.
 
-    Voxels that are exactly 0 stay 0: they are the background of a skull-stripped scan. Where the two percentiles are
-    equal (a mask), what lies at or above them becomes 1. Synthetic volumes go through the same function, so that
-    intensity gives no cue of origin.
+    Voxels that are exactly 0 stay 0: they are the background. All others stay apart from it, at DARKEST or above. What
+    was normalised before is left as it is, so that a scan and a synthetic volume, which a decoder writes in normalised
+    intensities, are alike however often they are read. Where the two percentiles are equal (a mask), what lies at or
+    above them becomes 1.
     """
     volume = np.asarray(volume, dtype=np.float32)
     if not np.isfinite(volume).all():
@@ -200,9 +203,16 @@ def normalise(volume: np.ndarray) -> np.ndarray:
     inside = volume != 0
     if not inside.any():
         return np.zeros_like(volume)
-    low, high = (float(value) for value in np.percentile(volume[inside], (0.5, 99.5)))
-    scaled = (volume - low) / (high - low) if high > low else volume >= high
-    return np.where(inside, np.clip(scaled, 0, 1), 0).astype(np.float32)
+    # Values that occur, not between two: what is clipped to them then has them for percentiles again.
+    low = np.float32(np.percentile(volume[inside], 0.5, method="lower"))
+    high = np.float32(np.percentile(volume[inside], 99.5, method="higher"))
+    if high == low:
+        scaled = volume >= high
+    elif (low, high) == (DARKEST, 1.0):
+        scaled = volume
+    else:
+        scaled = DARKEST + (1 - DARKEST) * ((volume - low) / (high - low))
+    return np.where(inside, np.clip(scaled, DARKEST, 1), 0).astype(np.float32)
 
 
 def head_mask(volume: np.ndarray) -> np.ndarray:

@@ -273,7 +273,7 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
         denoise = guided(diffusion.model, diffusion.process, y, **guide)
         z = SAMPLERS[settings.sampler](denoise, draw(), diffusion.process, settings.steps, draw)
         x = models.vae.model.decode(device.tensor(diffusion.space.leave(z)))
-    return x[: len(wanted), 0].clamp(0.0, 1.0).float().cpu().numpy()
+    return x[: len(wanted), 0].float().cpu().numpy()
 
 
 def export(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: SaveSynthConfig) -> None:

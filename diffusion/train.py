@@ -254,7 +254,7 @@ def draw_samples(
         steps = min(25, process.timesteps)
         denoise = guided(model, process, y, side=side)
         z = SAMPLERS[DEFAULT](denoise, noise.repeat(len(names), 1, 1, 1, 1), process, steps, lambda: noise)
-        x = vae.model.decode(device.tensor(space.leave(z))).clamp(0, 1)[:, 0].float().cpu().numpy()
+        x = vae.model.decode(device.tensor(space.leave(z)))[:, 0].float().cpu().numpy()
     rows, title = [(name, list(x[2 * k : 2 * k + 2])) for k, name in enumerate(names)], "same noise in each column"
     gallery(run.samples / f"samples_{state.step:06d}.png", rows, title=f"synthetic, step {state.step}; {title}")
 

@@ -164,7 +164,7 @@ def decoded(latents: list[Latent], vae: LoadedVAE, device: Device) -> np.ndarray
     """Real scans as the VAE gives them back, normalised like scans, (N, D, H, W)."""
     volumes = []
     for latent in latents:
-        x = vae.model.decode(device.tensor(torch.from_numpy(latent.mu).unsqueeze(0))).clamp(0.0, 1.0)
+        x = vae.model.decode(device.tensor(torch.from_numpy(latent.mu).unsqueeze(0)))
         volumes.append(normalise(x[0, 0].float().cpu().numpy()))
     return np.stack(volumes)
 

@@ -47,7 +47,7 @@ def facts(result: dict) -> dict[str, object]:
 
 def write(path: Path, result: dict) -> None:
     """Writes the card of a result of `evaluation.evaluate_synth` as Markdown."""
-    sections = {"Warnings": listed(result["warnings"]), "Realism": realism(result)}
+    sections = {"Warnings": listed(result["warnings"]), "Realism": realism(result), "Ladder": ladder(result)}
     parts = {"diversity": ("Diversity", diversity), "anatomy": ("Anatomy", anatomy), "privacy": ("Privacy", privacy)}
     sections |= {title: section(result[key]) for key, (title, section) in parts.items() if key in result}
     sections |= {"Use": listed(INTENDED), "Limits": listed(LIMITS), "Licences": LICENCE_NOTE}
@@ -97,6 +97,40 @@ def realism(result: dict) -> str:
     )
     head = ("features", f"FID, {size} against {size}", "floor", "blurred", "FID minus floor", "KID", "p")
     return "\n\n".join([table(head, rows), listed(notes)])
+
+
+RUNGS = {
+    "floor": "other held-out scans (floor)",
+    "reconstructed": "held-out scans, encoded and decoded (ceiling)",
+    "synthetic": "synthetic",
+    "gaussian": "Gaussian of all latent axes",
+    "gaussian_64": "Gaussian of 64 latent axes",
+    "blurred": "held-out scans, blurred",
+}
+
+
+def ladder(result: dict) -> str:
+    """What a generator has to beat and what it cannot, with the same VAE; and what sees no anatomy at all."""
+    samples, rows = result["results"]["overall"]["held_out"], []
+    for name, meaning in RUNGS.items():
+        if name in samples:
+            found = result["surroundings"].get(name)
+            aucs = ["", ""] if found is None else [f"{found[key]['auc']:.2f}" for key in ("zeros", "dark")]
+            rows.append([meaning, figure(samples[name]["fid"]), figure(samples[name]["kid"]), *aucs])
+    head = ("volumes", "FID", "KID", "share of zeros: AUC", "5th percentile of the others: AUC")
+    return "\n\n".join([table(head, rows), listed(ladder_notes(result))])
+
+
+def ladder_notes(result: dict) -> list[str]:
+    """Whether the generator beats the Gaussian, and how to read the table of `ladder`."""
+    samples = result["results"]["overall"]["held_out"]
+    notes = []
+    if "gaussian" in samples:
+        made, gaussian = (samples[name]["fid"]["mean"] for name in ("synthetic", "gaussian"))
+        verdict = "beats" if made < gaussian else "DOES NOT BEAT"
+        notes.append(f"the generator {verdict} a Gaussian in its own latents by FID: {made:.3g} against {gaussian:.3g}")
+    notes.append("AUC: how well the number tells these volumes from held-out scans, 0.5 where it does not")
+    return notes
 
 
 def diversity(found: dict) -> str:

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics.pairwise import euclidean_distances
 
 from evaluation.distances import support
-from evaluation.fid import GROUPS, ROLES, FeatureSet, Rows, draw_all, over_draws, spread
+from evaluation.fid import GROUPS, FeatureSet, Rows, controls_of, draw_all, over_draws, spread
 from runtime import seeding
 
 NEIGHBOURS = 5
@@ -37,7 +37,7 @@ def compare(sets: Mapping[str, FeatureSet], *, n: int, repeats: int, seed: int, 
         volumes or fewer has ``skipped`` with the reason instead.
     """
     table, draws = Distances(sets), draw_all(sets, n, repeats, seed)
-    controls = [name for name in sets if name not in ROLES]
+    controls = controls_of(sets)
     sizes, supports = {group: n * len(classes) for group, classes in GROUPS.items()}, {}
 
     def measure(real: Rows, made: Rows) -> dict[str, float]:

@@ -18,12 +18,13 @@ from cohort.stacks import ScanStack, load_scans
 from cohort.tables import read_table
 from cohort.volumes import list_volumes
 from diffusion.checkpoint import load_diffusion
-from evaluation import anatomy, cards, controls, diversity, figures, realism
+from evaluation import anatomy, cards, diversity, figures, realism
 from evaluation.effects import class_counts
 from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
 from evaluation.networks import Weights, open_networks, read_weights
 from evaluation.privacy import audit as privacy
+from evaluation.references import controls
 from runtime import distributed
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.cli import describe, run_script
@@ -53,7 +54,8 @@ class EvaluateConfig:
     """Folder of patients of the seeds of --synth-tle, each of the other side or all of one (save_synth --side): adds
     TLE-L against TLE-R from the same noise to the anatomy part, and is used for nothing else."""
     vae: Path | None = None
-    """The generator's VAE checkpoint: adds a latent space and an attack on the VAE to the privacy part."""
+    """The generator's VAE checkpoint: adds what the generator has to beat (Gaussians in the VAE's latents) and what it
+    cannot (reconstructions), and to the privacy part a latent space and an attack on the VAE."""
     diffusion: Path | None = None
     """The generator's diffusion checkpoint: adds an attack on the DiT (needs --vae too)."""
     truth: Path | None = None
@@ -143,7 +145,8 @@ def measure(
     print("distances")
     networks, skipped = open_networks(grid, weights, per_axis=config.slices)
     draws = {"repeats": config.repeats, "seed": config.seed}
-    result, support, warnings = realism.measure(scans, synthetic, networks, device, config.cache_dir, **draws)
+    vae = None if config.vae is None else load_vae(config.vae)
+    result, support, warnings = realism.measure(scans, synthetic, vae, networks, device, config.cache_dir, **draws)
     result["views"] |= {name: {"skipped": reason} for name, reason in skipped.items()}
     result |= {"protocol": protocol_of(config, grid, result["dimensions"]), "warnings": warnings}
     if "diversity" in config.parts:
@@ -157,7 +160,6 @@ def measure(
         result["anatomy"] = anatomy.measure(scans, synthetic, grid, config.truth, figure, config.seed)
     if "privacy" in config.parts:
         print("privacy")
-        vae = None if config.vae is None else load_vae(config.vae)
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)
         found = privacy.measure(scans, synthetic.volumes, grid, vae, diffusion, device, config.seed)
         if "skipped" not in found:
@@ -218,7 +220,7 @@ def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
         "grid": grid.to_dict(),
         "slices": asdict(slices),
         "slice_positions": [slices.positions(extent) for extent in grid.shape],
-        "preprocessing": "cohort.scans.normalise on both sides (0.5 and 99.5 percentiles of non-zero voxels to [0, 1])",
+        "preprocessing": "cohort.scans.normalise on both sides (0.5, 99.5 percentiles of non-zero voxels to 1/256, 1)",
         "repeats": config.repeats,
         "seed": config.seed,
         "precision": config.precision,

@@ -37,7 +37,11 @@ FALSE_ALARMS = 0.05
 """Probability that `warnings_of` says anything where synthetic volumes do not depend on which reals were trained on."""
 
 ROLES = ("train", "test", "synthetic")
-"""The sets that are drawn from; every other one is a control, made from ``test`` row by row, and follows its draws."""
+"""The sets that every comparison draws from."""
+RECONSTRUCTED = "reconstructed"
+BASELINES = ("gaussian_64", "gaussian")
+"""Sets that are drawn from like ``synthetic``, where there are such. Every further one, RECONSTRUCTED too, is made from
+``test`` row by row, and follows its draws."""
 REFERENCES = (("to_held_out", "test"), ("to_training", "train"))
 """What all volumes are compared with: key of the result, and set."""
 GROUPS: dict[str, tuple[int, ...]] = {
@@ -47,7 +51,7 @@ GROUPS: dict[str, tuple[int, ...]] = {
 """Which classes a group of figures covers; the overall samples hold as many of each class."""
 
 Draw = dict[str, dict[int, np.ndarray]]
-"""Rows drawn from each set: role, then class code, to row numbers."""
+"""Rows drawn from each set: role or baseline, then class code, to row numbers."""
 Rows = tuple[str, np.ndarray]
 """Name of a set, and row numbers in it."""
 T = TypeVar("T")
@@ -102,6 +106,9 @@ def draw_once(sets: Mapping[str, FeatureSet], n: int, draw: np.random.Generator)
         drawn["reference"][code], drawn["partner"][code] = rows["test"][:n], rows["test"][n : 2 * n]
         drawn["train"][code], drawn["train_partner"][code] = rows["train"][:n], rows["train"][n : 2 * n]
         drawn["synthetic"][code] = rows["synthetic"][:n]
+    for name in sorted(sets.keys() & set(BASELINES)):  # last, so that the draws of the others do not depend on them
+        labels = sets[name].labels
+        drawn[name] = {code: draw.permutation(np.flatnonzero(labels == code))[:n] for code in range(len(CLASS_NAMES))}
     return drawn
 
 
@@ -123,6 +130,7 @@ def pairs(
 
     partner, train, synthetic = pick("partner"), ("train", pick("train")), ("synthetic", pick("synthetic"))
     held_out: dict[str, Rows] = {"floor": ("test", partner), "training": train, "synthetic": synthetic}
+    held_out |= {name: (name, pick(name)) for name in BASELINES if name in drawn}
     held_out |= {name: (name, partner) for name in controls}
     held_out["repeated"] = "test", np.repeat(partner[:1], len(partner))
     held_out["relabelled"] = "test", np.concatenate([_relabelled(drawn["partner"], code) for code in classes])
@@ -136,6 +144,11 @@ def _relabelled(rows: dict[int, np.ndarray], code: int) -> np.ndarray:
     """As many rows as the class has, half of them of the other class: what permuted labels leave of it."""
     half = len(rows[code]) // 2
     return np.concatenate([rows[code][half:], rows[1 - code][:half]])
+
+
+def controls_of(sets: Iterable[str]) -> list[str]:
+    """The sets that are made from ``test`` row by row."""
+    return [name for name in sets if name not in (*ROLES, *BASELINES)]
 
 
 def over_draws(
@@ -166,7 +179,7 @@ def compare(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repeats:
     """Floor, synthetic set and controls at one sample size, over repeated draws of subjects.
 
     Args:
-        sets: ``train``, ``test``, ``synthetic``; every other one is a control, made from ``test`` row by row.
+        sets: ``train``, ``test``, ``synthetic``, BASELINES; every other one is made from ``test`` row by row.
         dimensions: of the projection before the Frechet distance; the KID takes all features.
         n: volumes per class in each sample (`per_draw`).
 
@@ -178,7 +191,7 @@ def compare(sets: Mapping[str, FeatureSet], *, dimensions: int, n: int, repeats:
         and ``kid_minus_held_out``: what is left above the floor there less what is left above it to the held-out reals.
     """
     views, draws = shared_views(sets), draw_all(sets, n, repeats, seed)
-    controls = [name for name in sets if name not in ROLES]
+    controls = controls_of(sets)
     used = {"dimensions": min(dimensions, sets["train"].pooled.shape[2])}
     metrics = {"fid": by_view(project(sets, dimensions), frechet), "kid": by_view(sets, kid)}
     results: dict = {}

@@ -8,7 +8,8 @@ import numpy as np
 from cohort.pictures import gallery, new_figure, save
 from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
-from evaluation import controls, fid
+from evaluation import fid
+from evaluation.references import controls
 
 PAIRS_PER_ROW = 5
 _COLOURS = ("black", "tab:red", "tab:blue", "tab:green")
@@ -17,7 +18,9 @@ _COLOURS = ("black", "tab:red", "tab:blue", "tab:green")
 def draw_chart(path: Path, result: dict) -> None:
     """FID to the held-out reals: floor, synthetic and controls, overall and per class, on a logarithmic axis."""
     groups = list(fid.GROUPS)
-    names = ["floor", "training", "other_class", "synthetic", *controls.NAMES, "repeated"]
+    known = result["results"]["overall"]["held_out"]
+    rungs = [name for name in (fid.RECONSTRUCTED, "synthetic", *reversed(fid.BASELINES)) if name in known]
+    names = ["floor", "training", "other_class", *rungs, *controls.NAMES, "repeated"]
     figure = new_figure(figsize=(9.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(names):
@@ -25,7 +28,7 @@ def draw_chart(path: Path, result: dict) -> None:
         shown = [(x, sample["fid"]) for x, sample in samples if sample is not None]
         left = [x + (place - len(names) / 2 + 0.5) / (len(names) + 1) for x, _ in shown]
         mean, low, high = (np.array([fids[key] for _, fids in shown]) for key in ("mean", "low", "high"))
-        colour = "tab:red" if name == "synthetic" else f"{0.85 - 0.09 * place:.2f}"
+        colour = "tab:red" if name == "synthetic" else f"{0.85 - 0.7 * place / len(names):.2f}"
         reach, width = (mean - low, high - mean), 1 / (len(names) + 1)
         bars = axes.bar(left, mean, width, yerr=reach, color=colour, ecolor="tab:blue", label=name)
         axes.bar_label(bars, fmt="{:.3g}", fontsize=6)

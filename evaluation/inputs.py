@@ -15,10 +15,11 @@ from cohort.scans import Grid, normalise
 from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, list_volumes, read_volume
-from evaluation import controls, fid
+from evaluation import fid
 from evaluation.effects import class_counts
 from evaluation.features import WEIGHTS_SHA256
 from evaluation.networks import Weights
+from evaluation.references import controls
 from runtime.errors import InputError
 from runtime.files import atomic_write, sha256
 
@@ -106,7 +107,7 @@ def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path, 
             faults = [f"{path}: {fault}" for fault in faults_of(volume, LABELS[name], grid)]
             problems += faults
             if not faults:
-                files.append(_kept(volume.image, cache_dir))
+                files.append(keep(volume.image, cache_dir))
                 labels.append(volume.label)
                 seeds.append(volume.seed)
                 sides.append(volume.side)
@@ -121,7 +122,7 @@ def read_synthetic(folders: dict[str, list[Path]], grid: Grid, cache_dir: Path, 
     return Synthetic(stack, np.array(labels), seeds, np.array(sides, dtype=str), checkpoints, swapped)
 
 
-def _kept(image: np.ndarray, cache_dir: Path) -> Path:
+def keep(image: np.ndarray, cache_dir: Path) -> Path:
     """The place of a scaled volume in the cache, written by now."""
     path = cache_dir / f"{hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:32]}.npy"
     if not path.is_file():

@@ -10,13 +10,15 @@ import numpy as np
 
 from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
-from evaluation import controls, diversity, fid
+from evaluation import diversity, fid
 from evaluation.distances import frechet
 from evaluation.features import FeatureNetwork, describe, features_of
 from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, draw_all, pairs, project, shared_views, summary
 from evaluation.inputs import Synthetic
+from evaluation.references import controls, ladder
 from runtime import seeding
 from runtime.device import Device
+from VAE.checkpoint import LoadedVAE
 
 PERMUTATIONS = 999
 HEADLINE = "efficientnet_lite0"
@@ -32,6 +34,7 @@ SUBSETS = 4
 def measure(
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
+    vae: LoadedVAE | None,
     networks: Mapping[str, FeatureNetwork],
     device: Device,
     cache_dir: Path,
@@ -39,12 +42,18 @@ def measure(
     repeats: int,
     seed: int,
 ) -> tuple[dict, dict, list[str]]:
-    """``results``, ``all_volumes``, ``infinite`` of the headline features, ``views`` of others; support; warnings."""
+    """``results``, ``all_volumes``, ``infinite`` of the headline features, ``views`` of others, ``surroundings``
+    (`ladder.surroundings`); support; warnings.
+    """
     spoiled = controls.make_controls(scans["test"].volumes, seed)
     volumes: dict[str, Sequence[np.ndarray]] = {name: stack.volumes for name, stack in scans.items()}
-    volumes |= {"synthetic": synthetic.volumes, **spoiled}
     labels = {name: stack.labels for name, stack in scans.items()} | {"synthetic": synthetic.labels}
     n = fid.per_draw(labels["train"], labels["test"], labels["synthetic"])
+    rungs = {} if vae is None else ladder.build(scans, vae, device, cache_dir / "ladder", per_class=n, seed=seed)
+    volumes |= {"synthetic": synthetic.volumes} | {name: made for name, (made, _) in rungs.items()}
+    surroundings = ladder.surroundings(volumes)
+    volumes |= spoiled
+    labels |= {name: codes for name, (_, codes) in rungs.items()}
     settings = {"dimensions": fid.dimensions_for(n * len(CLASS_NAMES)), "n": n, "repeats": repeats, "seed": seed}
     found: dict[str, dict] = {}
     support: dict = {}
@@ -64,7 +73,8 @@ def measure(
             support = diversity.compare(sets, n=n, repeats=repeats, seed=seed)
     sizes = {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)
     headline = found.pop(HEADLINE)
-    return {**headline, "views": found, "per_draw": sizes, "dimensions": settings["dimensions"]}, support, warnings
+    facts = {"per_draw": sizes, "dimensions": settings["dimensions"], "surroundings": surroundings}
+    return {**headline, "views": found, **facts}, support, warnings
 
 
 def sample_sizes(n: int) -> list[int]:

@@ -5,11 +5,23 @@ from pathlib import Path
 import pandas as pd
 
 from classifier.measures.resampling import cell_text
+from evaluation.cards import RUNGS
 
 
 def figure(summary: dict[str, float], digits: str = ".3g") -> str:
     """Mean and 95 % range."""
     return f"{summary['mean']:{digits}} [{summary['low']:{digits}}, {summary['high']:{digits}}]"
+
+
+def ladder(result: dict) -> pd.DataFrame:
+    """What the generator has to beat and what it cannot, and what sees no anatomy: distances to held-out scans."""
+    samples, rows = result["results"]["overall"]["held_out"], {}
+    for name, meaning in RUNGS.items():
+        if name in samples:
+            found = result["surroundings"].get(name, {})
+            rows[meaning] = {metric.upper(): figure(samples[name][metric]) for metric in ("fid", "kid")}
+            rows[meaning] |= {f"AUC of {key}": f"{found[key]['auc']:.2f}" for key in ("zeros", "dark") if found}
+    return pd.DataFrame(rows).T.fillna("")
 
 
 def feature_spaces(result: dict) -> pd.DataFrame:

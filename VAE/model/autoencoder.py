@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from runtime.errors import InputError
 from VAE.config import ModelConfig
+from VAE.model.output import OutputRule
 
 
 def space_to_depth(x: torch.Tensor, p: int) -> torch.Tensor:
@@ -218,7 +219,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z (B, latent_channels, d, h, w) -> x_hat (B, 1, D, H, W); unbounded, trained towards [0, 1]."""
+    """z (B, latent_channels, d, h, w) -> x_hat, and with `support` a logit, (B, 1 or 2, D, H, W); unbounded."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class Decoder(nn.Module):
         self.middle = middle(widths[0], config, "decoder")
         self.layers = levels(config.levels()[::-1], config.groups, partial(Upsample, mode=config.upsampling))
         self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv3d(widths[-1], self.patch**3, 3, padding=1)
+        self.conv_out = nn.Conv3d(widths[-1], (1 + config.support) * self.patch**3, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         h = run(self.layers, self.middle(self.conv_in(z)), self.recompute)  # (B, widths[-1], D/p, H/p, W/p)
@@ -271,6 +272,7 @@ class Autoencoder(nn.Module):
         self.to_logvar = nn.Conv3d(C, C, 1)
         self.from_z = nn.Conv3d(C, C, 1)
         self.linear = LinearPath(self.factor, C) if config.linear_path else None
+        self.output = OutputRule() if config.support else None
         if self.linear is not None:
             self._start_from_linear_path()
 
@@ -315,15 +317,28 @@ class Autoencoder(nn.Module):
             mu = mu + self.linear.encode(x).float()
         return mu, logvar.clamp(-30.0, 20.0)
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """z (B, C, d, h, w) -> x_hat (B, 1, D, H, W), float32."""
-        x_hat = self.decoder(self.from_z(z))
+    def decode_raw(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, C, d, h, w) -> intensities, and with `support` the logit of being inside the head after them:
+        (B, 1 or 2, D, H, W), float32, unbounded. What training and a blend of tiles work with.
+        """
+        raw = self.decoder(self.from_z(z))
         if self.linear is None:
-            return x_hat
+            return raw
         with full_precision(z):
-            return x_hat + self.linear.decode(z.float())
+            x_hat = raw[:, :1] + self.linear.decode(z.float())
+        return torch.cat([x_hat, raw[:, 1:]], dim=1)
+
+    def finish(self, raw: torch.Tensor) -> torch.Tensor:
+        """Volumes (B, 1, D, H, W) in [0, 1] of what `decode_raw` gave; with `support`, 0 outside the head."""
+        return raw.clamp(0.0, 1.0) if self.output is None else self.output(raw)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, C, d, h, w) -> a volume as everybody is given it, (B, 1, D, H, W) in [0, 1], float32."""
+        return self.finish(self.decode_raw(z))
 
     def forward(self, x: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x_hat, mu and logvar of x, with z = mu + exp(logvar / 2) eps; eps is (B, C, d, h, w), standard normal."""
+        """What `decode_raw` makes of z = mu + exp(logvar / 2) eps, and mu and logvar of x (B, 1, D, H, W) in [0, 1];
+        eps is (B, C, d, h, w), standard normal.
+        """
         mu, logvar = self.encode(x)
-        return self.decode(mu + torch.exp(0.5 * logvar) * eps), mu, logvar
+        return self.decode_raw(mu + torch.exp(0.5 * logvar) * eps), mu, logvar

@@ -9,11 +9,11 @@ import torch
 from cohort.scans import Grid, normalise
 from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
-from evaluation import controls
 from evaluation.privacy import membership
 from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import FINE_MM, EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored, shrink
 from evaluation.privacy.nearest import LEAST_SUBJECTS, Reals, Space
+from evaluation.references import controls
 from runtime import seeding
 from runtime.device import Device
 from VAE.checkpoint import LoadedVAE
@@ -76,7 +76,7 @@ def encode(volumes: Sequence[np.ndarray], vae: LoadedVAE, grid: Grid, device: De
     for volume in volumes:
         x = np.array(volume)
         mu, logvar = model.encode(device.tensor(torch.from_numpy(x)[None, None]))
-        x_hat = model.decode(mu).clamp(0.0, 1.0)[0, 0].float().cpu().numpy()
+        x_hat = model.decode(mu)[0, 0].float().cpu().numpy()
         small = shrink([normalise(x_hat)], grid.spacing_mm, FINE_MM)[0]
         parts.append((mu[0].float().cpu().numpy(), logvar[0].float().cpu().numpy(), small, head_error(x, x_hat)))
     return Encoded(*(np.stack(part) for part in zip(*parts, strict=True)))

@@ -39,7 +39,7 @@ def test_shapes(config: ModelConfig, shape: tuple, latent: tuple) -> None:
     assert model.latent_shape(shape) == latent
     x = torch.rand(2, 1, *shape)
     x_hat, mu, logvar = model(x, torch.randn(2, *latent))
-    assert x_hat.shape == x.shape
+    assert x_hat.shape == (2, 1 + config.support, *shape)
     assert mu.shape == logvar.shape == (2, *latent)
     x_hat.mean().backward()
     assert all(parameter.grad is not None for name, parameter in model.named_parameters())
@@ -80,11 +80,11 @@ def test_the_linear_path_starts_as_the_best_low_pass_codec() -> None:
     """A new network reconstructs what its DCT frequencies can carry exactly: a linear ramp within each block."""
     model = Autoencoder(ModelConfig(channels=(16,), groups=8, latent_channels=8, stem_patch=2, linear_path=True))
     x = torch.rand(1, 1, 8, 8, 8)
-    torch.testing.assert_close(model.decode(model.encode(x)[0]), x, atol=1e-5, rtol=0)  # all 8 of 8 frequencies
+    torch.testing.assert_close(model.decode_raw(model.encode(x)[0]), x, atol=1e-5, rtol=0)  # all 8 of 8 frequencies
     few = Autoencoder(ModelConfig(channels=(16,), groups=8, latent_channels=4, stem_patch=2, linear_path=True))
     slopes = [torch.arange(8.0) // 2 + torch.arange(8) % 2 * k for k in (0.1, 0.2, 0.3)]
     ramps = torch.stack(torch.meshgrid(*slopes, indexing="ij")).sum(0)
-    torch.testing.assert_close(few.decode(few.encode(ramps[None, None])[0])[0, 0], ramps, atol=1e-4, rtol=0)
+    torch.testing.assert_close(few.decode_raw(few.encode(ramps[None, None])[0])[0, 0], ramps, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("shape", "blocks"), [((16, 16, 16), 1), ((16, 24, 8), 2)])
@@ -109,7 +109,7 @@ def test_equal_to_monai_with_the_same_weights(shape: tuple, blocks: int) -> None
         my_mu, my_logvar = ours.encode(x)
         torch.testing.assert_close(my_mu, mu, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.exp(0.5 * my_logvar), sigma, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(ours.decode(mu), theirs.decode(mu), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.decode_raw(mu), theirs.decode(mu), atol=1e-4, rtol=1e-4)
 
 
 def test_channels_last_changes_nothing() -> None:
@@ -197,6 +197,6 @@ def test_voxels_of_a_bfloat16_run_have_all_levels(linear_path: bool) -> None:
     if linear_path:  # at first the convolutions add nothing to it
         torch.nn.init.normal_(model.decoder.conv_out.weight, std=0.05)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        x_hat = model.decode(torch.randn(1, 4, 12, 12, 12))
+        x_hat = model.decode_raw(torch.randn(1, 4, 12, 12, 12))
     assert x_hat.dtype == torch.float32
     assert (x_hat != x_hat.bfloat16().float()).float().mean() > 0.9

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cohort import decoding
-from cohort.scans import GRIDS, Grid, head_mask, load_scan, normalise, resample
+from cohort.scans import DARKEST, GRIDS, Grid, head_mask, load_scan, normalise, resample
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError
 from tests.support.scans import brain, refusal, save
@@ -187,11 +187,22 @@ def test_sform_counts_when_its_code_is_set_else_the_qform(tmp_path):
 def test_normalise_by_percentiles_of_what_is_not_zero():
     values = np.zeros((10, 10, 20), np.float32)
     values[:, :, 10:] = np.arange(1, 1001).reshape(10, 10, 10)
-    low, high = np.percentile(np.arange(1, 1001), (0.5, 99.5))
+    low, high = 5, 996  # of 1 to 1000, the values about 0.5 and 99.5 percent of the way
     out = normalise(values)
-    assert np.allclose(out, np.where(values > 0, np.clip((values - low) / (high - low), 0, 1), 0), atol=1e-6)
+    scaled = DARKEST + (1 - DARKEST) * np.clip((values - low) / (high - low), 0, 1)
+    assert np.allclose(out, np.where(values > 0, scaled, 0), atol=1e-6)
     assert (out.min(), out.max(), out.dtype) == (0, 1, np.float32)
     assert np.allclose(normalise(7 * values), out, atol=1e-6)
+    assert np.array_equal(out == 0, values == 0)  # no part of the head becomes background
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("depth", [2, 9, 40])
+def test_what_is_normalised_stays_as_it_is(seed, depth):
+    """A synthetic volume is written in normalised intensities and read like a scan: nothing may tell them apart."""
+    random = np.random.default_rng(seed)
+    scan = normalise(random.gamma(2, 100, (depth, 9, 11)) * (random.random((depth, 9, 11)) < 0.4))
+    assert np.array_equal(normalise(scan), scan)
 
 
 def test_normalise_at_the_edges_of_its_domain():

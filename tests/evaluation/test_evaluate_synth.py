@@ -12,9 +12,10 @@ from cohort.ledger import ledger_of, ledger_of_subjects
 from cohort.scans import GRIDS
 from cohort.tables import LABELS, read_table
 from cohort.volumes import Volume, volume_name, write_nifti, write_volume
-from evaluation import controls, evaluate_synth
+from evaluation import evaluate_synth
 from evaluation.evaluate_synth import EvaluateConfig
 from evaluation.privacy.embedding import EncoderConfig
+from evaluation.references import controls
 from runtime import distributed
 from runtime.cli import run_script
 from runtime.errors import InputError

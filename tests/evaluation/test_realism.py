@@ -9,10 +9,11 @@ from scipy import ndimage
 
 from cohort.atlas import load_template, resample
 from cohort.scans import GRIDS, normalise
-from evaluation import controls, fid, realism
+from evaluation import fid, realism
 from evaluation.features import features_of
 from evaluation.fid import FeatureSet
 from evaluation.networks import open_networks
+from evaluation.references import controls
 from runtime.device import pick_device
 
 DEMO = GRIDS["demo"]

@@ -88,5 +88,8 @@ def describe() -> dict[str, str]:
         "repeated": "one held-out real, repeated",
         "relabelled": "held-out reals with permuted class labels: no farther than the floor overall, farther by class",
         "other_class": "held-out reals of the other class: what the distance sees of the diagnosis",
+        "reconstructed": "held-out reals, encoded and decoded by the VAE: the ceiling of a generator in its latents",
+        "gaussian_64": "a Gaussian of 64 principal axes of training latents, with each class's mean, decoded",
+        "gaussian": "a Gaussian of the whole covariance of training latents, with each class's mean, decoded",
         "training": "training reals: what a generator that copies its training set would reach",
     }

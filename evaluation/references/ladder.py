@@ -1,0 +1,107 @@
+"""What a generator has to beat, and what it cannot: Gaussians in its own latent space, and its VAE's reconstructions.
+
+All are decoded by the VAE that decoded the synthetic volumes, so that the rungs differ in their latents only. From the
+bottom: a Gaussian of RANK axes, one of as many axes as there are scans, the generator, held-out scans as the VAE gives
+them back (the ceiling of every generator with this VAE), other real scans (the floor of the distances).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cohort.stacks import ScanStack, VolumeStack
+from cohort.tables import CLASS_NAMES
+from evaluation.fid import BASELINES, RECONSTRUCTED
+from evaluation.inputs import keep
+from runtime import seeding
+from runtime.device import Device
+from VAE.checkpoint import LoadedVAE
+
+RANK = 64
+"""Principal axes of the narrower Gaussian."""
+MOST_SCANS = 1000
+"""Training scans that a Gaussian is made of, at most."""
+
+Made = tuple[VolumeStack, np.ndarray]
+"""Volumes and their class codes (N,)."""
+
+
+@torch.inference_mode()
+def build(
+    scans: Mapping[str, ScanStack], vae: LoadedVAE, device: Device, cache_dir: Path, *, per_class: int, seed: int
+) -> dict[str, Made]:
+    """Volumes of every rung that has to be made: `per_class` of each Gaussian, and every scan of ``test`` again.
+
+    A Gaussian has the class's own mean and the covariance that the classes share, of posterior samples of ``train``.
+    """
+    model, shape = device.module(vae.model), (len(scans["test"]), *vae.grid.shape)
+    train, test = scans["train"], scans["test"]
+    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST_SCANS)).round().astype(int))
+    labels, draw = train.labels[rows], seeding.generator(seed, "ladder posterior")
+    latents = []
+    for row in rows:
+        mu, logvar = (value.float().cpu() for value in model.encode(_on(train.volumes[int(row)], device)))
+        latents.append((mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=draw)).flatten())
+    latent_shape, latents = mu.shape, torch.stack(latents)  # (N, F)
+    means = torch.stack([latents[labels == code].mean(0) for code in range(len(CLASS_NAMES))])
+    centred = latents - means[labels]
+
+    def decode(z: torch.Tensor) -> Path:
+        return keep(model.decode(device.tensor(z))[0, 0].float().cpu().numpy(), cache_dir)
+
+    again = [decode(model.encode(_on(volume, device))[0]) for volume in test.volumes]
+    made: dict[str, Made] = {RECONSTRUCTED: (VolumeStack(again, shape[1:]), test.labels)}
+    codes = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
+    for name, rank in zip(BASELINES, (RANK, None), strict=True):
+        weights = gaussian_weights(centred, len(codes), rank, seeding.generator(seed, "ladder", name))
+        files = [
+            decode((means[code] + row @ centred).view(latent_shape)) for code, row in zip(codes, weights, strict=True)
+        ]
+        made[name] = VolumeStack(files, shape[1:]), codes
+    return made
+
+
+def gaussian_weights(centred: torch.Tensor, count: int, rank: int | None, draw: torch.Generator) -> torch.Tensor:
+    """Weights (count, N) whose products with `centred` (N, F) are normal with its covariance, or with what its first
+    `rank` principal axes have of it.
+    """
+    weights = torch.randn(count, len(centred), generator=draw) / max(1, len(centred) - len(CLASS_NAMES)) ** 0.5
+    if rank is None:
+        return weights
+    _, axes = torch.linalg.eigh((centred @ centred.T).double())  # ascending
+    axes = axes[:, -rank:].float()
+    return weights @ axes @ axes.T
+
+
+def _on(volume: np.ndarray, device: Device) -> torch.Tensor:
+    return device.tensor(torch.from_numpy(np.array(volume))[None, None])
+
+
+def surroundings(volumes: Mapping[str, Sequence[np.ndarray]]) -> dict[str, dict]:
+    """Whether two numbers that see no anatomy tell volumes (D, H, W) from the scans called ``test``.
+
+    Returns:
+        name -> ``zeros`` (share of voxels that are exactly 0) and ``dark`` (5th percentile of the others), each with
+        ``mean`` and ``sd`` over volumes and, but for ``test``, ``auc``: the chance that a volume has more than a scan,
+        0.5 where the number tells nothing.
+    """
+    numbers = {
+        name: np.array([_zeros_and_dark(np.asarray(volume)) for volume in stack]) for name, stack in volumes.items()
+    }
+    found: dict[str, dict] = {}
+    for name, values in numbers.items():
+        found[name] = {}
+        for column, key in enumerate(("zeros", "dark")):
+            own, real = values[:, column], numbers["test"][:, column]
+            found[name][key] = {"mean": float(own.mean()), "sd": float(own.std())}
+            if name != "test":
+                above = own[:, None] - real
+                found[name][key]["auc"] = float(((above > 0) + 0.5 * (above == 0)).mean())
+    return found
+
+
+def _zeros_and_dark(volume: np.ndarray) -> tuple[float, float]:
+    inside = volume[volume != 0]
+    return 1 - inside.size / volume.size, float(np.percentile(inside, 5)) if inside.size else 0.0
