@@ -137,7 +137,7 @@ def test_real_synthetic_and_reconstructed_volumes_in_one_call(config, cohort, re
     assert row["spearman"] > 0.8  # a reconstruction here is its scan, a little darker, and normalised again
     lateral = pd.read_csv(config.out / "lateralisation.csv")
     assert set(lateral[lateral["origin"] == "real"]["group"]) == {"HC", "TLE-L", "TLE-R", "TLE-L minus TLE-R"}
-    assert set(lateral[lateral["origin"] == "synthetic"]["group"]) == {"HC", "TLE"}
+    assert set(lateral[lateral["origin"] == "synthetic"]["group"]) == {"HC", "TLE-L", "TLE-R", "TLE-L minus TLE-R"}
 
 
 def test_maps_that_are_there_are_not_made_again(config, checkpoint, scans, tmp_path):
