@@ -73,6 +73,7 @@ def measure(
             support = diversity.compare(sets, n=n, repeats=repeats, seed=seed)
     sizes = {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)
     headline = found.pop(HEADLINE)
+    warnings += ladder.warnings_of(surroundings)
     facts = {"per_draw": sizes, "dimensions": settings["dimensions"], "surroundings": surroundings}
     return {**headline, "views": found, **facts}, support, warnings
 

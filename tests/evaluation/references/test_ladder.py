@@ -72,6 +72,10 @@ def test_surroundings_are_areas_under_the_curve() -> None:
     assert found["synthetic"]["dark"]["auc"] == pytest.approx(roc_auc_score(labels, dark))
     assert found["test"]["zeros"]["mean"] == pytest.approx(np.mean(zeros[:30]))
     assert "auc" not in found["test"]["zeros"]
+    (zeros, dark) = ladder.warnings_of(found)
+    assert f"{found['synthetic']['zeros']['auc']:.2f}" in zeros
+    assert f"{found['synthetic']['dark']['auc']:.2f}" in dark
+    assert ladder.warnings_of(ladder.surroundings({"test": real, "synthetic": real})) == []
 
 
 def test_baselines_are_drawn_like_synthetic_volumes_and_change_no_other_figure() -> None:
