@@ -22,7 +22,8 @@ export TQDM_MININTERVAL ?= 2
 
 venv: $(STAMP)
 $(STAMP): requirements.txt pyproject.toml
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@trap 'echo "installation interrupted: run the same command again, and it goes on from there" >&2; exit 130' INT
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	echo "installing requirements.txt into $(VENV) (a few minutes the first time)"
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt
 	touch $@

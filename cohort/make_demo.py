@@ -11,11 +11,9 @@ region in each patient's scan is written too (folder regions).
 """
 
 import math
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -36,6 +34,7 @@ from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json, write_json
+from runtime.workers import start_workers
 
 simulator_of = cache(Simulator)
 """One for all scans of a process on a grid."""
@@ -161,9 +160,9 @@ def simulated(config: DemoConfig, missing: list[Subject]) -> Iterator[None]:
         with threadpool_limits(1):
             yield from map(make, missing)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=threadpool_limits, initargs=(1,)) as pool:
-        yield from pool.map(make, missing)
+    with start_workers(workers, threadpool_limits, 1) as pool:
+        for made in [pool.submit(make, subject) for subject in missing]:
+            yield made.result()
 
 
 def make_scan(config: DemoConfig, subject: Subject) -> None:

@@ -9,13 +9,12 @@ the others; then the exit status is 1. Running the command again makes only what
 
 import errno
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,6 +35,7 @@ from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import locked, read_json, sha256, write_json
+from runtime.workers import start_workers
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def attempt(jobs: Sequence[Job], workers: int, bar: tqdm) -> dict[str, BaseExcep
     Raises:
         OSError: a full disk, which every other scan would meet too.
     """
-    with ExitStack() as started:
+    with ThreadPoolExecutor(max(1, min(workers, len(jobs)))) as threads, ExitStack() as started:
         idle: SimpleQueue[Executor] = SimpleQueue()
         for _ in range(min(workers, len(jobs))):
             idle.put(started.enter_context(start_process()))
@@ -156,13 +156,12 @@ def attempt(jobs: Sequence[Job], workers: int, bar: tqdm) -> dict[str, BaseExcep
             bar.update(not lost)
             return error
 
-        threads = started.enter_context(ThreadPoolExecutor(max(1, min(workers, len(jobs)))))
         return dict(zip([job.name for job in jobs], threads.map(error_of, jobs), strict=True))
 
 
-def start_process() -> Executor:
+def start_process() -> AbstractContextManager[Executor]:
     """One process of its own: if it dies, it takes no other scan with it."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_use_one_thread)
+    return start_workers(1, _use_one_thread)
 
 
 def _use_one_thread() -> None:

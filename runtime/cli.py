@@ -60,8 +60,9 @@ def run_script(
             raise
         where = f"{error.filename}: " if error.filename else ""
         _end(f"error: {where}{error.strerror}; files are whole or as before, the same command continues", 2)
-    except KeyboardInterrupt:
-        _end("interrupted; the same command continues", 130)
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or "what was finished is kept"
+        _end(f"interrupted: {kept}; run the same command again, and it goes on from there", 130)
     finally:
         distributed.shutdown()
 

@@ -102,16 +102,18 @@ class Run:
         """Yields steps start + 1 ... total behind a bar with rate and remaining time; stops after an interrupt.
 
         A first Ctrl-C or SIGTERM sets `interrupted`: the loop's body still finishes its step (and saves), then
-        KeyboardInterrupt is raised here. A second one interrupts at once.
+        KeyboardInterrupt is raised here. A second one interrupts at once, and so does a first one outside this loop.
         """
         with tqdm(total=total, initial=start, desc=desc, unit="step", disable=not distributed.is_main()) as bar:
             self._bar = bar
-            for step in range(start + 1, total + 1):
-                yield step
-                bar.update()
-                if self.interrupted:
-                    raise KeyboardInterrupt
-        self._bar = None
+            try:
+                for step in range(start + 1, total + 1):
+                    yield step
+                    bar.update()
+                    if self.interrupted:
+                        raise KeyboardInterrupt(f"step {step} is in {self.checkpoint('last')}")
+            finally:
+                self._bar = None
 
 
 @contextmanager
@@ -170,7 +172,7 @@ def _truncate_log(path: Path, step: int) -> None:
 @contextmanager
 def _catch_signals(run: Run) -> Iterator[None]:
     def request(_signal: int, _frame: FrameType | None) -> None:
-        if run.interrupted:
+        if run.interrupted or run._bar is None:
             raise KeyboardInterrupt
         run.interrupted = True
         run.say("stopping after this step; once more to stop at once")

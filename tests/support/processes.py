@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -68,6 +68,41 @@ def kill_when(ready: Callable[[], bool], module: str, *words: object) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def interrupt_when(ready: Callable[[], bool], *command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Starts a command and sends SIGINT to all its processes, as a terminal does, as soon as `ready()` is true.
+
+    Returns it with its output as text; none of its processes is left soon after, or this fails.
+    """
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=cwd, env=environment(), start_new_session=True, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 200
+        while not ready():
+            assert process.poll() is None, f"ended too early:\n{process.communicate()[1]}"
+            assert time.monotonic() < deadline, "it did not get as far as it should"
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        deadline = time.monotonic() + 10
+        while _lives(process.pid):
+            assert time.monotonic() < deadline, "it left processes behind"
+            time.sleep(0.05)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def last_step(run_dir: Path) -> int:
