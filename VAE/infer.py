@@ -112,9 +112,11 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device,
         entry, x = volumes.frame.iloc[row], volumes.batch(torch.tensor([row]))
         with device.autocast():
             mu, logvar, x_hat = there_and_back(model, x, config.tile)
-        x, x_hat = (volume[0, 0].float().cpu().numpy() for volume in (x, x_hat))
+        x, x_hat = (volume[0, 0].float() for volume in (x, x_hat))
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
-        measures, errors = {**who, **metrics.reconstruction_metrics(x_hat, x)}, metrics.region_errors(x_hat, x, labels)
+        measures = {**who, **metrics.reconstruction_metrics(x_hat, x)}
+        x, x_hat = (volume.cpu().numpy() for volume in (x, x_hat))
+        errors = metrics.region_errors(x_hat, x, labels)
         cases.append(Case(measures, metrics.posterior_sums(mu, logvar), errors.assign(**who), (x_hat, x)))
         extremes(cases)
         if config.nifti:

@@ -194,9 +194,10 @@ def validate(run: Run, state: VAEState, val: Volumes) -> bool:
         x = val.batch(torch.tensor([row]))
         with val.device.autocast():
             x_hat = averaged.decode(averaged.encode(x)[0])
-        pair = [volume[0, 0].float().cpu().numpy() for volume in (x_hat, x)]
+        pair = [volume[0, 0].float() for volume in (x_hat, x)]
         rows.append(reconstruction_metrics(*pair))
-        pictures = [*pictures, pair][:3]
+        if len(pictures) < 3:
+            pictures.append([volume.cpu().numpy() for volume in pair])
     rows = [row for part in distributed.gather(rows) for row in part]
     means = {f"val/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     run.log(state.step, means)
