@@ -9,6 +9,7 @@ that do not fit in memory as a whole. Under torchrun the scans are shared among 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from cohort.ledger import refuse_overlap
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table, write_csv
 from cohort.volumes import write_nifti
-from runtime import distributed
+from runtime import distributed, memory
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
@@ -107,10 +108,12 @@ def main(config: InferConfig) -> None:
 def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device, config: InferConfig) -> list[Case]:
     """Encodes, decodes and measures this process's share of the scans."""
     model, cases = device.module(vae.model), []
+    if device.compiles(config.compile):
+        model.compile_parts()
     share = distributed.shard(range(len(volumes)))
     for row in tqdm(share, desc="reconstructing", unit="scan", disable=not distributed.is_main()):
         entry, x = volumes.frame.iloc[row], volumes.batch(torch.tensor([row]))
-        with device.autocast():
+        with memory.explained(partial(memory_advice, vae, config.tile, device)), device.autocast():
             mu, logvar, x_hat = there_and_back(model, x, config.tile)
         x, x_hat = (volume[0, 0].float() for volume in (x, x_hat))
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
@@ -123,6 +126,18 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device,
             for name, image in (("reconstruction", x_hat), ("scan", x)):
                 write_nifti(config.out / f"{stem(entry)}_{name}.nii.gz", image, vae.grid.affine)
     return cases
+
+
+def memory_advice(vae: LoadedVAE, tile: int, device: Device) -> str:
+    """What to do when one scan, or one tile of so many voxels, runs out of memory."""
+    free, least = memory.free_bytes(device.kind), 2 * vae.model.factor
+    edges = range(least, tile or max(vae.grid.shape), least)
+    fitting = [
+        edge for edge in edges if vae.model.inference_bytes((edge,) * 3) < memory.USABLE[device.kind.type] * free
+    ]
+    what = f"out of memory at {f'tiles of {tile} voxels' if tile else 'a single scan'}"
+    hint = f"--tile {fitting[-1]} works piece by piece" if fitting else "smaller tiles do not fit either"
+    return f"{what}; {memory.size_text(free)} are free: {hint}"
 
 
 def extremes(cases: list[Case]) -> list[Case]:

@@ -123,13 +123,16 @@ def encode(
 ) -> int:
     """Writes this process's share of the latents that are not there yet; returns how many. Refuses another VAE's."""
     model = device.module(vae.model)
+    if device.compiles(config.compile):
+        model.compile_parts()
     size = device.inference_batch(config.batch_size, vae.model.inference_bytes(vae.grid.shape))
     sides = {name: side_of(volumes.frame["side"].iloc[row], variant, config) for row, variant, name in items}
     share = [item for item in distributed.shard(items) if not _present(folder / item[2], vae.hash, sides[item[2]])]
 
-    def posterior(batch: list[Item], _size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def posterior(batch: list[Item], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = [volume(volumes, item, config) for item in batch]
         with device.autocast():
-            mu, logvar = model.encode(torch.cat([volume(volumes, item, config) for item in batch]))
+            mu, logvar = model.encode(torch.cat(x + x[-1:] * (size - len(x))))  # filled up: the network sees one shape
         return mu.cpu(), logvar.cpu()
 
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())

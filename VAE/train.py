@@ -8,6 +8,7 @@ command continues a run that was stopped.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from cohort.ledger import ledger_of, refuse_overlap
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import CLASS_NAMES, read_table
-from runtime import distributed, seeding, training
+from runtime import distributed, memory, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
@@ -67,7 +68,8 @@ def main(config: TrainConfig) -> None:
         guard = training.LossGuard(device.kind)
 
         for step in training.steps_to_take(run, state, config.steps, "VAE"):
-            terms = train_step(parallel, state, train, step, config)
+            with memory.explained(partial(memory_advice, state, step, config, device)):
+                terms = train_step(parallel, state, train, step, config)
             guard.watch(step, terms["loss/train"])
             training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
             state.step = step
@@ -109,9 +111,8 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     if config.recompute:
         model.recompute_activations()
     model = device.module(model)
-    if config.compile and device.kind.type == "cuda":
-        model.encoder.compile()
-        model.decoder.compile()
+    if device.compiles(config.compile):
+        model.compile_parts()
     return model, build_networks(config.loss, config.lr, device)
 
 
@@ -136,6 +137,20 @@ def train_step(
             state.networks, soft_volume(outputs[0]).detach(), x, config.loss, device
         )
     return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
+
+
+def memory_advice(state: VAEState, step: int, config: TrainConfig, device: Device) -> str:
+    """What to do when this step runs out of memory."""
+
+    def passes(network: Autoencoder, cases: int) -> None:
+        x = device.tensor(torch.zeros(cases, 1, *state.grid.shape))
+        eps = torch.zeros(cases, *network.latent_shape(state.grid.shape), device=device.kind)
+        with device.autocast():
+            loss, _ = objective(network(x, eps), x, state.networks, config.loss, step, config.seed)
+        loss.backward()
+
+    recompute = None if config.recompute else Autoencoder.recompute_activations
+    return memory.step_advice(passes, state.model, device.kind, config.batch_size, recompute)
 
 
 @torch.no_grad()
@@ -189,15 +204,16 @@ def with_averaged_weights(state: VAEState, device: Device) -> Autoencoder:
 @torch.no_grad()
 def validate(run: Run, state: VAEState, val: Volumes) -> bool:
     """Reconstructs the held-out scans from `mu` with the averaged weights, logs, draws; True when PSNR improved."""
-    rows, pictures, averaged = [], [], with_averaged_weights(state, val.device)
-    for row in distributed.shard(range(len(val))):
-        x = val.batch(torch.tensor([row]))
-        with val.device.autocast():
-            x_hat = averaged.decode(averaged.encode(x)[0])
-        pair = [volume[0, 0].float() for volume in (x_hat, x)]
-        rows.append(reconstruction_metrics(*pair))
-        if len(pictures) < 3:
-            pictures.append([volume.cpu().numpy() for volume in pair])
+    rows, pictures = [], []
+    with training.swapped_weights(state.model, state.ema):
+        for row in distributed.shard(range(len(val))):
+            x = val.batch(torch.tensor([row]))  # one scan at a time: one shape to compile
+            with val.device.autocast():
+                x_hat = state.model.decode(state.model.encode(x)[0])
+            pair = [volume[0, 0].float() for volume in (x_hat, x)]
+            rows.append(reconstruction_metrics(*pair))
+            if len(pictures) < 3:
+                pictures.append([volume.cpu().numpy() for volume in pair])
     rows = [row for part in distributed.gather(rows) for row in part]
     means = {f"val/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     run.log(state.step, means)

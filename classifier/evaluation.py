@@ -1,6 +1,7 @@
 """What a finished run says about held-out subjects: predictions, measures, the side, and the baselines beside it."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from classifier.measures.paired_tests import delong_test
 from classifier.measures.predictions import by_subject, write_predictions
 from classifier.measures.resampling import cell_text
 from classifier.measures.side import SIDE_PARTS, part_of, threshold_of
-from classifier.model import Classifier
 from classifier.selection import Selection
 from cohort.stacks import ScanStack
 from runtime import seeding
@@ -32,10 +32,15 @@ PERMUTATIONS = 200
 
 
 @torch.no_grad()
-def predict(model: Classifier, volumes: Volumes) -> np.ndarray:
-    """Logits float64 (N, outputs) of all scans, in full precision: rounded ones would tie, which blurs a ROC curve."""
-    rows = torch.arange(len(volumes)).split(EVAL_BATCH)
-    return torch.cat([model.both(volumes.batch(part)).float().cpu() for part in rows]).double().numpy()
+def predict(network: Callable[[torch.Tensor], torch.Tensor], volumes: Volumes) -> np.ndarray:
+    """Logits float64 (N, outputs) of all scans, in full precision: rounded ones would tie, which blurs a ROC curve.
+
+    Batches have one size, for which a `network` may be compiled; the last is filled up with the last scan.
+    """
+    count, batches = len(volumes), -(-len(volumes) // EVAL_BATCH)
+    size = -(-count // batches)
+    rows = torch.arange(size * batches).clamp(max=count - 1).split(size)
+    return torch.cat([network(volumes.batch(part)).float().cpu() for part in rows])[:count].double().numpy()
 
 
 def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], device: Device, config: TrainConfig) -> None:
@@ -45,7 +50,7 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
     path = run.checkpoint("best")
     loaded = load_classifier(path)
     model = device.module(loaded.model)
-    logits = {name: predict(model, Volumes(stacks[name], device)) for name in ("val", "test")}
+    logits = {name: predict(model.both, Volumes(stacks[name], device)) for name in ("val", "test")}
     labels = stacks["val"].labels
     temperature = metrics.fit_temperature(labels, logits["val"][:, 0]) if config.temperature else 1.0
     predictions = {name: predicted(stacks[name], logits[name], temperature, name, config) for name in logits}

@@ -11,8 +11,8 @@ best temperature), predictions.csv (one row per held-out scan), results.json (me
 curves.png. The same command continues a run that was stopped. Many arms, seeds and folds: `classifier.run_arms`.
 """
 
-import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import ScanStack, load_scans
-from runtime import distributed, seeding, training
+from runtime import distributed, memory, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
@@ -68,12 +68,15 @@ def main(config: TrainConfig) -> None:
             mean_hc=train.mean_volume(label=0), fingerprint=selection.fingerprint,
         )  # fmt: skip
         resume(run, state)
-        network = distributed.wrap(Everything(model))
-        network = torch.compile(network) if config.compile and device.kind.type == "cuda" else network
+        everything = Everything(model)
+        if device.compiles(config.compile):
+            everything.compile(dynamic=False)
+        network = distributed.wrap(everything)
         guard = training.LossGuard(device.kind)
 
         for step in training.steps_to_take(run, state, config.steps, "classifier"):
-            terms = train_step(network, optimiser, train, step, config, model.width)
+            with memory.explained(partial(memory_advice, model, grid, config, device)):
+                terms = train_step(network, optimiser, train, step, config, model.width)
             guard.watch(step, terms["loss/total"])
             training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
             state.step = step
@@ -82,7 +85,7 @@ def main(config: TrainConfig) -> None:
                 run.log_step(step, terms, optimiser)
             if due(step, config.val_every_steps, config.steps):
                 guard.check(run)
-                if validate(run, state, val):
+                if validate(run, state, everything, val):
                     save(run, "best", state)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
@@ -138,6 +141,18 @@ def train_step(
     return {**{f"loss/{name}": distributed.mean(term.detach()) for name, term in terms.items()}, "grad/norm": norm}
 
 
+def memory_advice(model: Classifier, grid: Grid, config: TrainConfig, device: Device) -> str:
+    """What to do when a step runs out of memory."""
+
+    def passes(network: Classifier, cases: int) -> None:
+        network.eval()  # in training its norm would wait for other processes
+        with device.autocast():
+            found = Everything(network)(device.tensor(torch.zeros(cases, 1, *grid.shape)))
+        found.float().sum().backward()
+
+    return memory.step_advice(passes, model, device.kind, config.batch_size, multiple=2)
+
+
 def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[str, torch.Tensor]:
     """What a network says, (B, outputs + 2 S), against the answers: terms by name, and ``total``, their weighted sum.
 
@@ -165,15 +180,16 @@ def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[s
     return {**terms, "total": total}
 
 
-def validate(run: Run, state: ClassifierState, val: Volumes) -> bool:
+def validate(run: Run, state: ClassifierState, network: Everything, val: Volumes) -> bool:
     """Logs the loss of the EMA weights on validation; True when it is the least so far.
 
     It is the loss at the temperature that suits it best, as the results use it. The plain loss would prefer the first,
     ignorant steps to later ones that rank subjects well but are too sure of themselves. Every process does all of it.
     """
-    ema = copy.deepcopy(state.model).eval()
-    ema.load_state_dict(state.ema)
-    logits, labels = predict(ema, val)[:, 0], val.labels.numpy()
+    network.eval()
+    with training.swapped_weights(state.model, state.ema):
+        logits, labels = predict(network, val)[:, 0], val.labels.numpy()
+    network.train()
     loss = metrics.balanced_loss(labels, logits / metrics.fit_temperature(labels, logits))
     plain = metrics.balanced_loss(labels, logits)
     run.log(state.step, {"loss/val": plain, "loss/val_calibrated": loss, "auc/val": metrics.auc(labels, logits)})

@@ -91,8 +91,6 @@ class SaveSynthConfig(DeviceConfig):
     """Also write the volumes into this BIDS derivative dataset; both classes may share one."""
     verify: bool = False
     """First read every volume that the folder has and compare its SHA-256 with the manifest's."""
-    compile: bool = True
-    """Compile the network (torch.compile) on a GPU; a CPU always runs eagerly."""
 
 
 def main(config: SaveSynthConfig) -> None:
@@ -158,8 +156,9 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     check_request(config, wanted, diffusion)
     device.module(vae.model)
     device.module(diffusion.model)
-    if config.compile and device.kind.type == "cuda":
+    if device.compiles(config.compile):
         compile_network(diffusion.model)
+        vae.model.compile_parts()
     return Models(vae, diffusion, device)
 
 

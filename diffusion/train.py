@@ -8,6 +8,7 @@ command continues a run that was stopped.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from diffusion.dataset import Latents, LatentSpace, fit_space
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
 from diffusion.sampler import DEFAULT, SAMPLERS, guided
-from runtime import distributed, seeding, training
+from runtime import distributed, memory, seeding, training
 from runtime.cli import describe, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
@@ -69,7 +70,8 @@ def main(config: TrainConfig) -> None:
         network, guard = distributed.wrap(model), training.LossGuard(device.kind)
 
         for step in training.steps_to_take(run, state, config.steps, "diffusion"):
-            terms = train_step(network, process, data, state.optimiser, step, config)
+            with memory.explained(partial(memory_advice, model, process, config, device)):
+                terms = train_step(network, process, data, state.optimiser, step, config)
             guard.watch(step, terms["loss/train"])
             for share, track in state.ema.items():
                 training.average(track, model, training.rate_of_share(float(share), step))
@@ -154,7 +156,7 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     elif model.start is not None:
         model.start.fit(data.space.enter(data.train.mu.cpu()), data.train.labels, data.train.sides)
     model = device.module(model)
-    if config.compile and device.kind.type == "cuda":
+    if device.compiles(config.compile):
         for block in model.blocks:  # block by block: one compilation serves them all
             block.compile(dynamic=False)
     return model, data
@@ -187,6 +189,17 @@ def train_step(
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps, decay_from)
     norm = training.descend(loss, network, optimiser, lr, config.clip_norm)
     return {"loss/train": loss.detach(), "grad/norm": norm}
+
+
+def memory_advice(model: DiT, process: Process, config: TrainConfig, device: Device) -> str:
+    """What to do when a step runs out of memory."""
+
+    def passes(network: DiT, cases: int) -> None:
+        z, y = (torch.zeros(cases, *shape, device=device.kind) for shape in (network.latent_shape, ()))
+        with device.autocast():
+            network(z, process.spread_times(y), y.long()).square().mean().backward()
+
+    return memory.step_advice(passes, model, device.kind, config.batch_size)
 
 
 def validate(run: Run, state: DiffusionState, data: Data, process: Process, config: TrainConfig) -> bool:

@@ -25,6 +25,8 @@ class DeviceConfig(ScriptConfig):
     """Matrix precision; auto is bfloat16 where the device has fast kernels for it."""
     threads: int | None = None
     """CPU threads; by default all cores."""
+    compile: bool = True
+    """Compile the network (torch.compile) on a GPU; a CPU always runs eagerly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,6 @@ class RunConfig(DeviceConfig):
     """Steps between two checkpoints."""
     patience: int = 0
     """Stop after so many validations without a better one (small cohorts are memorised); 0 trains all steps."""
-    compile: bool = True
-    """Compile the network (torch.compile) on a GPU; a CPU always runs eagerly."""
     seed: int = 0
     """Seed of every random draw."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from runtime import distributed
 from runtime.config import Precision
 from runtime.errors import InputError
+from runtime.memory import USABLE, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,6 +51,10 @@ class Device:
         layout = torch.channels_last_3d if value.dim() == 5 else torch.preserve_format
         return value.to(self.kind, non_blocking=True, memory_format=layout)
 
+    def compiles(self, asked: bool) -> bool:
+        """Whether networks are compiled: on a GPU, where it is `asked` for. A CPU gains too little for the minutes."""
+        return asked and self.kind.type == "cuda"
+
     def inference_batch(self, asked: int | None, bytes_each: int) -> int:
         """How many cases, of so many bytes of activations, to run at once without gradients, unless `asked` says it.
 
@@ -59,7 +64,7 @@ class Device:
         if asked or self.kind.type == "cpu":
             return asked or 1
         free, _ = torch.cuda.mem_get_info(self.kind)
-        return max(1, min(16, int(0.8 * free / bytes_each)))
+        return max(1, min(16, int(USABLE["cuda"] * free / bytes_each)))
 
     def describe(self) -> dict[str, str]:
         """Name, precision and library versions, for environment.json."""
@@ -80,8 +85,11 @@ def in_batches(
     start = 0
     while start < len(items):
         batch, result = list(items[start : start + size]), None
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
             result = work(batch, size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
         if result is not None:
             yield batch, result
             start += len(batch)

@@ -290,6 +290,11 @@ class Autoencoder(nn.Module):
         """Trades time for memory: each level's activations are computed again in the backward pass."""
         self.encoder.recompute = self.decoder.recompute = True
 
+    def compile_parts(self) -> None:
+        """Compiles encoder and decoder, once for each shape they meet; with gradients and without count as two."""
+        self.encoder.compile(dynamic=False)
+        self.decoder.compile(dynamic=False)
+
     @property
     def factor(self) -> int:
         """Voxels per latent position along each axis."""

@@ -232,13 +232,13 @@ def test_the_best_step_ranks_subjects_however_sure_of_itself_it_is(monkeypatch):
     state = State(torch.nn.Identity(), optimiser=None, ema={})
     for logits, better in ((ignorant, True), (reckless, True), (ignorant, False)):
         monkeypatch.setattr(train, "predict", lambda model, val, logits=logits: logits.double().numpy()[:, None])
-        assert train.validate(run, state, SimpleNamespace(labels=labels)) is better
+        assert train.validate(run, state, torch.nn.Identity(), SimpleNamespace(labels=labels)) is better
     assert logged[1]["loss/val"] > logged[0]["loss/val"]  # by the plain loss the ignorant step would stay the best
 
 
 @pytest.mark.slow
 def test_a_run_whose_patience_ends_saves_where_it_stopped(config, monkeypatch):
-    monkeypatch.setattr(train, "validate", lambda run, state, val: state.note(1.0, better=state.step == 4))
+    monkeypatch.setattr(train, "validate", lambda run, state, network, val: state.note(1.0, better=state.step == 4))
     train.main(dataclasses.replace(config, patience=1))
     checkpoints = config.run_dir / "checkpoints"
     assert (load_classifier(checkpoints / "last.pt").step, load_classifier(checkpoints / "best.pt").step) == (8, 4)
