@@ -219,7 +219,7 @@ def test_a_first_step_that_does_not_fit_says_what_does(
     assert "error: out of memory at --batch-size 2048; " in done.stderr
     advised = [line.split(": ")[1].removesuffix(" fits").split() for line in done.stderr.splitlines() if "  - " in line]
     assert [line[0] for line in advised] == ["--batch-size", "--recompute"][: 2 if module == "VAE.train" else 1]
-    assert 20 < int(advised[-1][-1]) <= 1024
+    assert 0 < int(advised[-1][-1]) <= 1024, done.stderr  # how few depends on what malloc holds back
     done = limited(module, 600, *words, *advised[-1], ok=False)  # the baselines of a classifier may take more
     assert (tmp_path / "checkpoints/last.pt").exists(), done.stderr
 
