@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from classifier.config import PRESETS, TrainConfig
 from classifier.dataset import COUNTS
-from cohort.tables import read_delimited, write_csv
+from classifier.selection import held_apart
+from cohort.tables import LABELS, read_delimited, write_csv
 from runtime.cli import describe, parse, run_script
 from runtime.config import ScriptConfig, plain_config
 from runtime.errors import InputError
@@ -88,6 +89,7 @@ def main(config: ArmsConfig, shared: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped, and save
     seeds = tuple(dict.fromkeys(config.seeds)) or (0,)
     runs = arm_runs(read_arms(config.arms), shared, config.out, seeds, config.folds)
+    refuse_too_few(runs)
     config.out.mkdir(parents=True, exist_ok=True)
     errors: dict[Path, str] = {}
     with locked(config.out):
@@ -103,6 +105,19 @@ def main(config: ArmsConfig, shared: list[str]) -> None:
     print(f"{len(runs) - failed} of {len(runs)} runs ({len(missing) - failed} new) in {config.out / 'runs.csv'}")
     if failed:
         sys.exit(1)
+
+
+def refuse_too_few(runs: list[ArmRun]) -> None:
+    """Raises InputError where a fold's test scans are too few for classifier.compare, before anything is trained."""
+    problems = []
+    for run in {run.fold: run for run in runs}.values():
+        parts, names = held_apart(run.config)
+        few = [
+            label for label, code in LABELS.items() if parts.test.loc[parts.test.label == code, "group"].nunique() < 2
+        ]
+        problems += [f"{names[2]}: fewer than two subjects (or groups) of class {label}" for label in few]
+    if problems:
+        raise InputError.of("arms are compared on two subjects of each class or more; fewer folds have more", problems)
 
 
 def shared_words(argv: list[str]) -> list[str]:

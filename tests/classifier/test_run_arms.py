@@ -12,7 +12,7 @@ import torch
 
 from classifier import run_arms
 from classifier.config import PRESETS
-from classifier.run_arms import ARMS_PRESETS, arm_runs, is_finished, main, read_arms, reason, shared_words
+from classifier.run_arms import ARMS_PRESETS, ArmsConfig, arm_runs, is_finished, main, read_arms, reason, shared_words
 from runtime.config import plain_config
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
@@ -150,6 +150,19 @@ def test_another_configuration_is_not_taken_for_a_finished_run(tmp_path):
     assert is_finished(run)
     (run.config.run_dir / "config.json").write_text('{"steps": 999}')
     assert not is_finished(run)
+
+
+def test_folds_too_small_to_compare_are_refused_before_training(config, tmp_path):
+    scans = pd.read_csv(config.train_csv)
+    scans["file"] = [str(config.train_csv.parent / name) for name in scans["file"]]
+    patients = scans[scans.diagnosis.str.startswith("TLE")].head(4)
+    few = tmp_path / "few.csv"
+    pd.concat([scans[scans.diagnosis == "HC"], patients]).to_csv(few, index=False)
+    words = ["smoke", "--index", str(few)]
+    arms = ArmsConfig(write(tmp_path / "arms.csv"), tmp_path / "out", config, folds=4)
+    with pytest.raises(InputError, match=r"fold 0 of 4 \(test\): fewer than two subjects \(or groups\) of class TLE"):
+        main(arms, words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_run_arms_sets_itself_is_refused(tmp_path):
