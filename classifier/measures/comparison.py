@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from classifier import baselines
 from classifier.measures import paired_tests, resampling
+from classifier.measures.metrics import CALIBRATION
 from classifier.measures.predictions import by_subject
 from classifier.measures.resampling import Draws, cell, interval, two_sided_p
 from classifier.measures.runs import ArmRuns, FinishedRun
@@ -18,11 +19,11 @@ from runtime.errors import InputError
 
 
 class Comparison(NamedTuple):
-    """A row for each arm and a test for each but the reference, ready for JSON; areas: estimate, then resamples."""
+    """A row for each arm and a test for each but the reference, ready for JSON; areas by seed, the resamples below."""
 
     rows: list[dict[str, Any]]
     tests: list[dict[str, Any]]
-    areas: dict[str, np.ndarray]  # (1 + R,)
+    areas: dict[str, np.ndarray]  # (1 + R, S)
 
 
 def compare_arms(runs: ArmRuns, draws: Draws, *, margin: float) -> Comparison:
@@ -32,10 +33,11 @@ def compare_arms(runs: ArmRuns, draws: Draws, *, margin: float) -> Comparison:
     rows, areas = [], {}
     for arm in tqdm(runs.arms, desc="arms", unit="arm", disable=None):
         measured = resampling.by_seed(runs, arm, draws)
-        areas[arm] = resampling.over_seeds(measured["auc"], draws)
+        areas[arm] = measured["auc"]
         rows.append(_row(runs, arm, measured, draws))
     reference, *others = runs.arms
-    tests = [_test(runs, reference, arm, areas[arm] - areas[reference], margin) for arm in others]
+    differences = {arm: resampling.spread_over_seeds(areas[arm] - areas[reference], draws) for arm in others}
+    tests = [_test(runs, reference, arm, difference, margin) for arm, difference in differences.items()]
     for kind in ("bootstrap", "delong", "mcnemar"):
         _, corrected, *_ = multipletests([test[f"{kind}_p"] for test in tests], method="holm")
         for test, p in zip(tests, corrected, strict=True):
@@ -45,7 +47,7 @@ def compare_arms(runs: ArmRuns, draws: Draws, *, margin: float) -> Comparison:
 
 def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws) -> dict[str, Any]:
     cells = list(runs.arms[arm].values())
-    means = {name: resampling.over_seeds(values, draws) for name, values in measured.items()}
+    means = {name: resampling.spread_over_seeds(values, draws) for name, values in measured.items()}
     baseline_areas = [  # of one seed: they have none to speak of
         {name: found["test"]["auc"]["value"] for name, found in run.results["baselines"].items() if "test" in found}
         for run in cells[: len(runs.folds)]
@@ -55,7 +57,7 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
         "run": arm, "leak": runs.leak(arm),
         # Whole numbers stay whole.
         "counts": {name: int(value) if value.is_integer() else round(value, 1) for name, value in counts.items()},
-        "metrics": {name: cell(float(values[0]), values[1:]) for name, values in means.items()},
+        "metrics": {name: _within(name, cell(float(values[0]), values[1:])) for name, values in means.items()},
         "auc_by_seed": dict(zip(map(str, runs.seeds), measured["auc"][0].tolist(), strict=True)),
         "parts": _parts(runs, arm, draws),
         "asymmetry_index": _asymmetry_index(cells[: len(runs.folds)]),
@@ -64,13 +66,22 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
     }  # fmt: skip
 
 
+def _within(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A cell whose ends lie in [0, 1], as all measures but those of the calibration do; none of width zero."""
+    if name not in CALIBRATION:
+        found |= {end: None if found[end] is None else min(1.0, max(0.0, found[end])) for end in ("low", "high")}
+    if found["low"] is not None and found["low"] == found["high"]:
+        found |= {"low": None, "high": None, "not_estimable": 1.0}
+    return found
+
+
 def _parts(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, dict[str, Any]]:
     """Accuracy and AUC of PARTS: right against left, where the arm says it, and HC against sclerosis."""
     found = {}
     for part in PARTS:
         for name, values in resampling.part_by_seed(runs, arm, part, draws).items():
-            mean = resampling.over_seeds(values, draws)
-            found[f"{part}_{name}"] = cell(float(mean[0]), mean[1:])
+            mean = resampling.spread_over_seeds(values, draws)
+            found[f"{part}_{name}"] = _within(name, cell(float(mean[0]), mean[1:]))
     return found
 
 
@@ -147,7 +158,7 @@ def against_truth(
     true = resampling.auc_of_scores(runs, scores, draws)
     arms = []
     for arm, area in areas.items():
-        difference = area - true
+        difference = resampling.spread_over_seeds(area - true[:, None], draws)
         low, high = interval(difference[1:])
         row = {"run": arm, "difference": float(difference[0]), "low": low, "high": high}
         arms.append({**row, "p": two_sided_p(difference[1:]), "above": low > 0})

@@ -14,6 +14,8 @@ MEASURES = (
     "brier", "calibration_intercept", "calibration_slope",
 )  # fmt: skip
 """All that is measured. The calibration slope is None where the classes are perfectly separated."""
+CALIBRATION = MEASURES[-2:]
+"""Those that are any number; all others lie in [0, 1]."""
 
 
 def check_labels(labels: np.ndarray) -> None:

@@ -4,7 +4,8 @@ A resample draws subjects with replacement within each fold and class, and train
 have the same draws, so that differences between arms are paired. The measure of an arm is the mean over its seeds and
 folds. Where subject and seed effects add, the bootstrap's variance is that of the random-effects model: a subject part
 over the number of subjects and a seed part over the number of seeds. What is left (subject times seed) counts three
-times, which makes intervals slightly wide (Owen 2007, https://doi.org/10.1214/07-AOAS122).
+times, which makes intervals slightly wide (Owen 2007, https://doi.org/10.1214/07-AOAS122). How far a few seeds vary is
+itself uncertain, so their draws are spread further, by Student's t (`few_seeds`).
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
+from classifier.measures.intervals import auc_interval, mean_of_shares_interval, share_interval
 from classifier.measures.metrics import MEASURES, check_labels, weighted_auc, weighted_metrics
 from classifier.measures.runs import ArmRuns
 from classifier.measures.side import part_of, threshold_of, weighted_part
@@ -87,14 +90,40 @@ def two_sided_p(draws: np.ndarray) -> float:
 
 
 def evaluate(frame: pd.DataFrame, threshold: float, rng: np.random.Generator, resamples: int) -> dict[str, dict]:
-    """The `cell` of each of MEASURES, its interval over groups, for a table with label, probability and group."""
+    """The `cell` of each of MEASURES, its interval over groups, for a table with label, probability and group.
+
+    Where every scan is a group of its own, those in `closed_form` have that interval instead.
+    """
     labels = frame["label"].to_numpy()
     check_labels(labels)
     weights = bootstrap_weights(labels, frame["group"].to_numpy(), resamples, rng)
     weights = np.vstack([np.ones(len(labels)), weights])
     drawn = weighted_metrics(labels, frame["probability"].to_numpy(), threshold, weights)
     blank_unknown(drawn, frame)
-    return {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
+    cells = {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
+    exact = closed_form(frame, threshold) if frame["group"].is_unique and min(np.bincount(labels)) > 1 else {}
+    for name, found in cells.items():
+        if name in exact:
+            found["low"], found["high"] = exact[name]
+        elif found["low"] is not None and found["low"] == found["high"]:
+            found |= {"low": None, "high": None, "not_estimable": 1.0}  # the same in every draw says nothing of others
+    return cells
+
+
+def closed_form(frame: pd.DataFrame, threshold: float) -> dict[str, tuple[float, float]]:
+    """95 % intervals of shares of subjects and of the area, for two subjects of each class or more."""
+    labels, scores = frame["label"].to_numpy(), frame["probability"].to_numpy()
+    right = (scores >= threshold) == (labels == 1)
+    shares, ends = {}, {}
+    for name, code in OF_ONE_CLASS.items():
+        own = right[labels == code]
+        shares[name], ends[name] = own.mean(), share_interval(int(own.sum()), len(own))
+    return {
+        **ends,
+        "accuracy": share_interval(int(right.sum()), len(right)),
+        "balanced_accuracy": mean_of_shares_interval(list(shares.values()), list(ends.values())),
+        "auc": auc_interval(labels, scores),
+    }
 
 
 def blank_unknown(drawn: dict[str, np.ndarray], frame: pd.DataFrame) -> None:
@@ -162,6 +191,30 @@ def part_by_seed(runs: ArmRuns, arm: str, name: str, draws: Draws) -> dict[str, 
 def over_seeds(values: np.ndarray, draws: Draws) -> np.ndarray:
     """The mean over the drawn seeds of values (1 + R, S); (1 + R,). A seed that was not drawn may be infinite."""
     return (draws.seeds * np.where(draws.seeds > 0, values, 0.0)).sum(1)
+
+
+@np.errstate(invalid="ignore")
+def spread_over_seeds(values: np.ndarray, draws: Draws) -> np.ndarray:
+    """`over_seeds`, with the draws spread about the estimate by `few_seeds`: their percentiles are an interval."""
+    means = over_seeds(values, draws)
+    return means[0] + few_seeds(values, means) * (means - means[0])
+
+
+def few_seeds(values: np.ndarray, means: np.ndarray) -> float:
+    """What Student's t has to be larger than the normal distribution by, at 95 %, for values (1 + R, S) and the means
+    (1 + R,) of resamples of subjects and seeds; 1 for one seed, of which nothing is known, and without finite numbers.
+
+    The variance of the means is the sum of that between seeds, known with S - 1 degrees of freedom, and that of the
+    subjects, known well. Degrees of freedom of the sum: Satterthwaite 1946, Biometrics Bulletin 2:110.
+    """
+    seeds = values.shape[1]
+    if seeds == 1 or not np.isfinite(values[0]).all():
+        return 1.0
+    between, total = values[0].var(ddof=1) / seeds, means[1:][np.isfinite(means[1:])].var()
+    if not 0 < between < np.inf or not total > 0:
+        return 1.0
+    freedom = (seeds - 1) * max(total / between, 1.0) ** 2
+    return float(stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975))
 
 
 def auc_of_scores(runs: ArmRuns, scores: dict[int, np.ndarray], draws: Draws) -> np.ndarray:

@@ -1,0 +1,60 @@
+"""Intervals in closed form, for what a bootstrap of few subjects does badly: shares, and areas near 0 or 1.
+
+A bootstrap of perfect answers is perfect in every draw, and its interval has width zero.
+"""
+
+import math
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from classifier.measures.paired_tests import Z95, delong_covariance
+
+Ends = tuple[float, float]
+
+
+def share_interval(hits: int, total: int) -> Ends:
+    """Wilson's 95 % interval of a share of `total` subjects (Wilson 1927, JASA 22:209); (0, 1) of none."""
+    if total == 0:
+        return 0.0, 1.0
+    found = stats.binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def mean_of_shares_interval(shares: list[float], ends: list[Ends]) -> Ends:
+    """95 % interval of the mean of independent shares, from theirs (Newcombe 1998, Stat Med 17:873, method 10)."""
+    value, count = float(np.mean(shares)), len(shares)
+    below = math.sqrt(sum((share - low) ** 2 for share, (low, _) in zip(shares, ends, strict=True))) / count
+    above = math.sqrt(sum((high - share) ** 2 for share, (_, high) in zip(shares, ends, strict=True))) / count
+    return value - below, value + above
+
+
+def auc_interval(labels: np.ndarray, scores: np.ndarray) -> Ends:
+    """95 % interval of the area for labels of 0 and 1 and scores (N,), two subjects of each class or more.
+
+    By DeLong's variance on the logit scale (Pepe 2003, "The Statistical Evaluation of Medical Tests", section 5.2.4);
+    where that variance is 0, because no pair or all of them are in order, by `extreme_auc_interval`.
+    """
+    areas, covariance = delong_covariance(labels, scores[None])
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    if variance < 1e-14 or not 0 < area < 1:
+        N, P = np.bincount(labels)
+        return extreme_auc_interval(area, int(N), int(P))
+    step = Z95 * math.sqrt(variance) / (area * (1 - area))
+    return float(special.expit(special.logit(area) - step)), float(special.expit(special.logit(area) + step))
+
+
+def extreme_auc_interval(area: float, controls: int, patients: int) -> Ends:
+    """The areas that an observed one contradicts at no more than 5 %, by the variance of Hanley and McNeil at each.
+
+    Source: Newcombe 2006, Stat Med 25:559, method 5: as Wilson's interval for a share, it has a width at 0 and 1.
+    """
+    pairs, more = controls * patients, (controls + patients) / 2 - 1
+
+    def excess(true: float) -> float:
+        spread = true * (1 - true) * (1 + more * (1 - true) / (2 - true) + more * true / (1 + true)) / pairs
+        return (area - true) ** 2 - Z95**2 * spread
+
+    low = 0.0 if area <= 0 else optimize.brentq(excess, 0.0, area - 1e-12 * area)
+    high = 1.0 if area >= 1 else optimize.brentq(excess, area + 1e-12 * (1 - area), 1.0)
+    return float(low), float(high)
