@@ -1,6 +1,6 @@
 """Plants canaries, trains a generator on them, samples from it, and asks the audit what it finds.
 
-    python -m evaluation.canaries demo --latents latents/demo --vae runs/demo/vae/checkpoints/best.pt
+    python -m evaluation.canaries demo --latents runs/demo/latents --vae runs/demo/vae/checkpoints/best.pt
 
 Training subjects are repeated 1, 4 and 16 times (`privacy.canary_plan`); diffusion.train and diffusion.save_synth do
 the rest as for any generator. Real scans are taken through the VAE, so that they are as smooth as what it decodes.
@@ -40,7 +40,7 @@ FORMAT = 2
 class CanaryConfig:
     """What is planted, how the generator is trained, and how many volumes are searched."""
 
-    latents: Path = ROOT / "latents/demo"
+    latents: Path = ROOT / "runs/demo/latents"
     """Folder of VAE.save_latent."""
     vae: Path = ROOT / "runs/demo/vae/checkpoints/best.pt"
     """The VAE checkpoint that the latents came from."""

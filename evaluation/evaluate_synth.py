@@ -1,8 +1,9 @@
 """Measures whether synthetic volumes can be trusted: realism, diversity, anatomy, privacy; one JSON and a data card.
 
-    python -m evaluation.evaluate_synth --real-train data_csvs/train.csv --real-test data_csvs/test.csv \\
-        --synth-hc synthetic_data_pkls_HC --synth-tle synthetic_data_pkls_TLE --out fid_results/demo.json \\
-        --vae runs/demo/vae/checkpoints/best.pt --diffusion runs/demo/diffusion/checkpoints/best.pt
+    python -m evaluation.evaluate_synth --real-train data/demo/train.csv --real-test data/demo/test.csv \\
+        --synth-hc runs/demo/synthetic_data_pkls_HC --synth-tle runs/demo/synthetic_data_pkls_TLE \\
+        --out fid_results/demo.json --vae runs/demo/vae/checkpoints/best.pt \\
+        --diffusion runs/demo/diffusion/checkpoints/best.pt
 
 Reads scans and volumes, writes NAME.json (its fields: fid_results/README.md), NAME.md (the synthetic data card),
 NAME_privacy.md (the privacy card) and figures beside it. Run again with the same inputs it has nothing to do. One
@@ -34,7 +35,7 @@ from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import load_vae
 
-FORMAT = 4
+FORMAT = 5
 PARTS = ("diversity", "anatomy", "privacy")
 
 
@@ -125,6 +126,7 @@ def main(config: EvaluateConfig) -> None:
         "warnings": [*warnings, *result["warnings"]],
     }
     figures.draw_chart(figure_path(config, "fid"), result)
+    figures.draw_sharpness(figure_path(config, "sharpness"), result, grid.spacing_mm)
     figures.draw_nearest(figure_path(config, "nearest"), scans["train"], synthetic.volumes, synthetic.labels)
     if "skipped" not in result.get("privacy", {"skipped": "not asked for"}):
         cards.write_privacy(config.out.with_name(f"{config.out.stem}_privacy.md"), result)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cohort.pictures import gallery, new_figure, save
+from cohort.pictures import COLOURS, gallery, new_figure, save
 from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES
 from evaluation import fid
-from evaluation.references import controls
+from evaluation.references import controls, sharpness
 
 PAIRS_PER_ROW = 5
 _COLOURS = ("black", "tab:red", "tab:blue", "tab:green")
@@ -39,6 +39,21 @@ def draw_chart(path: Path, result: dict) -> None:
     axes.set_xticks(range(len(groups)), [f"{group}\n{size[group]} against {size[group]}" for group in groups])
     figure.legend(fontsize=7, ncols=len(names), loc="outside lower center")
     axes.set_title("\n".join(["Same N for every bar; lines: 95 % of draws", *result["warnings"]]), fontsize=7)
+    save(figure, path)
+
+
+def draw_sharpness(path: Path, result: dict, spacing_mm: float) -> None:
+    """Radial power spectra of synthetic volumes and of what stands beside them, in decibels of held-out scans."""
+    figure = new_figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    looks = {"blurred": "0.8", "gaussian": "0.6", fid.RECONSTRUCTED: "0.3", "synthetic": COLOURS["TLE"]}
+    for name, colour in looks.items():
+        if name in result["sharpness"]:
+            decibels = result["sharpness"][name]["power_db"]
+            axes.plot(sharpness.frequencies(spacing_mm), decibels, "o-", color=colour, label=name)
+    axes.axhline(0, color="0.8", linewidth=1)
+    axes.set(xlabel="spatial frequency (cycles per mm)", ylabel="power, dB of held-out scans", title="sharpness")
+    axes.legend()
     save(figure, path)
 
 

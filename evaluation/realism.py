@@ -15,7 +15,7 @@ from evaluation.distances import frechet
 from evaluation.features import FeatureNetwork, describe, features_of
 from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, draw_all, pairs, project, shared_views, summary
 from evaluation.inputs import Synthetic
-from evaluation.references import controls, ladder
+from evaluation.references import controls, ladder, sharpness
 from runtime import seeding
 from runtime.device import Device
 from VAE.checkpoint import LoadedVAE
@@ -43,7 +43,7 @@ def measure(
     seed: int,
 ) -> tuple[dict, dict, list[str]]:
     """``results``, ``all_volumes``, ``infinite`` of the headline features, ``views`` of others, ``surroundings``
-    (`ladder.surroundings`); support; warnings.
+    (`ladder.surroundings`) and ``sharpness`` (`sharpness.measure`); support; warnings.
     """
     spoiled = controls.make_controls(scans["test"].volumes, seed)
     volumes: dict[str, Sequence[np.ndarray]] = {name: stack.volumes for name, stack in scans.items()}
@@ -52,6 +52,7 @@ def measure(
     rungs = {} if vae is None else ladder.build(scans, vae, device, cache_dir / "ladder", per_class=n, seed=seed)
     volumes |= {"synthetic": synthetic.volumes} | {name: made for name, (made, _) in rungs.items()}
     surroundings = ladder.surroundings(volumes)
+    sharp = sharpness.measure(volumes | {"blurred": spoiled["blurred"]})
     volumes |= spoiled
     labels |= {name: codes for name, (_, codes) in rungs.items()}
     settings = {"dimensions": fid.dimensions_for(n * len(CLASS_NAMES)), "n": n, "repeats": repeats, "seed": seed}
@@ -74,7 +75,9 @@ def measure(
     sizes = {"overall": n * len(CLASS_NAMES)} | dict.fromkeys(CLASS_NAMES, n)
     headline = found.pop(HEADLINE)
     warnings += ladder.warnings_of(surroundings)
-    facts = {"per_draw": sizes, "dimensions": settings["dimensions"], "surroundings": surroundings}
+    facts = {
+        "per_draw": sizes, "dimensions": settings["dimensions"], "surroundings": surroundings, "sharpness": sharp,
+    }  # fmt: skip
     return {**headline, "views": found, **facts}, support, warnings
 
 

@@ -1,6 +1,6 @@
 """Makes the report of one preset's results: executes visualize.ipynb on them and writes one HTML file.
 
-    python -m notebooks.report demo --tables data_csvs --out report.html
+    python -m notebooks.report demo
 
 The file needs nothing beside it and nothing from a network. It begins with a hash of all that the notebook reads; while
 that has not changed the command has nothing to do. The notebook itself is not written to.
@@ -37,22 +37,24 @@ FAVICON = re.compile(r"&lt;link rel=&quot;icon&quot;.*?&gt;", re.DOTALL)
 class ReportConfig(ScriptConfig):
     preset: tyro.conf.Positional[str]
     """Name of the preset: its results are in runs/PRESET and fid_results/PRESET.json."""
-    tables: Path = ROOT / "data_csvs"
-    """Folder of train.csv, val.csv and test.csv."""
-    out: Path = ROOT / "report.html"
-    """The report."""
+    tables: Path | None = None
+    """Folder of train.csv, val.csv and test.csv; by default data/PRESET."""
+    out: Path | None = None
+    """The report; by default runs/PRESET/report.html."""
 
 
 def main(config: ReportConfig) -> None:
-    mark = f"<!-- inputs {fingerprint(inputs(config.preset, config.tables))} -->"
-    if config.out.is_file() and mark in config.out.read_text(encoding="utf-8", errors="replace")[:500]:
-        print(f"{config.out}: done already, for the same results")
+    tables = config.tables or ROOT / "data" / config.preset
+    out = config.out or ROOT / "runs" / config.preset / "report.html"
+    mark = f"<!-- inputs {fingerprint(inputs(config.preset, tables))} -->"
+    if out.is_file() and mark in out.read_text(encoding="utf-8", errors="replace")[:500]:
+        print(f"{out}: done already, for the same results")
         return
-    parameters = {"REPORT_PRESET": config.preset, "REPORT_TABLES": str(config.tables.resolve())}
+    parameters = {"REPORT_PRESET": config.preset, "REPORT_TABLES": str(tables.resolve())}
     html = page(execute(NOTEBOOK, parameters), mark)
-    with atomic_write(config.out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    print(f"{config.out}: {config.out.stat().st_size / 1e6:.1f} MB")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
@@ -69,7 +71,8 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
         "VAE.infer": [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")],
         "diffusion.train": [runs / "diffusion" / name for name in log],
         "evaluation.evaluate_synth": [
-            results / f"{preset}{end}" for end in (".json", "_fid.png", "_nearest.png", "_effects.png")
+            results / f"{preset}{end}"
+            for end in (".json", "_fid.png", "_sharpness.png", "_nearest.png", "_effects.png")
         ],
         "classifier.train": [arm / name for arm in arms for name in (*log, "predictions.csv", "results.json")],
         "classifier.compare": [
@@ -85,6 +88,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
     manifests = [root / config[name] / "manifest.csv" for name in ("synth_hc", "synth_tle")]
     refuse_missing({"diffusion.save_synth": manifests})
     optional = [
+        runs / "synthetic_swap/manifest.csv",
         *(root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")),
         *(results / f"{preset}{end}" for end in ("_steps.json", "_closest.png")),
         *(runs / name for name in ("arms_study.json", "arms_study_tests.csv")),
@@ -107,7 +111,14 @@ def refuse_missing(needed: dict[str, list[Path]]) -> None:
 
 def fingerprint(files: list[Path]) -> str:
     """Hash of the results and of the code that shows them, 64 hexadecimal digits."""
-    code = [NOTEBOOK, STYLE, Path(__file__), ROOT / "cohort/pictures.py", ROOT / "notebooks/tables.py"]
+    code = [
+        NOTEBOOK,
+        STYLE,
+        Path(__file__),
+        ROOT / "cohort/pictures.py",
+        ROOT / "notebooks/tables.py",
+        ROOT / "notebooks/opening.py",
+    ]
     return hashlib.sha256("".join(map(sha256, [*files, *code])).encode()).hexdigest()
 
 

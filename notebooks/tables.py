@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from classifier.measures.resampling import cell_text
-from evaluation.cards import RUNGS
+from evaluation.cards import RUNGS, fine_detail
 
 
 def figure(summary: dict[str, float], digits: str = ".3g") -> str:
@@ -20,6 +20,7 @@ def ladder(result: dict) -> pd.DataFrame:
         if name in samples:
             found = result["surroundings"].get(name, {})
             rows[meaning] = {metric.upper(): figure(samples[name][metric]) for metric in ("fid", "kid")}
+            rows[meaning]["fine detail"] = fine_detail(result, name)
             rows[meaning] |= {f"AUC of {key}": f"{found[key]['auc']:.2f}" for key in ("zeros", "dark") if found}
     return pd.DataFrame(rows).T.fillna("")
 

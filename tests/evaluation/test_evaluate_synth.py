@@ -92,7 +92,7 @@ def test_writes_everything_a_reader_needs_and_is_done_once(config, capsys, monke
     assert overall["floor"]["fid"]["mean"] < overall["shuffled"]["fid"]["mean"]
     assert result["views"]["region_intensities"]["all_volumes"]["overall"]["kid_p_value"] > 0
     assert result["views"]["inception_v3"]["skipped"].startswith("skipped: no weights were given")
-    assert written(config) == {"smoke_fid.png", "smoke_nearest.png", "smoke.json", "smoke.md"}
+    assert written(config) == {"smoke_fid.png", "smoke_sharpness.png", "smoke_nearest.png", "smoke.json", "smoke.md"}
 
     monkeypatch.setattr(evaluate_synth, "measure", lambda *_: pytest.fail("measured again"))
     capsys.readouterr()
@@ -207,7 +207,7 @@ def test_non_finite_volumes_are_refused(config):
 
 
 def test_another_grid_is_refused(config):
-    refused(dataclasses.replace(config, grid="demo"), "shape (20, 24, 20), the grid demo has (40, 48, 40)")
+    refused(dataclasses.replace(config, grid="demo"), "voxels of 8 mm are too coarse", "the 4 mm of the grid demo")
     refused(dataclasses.replace(config, grid="huge", repeats=0), "--grid huge", "--repeats 0")
 
 
