@@ -1,4 +1,4 @@
-# make demo    the whole pipeline on the simulated demo cohort, then report.html
+# make demo    the whole pipeline on the simulated demo cohort, then runs/demo/report.html
 # make test    lint and all tests; make test-fast: those that are quick
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
 # make studies arms of the classifier over seeds, and saliency maps held against the truth (an hour on two cores)
@@ -48,67 +48,73 @@ bench: venv
 	$(RUN) benchmarks.prepare
 
 # ---- the pipeline, once for each preset -------------------------------------------------------------------------------
-# $(1) preset, $(2) folder of split tables, $(3) synthetic HC, $(4) synthetic TLE, $(5) cohort flags, $(6) split flags,
-# $(7) volumes per class, $(8) sampling flags, $(9) result, $(10) all synthetic volumes, $(11) saliency flags, $(12) report
+# All that it makes lies in data/<preset> and runs/<preset>, and its result in fid_results/<preset>.json: a user's own
+# tables, latents and volumes are never met. Arguments: $(1) preset, $(2) cohort flags, $(3) split flags, $(4) volumes per
+# class, $(5) sampling flags, $(6) both classes' volumes, $(7) saliency flags, $(8) volumes of TLE on the right: those
+# of even seeds have another side, and the same noise, in the class's own folder
 define pipeline
 runs/$(1)/.done/cohort: | venv
-	$(RUN) cohort.make_demo --out data/$(1) --index $(2)/pickle_prep_$(1).csv $(5)
+	$(RUN) cohort.make_demo --out data/$(1) --index data/$(1)/pickle_prep_$(1).csv $(2)
 	mkdir -p $$(@D) && touch $$@
 runs/$(1)/.done/split: runs/$(1)/.done/cohort
-	$(RUN) cohort.split --index $(2)/pickle_prep_$(1).csv --out $(2) $(6)
+	$(RUN) cohort.split --index data/$(1)/pickle_prep_$(1).csv --out data/$(1) $(3)
 	touch $$@
 runs/$(1)/.done/vae: runs/$(1)/.done/split
-	$(RUN) VAE.train $(1) --train-csv $(2)/train.csv --val-csv $(2)/val.csv
-	$(RUN) VAE.infer --checkpoint runs/$(1)/vae/checkpoints/best.pt --csv $(2)/test.csv --out runs/$(1)/infer
+	$(RUN) VAE.train $(1)
+	$(RUN) VAE.infer --checkpoint runs/$(1)/vae/checkpoints/best.pt --csv data/$(1)/test.csv --out runs/$(1)/infer \
+	  --cache-dir data/$(1)/cache
 	touch $$@
 runs/$(1)/.done/latents: runs/$(1)/.done/vae
-	$(RUN) VAE.save_latent --checkpoint runs/$(1)/vae/checkpoints/best.pt --csv $(2)/train.csv $(2)/val.csv --out latents/$(1)
+	$(RUN) VAE.save_latent --checkpoint runs/$(1)/vae/checkpoints/best.pt --csv data/$(1)/train.csv data/$(1)/val.csv \
+	  --out runs/$(1)/latents --cache-dir data/$(1)/cache
 	touch $$@
 runs/$(1)/.done/diffusion: runs/$(1)/.done/latents
-	$(RUN) diffusion.train $(1) --latents latents/$(1) --vae runs/$(1)/vae/checkpoints/best.pt
+	$(RUN) diffusion.train $(1) --vae runs/$(1)/vae/checkpoints/best.pt
 	touch $$@
 runs/$(1)/.done/synthetic: runs/$(1)/.done/diffusion
-	for pair in HC:$(3) TLE:$(4); do
+	for label in HC TLE; do
 	  $(RUN) diffusion.save_synth --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt \
-	    --label $$$${pair%%:*} --out $$$${pair##*:} --count $(7) $(8)
+	    --label $$$$label --out runs/$(1)/synthetic_data_pkls_$$$$label --count $(4) $(5)
 	done
+	$(RUN) diffusion.save_synth --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt \
+	  --label TLE --side R --out runs/$(1)/synthetic_swap --count $(8) $(5)
 	touch $$@
 runs/$(1)/.done/evaluation: runs/$(1)/.done/synthetic
-	$(RUN) evaluation.evaluate_synth --real-train $(2)/train.csv --real-test $(2)/test.csv --synth-hc $(3) --synth-tle $(4) \
-	  --grid $(1) --out $(9) --truth data/$(1)/truth.csv \
+	$(RUN) evaluation.evaluate_synth --real-train data/$(1)/train.csv --real-test data/$(1)/test.csv \
+	  --synth-hc runs/$(1)/synthetic_data_pkls_HC --synth-tle runs/$(1)/synthetic_data_pkls_TLE --synth-swap runs/$(1)/synthetic_swap \
+	  --grid $(1) --truth data/$(1)/truth.csv 	  --out fid_results/$(1).json --cache-dir runs/$(1)/evaluation \
 	  --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt
 	touch $$@
 runs/$(1)/.done/classifier: runs/$(1)/.done/synthetic
-	for arm in "classifier " "classifier_real_synthetic --synth-percent 100" "classifier_synthetic --real 0 --synth-count $(10)"; do
-	  $(RUN) classifier.train $(1) --train-csv $(2)/train.csv --val-csv $(2)/val.csv --test-csv $(2)/test.csv \
-	    --synth-hc $(3) --synth-tle $(4) --run-dir runs/$(1)/$$$${arm%% *} $$$${arm#* }
+	for arm in "classifier " "classifier_real_synthetic --synth-count $(6)" "classifier_synthetic --real 0 --synth-count $(6)"; do
+	  $(RUN) classifier.train $(1) --run-dir runs/$(1)/$$$${arm%% *} $$$${arm#* }
 	done
 	$(RUN) classifier.compare runs/$(1)/classifier runs/$(1)/classifier_real_synthetic runs/$(1)/classifier_synthetic \
-	  --truth data/$(1)/truth.csv --train-csv $(2)/train.csv --out runs/$(1)/arms.json --figures runs/$(1)/comparison
+	  --truth data/$(1)/truth.csv --train-csv data/$(1)/train.csv --out runs/$(1)/arms.json --figures runs/$(1)/comparison
 	touch $$@
 runs/$(1)/.done/saliency: runs/$(1)/.done/classifier
-	$(RUN) classifier.generate_saliency_maps --checkpoint runs/$(1)/classifier/checkpoints/best.pt --csv $(2)/test.csv \
-	  --volumes $(3) $(4) --out runs/$(1)/saliency $(11)
+	$(RUN) classifier.generate_saliency_maps --checkpoint runs/$(1)/classifier/checkpoints/best.pt --csv data/$(1)/test.csv \
+	  --volumes runs/$(1)/synthetic_data_pkls_HC runs/$(1)/synthetic_data_pkls_TLE --out runs/$(1)/saliency \
+	  --cache-dir data/$(1)/cache $(7)
 	touch $$@
 $(1): runs/$(1)/.done/evaluation runs/$(1)/.done/saliency
-	$(RUN) notebooks.report $(1) --tables $(2) --out $(12)
+	$(RUN) notebooks.report $(1)
 endef
 
-$(eval $(call pipeline,demo,data_csvs,synthetic_data_pkls_HC,synthetic_data_pkls_TLE,--subjects 300,,90,--steps 25,fid_results/demo.json,180,--limit 16,report.html))
-$(eval $(call pipeline,smoke,data/smoke,runs/smoke/synthetic_HC,runs/smoke/synthetic_TLE,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,fid_results/smoke.json,24,--limit 4,runs/smoke/report.html))
+$(eval $(call pipeline,demo,,--val-percent 15 --test-percent 30,90,--steps 12,180,--limit 16,16))
+$(eval $(call pipeline,smoke,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,24,--limit 4,8))
 
 # ---- longer studies of the demo, which the report shows when they are there --------------------------------------------
 studies: arms maps
 arms: runs/demo/.done/synthetic
 	$(RUN) classifier.run_arms demo --seeds 0 1 2
 	$(RUN) classifier.compare --arms runs/demo/arms --reference real --truth data/demo/truth.csv \
-	  --train-csv data_csvs/train.csv --out runs/demo/arms_study.json --figures runs/demo/arms_study
+	  --train-csv data/demo/train.csv --out runs/demo/arms_study.json --figures runs/demo/arms_study
 maps: venv
 	$(RUN) classifier.validate_saliency demo
 	$(RUN) classifier.validate_saliency doses
 smoke-studies: runs/smoke/.done/synthetic
-	$(RUN) classifier.run_arms smoke --train.train-csv data/smoke/train.csv --train.val-csv data/smoke/val.csv \
-	  --train.test-csv data/smoke/test.csv --train.synth-hc runs/smoke/synthetic_HC --train.synth-tle runs/smoke/synthetic_TLE
+	$(RUN) classifier.run_arms smoke
 	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json \
 	  --figures runs/smoke/arms_study
 	$(RUN) classifier.validate_saliency smoke
@@ -135,5 +141,4 @@ smoke-paper: runs/smoke/.done/split
 	done
 
 clean:
-	rm -rf runs/demo runs/smoke data/demo data/smoke data/cache latents/demo latents/smoke synthetic_data_pkls_HC \
-	  synthetic_data_pkls_TLE fid_results/demo* fid_results/smoke* report.html
+	rm -rf runs/demo runs/smoke data/demo data/smoke fid_results/demo* fid_results/smoke*

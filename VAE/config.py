@@ -146,14 +146,16 @@ class TrainConfig(RunConfig):
 PRESETS = {
     # Seconds: the continuous-integration chain. Quality is not the point.
     "smoke": TrainConfig(
-        grid="smoke", run_dir=ROOT / "runs/smoke/vae",
+        grid="smoke", train_csv=ROOT / "data/smoke/train.csv", val_csv=ROOT / "data/smoke/val.csv",
+        cache_dir=ROOT / "data/smoke/cache", run_dir=ROOT / "runs/smoke/vae",
         model=ModelConfig(channels=(16,), latent_channels=4, groups=8, stem_patch=2, linear_path=True, support=True),
         steps=40, batch_size=4, lr=2e-3, warmup_steps=5, ema_decay=0.95,
         log_every_steps=10, val_every_steps=20, save_every_steps=10,
     ),
     # Minutes on two CPU cores.
     "demo": TrainConfig(
-        grid="demo", run_dir=ROOT / "runs/demo/vae",
+        grid="demo", train_csv=ROOT / "data/demo/train.csv", val_csv=ROOT / "data/demo/val.csv",
+        cache_dir=ROOT / "data/demo/cache", run_dir=ROOT / "runs/demo/vae",
         model=ModelConfig(channels=(32,), latent_channels=4, stem_patch=2, linear_path=True, support=True),
         loss=LossConfig(kl=3e-3),
         steps=500, batch_size=4, lr=2e-3, warmup_steps=30, ema_decay=0.99,

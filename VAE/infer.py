@@ -1,6 +1,6 @@
 """Reconstructs the scans of a table with a trained VAE and measures how close it comes, and where it does not.
 
-    python -m VAE.infer --checkpoint runs/demo/vae/checkpoints/best.pt --csv data_csvs/test.csv --out runs/demo/infer
+    python -m VAE.infer --checkpoint runs/demo/vae/checkpoints/best.pt --csv data/demo/test.csv --out runs/demo/infer
 
 Writes metrics.csv (one row per scan), regions.csv (one per scan and atlas region) with regions.png, summary.json (mean,
 standard deviation and N of each measure; the worst regions; the health of each latent channel), worst_and_best.png, and

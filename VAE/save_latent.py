@@ -1,7 +1,7 @@
 """Encodes the scans of one or more tables into latent pickles, and computes the training split's statistics.
 
     python -m VAE.save_latent --checkpoint runs/demo/vae/checkpoints/best.pt \\
-        --csv data_csvs/train.csv data_csvs/val.csv --out latents/demo
+        --csv data/demo/train.csv data/demo/val.csv --out runs/demo/latents
 
 Each table becomes a split, a subfolder with the table's name; the first one is the training split, and the statistics
 are of it alone. A latent has its scan's class and side. Existing latents of the same checkpoint are kept, those of

@@ -1,6 +1,6 @@
 """Trains the autoencoder on the scans of a table: volumes in [0, 1] in, checkpoint of a latent space out.
 
-    python -m VAE.train demo --train-csv data_csvs/train.csv --val-csv data_csvs/val.csv
+    python -m VAE.train paper --train-csv data_csvs/train.csv --val-csv data_csvs/val.csv
 
 Reads scans; writes a run folder with checkpoints/last.pt and best.pt (best by held-out PSNR inside the head). The same
 command continues a run that was stopped.

@@ -20,7 +20,7 @@ from monai.networks.nets.resnet import resnet10, resnet18
 from torch import nn
 
 from benchmarks.timing import AS_RUN, SET, Jobs, contest, print_table, time_turns, usual_device
-from classifier.config import PRESETS, ModelConfig
+from classifier.config import ModelConfig
 from classifier.model import build_model
 from classifier.saliency.attribution import Context, attribute
 from cohort.scans import GRIDS
@@ -29,13 +29,14 @@ from runtime.config import ScriptConfig
 from runtime.device import Device, pick_device
 
 REFERENCES = ("DenseNet121", "ResNet18")
+RESNETS = {"demo": ModelConfig(widths=(16, 32, 64, 128), blocks=1), "paper": ModelConfig()}
 IG_STEPS, IG_BATCH = 64, 16
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig(ScriptConfig):
     grid: Literal["demo", "paper"] = "demo"
-    """Voxel grid; also the preset whose ResNet is ours."""
+    """Voxel grid; the networks are of a size for it."""
     batch_size: int = 16
     """Volumes at once."""
     repeats: int = 3
@@ -64,8 +65,8 @@ def main(config: BenchmarkConfig) -> None:
 
 
 def ours(config: BenchmarkConfig) -> dict[str, nn.Module]:
-    """The preset's ResNet, the same on either half, and the EfficientNet with the stem that fits the grid."""
-    grid, resnet = GRIDS[config.grid], replace(PRESETS[config.grid].model, name="resnet")
+    """A ResNet of the grid's size, the same on either half, and the EfficientNet with the stem that fits the grid."""
+    grid, resnet = GRIDS[config.grid], RESNETS[config.grid]
     slices = ModelConfig(name="efficientnet", stem_stride=2 if min(grid.shape) > 64 else 1)
     models = {"ours, ResNet": resnet, "ours, hemispheres": replace(resnet, name="hemispheres")}
     models["ours, EfficientNet-B0 on slices"] = slices

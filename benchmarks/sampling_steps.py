@@ -30,7 +30,7 @@ from runtime.runs import environment
 class StepsConfig(ScriptConfig):
     runs: Path = ROOT / "runs/demo"
     """Folder of the runs vae and diffusion; volumes and evaluations of each setting go to sampling_steps in it."""
-    tables: Path = ROOT / "data_csvs"
+    tables: Path = ROOT / "data/demo"
     """Folder of train.csv and test.csv."""
     grid: str = "demo"
     """Grid of scans and volumes."""

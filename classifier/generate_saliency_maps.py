@@ -1,7 +1,7 @@
 """Shows where a classifier looks: attribution maps of scans and volumes, group means, rankings by atlas region.
 
     python -m classifier.generate_saliency_maps --checkpoint runs/demo/classifier/checkpoints/best.pt \\
-        --csv data_csvs/test.csv --volumes synthetic_data_pkls_HC synthetic_data_pkls_TLE \\
+        --csv data/demo/test.csv --volumes runs/demo/synthetic_data_pkls_HC runs/demo/synthetic_data_pkls_TLE \\
         --reconstructions runs/demo/infer --methods smoothgrad integrated_gradients --out runs/demo/saliency
 
 Writes, in <method>/<origin>/ (origins: real, synthetic, reconstruction), one NIfTI map per volume, pictures, and mean

@@ -18,8 +18,11 @@ MRI_NEGATIVE = "mri_negative"
 def volume_targets(frame: pd.DataFrame, config: TrainConfig) -> np.ndarray:
     """Volumes of --structures for a training table, left and right, float32 (N, S, 2); NaN where unknown.
 
-    Standardised by the known rows of this very table, both sides together, so that they mirror as the scans do.
+    Standardised by the known rows of this very table, both sides together, so that they mirror as the scans do. Nobody
+    knows the volumes of synthetic scans: with no others there is nothing to learn, and all are NaN.
     """
+    if frame["synthetic"].all():
+        return np.full((len(frame), len(config.structures), 2), np.nan, np.float32)
     names = [volume_column(f"{side} {structure}") for structure in config.structures for side in SIDES]
     columns = [column_of(frame, name, config.volumes) for name in names]
     where = config.volumes or "the training table"

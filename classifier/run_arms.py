@@ -2,7 +2,7 @@
 
     python -m classifier.run_arms demo classifier/arms/demo.csv --out runs/demo/arms --seeds 0 1 2
     python -m classifier.run_arms demo classifier/arms/demo.csv --out runs/demo/cross --folds 5 \
-        --train.index data_csvs/pickle_prep_demo.csv
+        --train.index data/demo/pickle_prep_demo.csv
 
 Each run is a `classifier.train` in its own folder, OUT/ARM/seed<S>_fold<F>. Finished runs are skipped and stopped ones
 continued. A run that fails does not stop the others: runs.csv says why it did, and the exit status is 1. The tests

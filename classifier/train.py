@@ -4,7 +4,7 @@
     python -m classifier.train demo --synth-percent 100 --run-dir runs/demo/real_and_synthetic
     python -m classifier.train demo --real 0 --synth-count 200 --run-dir runs/demo/synthetic
     python -m classifier.train demo --model.name hemispheres --model.region temporal --run-dir runs/demo/hemispheres
-    python -m classifier.train demo --folds 5 --fold 2 --index data_csvs/pickle_prep_demo.csv --run-dir runs/demo/fold2
+    python -m classifier.train demo --folds 5 --fold 2 --index data/demo/pickle_prep_demo.csv --run-dir runs/demo/fold2
 
 Reads tables, scans and volumes; writes a run folder with checkpoints/last.pt and best.pt (least validation loss at its
 best temperature), predictions.csv (one row per held-out scan), results.json (measures with intervals, baselines) and
@@ -14,6 +14,7 @@ curves.png. The same command continues a run that was stopped. Many arms, seeds 
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,7 +58,10 @@ def main(config: TrainConfig) -> None:
     selection.leaks.extend(copies.across)
     selection.notes.extend(copies.within)
     with open_run(config.run_dir, config, stage="classifier.train", device=device) as run:
-        targets = volume_targets(stacks["train"].frame, config) if config.volumes_weight else None
+        targets = None
+        if config.volumes_weight:
+            targets = volume_targets(stacks["train"].frame, config)
+            selection.notes.append(f"volumes were known of {np.isfinite(targets).any((1, 2)).sum()} training scans")
         train, val = Volumes(stacks["train"], device, targets), Volumes(stacks["val"], device)
         run.say(f"training on {counts_text(stacks['train'])}; grid {grid.name} {grid.shape}")
 
@@ -127,8 +131,9 @@ def train_step(
     x, answers = train.batch(rows), train.answers.of(rows)
     if config.mirror:
         x, answers = mirrored(x, answers, config.seed, step)
-    strength = config.augment.scaled(STRENGTH[config.augmentation])
-    x = augment(x, strength, train.grid.spacing_mm, config.seed, step)
+    if config.augmentation != "none":
+        strength = config.augment.scaled(STRENGTH[config.augmentation])
+        x = augment(x, strength, train.grid.spacing_mm, config.seed, step)
     keep = 1.0 - config.model.dropout
     drawn = torch.rand((config.batch_size, width), generator=seeding.generator(config.seed, "dropout", step))
     mask = distributed.local((drawn < keep).float() / keep)

@@ -4,7 +4,7 @@ Reads tables, or several splits of one cohort, and every scan in them to its end
 errors first), findings.json (the same with counts, sites, ages, sexes and thresholds) and groups.csv (scans that are
 copies of one another, for cohort.split --groups). Exit code 1 when there are errors.
 
-    python -m cohort.check --csv data_csvs/pickle_prep_demo.csv --out runs/check
+    python -m cohort.check --csv data/demo/pickle_prep_demo.csv --out runs/check
     python -m cohort.check --csv data_csvs/train.csv data_csvs/val.csv data_csvs/test.csv --out runs/check_splits
 
 Several tables are taken for splits: what they share is an error. Within one table, copies under different groups are an

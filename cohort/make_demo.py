@@ -4,10 +4,11 @@ Population templates are deformed, region by region, so that each subject has vo
 statistics (`cohort.simulation`); no person is shown. Written are the scans, their index, and the true
 volumes that a method may be judged against. Running the command again makes only what is missing.
 
-    python -m cohort.make_demo --out data/demo --subjects 300 --seed 0 --spacing-mm 4
+    python -m cohort.make_demo --out data/demo --index data/demo/pickle_prep_demo.csv --subjects 720
 
-`--effect hippocampus` plants one change and no other, for judging whether maps find it; then the place of the changed
-region in each patient's scan is written too (folder regions).
+Patients have hippocampal sclerosis; with `--effect mixed` a third of them has no visible lesion. `--effect hippocampus`
+plants one change and no other, for judging whether maps find it; then the place of the changed region in each patient's
+scan is written too (folder regions).
 """
 
 import math
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.simulation.effects import LARGEST_PLANTED_D, Subject, sclerotic_region, subjects
+from cohort.simulation.effects import LARGEST_PLANTED_D, Effect, Subject, sclerotic_region, subjects
 from cohort.simulation.simulator import SIMULATION, Simulator, demo_grid
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
@@ -52,7 +53,7 @@ TRUTH_COLUMNS = {
     "first_template_share": "share of the first of them",
     "volume_<region>_mm3": "true volume in the scan: integral of the Jacobian determinant over the region's labels",
     "change_<region>": "relative change of volume that the disease was prescribed to make; -0.2: a fifth less",
-    "effect": "only with a planted effect: which",
+    "effect": "what the disease does: sclerosis, mixed or hippocampus",
     "effect_size": "only with a planted effect: its Cohen's d against controls, as a loss",
 }
 """Description of truth.csv, in the manner of a BIDS data dictionary."""
@@ -62,11 +63,12 @@ TRUTH_COLUMNS = {
 class DemoConfig(ScriptConfig):
     out: Path = ROOT / "data" / "demo"
     """Folder of the scans, one JSON file beside each, and truth.csv."""
-    subjects: int = 300
-    """How many. Half are controls (HC), half have epilepsy (TLE), of these a third without visible lesion."""
-    effect: Literal["enigma", "hippocampus"] = "enigma"
-    """What the disease does: enigma, published changes of 16 volumes and a third of the cases without visible lesion;
-    hippocampus, nothing but a smaller hippocampus on the side of the epilepsy, in every case."""
+    subjects: int = 720
+    """How many. Half are controls (HC), half have temporal lobe epilepsy (TLE), left or right."""
+    effect: Effect = "sclerosis"
+    """What the disease does: sclerosis, the published changes of 16 volumes with hippocampal sclerosis; mixed, the same
+    with a third of the patients without visible lesion, whose changes are small; hippocampus, nothing but a smaller
+    hippocampus on the side of the epilepsy, in every case."""
     effect_size: float = 1.9
     """Cohen's d of that loss against controls, 0 (patients are controls) to 6 (half of it); only for --effect
     hippocampus."""
@@ -77,7 +79,7 @@ class DemoConfig(ScriptConfig):
     """Seed of the cohort. Subject k is the same whatever the number of subjects and of workers."""
     spacing_mm: float = 4.0
     """Voxel size in mm, 1 to 16; the field of view stays 160 x 192 x 160 mm."""
-    index: Path = ROOT / "data_csvs" / "pickle_prep_demo.csv"
+    index: Path = ROOT / "data" / "demo" / "pickle_prep_demo.csv"
     """The table of scans to write."""
     workers: int = 0
     """Processes; 0 takes one per available processor core. The scans do not depend on it."""
@@ -87,14 +89,15 @@ def main(config: DemoConfig) -> None:
     """Makes the missing scans, then the index and the truth."""
     check(config)
     settings = claim(config)
-    cohort = subjects(config.seed, config.subjects, planted(config).get("effect_size"))
+    cohort = subjects(config.seed, config.subjects, config.effect, planted(config).get("effect_size"))
     if config.controls_from is not None:
         copy_controls(config, settings, cohort)
     missing = [subject for subject in cohort if not path_of(config.out, subject).exists()]
     done = len(cohort) - len(missing)
     for _ in tqdm(simulated(config, missing), total=len(cohort), initial=done, desc="demo cohort", unit="scan"):
         pass
-    truth = pd.DataFrame([truth_row(subject, config.out) | planted(config) for subject in cohort])
+    facts = {"effect": config.effect, **planted(config)}
+    truth = pd.DataFrame([truth_row(subject, config.out) | facts for subject in cohort])
     with atomic_write(config.out / "truth.csv") as temporary:
         truth.to_csv(temporary, index=False, lineterminator="\n")
     write_json(config.out / "truth.json", TRUTH_COLUMNS)
@@ -114,21 +117,24 @@ def check(config: DemoConfig) -> None:
         for name, (low, high) in limits.items()
         if not low <= getattr(config, name) <= high
     ]
-    if config.effect == "enigma" and config.effect_size != DemoConfig.effect_size:
+    if config.effect != "hippocampus" and config.effect_size != DemoConfig.effect_size:
         problems.append(f"--effect-size {config.effect_size:g}: only for --effect hippocampus")
     if problems:
         raise InputError.of("settings refused", problems)
 
 
 def planted(config: DemoConfig) -> dict[str, Any]:
-    """What settings.json, and every row of truth.csv, say about a planted effect; nothing about the published one."""
-    return {} if config.effect == "enigma" else {"effect": config.effect, "effect_size": config.effect_size}
+    """What settings.json, and every row of truth.csv, say about a planted effect; nothing about the published ones."""
+    return {"effect_size": config.effect_size} if config.effect == "hippocampus" else {}
 
 
 def claim(config: DemoConfig) -> dict[str, Any]:
     """Marks the folder with the settings that all its scans have, or refuses a folder with others; returns them."""
     path = config.out / "settings.json"
-    settings = {"simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm} | planted(config)
+    settings = {
+        "simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm, "effect": config.effect,
+        **planted(config),
+    }  # fmt: skip
     if not path.exists():
         write_json(path, settings)
     elif (found := read_json(path)) != settings:
@@ -169,7 +175,7 @@ def make_scan(config: DemoConfig, subject: Subject) -> None:
     """Writes what is true of a scan, then the scan: where there is a scan, its truth is there too."""
     simulator = simulator_of(demo_grid(config.spacing_mm))
     affine = simulator.grid.affine
-    changed = "" if config.effect == "enigma" else sclerotic_region(subject.group, subject.side)
+    changed = sclerotic_region(subject.group, subject.side) if config.effect == "hippocampus" else ""
     image, facts, region = simulator.scan(config.seed, subject, changed)
     write_json(path_of(config.out, subject, ".json"), facts)
     if region is not None:

@@ -19,6 +19,8 @@ from runtime.errors import InputError
 
 MIN_OVERLAP = 0.01
 """Least share of the grid that a scan must cover. Less is a scan elsewhere, or one whose units are not mm."""
+MAX_COARSENESS = 1.5
+"""Largest edge of a scan's voxels, in units of the grid's spacing: what a coarser one lacks, no resampling brings."""
 DARKEST = 2**-8
 """Smallest intensity of a normalised scan that is not background; the smallest grey value of 8 bits, about."""
 PIPELINE = 2
@@ -105,7 +107,11 @@ def load_scan(path: Path | str, grid: Grid) -> np.ndarray:
 
 
 def onto_grid(image: np.ndarray, affine: np.ndarray, target: np.ndarray, grid: Grid) -> np.ndarray:
-    """`resample` to the shape of a grid; RefusedError for a scan that hardly covers it."""
+    """`resample` to the shape of a grid; RefusedError for a scan that hardly covers it or is much coarser."""
+    coarsest = float(edges_mm(affine).max())
+    if coarsest > MAX_COARSENESS * grid.spacing_mm:
+        allowed = f"at most {MAX_COARSENESS:g} times the {grid.spacing_mm:g} mm of the grid {grid.name}"
+        raise RefusedError(f"voxels of {coarsest:.3g} mm are too coarse: expected {allowed}")
     moved, covered = resample(image, affine, target, grid.shape)
     if covered < MIN_OVERLAP:
         where = f"{extent_text(image.shape, affine)} and covers {covered:.1%} of the grid"

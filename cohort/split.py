@@ -5,9 +5,9 @@ one split. Writes the three tables, a picture of how alike they are (balance.png
 see cohort/splitting/record.py). Or k folds, each in its own folder; or sites held out for test. Splits that exist and
 differ are not overwritten unless asked.
 
-    python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs --val-percent 15 --test-percent 25
-    python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs/folds --folds 5
-    python -m cohort.split --index data_csvs/pickle_prep_demo.csv --out data_csvs/sites --holdout-site all
+    python -m cohort.split --index data/demo/pickle_prep_demo.csv --out data/demo --val-percent 15 --test-percent 25
+    python -m cohort.split --index data/demo/pickle_prep_demo.csv --out data_csvs/folds --folds 5
+    python -m cohort.split --index data/demo/pickle_prep_demo.csv --out data_csvs/sites --holdout-site all
 """
 
 import re

@@ -122,18 +122,18 @@ _PAPER = TrainConfig(
 )  # fmt: skip
 PRESETS = {
     "smoke": TrainConfig(
-        latents=ROOT / "latents/smoke", run_dir=ROOT / "runs/smoke/diffusion",
+        latents=ROOT / "runs/smoke/latents", run_dir=ROOT / "runs/smoke/diffusion",
         model=ModelConfig(dim=64, depth=2, heads=1, patch=(2, 2, 2), linear_rank=4, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
         steps=60, batch_size=8, lr=1e-3, warmup_steps=10,
         log_every_steps=10, val_every_steps=30, sample_every_steps=0, save_every_steps=15,
     ),
     "demo": TrainConfig(
-        latents=ROOT / "latents/demo", run_dir=ROOT / "runs/demo/diffusion",
-        model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=64, sides=True),
+        latents=ROOT / "runs/demo/latents", run_dir=ROOT / "runs/demo/diffusion",
+        model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=256, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
-        steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
-        log_every_steps=20, val_every_steps=150, sample_every_steps=300, save_every_steps=150,
+        steps=400, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
+        log_every_steps=20, val_every_steps=100, sample_every_steps=200, save_every_steps=100,
     ),
     "paper": _PAPER,
     # The recipe we would start from on the full grid: rotary positions, rectified flow, warm-up-stable-decay.

@@ -1,7 +1,8 @@
 """Generates synthetic volumes: two checkpoints in, one volume pickle per seed out.
 
     python -m diffusion.save_synth --vae runs/demo/vae/checkpoints/best.pt \\
-        --diffusion runs/demo/diffusion/checkpoints/best.pt --label TLE --count 100 --out synthetic_data_pkls_TLE
+        --diffusion runs/demo/diffusion/checkpoints/best.pt --label TLE --count 100 \\
+        --out runs/demo/synthetic_data_pkls_TLE
 
 --side L, R or mixed says of which side the epilepsy is, where the diffusion model knows sides. Volume k comes from seed
 k alone. On a CPU it has the same bytes whatever the batch size, the number of processes or what was made before, with

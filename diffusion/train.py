@@ -1,6 +1,6 @@
 """Trains a class-conditional 3D DiT on latents: a folder of posteriors in, checkpoint of a generator out.
 
-    python -m diffusion.train demo --latents latents/demo --vae runs/demo/vae/checkpoints/best.pt
+    python -m diffusion.train demo --latents runs/demo/latents --vae runs/demo/vae/checkpoints/best.pt
 
 Writes a run folder with checkpoints/last.pt and best.pt (best by held-out loss of the averaged weights). The same
 command continues a run that was stopped.

@@ -87,4 +87,4 @@ def box_of(config: ModelConfig, grid: Grid) -> Box:
     places = left.nonzero()
     margin = math.ceil(config.margin_mm / grid.spacing_mm)
     ends = zip(places, half, strict=True)
-    return tuple(slice(max(0, at.min() - margin), min(size, at.max() + 1 + margin)) for at, size in ends)
+    return tuple(slice(max(0, int(at.min()) - margin), min(size, int(at.max()) + 1 + margin)) for at, size in ends)

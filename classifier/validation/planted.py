@@ -162,11 +162,18 @@ def train(config: ValidationConfig, condition: Condition) -> None:
     words = [word for split in SPLITS for word in (f"--{split}-csv", tables / f"{split}.csv")]
     words += ["--run-dir", run, "--cache-dir", config.out / "cache", "--seed", config.seed]
     words += ["--augmentation", config.augmentation]
+    # It sees all of the head, also the mark, whose place is one side's.
+    words += ["--model.name", "resnet", "--no-mirror"]
     words += ["--model.widths", *config.widths] if config.widths else []
     words += ["--shuffle", "all"] if condition.shuffle else []
     threads = config.threads or (1 if config.jobs > 1 else None)
-    for flag, value in (("--steps", config.steps), ("--lr", config.lr), ("--threads", threads)):
-        words += [flag, value] if value else []
+    numbers = {
+        "--steps": config.steps,
+        "--lr": config.lr,
+        "--model.stem-stride": config.stem_stride,
+        "--threads": threads,
+    }
+    words += [word for flag, value in numbers.items() if value for word in (flag, value)]
     run_script("classifier.train", config.grid, *words)
 
 

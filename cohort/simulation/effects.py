@@ -6,15 +6,16 @@ The model of volumes (sources beside each constant):
   and a left-right correlation per structure; age, head size and a subject part make up that variation.
 - Temporal lobe epilepsy with hippocampal sclerosis (HS), left or right: Cohen's d of each region against HC follows
   Whelan et al. 2018, per side of the disease. That is the group for which d is defined, as in the source.
-- MRI-negative epilepsy, a third of the cases: d between 0 and -0.3, as in the source's epilepsies without sclerosis.
+- MRI-negative epilepsy, in the mixed cohort a third of the cases: d between 0 and -0.3, as in the source's epilepsies
+  without sclerosis.
 
-Those are the published effects. For judging methods one effect can be planted instead, a Cohen's d (0 to
-LARGEST_PLANTED_D): every patient has sclerosis, half left and half right, and nothing but the hippocampus of that side
-is smaller, by the same share in all. One person (seed and index) has the same age, head and healthy volumes at every d,
-and at d = 0 patients are controls.
+Those are the published effects (`sclerosis`, `mixed`). For judging methods one effect can be planted instead, a Cohen's
+d (0 to LARGEST_PLANTED_D): every patient has sclerosis, half left and half right, and nothing but the hippocampus of
+that side is smaller, by the same share in all. One person (seed and index) has the same age, head and healthy volumes
+at every d, and at d = 0 patients are controls.
 
-d is the difference of group means over the pooled standard deviation (weights as in a cohort of `BLOCK`), of volumes in
-the space of the scan, that is after affine registration to the template; of log-volumes for the ventricles.
+d is the difference of group means over the pooled standard deviation (weights as in the block), of volumes in the space
+of the scan, that is after affine registration to the template; of log-volumes for the ventricles.
 
 Sampling error of d at 400 subjects would be about 0.15 with independent draws. Instead each group's subjects are
 consecutive points of a scrambled Sobol sequence (Owen 1998, "Scrambling Sobol' and Niederreiter-Xing points"), mapped
@@ -25,7 +26,7 @@ test that takes the subjects as independent is conservative here about differenc
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import optimize, special
@@ -99,11 +100,15 @@ ETIV_CM3 = {"F": (1440.0, 115.0), "M": (1560.0, 115.0)}
 """Estimated total intracranial volume by sex: mean and standard deviation."""
 SITE_SHARES = {"site-A": 0.40, "site-B": 0.35, "site-C": 0.25}
 
-BLOCK = [("HC", "")] * 6 + [("HS", "L")] * 2 + [("HS", "R")] * 2 + [("MRI-negative", "L"), ("MRI-negative", "R")]
+SCLEROSIS_BLOCK = [("HC", "")] * 6 + [("HS", "L")] * 3 + [("HS", "R")] * 3
 """Group and side of every twelve consecutive subjects, in an order drawn for each twelve."""
+MIXED_BLOCK = [("HC", "")] * 6 + [("HS", "L")] * 2 + [("HS", "R")] * 2 + [("MRI-negative", "L"), ("MRI-negative", "R")]
+"""The same where a third of the patients has no visible lesion."""
 
-PLANTED_BLOCK = [("HC", "")] * 6 + [("HS", "L")] * 3 + [("HS", "R")] * 3
-"""The same for a planted effect: without MRI-negative cases."""
+Effect = Literal["sclerosis", "mixed", "hippocampus"]
+"""What the disease does: published changes of 16 volumes in sclerosis, the same with MRI-negative cases, or one planted
+change."""
+
 
 LARGEST_PLANTED_D = 6.0
 """A loss of half of the hippocampus; much more is nothing that a smooth map brings about."""
@@ -134,17 +139,26 @@ class Subject:
         return f"TLE-{self.side}" if self.side else "HC"
 
 
-def subjects(seed: int, count: int, planted: float | None = None) -> list[Subject]:
+def subjects(seed: int, count: int, effect: Effect = "sclerosis", planted: float | None = None) -> list[Subject]:
     """The first `count` subjects of the cohort with this seed; subject k does not depend on `count`.
 
     `planted` is Cohen's d of a planted effect; None for the published ones.
     """
-    block = BLOCK if planted is None else PLANTED_BLOCK
+    block = block_of(effect)
     orders = [rng(seed, "cohort.order", number).permutation(len(block)) for number in range(-(-count // len(block)))]
     members = [block[i] for order in orders for i in order][:count]
     kinds = list(dict.fromkeys(block))
     points = {kind: iter(_uniforms(seed, number, members.count(kind))) for number, kind in enumerate(kinds)}
-    return [_subject(seed, index, kind, next(points[kind]), planted) for index, kind in enumerate(members)]
+    changes = {kind: _mean_changes(*kind, block, planted) for kind in kinds}
+    return [
+        _subject(seed, index, kind, next(points[kind]), changes[kind], varies=planted is None)
+        for index, kind in enumerate(members)
+    ]
+
+
+def block_of(effect: Effect) -> list[tuple[str, str]]:
+    """Group and side of twelve subjects."""
+    return MIXED_BLOCK if effect == "mixed" else SCLEROSIS_BLOCK
 
 
 def sclerotic_region(group: str, side: str) -> str:
@@ -163,9 +177,8 @@ def effect_targets(group: str, side: str, planted: float | None = None) -> np.nd
     return np.array([EFFECTS[structure][column][i] for structure in STRUCTURES for i in order])
 
 
-def _mean_changes(group: str, side: str, planted: float | None) -> np.ndarray:
+def _mean_changes(group: str, side: str, block: list[tuple[str, str]], planted: float | None) -> np.ndarray:
     """Mean relative volume change per region that gives `effect_targets` under the model."""
-    block = BLOCK if planted is None else PLANTED_BLOCK
     patients, controls = block.count((group, side)), block.count(("HC", ""))
     changes = np.zeros(len(REGIONS))
     for i, d in enumerate(effect_targets(group, side, planted)):
@@ -180,15 +193,18 @@ def _mean_changes(group: str, side: str, planted: float | None) -> np.ndarray:
     return changes
 
 
-def _subject(seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray, planted: float | None) -> Subject:
+def _subject(
+    seed: int, index: int, kind: tuple[str, str], uniforms: np.ndarray, mean_change: np.ndarray, *, varies: bool
+) -> Subject:
+    """One person; where the loss `varies`, the sclerotic hippocampus of each has another share of the mean loss."""
     group, side = kind
     u_age, u_sex, u_site, u_head, u_loss, *u_regions = uniforms
     mean, spread, low, high = AGE_YEARS
     age = round(float(np.clip(mean + spread * special.ndtri(u_age), low, high)), 1)
     sex = "F" if u_sex < 0.5 else "M"
     etiv = round(ETIV_CM3[sex][0] + ETIV_CM3[sex][1] * special.ndtri(u_head), 1)
-    change = _mean_changes(group, side, planted)
-    if planted is None and group == "HS":
+    change = mean_change.copy()
+    if varies and group == "HS":
         cumulative, quantiles, _ = _loss_quantiles()
         change[REGIONS.index(sclerotic_region(group, side))] *= np.interp(u_loss, cumulative, quantiles)
     # Minus half the variance, so that the mean volume of HC is the atlas's but for MEAN_LOG_OFFSET.

@@ -24,7 +24,7 @@ from cohort.simulation.acquisition import SITES, acquire
 from cohort.simulation.effects import Subject
 from runtime.seeding import rng
 
-SIMULATION = 1
+SIMULATION = 2
 """Version of the simulation. To be raised with any change that gives the same subject another scan."""
 
 LATTICE = Grid("deformation", (44, 52, 44), 4.0, GRIDS["demo"].centre_mm)

@@ -18,7 +18,7 @@ def known():
     values = np.random.default_rng(0).normal(size=(5, 4)) * [1, 1, 9, 9] + [10, 11, 90, 80]
     values[0, 1] = values[3] = np.nan
     texts = pd.DataFrame(values, columns=NAMES).map(lambda value: "n/a" if np.isnan(value) else repr(float(value)))
-    frame = pd.DataFrame({"subject": list("abcde"), "session": "", "label": [0, 1, 1, 0, 1]})
+    frame = pd.DataFrame({"subject": list("abcde"), "session": "", "label": [0, 1, 1, 0, 1], "synthetic": False})
     return frame, texts, values.reshape(5, 2, 2)
 
 
@@ -49,10 +49,20 @@ def test_sessions_are_told_apart_where_the_file_has_them(known, tmp_path):
     table = pd.concat([frame[["subject", "session"]], texts], axis=1)
     table.iloc[::-1].to_csv(tmp_path / "volumes.csv", index=False)
     config = dataclasses.replace(CONFIG, volumes=tmp_path / "volumes.csv")
-    np.testing.assert_allclose(volume_targets(frame, config), volume_targets(table, CONFIG))
+    np.testing.assert_allclose(volume_targets(frame, config), volume_targets(table.assign(synthetic=False), CONFIG))
     table.drop(columns="session").to_csv(tmp_path / "volumes.csv", index=False)
     with pytest.raises(InputError, match=r"volumes.csv: \['a'\] is there twice"):
         volume_targets(frame, config)
+
+
+def test_synthetic_scans_have_no_volumes(known):
+    frame, texts, _ = known
+    some = frame.assign(synthetic=[False, True, False, False, False]).join(texts)
+    some.loc[1, NAMES] = np.nan
+    found = volume_targets(some, CONFIG)
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[[2, 4]]).all()
+    assert np.isnan(volume_targets(frame.assign(synthetic=True), CONFIG)).all()
 
 
 def test_what_cannot_be_learned_is_refused(known, tmp_path):

@@ -9,7 +9,7 @@ from monai.networks.nets.efficientnet import EfficientNetBN
 from torch import nn
 
 from classifier.config import PRESETS, ModelConfig
-from classifier.model import MODELS, Classifier, Everything, ResNet3D, build_model
+from classifier.model import MODELS, Classifier, Everything, build_model
 from classifier.model.classifier import FeatureNorm
 from cohort.scans import GRIDS
 from runtime.errors import InputError
@@ -273,7 +273,7 @@ def test_grad_cam_of_a_mean_is_class_activation_mapping():
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_fit_their_grids(name):
     config = PRESETS[name]
-    assert isinstance(build_model(config.model, GRIDS[config.grid], 0.0, 1.0), ResNet3D)
+    assert isinstance(build_model(config.model, GRIDS[config.grid], 0.0, 1.0), MODELS[config.model.name])
     assert config.steps > config.warmup_steps
 
 

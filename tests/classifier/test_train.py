@@ -251,7 +251,7 @@ def answers(labels, sides, volumes=None) -> Answers:
 
 
 def test_losses_are_those_of_the_known_sides(config):
-    config = dataclasses.replace(config, side_weight=0.3)
+    config = dataclasses.replace(config, side_weight=0.3, model=dataclasses.replace(config.model, name="resnet"))
     logits = torch.tensor([[0.0, 2.0], [1.0, -1.0], [-1.0, 5.0]])
     terms = train.losses(logits, answers([1, 1, 0], [1, 0, -1]), config)
     softplus = torch.nn.functional.softplus

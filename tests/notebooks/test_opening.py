@@ -1,0 +1,72 @@
+"""The first screen says what the figures say, both ways, and shows a planted change where it is."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohort.atlas import atlas
+from cohort.scans import GRIDS
+from notebooks import opening
+
+GRID = GRIDS["demo"]
+
+
+def distances(**means):
+    return {name: {"fid": {"mean": mean, "low": mean - 1, "high": mean + 1}} for name, mean in means.items()}
+
+
+def result(synthetic, attack):
+    held_out = distances(floor=10.0, synthetic=synthetic, gaussian=30.0, gaussian_64=50.0, reconstructed=25.0)
+    privacy = {"attacks": {"DiT: loss": attack}} if attack else {"skipped": "too few volumes"}
+    return {"results": {"overall": {"held_out": held_out}}, "privacy": privacy}
+
+
+ARMS = pd.DataFrame(
+    {"auc_value": [0.81, 0.74], "auc_low": [0.7, 0.6], "auc_high": [0.9, 0.85]}, index=["real", "synthetic"]
+)
+SIDE = {"side": {"test": {"accuracy": {"value": 0.875}}}}
+
+
+def test_four_sentences_hold_the_figures():
+    found = opening.sentences(result(40.0, {"auc": 0.97}), ARMS, SIDE, {"HC": 20, "TLE-L": 9}, simulated=True)
+    assert len(found) == 4
+    text = " ".join(found)
+    for part in (
+        "on 20 HC, 9 TLE-L.", "AUC of 0.81 [0.70, 0.90] and the right side of the epilepsy in 88% of the patients",
+        "it reaches 0.74 [0.60, 0.85]", "no closer than a Gaussian of all latent axes (30)",
+        "; closer than a Gaussian of 64 latent axes (50)", "of reconstructed scans 25", "with an AUC of 0.97",
+        "the scans are simulated",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_what_was_not_measured_is_not_said():
+    found = opening.sentences(result(20.0, None), ARMS, {"side": {"skipped": "none"}}, {"HC": 2}, simulated=False)
+    assert "side of the epilepsy" not in found[1]
+    assert "; closer than a Gaussian of all latent axes" in found[2]
+    assert "AUC" not in found[3]
+    assert "simulated" not in found[3]
+
+
+def test_one_noise_shows_the_change_on_its_side():
+    draw = np.random.default_rng(0)
+    triples = []
+    for _ in range(2):
+        head = draw.uniform(0.4, 0.6, GRID.shape).astype(np.float32)
+        triples.append([head, *(head - 0.2 * atlas(GRID).mask(f"{side} Hippocampus") for side in ("Left", "Right"))])
+    figure = opening.one_noise(triples, GRID)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:3] == ["HC", "TLE-L", "TLE-R"]
+    left, right = (figure.axes[place].images[0].get_array() for place in (4, 5))
+    middle = left.shape[1] // 2
+    assert left[:, :middle].min() == pytest.approx(-0.2, abs=1e-6)
+    assert np.abs(left[:, middle:]).max() == 0
+    assert right[:, middle:].min() == pytest.approx(-0.2, abs=1e-6)
+
+
+def test_bars_and_dots_are_the_figures():
+    samples = distances(floor=10.0, synthetic=40.0, gaussian=30.0)
+    bars = opening.rungs(samples).axes[0].patches
+    assert sorted(bar.get_width() for bar in bars) == [10.0, 30.0, 40.0]
+    axis = opening.areas(ARMS, {"age": {"value": 0.5, "low": 0.4, "high": 0.6}}).axes[0]
+    assert sorted(line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o") == [0.5, 0.74, 0.81]
