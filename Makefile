@@ -127,11 +127,13 @@ smoke-paper: runs/smoke/.done/split
 	vae=$$here/vae/checkpoints/best.pt
 	brief="--steps 6 --warmup-steps 2 --val-every-steps 3 --save-every-steps 3 --log-every-steps 3 --seed 0"
 	$(RUN) VAE.train paper --grid smoke --train-csv data/smoke/train.csv --val-csv data/smoke/val.csv --run-dir $$here/vae \
+	  --cache-dir data/smoke/cache \
 	  --model.channels 8 16 32 --model.groups 8 --model.attention --recompute --batch-size 2 --loss.perceptual 0.1 \
 	  --loss.perceptual-slices 2 --loss.adversarial 0.1 --loss.adversarial-start-step 2 --loss.adversarial-warmup-steps 2 \
 	  --augment.rotate-degrees 5 --augment.shift-voxels 1 --augment.gamma 0.1 --augment.bias 0.1 --augment.flip 0.5 $$brief
-	$(RUN) VAE.infer --checkpoint $$vae --csv data/smoke/test.csv --out $$here/infer
-	$(RUN) VAE.save_latent --checkpoint $$vae --csv data/smoke/train.csv data/smoke/val.csv --out $$here/latents
+	$(RUN) VAE.infer --checkpoint $$vae --csv data/smoke/test.csv --out $$here/infer --cache-dir data/smoke/cache
+	$(RUN) VAE.save_latent --checkpoint $$vae --csv data/smoke/train.csv data/smoke/val.csv --out $$here/latents \
+	  --cache-dir data/smoke/cache
 	for preset in paper flow; do
 	  patch=$$(test $$preset = paper && echo "4 2 4" || echo "1 2 1")
 	  $(RUN) diffusion.train $$preset --latents $$here/latents --vae $$vae --run-dir $$here/$$preset --model.dim 48 --model.depth 2 \
