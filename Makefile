@@ -81,8 +81,9 @@ runs/$(1)/.done/synthetic: runs/$(1)/.done/diffusion
 	touch $$@
 runs/$(1)/.done/evaluation: runs/$(1)/.done/synthetic
 	$(RUN) evaluation.evaluate_synth --real-train data/$(1)/train.csv --real-test data/$(1)/test.csv \
-	  --synth-hc runs/$(1)/synthetic_data_pkls_HC --synth-tle runs/$(1)/synthetic_data_pkls_TLE --synth-swap runs/$(1)/synthetic_swap \
-	  --grid $(1) --truth data/$(1)/truth.csv 	  --out fid_results/$(1).json --cache-dir runs/$(1)/evaluation \
+	  --synth-hc runs/$(1)/synthetic_data_pkls_HC --synth-tle runs/$(1)/synthetic_data_pkls_TLE \
+	  --synth-swap runs/$(1)/synthetic_swap --grid $(1) --truth data/$(1)/truth.csv --out fid_results/$(1).json \
+	  --cache-dir runs/$(1)/evaluation \
 	  --vae runs/$(1)/vae/checkpoints/best.pt --diffusion runs/$(1)/diffusion/checkpoints/best.pt
 	touch $$@
 runs/$(1)/.done/classifier: runs/$(1)/.done/synthetic
