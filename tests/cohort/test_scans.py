@@ -236,3 +236,19 @@ def test_head_mask_is_the_head_with_its_ventricles_and_without_specks(air):
 def test_head_mask_of_nothing_and_of_everything():
     assert not head_mask(np.zeros((4, 4, 4))).any()
     assert head_mask(np.full((4, 4, 4), 0.7)).all()
+
+
+@pytest.mark.parametrize(("edges", "fits"), [((6, 6, 6), True), ((6.1, 6.1, 6.1), False), ((1, 1, 6.5), False)])
+def test_a_source_much_coarser_than_the_grid_is_refused(tmp_path, edges, fits):
+    """The demo grid has 4 mm: up to 6 mm is resampled, also when only one axis is coarser."""
+    grid = GRIDS["demo"]
+    shape = tuple(int(200 / edge) for edge in edges)
+    affine = np.diag([*edges, 1.0])
+    affine[:3, 3] = np.array(grid.centre_mm) - np.array(edges) * (np.array(shape) - 1) / 2
+    image = np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, affine), tmp_path / "scan.nii")
+    if fits:
+        assert load_scan(tmp_path / "scan.nii", grid).shape == grid.shape
+        return
+    with pytest.raises(InputError, match=r"scan\.nii: voxels of 6\.\d mm are too coarse: .* 1\.5 times the 4 mm"):
+        load_scan(tmp_path / "scan.nii", grid)
