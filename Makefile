@@ -102,7 +102,7 @@ $(1): runs/$(1)/.done/evaluation runs/$(1)/.done/saliency
 	$(RUN) notebooks.report $(1)
 endef
 
-$(eval $(call pipeline,demo,,--val-percent 15 --test-percent 30,90,--steps 12,180,--limit 16,16))
+$(eval $(call pipeline,demo,,--val-percent 15 --test-percent 30,90,--steps 15,180,--limit 16,16))
 $(eval $(call pipeline,smoke,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,24,--limit 4,8))
 
 # ---- longer studies of the demo, which the report shows when they are there --------------------------------------------
