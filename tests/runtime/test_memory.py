@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from classifier.config import PRESETS as CLASSIFIERS
+from classifier.config import ModelConfig as ResNetConfig
 from classifier.model import build_model
 from cohort.scans import GRIDS
 from diffusion.config import ModelConfig as DiTConfig
@@ -32,6 +32,7 @@ from VAE.config import ModelConfig
 from VAE.model import Autoencoder
 
 GRID = GRIDS["smoke"]
+RESNET = ResNetConfig(widths=(8, 16, 32), blocks=1, stem_stride=1)
 CPU = Device(torch.device("cpu"), torch.float32)
 
 
@@ -74,7 +75,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable]] = {
     "vae": (vae, vae_step),
     "vae with recomputed activations": (lambda: vae(recompute=True), vae_step),
     "dit": (lambda: DiT(DiTConfig(dim=96, depth=3, heads=2, patch=(2, 2, 2)), (4, 10, 12, 10)), dit_step),
-    "classifier": (lambda: build_model(CLASSIFIERS["smoke"].model, GRID, 0.0, 1.0).eval(), classifier_step),
+    "classifier": (lambda: build_model(RESNET, GRID, 0.0, 1.0).eval(), classifier_step),
 }
 
 
