@@ -64,7 +64,8 @@ def _few_permutations(monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_learns_and_leaves_everything_and_the_same_command_does_nothing_more(config):
-    config = dataclasses.replace(config, steps=40, val_every_steps=10, save_every_steps=40)
+    model = dataclasses.replace(config.model, name="resnet")
+    config = dataclasses.replace(config, model=model, steps=40, val_every_steps=10, save_every_steps=40)
     train.main(config)
     results = read_json(config.run_dir / "results.json")
     predictions = read_predictions(config.run_dir / "predictions.csv")
