@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -226,11 +228,15 @@ def test_a_first_step_that_does_not_fit_says_what_does(
 
 
 @pytest.mark.slow
-def test_a_scan_that_does_not_fit_is_sent_to_tiles(cohort_dir: Path, tmp_path: Path) -> None:
+def test_a_scan_that_does_not_fit_is_sent_to_tiles(tmp_path: Path) -> None:
     model = Autoencoder(replace(VAES["smoke"].model, channels=(256,), groups=16, stem_patch=1, linear_path=False))
     path = tmp_path / "vae.pt"
     save_vae(path, model, grid=GRIDS["demo"], ledger=[], step=1, ema=model.state_dict())
-    words = ("VAE.infer", 450, "--checkpoint", path, "--csv", cohort_dir / "val.csv", "--out", tmp_path / "out",
+    grid = GRIDS["demo"]
+    scan = np.random.default_rng(0).uniform(1, 2, grid.shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(scan, grid.affine), tmp_path / "scan.nii")
+    (tmp_path / "one.csv").write_text("subject,file,diagnosis\nnew,scan.nii,HC\n")
+    words = ("VAE.infer", 450, "--checkpoint", path, "--csv", tmp_path / "one.csv", "--out", tmp_path / "out",
              "--cache-dir", tmp_path / "cache", "--threads", 1, "--precision", "float32")  # fmt: skip
     done = limited(*words)
     assert done.returncode == 2, done.stderr

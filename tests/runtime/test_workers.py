@@ -6,10 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.processes import interrupt_when
+from tests.support.processes import ROOT, interrupt_when
 
 PROGRAM = """
 import signal, sys, time
+sys.path.insert(0, sys.argv[2])  # the tests are no installed package
 from contextlib import suppress
 from pathlib import Path
 from runtime.workers import start_workers
@@ -34,5 +35,5 @@ def test_processes_that_are_still_starting_end_without_a_word(tmp_path: Path) ->
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     marker = tmp_path / "begun"
-    done = interrupt_when(marker.exists, sys.executable, program, marker)
+    done = interrupt_when(marker.exists, sys.executable, program, marker, ROOT)
     assert (done.returncode, done.stderr) == (0, "")

@@ -78,7 +78,7 @@ def test_same_seed_same_split_whatever_the_order_of_rows():
 
 
 def test_the_demo_is_divided_as_ever():
-    people = subjects(0, 300)
+    people = subjects(0, 300, "mixed")
     frame = pd.DataFrame(
         {
             "subject": [person.name for person in people],
