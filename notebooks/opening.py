@@ -135,9 +135,9 @@ def _show(axis: Axes, image: np.ndarray, outlines: np.ndarray, **look: object) -
 def areas(arms: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> Figure:
     """AUC with interval of each network and baseline, on unseen scans."""
     rows = {f"network, trained on {name}": (row.auc_value, row.auc_low, row.auc_high) for name, row in arms.iterrows()}
-    rows |= {
-        f"baseline: {name}": tuple(found[end] for end in ("value", "low", "high")) for name, found in baselines.items()
-    }
+    for name, found in baselines.items():
+        ends = (found[end] for end in ("value", "low", "high"))
+        rows[f"baseline: {name}"] = tuple(np.nan if end is None else end for end in ends)
     figure = new_figure(figsize=(9, 0.32 * len(rows) + 0.9), layout="constrained")
     axis = figure.subplots()
     for place, (name, (value, low, high)) in enumerate(reversed(rows.items())):

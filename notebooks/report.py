@@ -111,14 +111,8 @@ def refuse_missing(needed: dict[str, list[Path]]) -> None:
 
 def fingerprint(files: list[Path]) -> str:
     """Hash of the results and of the code that shows them, 64 hexadecimal digits."""
-    code = [
-        NOTEBOOK,
-        STYLE,
-        Path(__file__),
-        ROOT / "cohort/pictures.py",
-        ROOT / "notebooks/tables.py",
-        ROOT / "notebooks/opening.py",
-    ]
+    shown_by = (ROOT / name for name in ("cohort/pictures.py", "notebooks/tables.py", "notebooks/opening.py"))
+    code = [NOTEBOOK, STYLE, Path(__file__), *shown_by]
     return hashlib.sha256("".join(map(sha256, [*files, *code])).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from runtime import distributed
 from runtime.config import Precision
 from runtime.errors import InputError
-from runtime.memory import USABLE, is_out_of_memory
+from runtime.memory import USABLE, free_bytes, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,8 +63,7 @@ class Device:
         """
         if asked or self.kind.type == "cpu":
             return asked or 1
-        free, _ = torch.cuda.mem_get_info(self.kind)
-        return max(1, min(16, int(USABLE["cuda"] * free / bytes_each)))
+        return max(1, min(16, int(USABLE["cuda"] * free_bytes(self.kind) / bytes_each)))
 
     def describe(self) -> dict[str, str]:
         """Name, precision and library versions, for environment.json."""

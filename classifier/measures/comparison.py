@@ -11,9 +11,9 @@ from classifier import baselines
 from classifier.measures import paired_tests, resampling
 from classifier.measures.metrics import CALIBRATION
 from classifier.measures.predictions import by_subject
-from classifier.measures.resampling import Draws, cell, interval, two_sided_p
+from classifier.measures.resampling import Draws, cell, closed_form, interval, two_sided_p, without_width_zero
 from classifier.measures.runs import ArmRuns, FinishedRun
-from classifier.measures.side import PARTS, SIDE_PARTS
+from classifier.measures.side import PARTS, SIDE_PARTS, part_of, threshold_of
 from cohort.tables import CLASS_NAMES, read_table
 from runtime.errors import InputError
 
@@ -57,7 +57,7 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
         "run": arm, "leak": runs.leak(arm),
         # Whole numbers stay whole.
         "counts": {name: int(value) if value.is_integer() else round(value, 1) for name, value in counts.items()},
-        "metrics": {name: _within(name, cell(float(values[0]), values[1:])) for name, values in means.items()},
+        "metrics": _cells(means, cells, cells[0].frame, cells[0].results["threshold"]),
         "auc_by_seed": dict(zip(map(str, runs.seeds), measured["auc"][0].tolist(), strict=True)),
         "parts": _parts(runs, arm, draws),
         "asymmetry_index": _asymmetry_index(cells[: len(runs.folds)]),
@@ -66,22 +66,32 @@ def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws)
     }  # fmt: skip
 
 
-def _within(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """A cell whose ends lie in [0, 1], as all measures but those of the calibration do; none of width zero."""
-    if name not in CALIBRATION:
-        found |= {end: None if found[end] is None else min(1.0, max(0.0, found[end])) for end in ("low", "high")}
-    if found["low"] is not None and found["low"] == found["high"]:
-        found |= {"low": None, "high": None, "not_estimable": 1.0}
-    return found
+def _cells(
+    means: dict[str, np.ndarray], runs: list[FinishedRun], frame: pd.DataFrame, threshold: float
+) -> dict[str, dict[str, Any]]:
+    """A cell for each measure from its means (1 + R,), none of width zero, with ends in [0, 1] but for the calibration.
+
+    Of a single run, `frame` and its threshold give those in closed form, as in the run's own results.
+    """
+    found = {name: cell(float(mean[0]), mean[1:]) for name, mean in means.items()}
+    for name in found.keys() - set(CALIBRATION):
+        ends = {end: found[name][end] for end in ("low", "high") if found[name][end] is not None}
+        found[name] |= {end: min(1.0, max(0.0, value)) for end, value in ends.items()}
+    exact = closed_form(frame, threshold) if len(runs) == 1 else {}
+    for name in found.keys() & exact.keys():
+        found[name] |= dict(zip(("low", "high"), exact[name], strict=True))
+    return {name: without_width_zero(own) for name, own in found.items()}
 
 
 def _parts(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, dict[str, Any]]:
     """Accuracy and AUC of PARTS: right against left, where the arm says it, and HC against sclerosis."""
-    found = {}
+    found, cells = {}, list(runs.arms[arm].values())
     for part in PARTS:
-        for name, values in resampling.part_by_seed(runs, arm, part, draws).items():
-            mean = resampling.spread_over_seeds(values, draws)
-            found[f"{part}_{name}"] = _within(name, cell(float(mean[0]), mean[1:]))
+        by_seed = resampling.part_by_seed(runs, arm, part, draws)
+        if by_seed:
+            means = {name: resampling.spread_over_seeds(values, draws) for name, values in by_seed.items()}
+            frame, threshold = part_of(cells[0].frame, part), threshold_of(part, cells[0].results["threshold"])
+            found |= {f"{part}_{name}": own for name, own in _cells(means, cells, frame, threshold).items()}
     return found
 
 

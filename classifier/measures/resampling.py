@@ -92,7 +92,7 @@ def two_sided_p(draws: np.ndarray) -> float:
 def evaluate(frame: pd.DataFrame, threshold: float, rng: np.random.Generator, resamples: int) -> dict[str, dict]:
     """The `cell` of each of MEASURES, its interval over groups, for a table with label, probability and group.
 
-    Where every scan is a group of its own, those in `closed_form` have that interval instead.
+    Those in `closed_form` have that interval instead.
     """
     labels = frame["label"].to_numpy()
     check_labels(labels)
@@ -101,17 +101,24 @@ def evaluate(frame: pd.DataFrame, threshold: float, rng: np.random.Generator, re
     drawn = weighted_metrics(labels, frame["probability"].to_numpy(), threshold, weights)
     blank_unknown(drawn, frame)
     cells = {name: cell(float(drawn[name][0]), drawn[name][1:]) for name in MEASURES}
-    exact = closed_form(frame, threshold) if frame["group"].is_unique and min(np.bincount(labels)) > 1 else {}
-    for name, found in cells.items():
-        if name in exact:
-            found["low"], found["high"] = exact[name]
-        elif found["low"] is not None and found["low"] == found["high"]:
-            found |= {"low": None, "high": None, "not_estimable": 1.0}  # the same in every draw says nothing of others
-    return cells
+    for name, (low, high) in closed_form(frame, threshold).items():
+        cells[name] |= {"low": low, "high": high}
+    return {name: without_width_zero(found) for name, found in cells.items()}
+
+
+def without_width_zero(found: dict[str, Any]) -> dict[str, Any]:
+    """A cell without bounds where both are one number: what is the same in every draw says nothing of others."""
+    if found["low"] is None or found["low"] != found["high"]:
+        return found
+    return {**found, "low": None, "high": None, "not_estimable": 1.0}
 
 
 def closed_form(frame: pd.DataFrame, threshold: float) -> dict[str, tuple[float, float]]:
-    """95 % intervals of shares of subjects and of the area, for two subjects of each class or more."""
+    """95 % intervals of shares of subjects and of the area; none for fewer than two subjects of a class, and none where
+    scans belong together.
+    """
+    if not frame["group"].is_unique or frame["label"].value_counts().reindex([0, 1], fill_value=0).min() < 2:
+        return {}
     labels, scores = frame["label"].to_numpy(), frame["probability"].to_numpy()
     right = (scores >= threshold) == (labels == 1)
     shares, ends = {}, {}

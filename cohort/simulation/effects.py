@@ -109,7 +109,6 @@ Effect = Literal["sclerosis", "mixed", "hippocampus"]
 """What the disease does: published changes of 16 volumes in sclerosis, the same with MRI-negative cases, or one planted
 change."""
 
-
 LARGEST_PLANTED_D = 6.0
 """A loss of half of the hippocampus; much more is nothing that a smooth map brings about."""
 

@@ -203,7 +203,7 @@ def test_attention_starts_as_the_mean():
     plain = build_model(dataclasses.replace(SMALL, pool="mean"), grid_of(shape), 0.3, 0.2).eval()
     nn.init.normal_(plain.head.weight)
     missing, unexpected = attentive.load_state_dict(plain.state_dict(), strict=False)
-    assert all(name.startswith("score.") for name in missing)
+    assert set(missing) == {"score.0.weight", "score.0.bias", "score.2.weight"}  # the attention's own, and no others
     assert not unexpected
     x = torch.rand(2, 1, *shape)
     assert torch.equal(attentive.attention(x), torch.full((2, 5, 6, 5), 1 / 150))

@@ -6,7 +6,7 @@ from statsmodels.stats.multitest import multipletests
 from classifier import baselines
 from classifier.measures.comparison import against_truth, compare_arms
 from classifier.measures.paired_tests import delong_test
-from classifier.measures.resampling import draws_of
+from classifier.measures.resampling import draws_of, evaluate
 from classifier.measures.runs import arms_of, single_runs
 from cohort.atlas import REGIONS
 from runtime.errors import InputError
@@ -27,6 +27,17 @@ def test_an_arm_beside_its_copy_does_not_differ(tmp_path):
     assert [test[f"auc_difference{end}"] for end in ("", "_low", "_high")] == [0.0, 0.0, 0.0]
     assert (test["bootstrap_p"], test["delong_p"], test["mcnemar_p"]) == (1.0, 1.0, 1.0)
     assert (test["verdict"], test["delong_degenerate"]) == ("equivalent", True)
+
+
+def test_a_single_run_has_one_interval_wherever_it_is_shown(tmp_path):
+    write_arms(tmp_path, {"real": (1.0, {}), "perfect": (60.0, {})}, seeds=1, folds=1)
+    runs = arms_of(tmp_path, "real")
+    for row in compared(runs).rows:
+        (run,) = runs.cells(row["run"], 0)
+        own = evaluate(run.frame, run.results["threshold"], np.random.default_rng(0), 50)
+        for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc"):
+            assert row["metrics"][name] == own[name]
+            assert own[name]["low"] < own[name]["high"]
 
 
 @pytest.mark.slow
