@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.covariates import Scales
 from diffusion.dataset import LatentSpace, space_from_dict
@@ -97,4 +99,8 @@ def _current(record: dict[str, Any], path: Path | str) -> dict[str, Any]:
     for weights in (record["weights"], *record["ema"].values()):
         if "covariates.untold" in weights:
             weights["covariates.unknown"] = weights.pop("covariates.untold")
+        if "start.axes" in weights and "start.spectrum" not in weights:  # its rest was white, the last variance
+            *variances, rest = weights["start.variances"]
+            weights["start.variances"] = torch.stack(variances)
+            weights["start.spectrum"] = rest.expand(tuple(record["latent_shape"])).clone()
     return record

@@ -1,7 +1,7 @@
 """Where a small run starts from: the exact denoiser of one Gaussian per class and side, fitted to training latents.
 
-A new DiT predicts nothing, and a few hundred steps are too few to learn even how a brain varies linearly. Probabilistic
-PCA knows that in closed form, so the network starts from it and learns what a Gaussian misses.
+A new DiT predicts nothing, and a few hundred steps are too few to learn even how a brain varies linearly. A Gaussian
+knows that in closed form, so the network starts from it and learns what a Gaussian misses.
 """
 
 import math
@@ -15,16 +15,18 @@ from diffusion.process import Process
 
 
 class LinearStart(nn.Module):
-    """The best prediction from a noised latent, for z ~ N(m_y, U diag(variance - rest) U^T + rest I) in class y.
+    """The best prediction from a noised latent, for z ~ N(m_y, U diag(variances) U^T + P R P) in class y.
 
-    Source of the model: Tipping and Bishop 1999 (https://doi.org/10.1111/1467-9868.00196), equations 2 and 8. With
-    z_t = alpha z + sigma eps, and s the variance along an axis, the centred z_t - alpha m_y says about the centred z
+    U are `rank` principal axes, P = I - U U^T, and R is stationary: diagonal in the frequencies of a cosine transform,
+    channel by channel. A white rest, as in probabilistic PCA (Tipping and Bishop 1999,
+    https://doi.org/10.1111/1467-9868.00196), would be noise where brains have edges. With z_t = alpha z + sigma eps,
+    and s the variance along an axis or of a frequency, the centred z_t - alpha m_y says about the centred z
     E[z] = alpha s / (alpha^2 s + sigma^2) of it and about the noise E[eps] = sigma / (alpha^2 s + sigma^2) of it. The
-    target is linear in z and eps, so the same combination of these gains is its best prediction.
+    target is linear in z and eps, so the same combination of these gains is its best prediction. That is exact for a
+    white rest or no axes; else P and R do not quite commute, and gains of P R P are taken to be those of R within P.
 
-    There are `rank` principal axes U. The null class, `classes` itself, has the mean of all latents. With `sides`,
-    a class's latents of a known side have a mean of their own, m_L or m_R; the mean of the class, which those of
-    unknown side get, is that of the mixture.
+    The null class, `classes` itself, has the mean of all latents. With `sides`, a class's latents of a known side have
+    a mean of their own, m_L or m_R; the mean of the class, which those of unknown side get, is that of the mixture.
     """
 
     def __init__(
@@ -34,8 +36,11 @@ class LinearStart(nn.Module):
         size = math.prod(latent_shape)
         self.process, self.classes, self.sides = process, classes, sides
         self.register_buffer("axes", torch.zeros(rank, size))
-        self.register_buffer("variances", torch.zeros(rank + 1))  # the last is the rest
+        self.register_buffer("variances", torch.zeros(rank))
+        self.register_buffer("spectrum", torch.zeros(latent_shape))
         self.register_buffer("means", torch.zeros(classes + 1 + (NO_SIDE if sides else 0), size))  # classes, null, L, R
+        for axis, extent in zip("DHW", latent_shape[1:], strict=True):
+            self.register_buffer(f"cosines_{axis}", cosines(extent), persistent=False)
 
     def rows(self, y: torch.Tensor, side: torch.Tensor | None) -> torch.Tensor:
         """Which of the means belong to classes y (B,) and sides (B,) as `DiT.forward` takes them: (B,)."""
@@ -49,31 +54,66 @@ class LinearStart(nn.Module):
 
         With `sides`, the training latents must hold both.
         """
-        rank, size = self.axes.shape
+        rank = len(self.axes)
         flat, rows = z.flatten(1).double(), self.rows(y, side)
         self.means.copy_(class_means(flat, y, len(self.means)))
         if self.sides:
             self.means[self.classes + 1 :] = class_means(flat, rows, len(self.means))[self.classes + 1 :]
-        _, singular, axes = torch.linalg.svd(flat - self.means.double()[rows], full_matrices=False)
-        variances = singular.square() / len(flat)
-        rest = variances[rank:].sum() / (size - rank)
-        self.axes.copy_(axes[:rank])
-        self.variances.copy_(torch.cat([variances[:rank], rest[None]]))
+        flat -= self.means.double()[rows]
+        axes, variances = principal_axes(flat, rank)
+        self.axes.copy_(axes)
+        self.variances.copy_(variances)
+        flat -= (flat @ axes.T) @ axes
+        parts = flat.float().view_as(z).split(64)
+        self.spectrum.copy_(sum(self.cosine_transform(part).square().sum(0) for part in parts) / len(flat))
+
+    def cosine_transform(self, z: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
+        """Orthonormal cosine transform (DCT-II) of (B, C, D, H, W) along its last three axes, or back."""
+        for axis, matrix in enumerate((self.cosines_D, self.cosines_H, self.cosines_W), start=2):
+            # One axis after the other: as one contraction, einsum would first multiply the matrices with each other.
+            z = torch.tensordot(z, matrix, ([axis], [0 if inverse else 1])).movedim(-1, axis)
+        return z
 
     def forward(
         self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Prediction in the shape of z_t (B, C, D, H, W), for times t, classes y and sides, (B,) each."""
         with torch.autocast(z_t.device.type, enabled=False):  # bfloat16 would round what is known exactly
-            alpha, sigma = self.process.coefficients(t)  # each (B, 1, 1, 1, 1)
-            variances = self.variances.view(1, -1, 1, 1, 1)
-            spread = alpha**2 * variances + sigma**2
-            gains = self.process.wanted(alpha * variances / spread, sigma / spread, t).flatten(1)  # (B, rank + 1)
+            alpha, _ = self.process.coefficients(t)  # (B, 1, 1, 1, 1)
             m = self.means[self.rows(y, side)].view_as(z_t)
-            centred = (z_t - alpha * m).flatten(1)
-            scores = (centred @ self.axes.T) * (gains[:, :-1] - gains[:, -1:])  # (B, rank)
-            prediction = gains[:, -1:] * centred + scores @ self.axes
+            centred = z_t - alpha * m
+            scores = centred.flatten(1) @ self.axes.T  # (B, rank)
+            rest = centred - (scores @ self.axes).view_as(z_t)
+            rest = self.cosine_transform(rest) * self.gains(self.spectrum[None], t)
+            rest = self.cosine_transform(rest, inverse=True).flatten(1)
+            scores = scores * self.gains(self.variances.view(1, -1, 1, 1, 1), t).flatten(1) - rest @ self.axes.T
+            prediction = rest + scores @ self.axes
             return prediction.view_as(z_t) + self.process.wanted(m, torch.zeros_like(m), t)
+
+    def gains(self, variances: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What of a centred z_t is predicted along axes of the given variances (1, ...), for times t (B,): (B, ...)."""
+        alpha, sigma = self.process.coefficients(t)
+        spread = alpha**2 * variances + sigma**2
+        return self.process.wanted(alpha * variances / spread, sigma / spread, t)
+
+
+def principal_axes(centred: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `rank` principal axes (rank, F) of rows (N, F), orthonormal, and the variances along them."""
+    N, size = centred.shape
+    if size < N:
+        values, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
+        return axes.T.flip(0)[:rank], values.flip(0)[:rank] / N
+    values, weights = torch.linalg.eigh(centred @ centred.T)  # smaller, and of the same values
+    values, weights = values.flip(0)[:rank], weights.T.flip(0)[:rank]
+    return weights @ centred / values.sqrt()[:, None], values / N
+
+
+def cosines(extent: int) -> torch.Tensor:
+    """Matrix (extent, extent) of the orthonormal DCT-II: its product with a signal is the signal's transform."""
+    k, n = torch.arange(extent, dtype=torch.float64)[:, None], torch.arange(extent, dtype=torch.float64)
+    matrix = torch.cos(math.pi * (2 * n + 1) * k / (2 * extent)) * math.sqrt(2.0 / extent)
+    matrix[0] /= math.sqrt(2.0)
+    return matrix.float()
 
 
 def class_means(z: torch.Tensor, y: torch.Tensor, rows: int) -> torch.Tensor:
