@@ -101,6 +101,9 @@ class TrainConfig(RunConfig):
     """Noising process and prediction target."""
     decay_share: float = 0.2
     """Share of the steps, at the end, over which the rate falls to a hundredth; 0 keeps it constant."""
+    mix_mm: float = 0.0
+    """Train on mixtures of two people of one class and side, whose shares vary over about so many mm, so that no
+    training latent is a person's (diffusion/mixing.py); 0 trains on people as they are."""
     label_dropout: float = 0.1
     """Chance that a label is replaced by the null class; 0 leaves nothing to guide against."""
     side_dropout: float = 0.1

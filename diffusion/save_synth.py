@@ -9,7 +9,8 @@ k alone. On a CPU it has the same bytes whatever the batch size, the number of p
 as many threads; on a GPU it has them for equal batch sizes. Existing volumes are kept, so the same command continues a
 stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl, manifest.csv, settings.json,
 ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in any viewer. --bids DIR writes a
-BIDS derivative dataset besides.
+BIDS derivative dataset besides. --refuse-near DIR draws again where a sample comes nearer to a
+training subject than new people do (`diffusion.refusal`).
 """
 
 import time
@@ -30,6 +31,7 @@ from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion
 from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
 from diffusion.model import DiT
+from diffusion.refusal import MOST_DRAWS, Refusal, calibrate
 from diffusion.sampler import SAMPLERS, check_sampler, guided
 from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_wanted
 from runtime import distributed, seeding
@@ -47,6 +49,7 @@ class Models(NamedTuple):
     vae: LoadedVAE
     diffusion: LoadedDiffusion
     device: Device
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ class SaveSynthConfig(DeviceConfig):
     """Classifier-free guidance; 1 is the plain conditional model, larger is more typical of the class, less diverse."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels in which guidance acts, low and high, as shares of the process's time."""
+    refuse_near: Path | None = None
+    """Folder of the latents that the diffusion model was trained on: samples nearer to one of them than held-out people
+    are get drawn again, from the same seed's next numbers. The manifest counts them."""
+    refuse_level: float = 0.05
+    """Share of held-out people who would be refused as too near; more refuses more."""
     weights: Weights = "ema"
     """ema: weights averaged over training. raw: those of its last step."""
     first_seed: int = 0
@@ -160,7 +168,14 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     if device.compiles(config.compile):
         compile_network(diffusion.model)
         vae.model.compile_parts()
-    return Models(vae, diffusion, device)
+    return Models(vae, diffusion, device, read_refusal(config, diffusion, device))
+
+
+def read_refusal(config: SaveSynthConfig, diffusion: LoadedDiffusion, device: Device) -> Refusal | None:
+    """What samples are compared with, where they are to be."""
+    if config.refuse_near is None:
+        return None
+    return calibrate(config.refuse_near, diffusion.space, diffusion.model.config.classes, device, config.refuse_level)
 
 
 def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
@@ -200,7 +215,8 @@ def open_folders(
     labels = sorted({item.label for item in wanted})
     if len(labels) > 1 and "{label}" not in out:
         raise InputError(f"--out {out}: volumes of two classes need two folders; write {{label}} where the class goes")
-    sampling = (config.weights, config.sampler, config.steps, config.guidance, config.guidance_interval)
+    level = 0.0 if config.refuse_near is None else config.refuse_level
+    sampling = (config.weights, config.sampler, config.steps, config.guidance, config.guidance_interval, level)
     folders = []
     for label in labels:
         settings = Settings(label, models.vae.hash, models.diffusion.hash, *sampling)
@@ -223,6 +239,10 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
         rows = [(f"seed {wanted[k].seed} ...", images[k : k + 3]) for k in range(0, len(images), 3)]
         gallery(folder.path / "contact_sheet.png", rows, title=f"synthetic {label}")
         print(f"{len(missing)} new of {len(wanted)} {label} volumes in {folder.path}")
+        if models.refusal is not None:
+            rows = folder.rows()
+            refused = sum(int(rows[volume_name(item.label, item.seed)]["refused"] or 0) for item in wanted)
+            print(f"{refused} of {len(wanted) + refused} samples were too near to a training subject, and drawn again")
 
 
 def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
@@ -233,9 +253,10 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
     desc = f"{CLASS_NAMES[settings.label]} volumes"
     with tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar:
         began = time.perf_counter()
-        for batch, images in in_batches(share, size, lambda batch, now: synthesise(batch, now, models, settings)):
+        made = in_batches(share, size, lambda batch, now: synthesise(batch, now, models, settings))
+        for batch, (images, refused) in made:
             seconds = (time.perf_counter() - began) / len(batch)
-            for image, item in zip(images, batch, strict=True):
+            for image, item, times in zip(images, batch, refused, strict=True):
                 if not np.isfinite(image).all():
                     raise InputError(f"seed {item.seed} gave values that are not finite; it was not written")
                 volume = Volume(
@@ -243,24 +264,54 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
                     diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps,
                     guidance=settings.guidance, side=item.side,
                 )  # fmt: skip
-                folder.add(volume, item, seconds)
+                folder.add(volume, item, seconds, times)
             # All processes have equal shares: what this one has done, the others have too, more or less.
             bar.update(min(len(batch) * distributed.world_size(), len(missing) - bar.n))
             began = time.perf_counter()
 
 
 @torch.no_grad()
-def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> np.ndarray:
-    """Makes a batch of volumes, each from its own seed: (B, D, H, W) float32 in [0, 1], one for each of `wanted`.
+def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> tuple[np.ndarray, list[int]]:
+    """Makes a batch of volumes, each from its own seed: (B, D, H, W) float32 in [0, 1], one for each of `wanted`; and
+    how many samples of each were refused before.
+    """
+    with models.device.autocast():
+        z, refused = accepted(wanted, size, models, settings)
+        x = models.vae.model.decode(models.device.tensor(models.diffusion.space.leave(z)))
+    return x[: len(wanted), 0].float().cpu().numpy(), refused
 
-    Where these are fewer than `size`, the last is repeated, so that the network sees one shape.
+
+def accepted(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> tuple[torch.Tensor, list[int]]:
+    """`sample`, again for those that are refused; and how often that was. InputError where it never ends."""
+    z, refused = sample(wanted, size, models, settings), [0] * len(wanted)
+    if models.refusal is None:
+        return z, refused
+    for draw in range(1, MOST_DRAWS + 1):
+        near = torch.nonzero(models.refusal.refuses(z[: len(wanted)]))[:, 0].tolist()
+        if not near:
+            return z, refused
+        for place in near:
+            refused[place] = draw
+        z[near] = sample([wanted[place] for place in near], size, models, settings, draw)[: len(near)]
+    seeds = ", ".join(str(wanted[place].seed) for place in near)
+    raise InputError(
+        f"seeds {seeds}: {MOST_DRAWS} samples in a row were nearer to a training subject than held-out people are; "
+        "this model gives its training subjects away. Train with --mix-mm, fewer steps or a lower --model.linear-rank"
+    )
+
+
+def sample(wanted: list[Wanted], size: int, models: Models, settings: Settings, draw: int = 0) -> torch.Tensor:
+    """Latents in the network's space, (size, C, D, H, W), by the given draw of each seed.
+
+    Where `wanted` are fewer than `size`, the last is repeated, so that the network sees one shape.
     """
     diffusion, device = models.diffusion, models.device
     filled = wanted + wanted[-1:] * (size - len(wanted))
-    generators = [seeding.generator(item.seed, "synthetic", device=device.kind) for item in filled]
+    purpose = ("synthetic", draw) if draw else ("synthetic",)
+    generators = [seeding.generator(item.seed, *purpose, device=device.kind) for item in filled]
     shape = diffusion.model.latent_shape
 
-    def draw() -> torch.Tensor:
+    def noise() -> torch.Tensor:
         return torch.stack([torch.randn(shape, generator=own, device=device.kind) for own in generators])
 
     y = torch.tensor([item.label for item in filled], device=device.kind)
@@ -269,11 +320,8 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
     if diffusion.covariates:
         values = torch.tensor([[item.value(name) for name in diffusion.covariates] for item in filled])
         guide["covariates"] = standardise(values, diffusion.covariates).to(device.kind)
-    with device.autocast():
-        denoise = guided(diffusion.model, diffusion.process, y, **guide)
-        z = SAMPLERS[settings.sampler](denoise, draw(), diffusion.process, settings.steps, draw)
-        x = models.vae.model.decode(device.tensor(diffusion.space.leave(z)))
-    return x[: len(wanted), 0].float().cpu().numpy()
+    denoise = guided(diffusion.model, diffusion.process, y, **guide)
+    return SAMPLERS[settings.sampler](denoise, noise(), diffusion.process, settings.steps, noise)
 
 
 def export(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: SaveSynthConfig) -> None:

@@ -34,10 +34,13 @@ from runtime.files import atomic_write, read_json, sha256, write_json
 
 COLUMNS = (
     "file", "label", "side", "seed", "sampler", "steps", "guidance", "age", "sex", "vae", "diffusion", "sha256",
-    "seconds", "made",
+    "seconds", "made", "refused",
 )  # fmt: skip
 """Of manifest.csv. `side`: empty where it is unknown, and absent in older files; `seconds`: to make it, a batch's time
-shared evenly; `made`: UTC; empty where it is not known."""
+shared evenly; `made`: UTC; empty where it is not known; `refused`: samples of this seed that were too near to a
+training subject, absent in older files."""
+LATER = {"side": "", "refused": ""}
+"""Columns that older files lack, and what they then hold."""
 
 Row = dict[str, str]
 
@@ -83,6 +86,8 @@ class Settings:
     guidance: float
     guidance_interval: tuple[float, float]
     """Share of the noise levels in which guidance acts."""
+    refuse_level: float = 0.0
+    """Share of held-out people who would have been refused as too near to a training subject; 0: nothing was."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class SyntheticFolder:
     def refuse_others(self) -> None:
         """Compares settings.json, where there is one; InputError names each other setting with both values."""
         file, mine = self.path / "settings.json", plain_fields(self.settings)
-        self._refuse(differences("folder", read_json(file) if file.exists() else mine, mine))
+        there = {"refuse_level": 0.0, **read_json(file)} if file.exists() else mine  # older files lack it
+        self._refuse(differences("folder", there, mine))
 
     def _refuse(self, problems: list[str]) -> None:
         if problems:
@@ -133,10 +139,10 @@ class SyntheticFolder:
             return {}
         with file.open(encoding="utf-8", newline="") as text:
             table = csv.DictReader(text)
-            if missing := [name for name in COLUMNS if name not in ("side", *(table.fieldnames or ()))]:
+            if missing := [name for name in COLUMNS if name not in (*LATER, *(table.fieldnames or ()))]:
                 hint = "without the file, all volumes are read again"
                 raise InputError(f"{file}: columns {', '.join(missing)} are missing; {hint}")
-            return {row["file"]: {"side": "", **row} for row in table}
+            return {row["file"]: {**LATER, **row} for row in table}
 
     def missing(self, wanted: list[Wanted]) -> list[Wanted]:
         """What is not in the folder yet; InputError where a volume has another side, age or sex than is wanted."""
@@ -153,12 +159,12 @@ class SyntheticFolder:
             raise InputError.of(title, problems)
         return [item for item, row in found if row is None]
 
-    def add(self, volume: Volume, wanted: Wanted, seconds: float) -> None:
+    def add(self, volume: Volume, wanted: Wanted, seconds: float, refused: int) -> None:
         """Writes a volume, then its row into this process's part of the manifest."""
         path = self.path / volume_name(wanted.label, wanted.seed)
         write_volume(path, volume)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        row = self._row(wanted, sha256(path)) | {"seconds": f"{seconds:.3f}", "made": now}
+        row = self._row(wanted, sha256(path)) | {"seconds": f"{seconds:.3f}", "made": now, "refused": str(refused)}
         with (self.path / f".rows-{distributed.rank()}.jsonl").open("a", encoding="utf-8") as part:
             part.write(json.dumps(row) + "\n")
 
@@ -202,7 +208,7 @@ class SyntheticFolder:
             "file": volume_name(wanted.label, wanted.seed), "label": CLASS_NAMES[wanted.label], "side": wanted.side,
             "seed": str(wanted.seed), "sampler": settings.sampler, "steps": str(settings.steps),
             "guidance": str(settings.guidance), **wanted.texts(), "vae": settings.vae,
-            "diffusion": settings.diffusion, "sha256": digest, "seconds": "", "made": "",
+            "diffusion": settings.diffusion, "sha256": digest, "seconds": "", "made": "", "refused": "",
         }  # fmt: skip
 
     def _faults(self, path: Path, volume: Volume) -> list[str]:

@@ -20,6 +20,7 @@ from cohort.volumes import read_volume
 from diffusion import save_synth
 from diffusion.checkpoint import load_diffusion
 from diffusion.config import ProcessConfig
+from diffusion.refusal import Refusal
 from diffusion.save_synth import Models, SaveSynthConfig, synthesise
 from diffusion.synthetic_folder import Settings, Wanted
 from runtime.checkpoints import load_checkpoint
@@ -28,6 +29,7 @@ from runtime.errors import InputError
 from runtime.files import read_json, sha256
 from tests.support.processes import kill_when, script
 from VAE.checkpoint import load_vae
+from VAE.latents import Latent, write_latent
 
 SCALES = {"age": (40.0, 12.0), "sex": (0.5, 0.5)}
 
@@ -290,10 +292,10 @@ def test_a_smaller_last_batch_is_filled_up(random_vae: Path, plain: Path, monkey
     models = Models(vae, diffusion, Device(torch.device("cpu"), torch.float32))
     settings = Settings(0, vae.hash, diffusion.hash, "ema", "ddim", 3, 1.0, (0.0, 1.0))
     wanted = [Wanted(0, seed) for seed in range(4)]
-    full = synthesise(wanted, 4, models, settings)
+    full, _ = synthesise(wanted, 4, models, settings)
     seen, original = set(), diffusion.model.forward
     monkeypatch.setattr(diffusion.model, "forward", lambda z_t, *rest: seen.add(len(z_t)) or original(z_t, *rest))
-    np.testing.assert_array_equal(synthesise(wanted[:2], 4, models, settings), full[:2])
+    np.testing.assert_array_equal(synthesise(wanted[:2], 4, models, settings)[0], full[:2])
     assert seen == {4}
 
 
@@ -325,3 +327,35 @@ def test_compiled_steps_do_not_share_their_output(plain: Path, monkeypatch: pyte
         first, second = (model(value, t, y) for value in (z, 2 * z))
         assert torch.equal(first, original(z, t, y))
         assert torch.equal(second, original(2 * z, t, y))
+
+
+def test_a_sample_that_is_a_training_subject_is_drawn_again(
+    config: SaveSynthConfig, random_vae: Path, plain: Path, tmp_path: Path
+) -> None:
+    """One training latent is what seed 1 gives: it gets another volume, seed 0 keeps its own, and both are counted."""
+    vae, diffusion = load_vae(random_vae), load_diffusion(plain)
+    models = Models(vae, diffusion, Device(torch.device("cpu"), torch.float32))
+    settings = Settings(0, vae.hash, diffusion.hash, "ema", "dpmpp", 3, 1.0, (0.0, 1.0))
+    seeds = {"train": [*range(100, 111), 1], "val": range(200, 220)}  # all are what this model makes
+    for split, chosen in seeds.items():
+        for k, seed in enumerate(chosen):
+            z = save_synth.sample([Wanted(0, seed)], 1, models, settings)
+            mu = diffusion.space.leave(z)[0].numpy()
+            latent = Latent(mu, np.full(mu.shape, -30, np.float32), k % 2, f"{split}{k}", vae.hash, {})
+            write_latent(tmp_path / "latents" / split / f"{split}{k:02d}.pkl", latent)
+    save_synth.main(config)
+    plainly = contents(config.out)
+    refusing = replace(config, refuse_near=tmp_path / "latents", out=tmp_path / "refusing")
+    save_synth.main(refusing)
+    found = contents(refusing.out)
+    assert found["HC_000000.pkl"] == plainly["HC_000000.pkl"]
+    assert found["HC_000001.pkl"] != plainly["HC_000001.pkl"]
+    assert pd.read_csv(refusing.out / "manifest.csv")["refused"].tolist() == [0, 1]
+    assert read_json(refusing.out / "settings.json")["refuse_level"] == 0.05
+    save_synth.main(replace(refusing, out=tmp_path / "alone", first_seed=1, count=1))
+    assert contents(tmp_path / "alone")["HC_000001.pkl"] == found["HC_000001.pkl"]
+    refused(replace(refusing, refuse_near=None), "refuse_level: the folder has 0.05, this command 0.0")
+    refused(replace(refusing, refuse_near=tmp_path / "none"), "none", "no latents")
+    everybody = Refusal(torch.zeros(mu.size), torch.eye(1, mu.size), -1.0)
+    with pytest.raises(InputError, match="seeds 5: 50 samples in a row were nearer to a training subject"):
+        save_synth.accepted([Wanted(0, 5)], 1, models._replace(refusal=everybody), settings)

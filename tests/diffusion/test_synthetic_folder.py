@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> SyntheticFolder:
 
 def fill(folder: SyntheticFolder, wanted: list[Wanted]) -> None:
     for item in wanted:
-        folder.add(volume(item.seed), item, seconds=0.5)
+        folder.add(volume(item.seed), item, seconds=0.5, refused=0)
 
 
 def test_rows_say_everything_and_are_sorted_by_seed(folder: SyntheticFolder) -> None:

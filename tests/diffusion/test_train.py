@@ -228,3 +228,11 @@ def test_latents_of_one_class_are_refused(latents: Path, tmp_path: Path) -> None
             path.unlink()
     refused("labels [0], expected each of 0 to 1 at least once", "--latents", copy, "--run-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_choice_of_the_best_step_begins_anew_when_the_rate_has_halved() -> None:
+    config = replace(PRESETS["demo"], steps=100, warmup_steps=10, decay_share=0.5, val_every_steps=20, lr=1.0)
+    assert train.rate(60, config) > 0.5 >= train.rate(80, config)
+    assert [step for step in range(20, 101, 20) if train.settles(step, config)] == [80]
+    assert not any(train.settles(step, replace(config, decay_share=0.0)) for step in range(20, 101, 20))
+    assert train.settles(100, replace(config, val_every_steps=100))

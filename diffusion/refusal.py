@@ -1,0 +1,78 @@
+"""Refuses samples that are nearer to a training subject than new people are.
+
+Nearness is the angle between directions from the mean training latent: an average sample is near to everybody by
+distance, and in nobody's direction more than a new person is; a copy is, also one that was shrunk towards the mean
+(`evaluation.privacy.nearest.directional_squared` measures the same). How near new people come is read off held-out
+latents: at level 0.05, one in twenty of them would be refused.
+
+A refusal makes nobody safe who was learned otherwise than by copying, and it changes what is sampled: measure both
+(evaluation.evaluate_synth), with people that neither split holds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from diffusion.dataset import Latents, LatentSpace
+from runtime import seeding
+from runtime.device import Device
+from runtime.errors import InputError
+
+MOST_DRAWS = 50
+"""Samples drawn for one seed before it is given up: a generator refused so often copies, or is nobody's neighbour."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What samples are compared with, and where they become too near."""
+
+    centre: torch.Tensor
+    """(F,): mean training latent in the network's space."""
+    directions: torch.Tensor
+    """(N, F): unit vectors from it to the training latents."""
+    limit: float
+    """Cosine above which a sample is refused."""
+
+    def nearest(self, z: torch.Tensor) -> torch.Tensor:
+        """Cosine of samples (B, C, D, H, W) in the network's space with the training subject most like them: (B,)."""
+        return (F.normalize(z.flatten(1).float() - self.centre, dim=1) @ self.directions.T).amax(dim=1)
+
+    def refuses(self, z: torch.Tensor) -> torch.Tensor:
+        """bool (B,)."""
+        return self.nearest(z) > self.limit
+
+
+def calibrate(
+    folder: Path,
+    space: LatentSpace,
+    classes: int,
+    device: Device,
+    level: float,
+    *,
+    train: str = "train",
+    held_out: str = "val",
+) -> Refusal:
+    """Reads the training and the held-out latents of a folder of VAE.save_latent; refuses `level` of the latter.
+
+    Raises:
+        InputError: the latents are of another VAE than the diffusion model's, or so few that none would be refused.
+    """
+    known, new = (Latents(folder, split, classes, device) for split in (train, held_out))
+    if known.vae != space.statistics.vae:
+        raise InputError(
+            f"{folder}: latents of VAE {known.vae}; the diffusion model was trained on those of {space.statistics.vae}"
+        )
+    if not 0 < level < 1 or level * len(new) < 1:
+        raise InputError(
+            f"--refuse-level {level:g}: expected above 0 and below 1, and with {len(new)} held-out latents in "
+            f"{folder / held_out} at least {1 / len(new):.2g}"
+        )
+    entered = space.enter(known.mu).flatten(1)
+    centre = entered.mean(0)
+    found = Refusal(centre, F.normalize(entered - centre, dim=1), 1.0)
+    draw = seeding.generator(0, "refusal", device=device.kind)  # samples are posterior samples, means are not
+    samples = new.batch(torch.arange(len(new)), torch.randn(new.mu.shape, generator=draw, device=device.kind)).z
+    limit = torch.quantile(found.nearest(space.enter(samples)), 1 - level, interpolation="lower")
+    return Refusal(centre, found.directions, float(limit))
