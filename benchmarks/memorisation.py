@@ -1,10 +1,10 @@
 """What each switch against memorisation costs in realism and brings in privacy, alone and together, in one table.
 
-    python -m benchmarks.privacy --recipes plain mixed early refused all
+    python -m benchmarks.memorisation --recipes plain mixed early refused all
 
 Each recipe trains a generator on the demo's latents by diffusion.train (refusal alone has the plain one's), samples by
 diffusion.save_synth and is measured by evaluation.evaluate_synth, all as commands that continue where they were
-stopped. Writes fid_results/demo_privacy.json and prints it: the Frechet distance beside the full-rank Gaussian's and
+stopped. Writes fid_results/demo_memorisation.json and prints it: the Frechet distance beside the full-rank Gaussian's and
 the ceiling's, coverage, the attack on the DiT's loss, and how often a volume is nearer to training than to held-out
 people. Ten minutes a recipe on two cores.
 """
@@ -50,11 +50,11 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class PrivacyConfig(ScriptConfig):
+class MemorisationConfig(ScriptConfig):
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Which; of `plain`, `mixed`, `early`, `refused` and their combinations."""
     demo: Path = ROOT / "runs/demo"
-    """Folder of the demo's runs; generators and volumes go to privacy in it."""
+    """Folder of the demo's runs; generators and volumes go to memorisation in it."""
     tables: Path = ROOT / "data/demo"
     """Folder of train.csv and test.csv."""
     preset: str = "demo"
@@ -63,11 +63,11 @@ class PrivacyConfig(ScriptConfig):
     """Volumes of each class."""
     steps: int = 15
     """Sampling steps."""
-    out: Path = ROOT / "fid_results/demo_privacy.json"
+    out: Path = ROOT / "fid_results/demo_memorisation.json"
     """The result."""
 
 
-def main(config: PrivacyConfig) -> None:
+def main(config: MemorisationConfig) -> None:
     rows, device = [], pick_device("float32", None)
     if unknown := sorted(set(config.recipes) - set(RECIPES)):
         raise InputError(f"--recipes {', '.join(unknown)}: expected some of {', '.join(RECIPES)}")
@@ -86,11 +86,11 @@ def cell(value: object) -> object:
     return "{:.3g} [{:.3g}, {:.3g}]".format(*figures)
 
 
-def measure(config: PrivacyConfig, name: str) -> dict:
+def measure(config: MemorisationConfig, name: str) -> dict:
     """Trains, samples and evaluates one recipe; the figures of its row."""
     recipe, vae = RECIPES[name], config.demo / "vae/checkpoints/best.pt"
     trained = next(known for known, other in RECIPES.items() if other.train == recipe.train)  # one per set of flags
-    folder, run_dir = config.demo / "privacy" / name, config.demo / "privacy" / trained / "diffusion"
+    folder, run_dir = config.demo / "memorisation" / name, config.demo / "memorisation" / trained / "diffusion"
     run("diffusion.train", config.preset, "--vae", vae, "--run-dir", run_dir, "--sample-every-steps", 0, *recipe.train)
     checkpoint = run_dir / "checkpoints/best.pt"
     refuse = ("--refuse-near", config.demo / "latents", "--refuse-level", recipe.refuse) if recipe.refuse else ()
@@ -135,4 +135,4 @@ def run(module: str, *words: object) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, PrivacyConfig, description=describe(__doc__))
+    run_script(main, MemorisationConfig, description=describe(__doc__))
