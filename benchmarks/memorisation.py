@@ -4,8 +4,8 @@
 
 Each recipe trains a generator on the demo's latents by diffusion.train (refusal alone has the plain one's), samples by
 diffusion.save_synth and is measured by evaluation.evaluate_synth, all as commands that continue where they were
-stopped. Writes fid_results/demo_memorisation.json and prints it: the Frechet distance beside the full-rank Gaussian's and
-the ceiling's, coverage, the attack on the DiT's loss, and how often a volume is nearer to training than to held-out
+stopped. Writes fid_results/demo_memorisation.json and prints it: the Frechet distance beside the full-rank Gaussian's
+and the ceiling's, coverage, the attack on the DiT's loss, and how often a volume is nearer to training than to held-out
 people. Ten minutes a recipe on two cores.
 """
 
