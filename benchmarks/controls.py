@@ -19,14 +19,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.timing import print_table, time_command
-from classifier.measures.resampling import Draws, cell, cell_text, seed_weights, spread_over_seeds, without_width_zero
-from classifier.saliency.regions import region_means
-from cohort.atlas import Atlas, atlas
+from classifier.measures.intervals import mean_interval
+from classifier.measures.resampling import cell_text
 from cohort.scans import GRIDS, normalise
 from cohort.stacks import load_scans
 from cohort.tables import CLASS_NAMES, read_table, write_csv
 from cohort.volumes import list_volumes, read_volume
-from runtime import seeding
+from evaluation.references.planted import HIPPOCAMPI, brightness, ipsilateral_change
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
@@ -35,13 +34,10 @@ from runtime.files import ROOT, read_json, write_json
 
 FORMAT = 1
 CONTROLS = ("null", "positive")
-PLANTED = {"L": "Left Hippocampus", "R": "Right Hippocampus"}
 METHOD = "occlusion"
 """Of the maps; the rank of a region is that of its difference between patients and controls."""
-RESAMPLES = 2000
 Command = tuple[str, list[object]]
 """A module and its words."""
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -87,18 +83,15 @@ PRESETS = {
 def main(config: ControlsConfig) -> None:
     """Makes what is missing, measures, writes, prints."""
     check(config)
-    commands = [command for control in CONTROLS for command in commands_of(config, control)]
-    seconds = 0.0
-    for module, words in tqdm(commands, desc="controls", unit="command"):
-        seconds += time_command(module, *words, threads=config.threads)["wall, s"]
+    seconds = run(config, [command for control in CONTROLS for command in commands_of(config, control)])
     found = {control: measure(config, control) for control in CONTROLS}
     rows = [{"control": control, **row} for control in CONTROLS for row in judged(found[control], control)]
     write_json(config.out / "controls.json", {
         "format": FORMAT, "commit": git_commit(), "seeds": list(config.seeds), "subjects": config.subjects,
-        "darker": config.darker, "grid": config.grid, "figures": rows, **found,
+        "darker": config.darker, "grid": config.grid, "seconds": seconds, "figures": rows, **found,
     })  # fmt: skip
     print_table([{**row, "measured": cell_text(row["measured"], ".3g")} for row in rows])
-    print(f"{len(commands)} commands, {seconds:.0f} s in this call: {config.out / 'controls.json'}")
+    print(f"{seconds:.0f} s, all commands together: {config.out / 'controls.json'}")
 
 
 def check(config: ControlsConfig) -> None:
@@ -113,6 +106,21 @@ def check(config: ControlsConfig) -> None:
 
 
 # What is run.
+
+
+def run(config: ControlsConfig, commands: list[Command]) -> float:
+    """Runs what has not been run; returns the wall seconds of all. From the first command that has changed on, all are
+    run, and those whose results do not change have nothing to do."""
+    path = config.out / "finished.json"
+    texts = [[module, *map(str, words)] for module, words in commands]
+    before = read_json(path) if path.exists() else []
+    same = next((k for k, row in enumerate(before) if row["command"] != texts[k]), len(before))
+    finished = before[:same]
+    for command in tqdm(texts[same:], desc="controls", unit="command", total=len(texts), initial=same):
+        seconds = time_command(*command, threads=config.threads)["wall, s"]
+        finished.append({"command": command, "seconds": seconds})
+        write_json(path, finished)
+    return sum(row["seconds"] for row in finished)
 
 
 def commands_of(config: ControlsConfig, control: str) -> Iterator[Command]:
@@ -193,80 +201,63 @@ def arms(config: ControlsConfig, folder: Path) -> Iterator[Command]:
 
 
 def measure(config: ControlsConfig, control: str) -> dict[str, Any]:
-    """All figures of one control; those of each training seed and their `over_seeds`.
+    """All figures of one control.
 
     Returns:
-        ``auc`` (arm -> cell); ``planted``, the change of the ipsilateral hippocampus' mean intensity that was planted,
-        over the standard deviation of training controls; and, cells with ``by_seed``: ``swap``, the change that the
-        label makes on the same noise, in the same unit; ``region_rank``, the better rank of the two hippocampi in the
-        maps, by the difference between patients and controls; ``nearer_to_training``, the share of synthetic volumes
-        nearer to training than to held-out scans, in voxels; ``dit_loss``, AUC of the attack on the DiT's loss.
+        ``auc`` (arm -> cell); ``planted``, what distinguishes the training patients from themselves in the null cohort
+        (`ipsilateral_change`, in standard deviations of training controls); and, cells with ``by_seed``: ``swap``, what
+        the label changes on the same noise, in the same unit; ``region_rank``, the better rank of the two hippocampi in
+        the maps, by patients minus controls; ``nearer_to_training``, the share of synthetic volumes nearer to training
+        than to held-out scans, in voxels; ``dit_loss``, AUC of the attack on the DiT's loss, where subjects suffice.
     """
-    folder, regions = config.out / control, atlas(GRIDS[config.grid])
-    real = read_table(folder / "train.csv")
-    table = brightness(load_scans(real, GRIDS[config.grid], cache_dir=config.out / "cache").volumes, regions)
-    spread = table[(real["label"] == 0).to_numpy()].std(axis=0, ddof=1)
+    folder, grid = config.out / control, GRIDS[config.grid]
+    train, null = (read_table(path) for path in (folder / "train.csv", config.out / "null" / "index.csv"))
+    null = null.set_index("subject", drop=False).loc[train["subject"]].reset_index(drop=True)
+    after, before = (
+        brightness(load_scans(table, grid, cache_dir=config.out / "cache").volumes, grid) for table in (train, null)
+    )
+    patients = (train["label"] == 1).to_numpy()
+    spread = after[~patients].std(axis=0, ddof=1)
     by_seed: dict[str, list[float]] = {"swap": [], "region_rank": [], "nearer_to_training": [], "dit_loss": []}
     for seed in config.seeds:
         here = folder / f"seed{seed}"
         privacy = read_json(here / "evaluation.json")["privacy"]
-        voxels = privacy["audit"]["spaces"]["voxels"]["synthetic"]
-        by_seed["swap"].append(swap(here, regions, spread))
+        voxels, attack = privacy["audit"]["spaces"]["voxels"]["synthetic"], privacy["attacks"]["DiT: loss"]
+        by_seed["swap"].append(swap(here, config.grid, spread))
         by_seed["region_rank"].append(rank_of_planted(here / "maps" / "region_ranking.csv"))
         by_seed["nearer_to_training"].append(voxels["closer_to_training"]["share"])
-        by_seed["dit_loss"].append(privacy["attacks"]["DiT: loss"]["auc"])
+        by_seed["dit_loss"] += [] if isinstance(attack, str) else [attack["auc"]]
     runs = read_json(folder / "arms.json")["runs"]
     return {
         "auc": {row["run"]: row["metrics"]["auc"] | {"by_seed": list(row["auc_by_seed"].values())} for row in runs},
-        "planted": planted_change(config, real, table, regions, spread),
-        **{name: over_seeds(values) | {"by_seed": values} for name, values in by_seed.items()},
+        "planted": ipsilateral_change(before[patients], after[patients], train["side"][patients].tolist(), spread),
+        **{name: over_seeds(values) for name, values in by_seed.items() if values},
     }
 
 
-def brightness(volumes: Any, regions: Atlas) -> np.ndarray:
-    """Mean intensity of the left and the right hippocampus of N volumes (D, H, W), (N, 2)."""
-    columns = [list(regions.names.values()).index(name) for name in PLANTED.values()]
-    return np.stack([region_means(np.asarray(volume), regions)[columns] for volume in volumes])
-
-
-def planted_change(
-    config: ControlsConfig, real: pd.DataFrame, table: np.ndarray, regions: Atlas, spread: np.ndarray
-) -> float:
-    """Mean over training patients, in standard deviations, of what distinguishes them from themselves in the null
-    cohort, on the side of the epilepsy."""
-    others = read_table(config.out / "null" / "index.csv").set_index("subject", drop=False).loc[real["subject"]]
-    before = load_scans(others.reset_index(drop=True), GRIDS[config.grid], cache_dir=config.out / "cache").volumes
-    change = (table - brightness(before, regions)) / spread
-    return float(np.mean([change[row, "LR".index(side)] for row, side in enumerate(real["side"]) if side]))
-
-
-def swap(here: Path, regions: Atlas, spread: np.ndarray) -> float:
-    """Mean change from HC to TLE on the same noise, on the side that the TLE was made for, in standard deviations."""
+def swap(here: Path, grid: str, spread: np.ndarray) -> float:
+    """`ipsilateral_change` from HC to TLE on the same noise, on the side that the TLE was made for."""
     made = {
         label: {volume.seed: volume for volume in map(read_volume, list_volumes(here / f"synthetic_{label}"))}
         for label in CLASS_NAMES
     }
     seeds = sorted(made["HC"].keys() & made["TLE"].keys())
-    tables = [brightness([normalise(made[label][seed].image) for seed in seeds], regions) for label in CLASS_NAMES]
-    change = (tables[1] - tables[0]) / spread
-    return float(np.mean([change[row, "LR".index(made["TLE"][seed].side)] for row, seed in enumerate(seeds)]))
+    hc, tle = (brightness([normalise(made[label][k].image) for k in seeds], GRIDS[grid]) for label in CLASS_NAMES)
+    return ipsilateral_change(hc, tle, [made["TLE"][seed].side for seed in seeds], spread)
 
 
 def rank_of_planted(path: Path) -> float:
-    """The better rank of the two hippocampi by patients minus controls, 1 the first of all regions."""
+    """The better rank of the two hippocampi by patients minus controls; 1 is the first of all regions."""
     table = pd.read_csv(path)
     table = table[(table["method"] == METHOD) & (table["origin"] == "real")]
-    ranks = table.set_index("region")["TLE_minus_HC"].rank(ascending=False)
-    return float(ranks[list(PLANTED.values())].min())
+    return float(table.set_index("region")["TLE_minus_HC"].rank(ascending=False)[list(HIPPOCAMPI.values())].min())
 
 
 def over_seeds(values: list[float]) -> dict[str, Any]:
-    """Mean of one figure over training seeds, with its 95 % interval; without bounds where they do not vary."""
-    count = len(values)
-    shares = seed_weights(count, RESAMPLES, seeding.rng(0, "controls seeds"))
-    draws = Draws({}, np.vstack([np.full(count, 1 / count), shares]))
-    drawn = spread_over_seeds(np.tile(values, (1 + RESAMPLES, 1)), draws)
-    return without_width_zero(cell(drawn[0], drawn[1:]))
+    """Mean of a figure over training seeds with its 95 % interval, ``low`` and ``high``, None where nothing is known of
+    other seeds; ``by_seed``."""
+    low, high = mean_interval(values) or (None, None)
+    return {"value": float(np.mean(values)), "low": low, "high": high, "by_seed": values}
 
 
 def judged(found: dict[str, Any], control: str) -> list[dict[str, Any]]:
@@ -291,8 +282,9 @@ def judged(found: dict[str, Any], control: str) -> list[dict[str, Any]]:
     row("HC to TLE on the same noise, d", found["swap"], f"within 0.3 of {found['planted']:.2f}", away <= 0.3)
     first = found["region_rank"]["value"] == 1
     row("rank of the hippocampi in the maps", found["region_rank"], *(("1", first) if control == "positive" else ()))
-    row("nearer to training than held-out scans", found["nearer_to_training"])
-    row("AUC of the attack on the DiT's loss", found["dit_loss"])
+    row("volumes nearer to training than to held-out scans", found["nearer_to_training"])
+    if "dit_loss" in found:
+        row("AUC of the attack on the DiT's loss", found["dit_loss"])
     return rows
 
 
