@@ -1,8 +1,7 @@
-"""The study of the whole chain, by its command: what it refuses, what it would run."""
+"""The study of the whole chain refuses, by its command, settings that answer nothing."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
