@@ -1,7 +1,8 @@
 # make demo    the whole pipeline on the simulated demo cohort, then runs/demo/report.html
 # make test    lint and all tests; make test-fast: those that are quick
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
-# make studies arms of the classifier over seeds, and saliency maps held against the truth (an hour on two cores)
+# make studies arms of the classifier over seeds, saliency maps held against the truth (an hour on two cores), and the
+#              whole chain held against a planted change and against none (make controls)
 # make bench   speed and accuracy checks, printed beside references
 # make clean   removes what demo and smoke made (not the environment)
 #
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.requirements
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps smoke-studies smoke-paper test test-fast lint bench venv clean
+.PHONY: demo smoke studies arms maps controls smoke-studies smoke-paper test test-fast lint bench venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -45,6 +46,7 @@ bench: venv
 	$(RUN) benchmarks.diffusion
 	$(RUN) benchmarks.classifier
 	$(RUN) benchmarks.check
+	$(RUN) benchmarks.privacy
 	$(RUN) benchmarks.prepare
 
 # ---- the pipeline, once for each preset -------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ $(eval $(call pipeline,demo,,--val-percent 15 --test-percent 30,90,--steps 15,18
 $(eval $(call pipeline,smoke,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,24,--limit 4,8))
 
 # ---- longer studies of the demo, which the report shows when they are there --------------------------------------------
-studies: arms maps
+studies: arms maps controls
 arms: runs/demo/.done/synthetic
 	$(RUN) classifier.run_arms demo --seeds 0 1 2
 	$(RUN) classifier.compare --arms runs/demo/arms --reference real --truth data/demo/truth.csv \
@@ -114,11 +116,14 @@ arms: runs/demo/.done/synthetic
 maps: venv
 	$(RUN) classifier.validate_saliency demo
 	$(RUN) classifier.validate_saliency doses
+controls: venv
+	$(RUN) benchmarks.controls demo
 smoke-studies: runs/smoke/.done/synthetic
 	$(RUN) classifier.run_arms smoke
 	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json \
 	  --figures runs/smoke/arms_study
 	$(RUN) classifier.validate_saliency smoke
+	$(RUN) benchmarks.controls smoke
 
 # What the presets paper and flow are made of, and smoke is not: levels with halving and doubling, perceptual and
 # adversarial terms, augmentation, recomputed activations, prediction of noise, rectified flow, rotary positions, patches

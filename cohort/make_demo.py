@@ -7,8 +7,8 @@ volumes that a method may be judged against. Running the command again makes onl
     python -m cohort.make_demo --out data/demo --index data/demo/pickle_prep_demo.csv --subjects 720
 
 Patients have hippocampal sclerosis; with `--effect mixed` a third of them has no visible lesion. `--effect hippocampus`
-plants one change and no other, for judging whether maps find it; then the place of the changed region in each patient's
-scan is written too (folder regions).
+plants one change and no other, for judging whether it is found: a loss of volume (`--effect-size`), of intensity
+(`--darker`), or none. Then the place of the changed region in each patient's scan is written too (folder regions).
 """
 
 import math
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
+from cohort.simulation.acquisition import darkened
 from cohort.simulation.effects import LARGEST_PLANTED_D, Effect, Subject, sclerotic_region, subjects
 from cohort.simulation.simulator import SIMULATION, Simulator, demo_grid
 from cohort.tables import write_table
@@ -55,6 +56,7 @@ TRUTH_COLUMNS = {
     "change_<region>": "relative change of volume that the disease was prescribed to make; -0.2: a fifth less",
     "effect": "what the disease does: sclerosis, mixed or hippocampus",
     "effect_size": "only with a planted effect: its Cohen's d against controls, as a loss",
+    "darker": "only where planted: the share of its intensity that the changed region has lost",
 }
 """Description of truth.csv, in the manner of a BIDS data dictionary."""
 
@@ -72,9 +74,12 @@ class DemoConfig(ScriptConfig):
     effect_size: float = 1.9
     """Cohen's d of that loss against controls, 0 (patients are controls) to 6 (half of it); only for --effect
     hippocampus."""
+    darker: float = 0.0
+    """Share of its intensity that this hippocampus has lost besides, 0 to 1; only for --effect hippocampus. With
+    --effect-size 0 nothing else is planted."""
     controls_from: Path | None = None
-    """Folder of another cohort, alike but for --effect-size and --subjects, whose controls are copied instead of being
-    simulated again: their scans are the same."""
+    """Folder of another cohort, alike but for --effect-size, --darker and --subjects, whose controls are copied instead
+    of being simulated again: their scans are the same."""
     seed: int = 0
     """Seed of the cohort. Subject k is the same whatever the number of subjects and of workers."""
     spacing_mm: float = 4.0
@@ -110,22 +115,25 @@ def check(config: DemoConfig) -> None:
     """Refuses settings that make no cohort."""
     limits = {
         "subjects": (1, math.inf), "spacing_mm": (1, 16), "workers": (0, math.inf), "seed": (0, math.inf),
-        "effect_size": (0, LARGEST_PLANTED_D),
+        "effect_size": (0, LARGEST_PLANTED_D), "darker": (0, 1),
     }  # fmt: skip
     problems = [
         f"--{name.replace('_', '-')} {getattr(config, name):g}: expected {low:g} to {high:g}"
         for name, (low, high) in limits.items()
         if not low <= getattr(config, name) <= high
     ]
-    if config.effect != "hippocampus" and config.effect_size != DemoConfig.effect_size:
-        problems.append(f"--effect-size {config.effect_size:g}: only for --effect hippocampus")
+    for name in ("effect_size", "darker"):
+        if config.effect != "hippocampus" and getattr(config, name) != getattr(DemoConfig, name):
+            problems.append(f"--{name.replace('_', '-')} {getattr(config, name):g}: only for --effect hippocampus")
     if problems:
         raise InputError.of("settings refused", problems)
 
 
 def planted(config: DemoConfig) -> dict[str, Any]:
     """What settings.json, and every row of truth.csv, say about a planted effect; nothing about the published ones."""
-    return {"effect_size": config.effect_size} if config.effect == "hippocampus" else {}
+    if config.effect != "hippocampus":
+        return {}
+    return {"effect_size": config.effect_size} | ({"darker": config.darker} if config.darker else {})
 
 
 def claim(config: DemoConfig) -> dict[str, Any]:
@@ -148,7 +156,8 @@ def copy_controls(config: DemoConfig, ours: dict[str, Any], cohort: list[Subject
     Raises InputError if the other folder holds no cohort, or one of another seed, voxel size or version.
     """
     theirs = read_json(config.controls_from / "settings.json")
-    if theirs | {"effect_size": None} != ours | {"effect_size": None}:
+    differs = {"effect_size": None, "darker": None}
+    if theirs | differs != ours | differs:
         raise InputError(f"--controls-from {config.controls_from}: made with {theirs}, not {ours}")
     for subject in cohort:
         wanted = subject.group == "HC" and not path_of(config.out, subject).exists()
@@ -179,6 +188,7 @@ def make_scan(config: DemoConfig, subject: Subject) -> None:
     image, facts, region = simulator.scan(config.seed, subject, changed)
     write_json(path_of(config.out, subject, ".json"), facts)
     if region is not None:
+        image = darkened(image, region, config.darker)
         write_nifti(config.out / "regions" / f"{subject.name}.nii.gz", region, affine)
     write_nifti(path_of(config.out, subject), image, affine, dtype=np.int16, description="simulated scan, no person")
 

@@ -91,7 +91,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
         runs / "synthetic_swap/manifest.csv",
         *(root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")),
         *(results / f"{preset}{end}" for end in ("_steps.json", "_closest.png")),
-        *(runs / name for name in ("arms_study.json", "arms_study_tests.csv")),
+        *(runs / name for name in ("arms_study.json", "arms_study_tests.csv", "controls/controls.json")),
         *(runs / name / "validation.json" for name in ("validate_saliency", "validate_saliency_doses")),
     ]
     return [*(path for paths in needed.values() for path in paths), *manifests, *filter(Path.exists, optional)]

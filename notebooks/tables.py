@@ -150,3 +150,9 @@ def planted_networks(validation: dict) -> pd.DataFrame:
         for name, auc in validation["auc"].items()
     }
     return pd.DataFrame(rows).T
+
+
+def controls(found: dict) -> pd.DataFrame:
+    """Every figure of benchmarks.controls beside what it has to be."""
+    rows = [{**row, "measured": cell_text(row["measured"], ".2f")} for row in found["figures"]]
+    return pd.DataFrame(rows).set_index(["control", "figure"])

@@ -4,6 +4,7 @@ A bootstrap of perfect answers is perfect in every draw, and its interval has wi
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -27,6 +28,15 @@ def mean_of_shares_interval(shares: list[float], ends: list[Ends]) -> Ends:
     below = math.sqrt(sum((share - low) ** 2 for share, (low, _) in zip(shares, ends, strict=True))) / count
     above = math.sqrt(sum((high - share) ** 2 for share, (_, high) in zip(shares, ends, strict=True))) / count
     return value - below, value + above
+
+
+def mean_interval(values: Sequence[float]) -> Ends | None:
+    """Student's 95 % interval of the mean of a few independent values, such as one per training seed; None where they
+    do not vary, or there is but one: then nothing is known of others."""
+    if np.ptp(values) == 0:
+        return None
+    margin = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - margin), float(np.mean(values) + margin)
 
 
 def auc_interval(labels: np.ndarray, scores: np.ndarray) -> Ends:

@@ -3,11 +3,11 @@
 Every condition is data and a way of training on them. There are two kinds of change, of the hippocampus of one side:
 
 - `signal`: it is darker by a share of its intensity, and nothing else differs. The change is known to the voxel.
-- `dose`: it is smaller by Cohen's d against controls, through the simulator. That is the disease's own change, and hard
-  to learn on a coarse grid.
+- `dose`: it is smaller by Cohen's d against controls. That is the disease's own change, and hard to learn on a coarse
+  grid.
 
 All cohorts have one seed, and with it the same people; a patient differs from condition to condition in nothing else.
-Cohorts, splits and networks are made by the project's own scripts, and what is finished is kept.
+Cohorts (`cohort.make_demo`), splits and networks are made by the project's own scripts, and what is finished is kept.
 """
 
 import os
@@ -51,12 +51,12 @@ class Condition:
     @property
     def cohort(self) -> str:
         """Name of the simulated cohort that its scans come from."""
-        return f"dose_{self.dose:g}"
+        return f"signal_{self.signal:g}" if self.signal else f"dose_{self.dose:g}"
 
     @property
     def data(self) -> str:
         """Name of its scans and tables; conditions share them when they can."""
-        return "marked" if self.mark else f"signal_{self.signal:g}" if self.signal else self.cohort
+        return "marked" if self.mark else self.cohort
 
 
 def conditions(signals: Sequence[float], doses: Sequence[float]) -> list[Condition]:
@@ -88,17 +88,6 @@ def mark_of(grid: Grid) -> np.ndarray:
     return mask
 
 
-def planted_scan(image: np.ndarray, condition: Condition, grid: Grid, share: np.ndarray | None) -> np.ndarray:
-    """A patient's scan (D, H, W) with what the simulator does not make, of the same type.
-
-    That is the mark, as bright as the median of the non-zero voxels (so that the percentiles that intensities are
-    scaled by hardly move), or a darker region, given by the `share` (D, H, W) of each voxel in it.
-    """
-    if condition.mark:
-        return np.where(mark_of(grid), np.median(image[image > 0]), image).astype(image.dtype)
-    return np.rint(image * (1 - condition.signal * share)).astype(image.dtype)
-
-
 def region_share(out: Path, condition: Condition, name: str) -> np.ndarray:
     """The share of each voxel of a patient's scan in the changed region, float32 (D, H, W), by `cohort.make_demo`."""
     return nib.load(out / "cohorts" / condition.cohort / "regions" / f"{name}.nii.gz").get_fdata(dtype=np.float32)
@@ -123,11 +112,11 @@ def make_cohort(config: ValidationConfig, condition: Condition, first: Condition
     index = tables / f"{condition.cohort}.csv"
     words = ["--out", cohorts / condition.cohort, "--index", index, "--subjects", config.subjects]
     words += ["--seed", config.seed, "--spacing-mm", GRIDS[config.grid].spacing_mm]
-    words += ["--effect", "hippocampus", "--effect-size", condition.dose]
+    words += ["--effect", "hippocampus", "--effect-size", condition.dose, "--darker", condition.signal]
     words += ["--controls-from", cohorts / first.cohort] if condition.cohort != first.cohort else []
     run_script("cohort.make_demo", *words)
-    if condition.mark or condition.signal:
-        index = plant(config, condition, index)
+    if condition.mark:
+        index = mark(config, condition, index)
     if condition == first:
         run_script("cohort.split", "--index", index, "--out", own)
         return
@@ -137,21 +126,25 @@ def make_cohort(config: ValidationConfig, condition: Condition, first: Condition
         write_table(own / f"{split}.csv", frame.loc[members].reset_index(drop=True))
 
 
-def plant(config: ValidationConfig, condition: Condition, index: Path) -> Path:
-    """Writes changed copies of a table's scans of patients (those that are there stay); returns a table with them."""
-    frame = read_table(index)
+def mark(config: ValidationConfig, condition: Condition, index: Path) -> Path:
+    """Writes marked copies of a table's scans of patients (those that are there stay); returns a table with them.
+
+    The mark is as bright as the median of the non-zero voxels, so that the percentiles that intensities are scaled by
+    hardly move.
+    """
+    frame, voxels = read_table(index), mark_of(GRIDS[config.grid])
     for row in frame.index[frame["label"] == 1]:
         path = config.out / "cohorts" / condition.data / Path(frame.loc[row, "file"]).name
         if not path.exists():
             image = nib.load(frame.loc[row, "file"])
-            share = None if condition.mark else region_share(config.out, condition, frame.loc[row, "subject"])
-            changed = planted_scan(np.asarray(image.dataobj), condition, GRIDS[config.grid], share)
+            scan = np.asarray(image.dataobj)
+            marked = np.where(voxels, np.median(scan[scan > 0]), scan).astype(scan.dtype)
             with atomic_write(path) as temporary:
-                nib.save(nib.Nifti1Image(changed, None, image.header), temporary)
+                nib.save(nib.Nifti1Image(marked, None, image.header), temporary)
         frame.loc[row, "file"] = str(path.resolve())
-    planted = config.out / "tables" / f"{condition.data}.csv"
-    write_table(planted, frame)
-    return planted
+    table = config.out / "tables" / f"{condition.data}.csv"
+    write_table(table, frame)
+    return table
 
 
 def train(config: ValidationConfig, condition: Condition) -> None:

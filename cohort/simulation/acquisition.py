@@ -44,6 +44,12 @@ def acquire(tissue: np.ndarray, site: Site, draw: np.random.Generator) -> np.nda
     return np.rint(scan * gain).clip(0, np.iinfo(np.int16).max).astype(np.int16)
 
 
+def darkened(scan: np.ndarray, region: np.ndarray, share: float) -> np.ndarray:
+    """A scan, int16 (D, H, W), whose intensity is lower by a share of it in a region, given by the part (D, H, W) in
+    [0, 1] of each voxel that lies in it."""
+    return np.rint(scan * (1 - share * region)).astype(scan.dtype)
+
+
 def smooth_field(coefficients: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The sum of the lowest cosines over a grid with these coefficients (3, 3, 3), the constant left out."""
     coefficients[0, 0, 0] = 0

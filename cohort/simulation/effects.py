@@ -11,8 +11,8 @@ The model of volumes (sources beside each constant):
 
 Those are the published effects (`sclerosis`, `mixed`). For judging methods one effect can be planted instead, a Cohen's
 d (0 to LARGEST_PLANTED_D): every patient has sclerosis, half left and half right, and nothing but the hippocampus of
-that side is smaller, by the same share in all. One person (seed and index) has the same age, head and healthy volumes
-at every d, and at d = 0 patients are controls.
+that side is smaller, by the same share in all (`acquisition.darkened` makes it darker). One person (seed and index) has
+the same age, head and healthy volumes at every d, and at d = 0 patients are controls.
 
 d is the difference of group means over the pooled standard deviation (weights as in the block), of volumes in the space
 of the scan, that is after affine registration to the template; of log-volumes for the ventricles.

@@ -109,10 +109,7 @@ def build_spaces(
         smooth["through the VAE"] = encoded["test"].reconstructions
     spaces = spaces_of(fine, names, made, spacing, device, seed=seed, smooth=smooth)
     if vae is not None and encoded is not None:
-        spaces["latents"] = Space(
-            *(Reals(encoded[side].mu.reshape(len(names[side]), -1), names[side]) for side in SIDES),
-            synthetic=latents(volumes, vae, device),
-        )
+        spaces["latents"] = latent_space({side: encoded[side].mu for side in SIDES}, names, volumes, vae, device)
     return spaces
 
 
@@ -152,11 +149,20 @@ def spaces_of(
 
 
 @torch.inference_mode()
-def latents(volumes: Sequence[np.ndarray], vae: LoadedVAE, device: Device) -> np.ndarray:
-    """Posterior means of volumes as vectors, (N, C d h w)."""
+def latent_space(
+    mus: dict[str, np.ndarray],
+    names: dict[str, np.ndarray],
+    volumes: Sequence[np.ndarray],
+    vae: LoadedVAE,
+    device: Device,
+) -> Space:
+    """Posterior means as vectors: of real scans, (N, C, d, h, w) for each of SIDES, and of volumes (D, H, W)."""
     model = device.module(vae.model)
     rows = [model.encode(device.tensor(torch.from_numpy(np.array(volume))[None, None]))[0] for volume in volumes]
-    return np.stack([row.flatten().float().cpu().numpy() for row in rows])
+    return Space(
+        *(Reals(mus[side].reshape(len(names[side]), -1), names[side]) for side in SIDES),
+        synthetic=np.stack([row.flatten().float().cpu().numpy() for row in rows]),
+    )
 
 
 def without_names(found: dict) -> dict:

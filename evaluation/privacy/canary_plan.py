@@ -1,16 +1,18 @@
 """Canaries: training subjects that are repeated on purpose, so that the audit can be seen to find what it should find.
 
-Repetition is what drives memorization. Subjects repeated often must be found (power); subjects that occur once, and
-held-out ones, must not be found more often than the stated false alarms (Carlini et al. 2019, "The Secret Sharer",
-https://arxiv.org/abs/1802.08232, for the idea of planted secrets and their rank).
+Repetition is what drives memorization. Subjects repeated often must be found (power); of subjects that occur once no
+more than the stated false alarms are found, unless the generator gives them away, too (Carlini et al. 2019, "The Secret
+Sharer", https://arxiv.org/abs/1802.08232, for the idea of planted secrets and their rank).
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from cohort.tables import CLASS_NAMES
 from runtime import seeding
@@ -84,9 +86,14 @@ def write_canaries(latents: Path, out: Path, plan: dict[str, int]) -> int:
     return len(train)
 
 
+def can_find(held_out: int) -> bool:
+    """Whether with so many held-out subjects a p can be `FOUND` or less."""
+    return 1 / (held_out + 1) <= FOUND
+
+
 def require_held_out(count: int) -> None:
-    """Raises InputError when with so many held-out subjects no p could be `FOUND` or less."""
-    if 1 / (count + 1) > FOUND:
+    """Raises InputError unless so many held-out subjects `can_find` anybody."""
+    if not can_find(count):
         raise InputError(f"{count} held-out subjects: a canary can only be found with {round(1 / FOUND) - 1} or more")
 
 
@@ -96,8 +103,8 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
     Returns:
         ``canaries``: one dict each of ``subject``, ``occurrences``, ``exposure``, ``rank`` (1: the most exposed of all
         training subjects), ``p`` (share of held-out subjects as exposed, the canary counted among them), ``found``;
-        ``by_occurrences``: number of canaries, number ``found``, median ``rank`` and ``exposure``; ``stated_alarms``;
-        ``alarms``: share of the training subjects that were not repeated and are found all the same.
+        ``by_occurrences``: number of canaries, number ``found``, median ``rank`` and ``exposure``; ``alarms``: of the
+        training subjects that were not repeated, see `alarms_of`; ``held_out_subjects``.
     """
     training, held_out = exposure["training"], np.sort(list(exposure["held_out"].values()))
     require_held_out(len(held_out))
@@ -124,7 +131,31 @@ def read_canaries(plan: dict[str, int], exposure: dict[str, dict[str, float]]) -
     return {
         "canaries": canaries.to_dict("records"),
         "by_occurrences": by_occurrences,
-        "stated_alarms": FOUND,
-        "alarms": float(np.mean(usual)) if usual else None,
+        "alarms": alarms_of(sum(usual), len(usual), len(held_out)),
         "held_out_subjects": len(held_out),
+    }
+
+
+def alarms_of(found: int, subjects: int, held_out: int) -> dict[str, float] | None:
+    """How many training subjects are found, beside how many would be if nobody were given away; None for no subjects.
+
+    Without a leak training and held-out subjects are exchangeable. So the share of people beyond the threshold, the
+    k-th most exposed of n held-out subjects (k is `FOUND` (n + 1), rounded down), has the distribution
+    Beta(k, n + 1 - k), and the number found is beta-binomial. That is wide where few are held out: of 172 subjects, 45
+    others let 0 to 12 % be found.
+
+    Returns:
+        ``share``; ``expected``, ``low`` and ``high`` (95 %) of the share without a leak; ``p`` of one so large.
+    """
+    if not subjects:
+        return None
+    k = math.floor(FOUND * (held_out + 1) + 1e-9)
+    chance = stats.betabinom(subjects, k, held_out + 1 - k)
+    low, high = chance.ppf((0.025, 0.975)) / subjects
+    return {
+        "share": found / subjects,
+        "expected": k / (held_out + 1),
+        "low": float(low),
+        "high": float(high),
+        "p": float(chance.sf(found - 1)),
     }

@@ -174,6 +174,23 @@ def test_the_changed_region_lies_where_the_scan_changes(doses):
         assert (middle < (share.shape[0] - 1) / 2) == (row.side == "L")
 
 
+def test_a_darker_hippocampus_is_darker_where_it_lies_and_nowhere_else(doses, tmp_path):
+    config = planted(tmp_path, "dark", 0.0, controls_from=doses[0].out, darker=0.4)
+    main(config)
+    truth = pd.read_csv(config.out / "truth.csv", keep_default_na=False)
+    assert set(truth.darker) == {0.4}
+    assert scans_of(config).keys() == scans_of(doses[0]).keys()
+    for row in truth.itertuples():
+        name = f"{row.subject}.nii.gz"
+        before, after = (np.asarray(nib.load(made.out / "scans" / name).dataobj) for made in (doses[0], config))
+        if row.side:
+            share = nib.load(config.out / "regions" / name).get_fdata()
+            assert (before[share > 0.5] > after[share > 0.5]).all()
+            np.testing.assert_allclose(after, before * (1 - 0.4 * share), atol=0.51)
+        else:
+            np.testing.assert_array_equal(after, before)
+
+
 def test_controls_of_another_cohort_are_refused(config, doses, tmp_path):
     with pytest.raises(InputError, match=r"--controls-from .*'seed': 1.*not .*'seed': 8"):
         main(replace(planted(tmp_path, "other", 1.9, controls_from=doses[0].out), seed=8))
@@ -181,8 +198,12 @@ def test_controls_of_another_cohort_are_refused(config, doses, tmp_path):
         main(planted(tmp_path, "other2", 1.9, controls_from=config.out))
 
 
-@pytest.mark.parametrize("wrong", [{"effect_size": 1.0}, {"effect": "hippocampus", "effect_size": 6.5}])
-def test_effect_sizes_that_mean_nothing_are_refused(tmp_path, wrong):
-    with pytest.raises(InputError, match=f"--effect-size {wrong['effect_size']:g}"):
-        main(DemoConfig(out=tmp_path / "no", **wrong))
+@pytest.mark.parametrize(
+    ("effect", "name", "value"),
+    [("sclerosis", "effect_size", 1), ("sclerosis", "darker", 0.5), ("hippocampus", "effect_size", 6.5),
+     ("hippocampus", "darker", 1.5)],
+)  # fmt: skip
+def test_planted_changes_that_mean_nothing_are_refused(tmp_path, effect, name, value):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value:g}"):
+        main(DemoConfig(out=tmp_path / "no", effect=effect, **{name: value}))
     assert not (tmp_path / "no").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 
 from cohort.scans import GRIDS
 from evaluation import canaries
-from evaluation.privacy.canary_plan import FOUND, plan_canaries, read_canaries, require_held_out, write_canaries
+from evaluation.privacy.canary_plan import (
+    FOUND,
+    alarms_of,
+    plan_canaries,
+    read_canaries,
+    require_held_out,
+    write_canaries,
+)
+from evaluation.privacy.nearest import Pool, Reals, exposure, neighbours
 from runtime.checkpoints import checkpoint_hash
 from runtime.errors import InputError
 from runtime.files import read_json
@@ -28,6 +37,14 @@ from VAE.latents import (
 
 SUBJECTS = [f"s{index:02d}" for index in range(16)]
 LABELS = [index % 2 for index in range(16)]
+
+
+def test_scans_in_place_of_volumes_are_a_control() -> None:
+    exposure = {"training": {"a": 0.1, "b": 2.0}, "held_out": {f"h{k}": 1.0 for k in range(19)}}
+    assert canaries.control_alarms({"controls": {"held_out": {"exposure": exposure}}})["share"] == 0.5
+    exposure["held_out"].popitem()
+    assert canaries.control_alarms({"controls": {"held_out": {"exposure": exposure}}}) is None
+    assert canaries.control_alarms({"controls": {}}) is None
 
 
 def write_latents(folder: Path, vae: str, counts: dict[str, int]) -> Path:
@@ -89,18 +106,59 @@ def test_found_means_more_exposed_than_all_but_one_in_twenty_held_out_subjects()
     assert rows["between"]["found"]
     assert rows["seldom"]["p"] == 22 / 40
     assert not rows["seldom"]["found"]
-    assert result["alarms"] == 0.0
+    assert result["alarms"]["share"] == 0.0
     assert result["by_occurrences"]["16"]["found"] == 1
 
 
-def test_fresh_draws_are_found_at_the_stated_rate() -> None:
+def test_fresh_draws_are_found_at_the_stated_rate_and_in_the_stated_range() -> None:
     draw = np.random.default_rng(0)
     alarms = []
     for _ in range(200):
         exposure = {side: dict(enumerate(draw.normal(size=60))) for side in ("training", "held_out")}
         alarms.append(read_canaries({}, exposure)["alarms"])
+    shares = np.array([found["share"] for found in alarms])
     # of 61 equally likely places the first three are found: 3/61; four standard errors either side (seen: sd 0.035)
-    assert abs(np.mean(alarms) - 3 / 61) < 4 * np.std(alarms) / np.sqrt(len(alarms))
+    assert alarms[0]["expected"] == pytest.approx(3 / 61)
+    assert abs(shares.mean() - 3 / 61) < 4 * shares.std() / np.sqrt(len(alarms))
+    inside = np.mean([found["low"] <= found["share"] <= found["high"] for found in alarms])
+    assert inside >= 0.95 - 4 * np.sqrt(0.95 * 0.05 / len(alarms))
+    assert np.mean([found["p"] <= 0.05 for found in alarms]) <= 0.05 + 4 * np.sqrt(0.95 * 0.05 / len(alarms))
+
+
+def test_the_range_without_a_leak_is_that_of_all_orders_of_subjects() -> None:
+    held_out, subjects = 19, 3  # found: those before the first held-out subject
+    orders = [np.isin(np.arange(22), chosen) for chosen in combinations(range(22), subjects)]
+    counts = np.array([trained.argmin() for trained in orders])
+    for found in range(subjects + 1):
+        assert alarms_of(found, subjects, held_out)["p"] == pytest.approx(np.mean(counts >= found))
+    assert alarms_of(0, subjects, held_out)["expected"] == pytest.approx(counts.mean() / subjects) == 1 / 20
+    assert alarms_of(0, 0, held_out) is None
+
+
+@pytest.mark.slow
+def test_alarms_stay_at_the_stated_rate_unless_the_generator_leaks() -> None:
+    """Through distances, 40 cohorts: volumes of people in neither set, as smooth as averages, and mixtures of pairs of
+    training subjects. The last lie nearer to training subjects than to others, and alarms and their p-value say so."""
+    spectrum = 1 / np.sqrt(np.arange(1, 31))
+
+    def alarms(generator: str, seed: int) -> dict[str, float]:
+        draw = np.random.default_rng(seed)
+        train, held_out, fresh = (draw.normal(size=(n, 30)) * spectrum for n in (80, 99, 80))
+        pairs = train[draw.integers(80, size=(2, 80))]
+        made = {"new people": fresh, "smooth": 0.5 * fresh, "mixtures": pairs.sum(axis=0) / np.sqrt(2)}[generator]
+        sides = (
+            Reals(x, np.array([f"{name}{k}" for k in range(len(x))])) for name, x in (("t", train), ("h", held_out))
+        )
+        pool = Pool.of(*sides)
+        return read_canaries({}, exposure(neighbours(made, pool.reals), pool))["alarms"]
+
+    for generator in ("new people", "smooth"):
+        found = [alarms(generator, seed) for seed in range(40)]
+        assert 0.03 <= np.mean([row["share"] for row in found]) <= 0.07
+        assert np.mean([row["p"] <= 0.05 for row in found]) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 40)
+    found = [alarms("mixtures", seed) for seed in range(40)]
+    assert np.mean([row["share"] for row in found]) > 0.1
+    assert np.mean([row["p"] <= 0.05 for row in found]) > 0.5
 
 
 def test_too_few_held_out_subjects_are_refused_before_anything_is_trained(random_vae: Path, tmp_path: Path) -> None:
@@ -131,7 +189,9 @@ def test_plants_trains_samples_and_reads_what_the_audit_says(
     assert result["n"] == {"training": 12, "held_out": 20, "synthetic": 8}
     assert sorted(result["plan"].values()) == [1, 16]
     assert len(list_latents(tmp_path / "run/latents/train")) == 12 + 15
+    assert set(result["canaries"]) == {"voxels", "encoder", "latents"}
     for space, found in result["canaries"].items():
+        assert found["control_alarms"] is None  # of 20 held-out subjects half are searched: too few
         assert {row["occurrences"] for row in found["canaries"]} == {1, 16}
         assert f"{space:10}" in shown
     files = (tmp_path / "run/diffusion/checkpoints/best.pt", tmp_path / "run/canaries.json")

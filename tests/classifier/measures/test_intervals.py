@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from classifier.measures.intervals import auc_interval, extreme_auc_interval, mean_of_shares_interval, share_interval
+from classifier.measures.intervals import (
+    auc_interval,
+    extreme_auc_interval,
+    mean_interval,
+    mean_of_shares_interval,
+    share_interval,
+)
 from classifier.measures.metrics import auc
 
 
@@ -20,6 +26,14 @@ def test_a_mean_of_shares_is_as_wide_as_its_parts():
     assert (low, high) == pytest.approx((0.7 - 0.1 / np.sqrt(2), 0.7 + 0.1 / np.sqrt(2)))
     low, high = mean_of_shares_interval([1.0, 1.0], [(0.8, 1.0), (0.9, 1.0)])
     assert (low, high) == pytest.approx((1 - np.hypot(0.2, 0.1) / 2, 1.0))
+
+
+def test_a_mean_of_three_seeds_is_covered_as_often_as_is_said():
+    assert mean_interval([0.7, 0.8, 0.9]) == pytest.approx((0.5516, 1.0484), abs=1e-4)  # 0.8 +- 4.303 * 0.1 / sqrt(3)
+    assert mean_interval([0.7]) is mean_interval([0.7, 0.7]) is None
+    draws = np.random.default_rng(0).normal(size=(2000, 3))
+    hits = np.mean([low <= 0 <= high for low, high in map(mean_interval, draws)])
+    assert hits == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_ends_of_an_extreme_area_solve_newcombes_equation():

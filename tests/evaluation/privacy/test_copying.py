@@ -207,6 +207,39 @@ def test_smooth_people_are_near_to_everybody_and_no_copies(shrink):
 # Copies.
 
 
+def one_copy_each(changed, draws=100):
+    """Whether a single copy of a training subject is called one, and the share of new people who are, over cohorts."""
+    found, alarms = [], []
+    for seed in range(draws):
+        draw = np.random.default_rng(seed)
+        cohort = space(seed, n=(120, 80, 60))
+        pool = Pool.of(cohort.train, cohort.held_out)
+        copy = changed(draw, cohort.train.embeddings[seed : seed + 1])
+        counts = [
+            copying.count_copies(queries, neighbours(queries, pool.reals), pool, pool.trained[None])["copies"]
+            for queries in (copy, cohort.synthetic)
+        ]
+        found.append(counts[0])
+        alarms.append(counts[1] / len(cohort.synthetic))
+    return np.mean(found), np.mean(alarms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda draw, x: x + 0.3 * draw.normal(size=x.shape) * SPECTRUM,
+        lambda draw, x: x / (1 + np.arange(30) / 60),
+    ],
+    ids=["noise", "blur"],
+)
+def test_single_copies_are_found_at_the_stated_false_alarms(changed):
+    """Noise of 0.3 of what people differ by, or a blur that leaves two thirds of the finest detail: 95 of 100."""
+    found, alarms = one_copy_each(changed)
+    assert found >= 0.95
+    assert alarms <= copying.QUANTILE
+
+
 @pytest.mark.parametrize(
     "copy",
     [lambda draw, x: x, lambda draw, x: x + 0.05 * draw.normal(size=x.shape), lambda draw, x: 0.8 * x],
