@@ -163,6 +163,30 @@ def test_faults_of_a_table_and_of_its_files(tmp_path, check):
     assert str(outside) not in set(frame["file"])
 
 
+def test_what_a_table_cannot_say_and_people_in_no_row(tmp_path, check):
+    """As a BIDS dataset may come: values of another coding are warnings, people in one place only errors."""
+    rows = ["participant_id\tage\tgroup\n", *(f"sub-{k}\t{30 + k}\t{('HC', 'TLE')[k % 2]}\n" for k in range(4))]
+    rows[2] = rows[2].replace("31", "20-25")
+    for k in (0, 1, 2, 5):
+        (tmp_path / f"sub-{k}/anat").mkdir(parents=True)
+        save(tmp_path / f"sub-{k}/anat/sub-{k}_T1w.nii", brain(seed=k))
+    (tmp_path / "participants.tsv").write_text("".join(rows))
+    status, _, frame, _ = check(tmp_path / "participants.tsv")
+    assert status == 1
+    (note,) = of_kind(frame, "table", "warning")["message"]
+    assert "column age: 1 of 4 cells cannot be read" in note
+    (unlisted,) = of_kind(frame, "table", "error")["message"]
+    assert unlisted.startswith("sub-5: ")
+    absent = of_kind(frame, "unreadable", "error").set_index("subject")
+    assert list(absent.index) == ["sub-3"]
+    assert absent["row"].tolist() == ["4"]
+    status, _, frame, _ = check(tmp_path / "participants.tsv", words=("--partial",))
+    assert status == 0
+    assert (
+        sum("sub-3" in text or text.startswith("sub-5") for text in of_kind(frame, "table", "warning")["message"]) == 2
+    )
+
+
 def test_crlf_and_a_byte_order_mark_change_nothing(tmp_path, check):
     rows = cohort(tmp_path / "scans", 4)
     path = table(tmp_path / "t.csv", rows)
