@@ -208,6 +208,8 @@ def _diagnoses(raw: RawTable, column: str, reading: Reading, given: list[str]) -
     """The diagnosis of each row, or EXCLUDE; what has no meaning is a problem, once for each value."""
     mapping = reading.label_map or {}
     _check_map(raw, "--label-map", mapping, (*DIAGNOSES, EXCLUDE))
+    if reading.all_hc and mapping:
+        raw.problems.append("--all-hc and --label-map: give one of the two")
     _check_map(raw, "--sex-map", reading.sex_map or {}, ("F", "M", "n/a"))
     if column not in raw.columns and not reading.all_hc:
         hint = "name the one that has it by --label-column, or give --all-hc if everybody is healthy"
@@ -219,19 +221,29 @@ def _diagnoses(raw: RawTable, column: str, reading: Reading, given: list[str]) -
     found = [_meaning(text, mapping) for text in texts]
     if reading.all_hc:
         found = ["HC" if text in (*MISSING, "HC") else "" for text in texts]
-    for text, count in Counter(text for text, name in zip(texts, found, strict=True) if not name).items():
-        word, many = shlex.quote(text or "n/a"), f" in {count} rows" if count > 1 else ""
-        hint = (
-            f"--label-map {word} HC (or TLE ...) says what it means, --label-map {word} {EXCLUDE} leaves its rows out"
-        )
-        wrong = f"{text!r}{many}, but --all-hc says that everybody is healthy; instead, {hint}"
-        unknown = f"unknown diagnosis {text!r}{many}; expected {', '.join(DIAGNOSES)}; {hint}"
-        raw.fault(texts.index(text), column, wrong if reading.all_hc else unknown)
+    _refuse_unknown(raw, column, [text for text, name in zip(texts, found, strict=True) if not name], reading)
     out = Counter(text or "empty" for text, name in zip(texts, found, strict=True) if name == EXCLUDE)
     if out:
         told = ", ".join(f"{text} {count}" for text, count in out.most_common())
         raw.notes.append(f"{raw.path}: column {column}: {out.total()} rows left out by --label-map: {told}")
     return found
+
+
+def _refuse_unknown(raw: RawTable, column: str, texts: Sequence[str], reading: Reading) -> None:
+    """One problem for each value without a meaning, the last of them with the flag to give."""
+    lines = [row[column] for row in raw.rows]
+    for text, count in Counter(texts).items():
+        many = f" in {count} rows" if count > 1 else ""
+        healthy = f"{text!r}{many}, but --all-hc says that everybody is healthy"
+        unknown = f"unknown diagnosis {text!r}{many}; expected {', '.join(DIAGNOSES)}"
+        raw.fault(lines.index(text), column, healthy if reading.all_hc else unknown)
+    if texts:
+        pairs = [*(reading.label_map or {}).items(), *((text or "n/a", "...") for text in Counter(texts))]
+        flag = " ".join(f"{shlex.quote(value)} {meaning}" for value, meaning in pairs)
+        raw.problems[-1] += (
+            f"; say in one flag what each means, {', '.join(DIAGNOSES)}, or {EXCLUDE} to leave its rows out: "
+            f"--label-map {flag}"
+        )
 
 
 def _check_map(raw: RawTable, option: str, mapping: Mapping[str, str], allowed: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from cohort.listing.bids import no_image, people
 from cohort.listing.choice import Choice, t1_images
 from cohort.listing.reading import PLAIN, Reading
-from cohort.tables import DIAGNOSES, Listed, list_table
+from cohort.tables import DIAGNOSES, SHOWN, Listed, list_table
 from runtime.errors import InputError
 from runtime.files import absence
 
@@ -37,6 +37,8 @@ def list_scans(source: Path, reading: Reading = PLAIN, *, derivatives: str | Non
     tables = [source / f"participants.{ending}" for ending in ("tsv", "csv")] if source.is_dir() else [source]
     table = next((path for path in tables if os.path.lexists(path)), None)
     listed = list_table(table, reading) if table else _folder(source, reading)
+    if table and (note := _in_no_row(listed.frame)):
+        listed.notes.append(f"{table}: {note}")
     frame, root = listed.frame, source if source.is_dir() else source.parent
     is_bids = source.is_dir() or source.suffix == ".tsv"
     given = frame["mask"] if "mask" in frame.columns else pd.Series("", index=frame.index)
@@ -78,6 +80,24 @@ def _folder(folder: Path, reading: Reading) -> Listed:
     return Listed(
         frame, absent, frame["subject"].tolist(), [], [f"{folder}: {note}" for note in [choice.note()] if note]
     )
+
+
+def _in_no_row(frame: pd.DataFrame) -> str:
+    """Words on files beside a table's scans that are called like them, numbers apart, and are in none of its cells."""
+    named = {os.path.basename(cell) for name in frame for cell in frame[name] if isinstance(cell, str)}
+    patterns = {_pattern(os.path.basename(file)) for file in frame["file"]}
+    folders = sorted({folder for folder in map(os.path.dirname, frame["file"]) if os.path.isdir(folder)})
+    there = [name for folder in folders for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+    others = [name for name in there if name not in named and _pattern(name) in patterns]
+    if not others:
+        return ""
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return f"no row names {len(others)} scans that lie beside its own: {', '.join(others[:SHOWN])}{more}"
+
+
+def _pattern(name: str) -> str:
+    """A file's name without its numbers, that of T1 and T2 excepted."""
+    return re.sub(r"(?<!T)\d+", "#", name)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -316,6 +316,16 @@ def test_a_folders_own_table_is_read(table):
     assert list_scans(table.parent).frame["subject"].tolist() == ["P0", "P1", "P2", "P3"]
 
 
+def test_scans_beside_those_of_a_table_that_no_row_names_are_said(table):
+    raw = table.parent / "raw"
+    for name in ("P7.nii.gz", "P8.nii.gz", "P0_mask.nii.gz", "._P9.nii.gz", "T2.nii.gz"):
+        (raw / name).touch()
+    frame = pd.read_csv(table)
+    frame["old"] = ["raw/P8.nii.gz", "", "", ""]
+    frame.to_csv(table, index=False)
+    assert list_scans(table).notes == [f"{table}: no row names 1 scans that lie beside its own: P7.nii.gz"]
+
+
 def test_a_folder_without_a_table_hidden_files_and_links_that_lead_nowhere(tmp_path):
     """As DataLad leaves a dataset, and a Mac a disk."""
     for name in ("a.nii", "._a.nii", ".git/annex/objects/k.nii"):

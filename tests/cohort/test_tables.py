@@ -245,8 +245,8 @@ def test_rows_are_left_out_by_label_and_counted(folder):
         read_table(path, Reading(label_column="kind", label_map=mapping))
     message = str(refusal.value)
     assert "line 6, column kind: unknown diagnosis ''" in message
-    assert "--label-map n/a exclude leaves its rows out" in message
     assert "line 7, column kind: unknown diagnosis 'extratemporal'" in message
+    assert "--label-map left TLE-L bilateral exclude n/a ... extratemporal ...\n" in message
     assert "absent.nii" not in message
     mapping |= {"n/a": "exclude", "extratemporal": "exclude"}
     with pytest.warns(InputWarning, match="4 rows left out by --label-map: bilateral 2, empty 1, extratemporal 1"):
@@ -276,6 +276,8 @@ def test_all_healthy(folder):
         read_table(path, Reading(all_hc=True))
     assert "refused (1)" in str(refusal.value)
     assert "line 4, column diagnosis: 'TLE', but --all-hc says that everybody is healthy" in str(refusal.value)
+    with pytest.raises(InputError, match="--all-hc and --label-map: give one of the two"):
+        read_table(path, Reading(all_hc=True, label_map={"TLE": "exclude"}))
 
 
 def test_partial_leaves_out_what_is_not_there(folder):
