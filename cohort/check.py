@@ -110,7 +110,7 @@ def main(config: Config) -> None:
 def list_scans(config: Config) -> tuple[pd.DataFrame, list[Finding]]:
     """The scans of all tables, with the columns `table` and `row` (from 1); and the faults of tables as findings.
 
-    Of a table that is refused no scan is listed. A file that is absent is the scan's fault, and does not refuse it.
+    Of a table that is refused no scan is listed, and none that is absent: that is a finding of its own.
     """
     accepted, findings = {}, []
     for path in config.csv:
@@ -120,13 +120,16 @@ def list_scans(config: Config) -> tuple[pd.DataFrame, list[Finding]]:
             findings += [Finding("error", "table", problem, file=str(path)) for problem in problems_of(error)]
             continue
         findings += [Finding("warning", "table", note, file=str(path)) for note in listed.notes]
-        severity = "warning" if config.partial else "error"
-        absent = listed.differences() if config.partial else listed.differences()[(listed.absent != "").sum() :]
-        findings += [Finding(severity, "table", difference, file=str(path)) for difference in absent]
         # A table is called by its stem, or by its path where several share the stem.
         name = path.stem if sum(other.stem == path.stem for other in config.csv) == 1 else str(path)
         table = listed.frame.assign(table=name, row=range(1, len(listed.frame) + 1))
-        accepted[name] = table[listed.absent == ""] if config.partial else table
+        accepted[name] = table[listed.absent == ""]
+        severity = "warning" if config.partial else "error"
+        lost = zip(table.iterrows(), listed.absent, strict=True)
+        findings += [_at(row, severity, "absent", reason) for (_, row), reason in lost if reason]
+        findings += [
+            Finding(severity, "absent", scan.reason, file=scan.file, subject=scan.subject) for scan in listed.unlisted
+        ]
     try:
         if len(accepted) > 1:
             refuse_shared(accepted)

@@ -49,8 +49,7 @@ class Config(Reading, ScriptConfig):
     holdout_site: tuple[str, ...] = ()
     """Sites that are the test split, all of their scans together; 'all' makes a folder per site, site_NAME."""
     allow_one_class: bool = False
-    """Divide a cohort that has only patients or only controls (for the VAE, which needs no classes), and hold out sites
-    that have."""
+    """Divide a cohort of patients only or controls only, for the VAE; hold out sites that have only one of them."""
     leave_out_shared: bool = False
     """Leave scans of other sites out where their subject or group (copies included) is at a held-out one, too."""
     groups: Path | None = None

@@ -14,17 +14,16 @@ class Reading:
     data_root: Path | None = None
     """Folder that the table's files are relative to and must not leave."""
     label_column: str = "diagnosis"
-    """Column of the table that holds the diagnosis; in a BIDS dataset `group` does where there is no other."""
+    """Column of the table that holds the diagnosis; in a BIDS dataset without it, `group`."""
     label_map: dict[str, str] | None = None
-    """Meaning of that column's values, in pairs: control HC left TLE-L bilateral exclude. Rows of what is mapped to
-    exclude are left out and counted; n/a stands for empty cells; what is a diagnosis already means itself."""
+    """Meaning of its values, in pairs: control HC left TLE-L n/a exclude; exclude leaves rows out, n/a: empty cells."""
     all_hc: bool = False
     """Everybody is healthy (HC): for a table or folder that says nothing of diagnoses."""
     sex_map: dict[str, str] | None = None
     """Meaning of the values of the column sex, in pairs: 1 M 2 F O n/a."""
     prefer: tuple[str, ...] = ()
-    """BIDS: which T1-weighted image of a session, the most important first: acq-mprage rec-norm run-2 ce. By default
-    the one with the fewest entities in its name, the first run, none with a contrast agent (ce). `all` takes all."""
+    """BIDS: which T1w of a session, such as acq-mprage rec-norm run-2, or ce (contrast agent), or all of them; by
+    default the plainest name, the first run, no contrast agent."""
     strict: bool = False
     """Refuse ages and sexes that cannot be read; otherwise they count as unknown, with a warning."""
     partial: bool = False

@@ -143,10 +143,10 @@ def test_faults_of_a_table_and_of_its_files(tmp_path, check):
     (tmp_path / "scans" / "zero.nii").touch()
     rows += ["p,scans/loop.nii,HC", "q,scans/zero.nii,HC", "r,scans/absent.nii,HC"]
     frame = check(table(tmp_path / "t.csv", rows))[2]
-    scans = of_kind(frame, "unreadable", "error").set_index("subject")["message"]
-    assert "leads nowhere (or to itself)" in scans["p"]
-    assert "empty" in scans["q"]
-    assert "no such file" in scans["r"]
+    absent = of_kind(frame, "absent", "error").set_index("subject")["message"]
+    assert "a symbolic link that leads nowhere" in absent["p"]
+    assert "no such file" in absent["r"]
+    assert "empty" in of_kind(frame, "unreadable", "error").set_index("subject")["message"]["q"]
     outside = save(tmp_path / "outside.nii", brain(seed=70))
     rows += ["s0,scans/s0.nii.gz,HC", "q,scans/s2.nii.gz,XX", f"t,{outside},HC"]
     status, _, frame, _ = check(table(tmp_path / "t.csv", rows), words=("--data-root", str(tmp_path / "scans")))
@@ -175,16 +175,12 @@ def test_what_a_table_cannot_say_and_people_in_no_row(tmp_path, check):
     assert status == 1
     (note,) = of_kind(frame, "table", "warning")["message"]
     assert "column age: 1 of 4 cells cannot be read" in note
-    (unlisted,) = of_kind(frame, "table", "error")["message"]
-    assert unlisted.startswith("sub-5: ")
-    absent = of_kind(frame, "unreadable", "error").set_index("subject")
-    assert list(absent.index) == ["sub-3"]
-    assert absent["row"].tolist() == ["4"]
+    absent = of_kind(frame, "absent", "error").set_index("subject")
+    assert absent["row"].to_dict() == {"sub-3": "4", "sub-5": ""}
+    assert absent["message"]["sub-5"] == "in no row of participants.tsv"
     status, _, frame, _ = check(tmp_path / "participants.tsv", words=("--partial",))
     assert status == 0
-    assert (
-        sum("sub-3" in text or text.startswith("sub-5") for text in of_kind(frame, "table", "warning")["message"]) == 2
-    )
+    assert list(of_kind(frame, "absent", "warning")["subject"]) == ["sub-3", "sub-5"]
 
 
 def test_crlf_and_a_byte_order_mark_change_nothing(tmp_path, check):
