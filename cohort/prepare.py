@@ -103,11 +103,9 @@ def main(config: Config) -> None:
     if config.workers < 0:
         raise InputError(f"--workers {config.workers}: expected 0 (all cores) or more")
     listed = list_scans(config.participants, config, derivatives=config.derivatives)
-    listed.warn()
-    there = listed.frame[listed.absent == ""]
     jobs = [
         Job(row.name, row.file, row.mask, config.out, config.grid, config.assume_mni)
-        for row in there[["name", "file", "mask"]].itertuples(index=False)
+        for row in listed.there()[["name", "file", "mask"]].itertuples(index=False)
     ]
     config.out.mkdir(parents=True, exist_ok=True)
     with locked(config.out):

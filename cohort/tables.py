@@ -59,6 +59,14 @@ class Listed(NamedTuple):
         rows = [f"{place}: {reason}" for place, reason in zip(self.where, self.absent, strict=True) if reason]
         return rows + [f"{' '.join(filter(None, scan[:2]))}: {scan.file} is {scan.reason}" for scan in self.unlisted]
 
+    def there(self) -> pd.DataFrame:
+        """The rows whose scan is there, after a word on the others; InputError where there is none."""
+        rows = self.frame[self.absent == ""]
+        if rows.empty:
+            raise InputError.of("none of the scans is there", self.differences())
+        self.warn()
+        return rows
+
     def warn(self) -> None:
         """Says the notes, and how table and scans differ."""
         for note in self.notes:
@@ -93,8 +101,7 @@ def read_table(path: Path | str, reading: Reading = PLAIN) -> pd.DataFrame:
     listed = list_table(path, reading)
     if not reading.partial and (problems := listed.differences()):
         raise InputError.of(_refusal(path, problems), problems)
-    listed.warn()
-    return listed.frame[listed.absent == ""].reset_index(drop=True)
+    return listed.there().reset_index(drop=True)
 
 
 def list_table(path: Path | str, reading: Reading = PLAIN) -> Listed:

@@ -58,6 +58,7 @@ class Choice:
     def __init__(self, prefer: Sequence[str] = ()) -> None:
         self.prefer = tuple(prefer)
         self.unmatched = set(prefer) - {ALL}
+        self.found: set[str] = set()
         self.left_out: Counter[str] = Counter()
         self.seen = 0
 
@@ -67,6 +68,7 @@ class Choice:
         Where a session has nothing but images with a contrast agent, or phase images, the first of them, as absent.
         """
         self.seen += len(images)
+        self.found |= {f"{key}-{value}" for image in images for key, value in image.entities.items()}
         self.unmatched -= {wish for wish in self.unmatched for image in images if _matches(image, wish)}
         if ALL in self.prefer:
             return list(images)
@@ -92,7 +94,10 @@ class Choice:
     def refuse_unmatched(self) -> None:
         """InputError where a wish fits no image of the dataset."""
         if self.unmatched:
-            raise InputError(f"--prefer {' '.join(sorted(self.unmatched))}: no T1-weighted image has that in its name")
+            raise InputError(
+                f"--prefer {' '.join(sorted(self.unmatched))}: no T1-weighted image has that in its name; there are "
+                f"{', '.join(sorted(self.found)) or 'no entities'}"
+            )
 
     def _rank(self, image: Image) -> tuple:
         """Smaller is better: fit at all, the wishes in turn, no entity besides the run, the lowest run, the name."""

@@ -60,9 +60,8 @@ def _folder(folder: Path, reading: Reading) -> Listed:
         stem = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
         images = _images(folder)
         rows = [(stem.sub("", image.name), image, "", image.parent.name, absence(image)) for image in images]
-    if not any(not absent for *_, absent in rows):
-        wanted = "sub-*/anat/*_T1w.nii.gz" if participants else ".nii or .nii.gz files"
-        raise InputError(f"{folder}: no {wanted} in it" + (f"; {rows[0][-1]}" if rows else ""))
+    if not rows:
+        raise InputError(f"{folder}: no .nii or .nii.gz files in it")
     choice.refuse_unmatched()
     frame = pd.DataFrame(rows, columns=["subject", "file", "session", "diagnosis", "absent"])
     frame["file"] = frame["file"].map(os.path.abspath)

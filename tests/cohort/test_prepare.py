@@ -308,8 +308,8 @@ def test_nothing_found_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no \.nii"):
         list_scans(tmp_path)
     (tmp_path / "sub-1").mkdir()
-    with pytest.raises(InputError, match=r"sub-\*/anat"):
-        list_scans(tmp_path)
+    with pytest.raises(InputError, match=r"none of the scans is there \(1\):\n  - sub-1: no anat/\*_T1w"):
+        list_scans(tmp_path).there()
 
 
 def test_a_folders_own_table_is_read(table):

@@ -82,7 +82,7 @@ def test_hidden_files_are_no_images(tmp_path):
 def not_fetched(path):
     """What git-annex has in the place of a file that is elsewhere."""
     path.unlink(missing_ok=True)
-    path.symlink_to("../../.git/annex/objects/x")
+    path.symlink_to(f"../../.git/annex/objects/{path.name}")
 
 
 def test_images_that_are_not_fetched(tmp_path):
@@ -92,6 +92,9 @@ def test_images_that_are_not_fetched(tmp_path):
         read_table(path)
     with pytest.warns(InputWarning, match="not fetched"):
         assert read_table(path, Reading(partial=True))["subject"].tolist() == ["sub-1"]
+    not_fetched(tmp_path / t1("1"))
+    with pytest.raises(InputError, match=r"none of the scans is there \(2\)"):
+        read_table(path, Reading(partial=True))
 
 
 def test_a_table_without_diagnoses_says_what_it_has_and_may_be_all_healthy(tmp_path):
@@ -188,7 +191,9 @@ def test_all_images_when_asked(tmp_path):
 
 
 def test_a_preference_that_fits_nothing_is_refused(tmp_path):
-    with pytest.raises(InputError, match="--prefer acq-mprage: no T1-weighted image"):
+    with pytest.raises(
+        InputError, match=r"--prefer acq-mprage: no T1-weighted image.*there are ce-gadolinium, echo-1, "
+    ):
         read_table(several(tmp_path), Reading(prefer=("acq-mprage", "run-1")))
 
 
