@@ -157,8 +157,8 @@ def read_statistics(folder: Path) -> Statistics:
     path = folder / "statistics.json"
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file. VAE.save_latent writes it; for latents of another program, --checkpoint VAE "
-            f"--statistics-of {folder} does"
+            f"{path}: no such file. VAE.save_latent writes it beside its latents; for those of another program: "
+            f"python -m VAE.save_latent --checkpoint VAE.pt --statistics-of {folder}"
         )
     return statistics_from_dict(read_json(path), path)
 

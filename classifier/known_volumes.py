@@ -8,7 +8,8 @@ import pandas as pd
 from classifier.config import TrainConfig
 from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import SIDES
-from cohort.tables import MISSING, read_delimited
+from cohort.listing.cells import MISSING
+from cohort.listing.delimited import read_delimited
 from runtime.errors import InputError
 
 MRI_NEGATIVE = "mri_negative"

@@ -32,7 +32,8 @@ from tqdm import tqdm
 from classifier.config import PRESETS, TrainConfig
 from classifier.dataset import COUNTS
 from classifier.selection import held_apart
-from cohort.tables import LABELS, read_delimited, write_csv
+from cohort.listing.delimited import read_delimited
+from cohort.tables import LABELS, write_csv
 from runtime.cli import describe, parse, run_script
 from runtime.config import ScriptConfig, plain_config
 from runtime.errors import InputError

@@ -24,8 +24,9 @@ import pandas as pd
 from cohort.checking.checked import CACHE_DIR, Examined, examine_all, name_sets, search
 from cohort.checking.confounds import confound_warnings, confounds
 from cohort.checking.duplicates import Pair
+from cohort.listing.reading import Reading
 from cohort.splitting.folds import refuse_shared
-from cohort.tables import CLASS_NAMES, read_table, write_csv
+from cohort.tables import CLASS_NAMES, list_table, write_csv
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
 from runtime.files import sha256, write_json
@@ -37,19 +38,13 @@ SEVERITIES = ("error", "warning")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reading):
     """What to check."""
 
     csv: tuple[Path, ...]
     """One table, or several that are splits of one cohort; a BIDS participants.tsv will do."""
     out: Path
     """Folder for findings.csv, findings.json and groups.csv."""
-    data_root: Path | None = None
-    """Folder that the tables' files are relative to and must not leave."""
-    label_column: str = "diagnosis"
-    """Column that holds the diagnosis."""
-    label_map: dict[str, str] | None = None
-    """Meaning of that column's values, in pairs: HC HC left TLE-L right TLE-R."""
     cache_dir: Path = CACHE_DIR
     """Where what was found of each scan is kept; may be shared by processes and deleted at any time."""
     dry_run: bool = False
@@ -115,21 +110,26 @@ def main(config: Config) -> None:
 def list_scans(config: Config) -> tuple[pd.DataFrame, list[Finding]]:
     """The scans of all tables, with the columns `table` and `row` (from 1); and the faults of tables as findings.
 
-    Of a table that is refused no scan is listed. A file that is absent is the scan's fault, and does not refuse it.
+    Of a table that is refused no scan is listed, and none that is absent: that is a finding of its own.
     """
     accepted, findings = {}, []
     for path in config.csv:
         try:
-            table = read_table(
-                path, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map,
-                keep_absent=True,
-            )  # fmt: skip
+            listed = list_table(path, config)
         except InputError as error:
             findings += [Finding("error", "table", problem, file=str(path)) for problem in problems_of(error)]
             continue
+        findings += [Finding("warning", "table", note, file=str(path)) for note in listed.notes]
         # A table is called by its stem, or by its path where several share the stem.
         name = path.stem if sum(other.stem == path.stem for other in config.csv) == 1 else str(path)
-        accepted[name] = table.assign(table=name, row=range(1, len(table) + 1))
+        table = listed.frame.assign(table=name, row=range(1, len(listed.frame) + 1))
+        accepted[name] = table[listed.absent == ""]
+        severity = "warning" if config.partial else "error"
+        lost = zip(table.iterrows(), listed.absent, strict=True)
+        findings += [_at(row, severity, "absent", reason) for (_, row), reason in lost if reason]
+        findings += [
+            Finding(severity, "absent", scan.reason, file=scan.file, subject=scan.subject) for scan in listed.unlisted
+        ]
     try:
         if len(accepted) > 1:
             refuse_shared(accepted)

@@ -25,21 +25,23 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from cohort.listing.bids import Unlisted
+from cohort.listing.reading import Reading
 from cohort.preparation.participants import list_scans
 from cohort.preparation.qc_page import Entry, draw, write_page
 from cohort.preparation.quality import flag
 from cohort.preparation.steps import PREPARATION, prepare
 from cohort.scans import GRIDS
-from cohort.tables import write_csv, write_table
+from cohort.tables import Listed, write_csv, write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
-from runtime.files import locked, read_json, sha256, write_json
+from runtime.files import absence, locked, read_json, sha256, write_json
 from runtime.workers import start_workers
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reading):
     """What to prepare, and how."""
 
     participants: Path
@@ -54,12 +56,6 @@ class Config:
     """The scans are prepared and in MNI space already (T1 or grey-matter maps): only check and resample them."""
     derivatives: str | None = None
     """BIDS: the folder in derivatives/ that holds the brain masks (*_desc-brain_mask.nii.gz), where several do."""
-    data_root: Path | None = None
-    """Folder that the table's files are relative to and must not leave."""
-    label_column: str = "diagnosis"
-    """Column of the table that holds the diagnosis."""
-    label_map: dict[str, str] | None = None
-    """Meaning of that column's values, in pairs: HC HC left TLE-L right TLE-R."""
     workers: int = 0
     """Processes; 0 takes one per available processor core. Each needs about 1 GB for a scan at 1 mm."""
     dry_run: bool = False
@@ -95,7 +91,8 @@ class Job:
         try:
             hashes = [sha256(file) if file else None for file in (self.source, self.mask)]
         except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+            reason = absence(error.filename) or f"cannot be read: {error.strerror}"
+            raise InputError(f"{error.filename}: {reason}") from None
         steps = dict.fromkeys(("bias", "register", "warp", "strip", "rescale"), not self.assume_mni)
         settings = {"version": PREPARATION, "grid": GRIDS[self.grid].to_dict(), "steps": steps}
         return settings | {"source_sha256": hashes[0], "mask_sha256": hashes[1]}
@@ -105,19 +102,16 @@ def main(config: Config) -> None:
     """List, prepare what is missing, flag, write page and index."""
     if config.workers < 0:
         raise InputError(f"--workers {config.workers}: expected 0 (all cores) or more")
-    frame = list_scans(
-        config.participants, data_root=config.data_root, label_column=config.label_column,
-        label_map=config.label_map, derivatives=config.derivatives,
-    )  # fmt: skip
+    listed = list_scans(config.participants, config, derivatives=config.derivatives)
     jobs = [
         Job(row.name, row.file, row.mask, config.out, config.grid, config.assume_mni)
-        for row in frame[["name", "file", "mask"]].itertuples(index=False)
+        for row in listed.there()[["name", "file", "mask"]].itertuples(index=False)
     ]
     config.out.mkdir(parents=True, exist_ok=True)
     with locked(config.out):
         failures = run(jobs, config.workers)
-        report(config, frame, jobs, failures)
-    if failures:
+        report(config, listed, jobs, failures)
+    if failures or (listed.differences() and not config.partial):
         sys.exit(1)
 
 
@@ -200,10 +194,20 @@ def finished(job: Job) -> bool:
     return found.get("recipe") == json.loads(json.dumps(recipe)) and found.get("sha256") == sha256(job.scan)
 
 
-def report(config: Config, frame: pd.DataFrame, jobs: Sequence[Job], failures: dict[str, str]) -> None:
+def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[str, str]) -> None:
     """Writes failures.csv, qc.html and the index, and prints what a user has to know."""
+    frame = listed.frame[listed.absent == ""]
     lost = frame["name"].isin(list(failures))
-    failed = frame[["name", "file"]].assign(reason=frame["name"].map(failures))[lost]
+    failed = pd.concat(
+        [
+            frame[["name", "file"]].assign(reason=frame["name"].map(failures))[lost],
+            listed.frame[["name", "file"]].assign(reason=listed.absent)[listed.absent != ""],
+            pd.DataFrame(listed.unlisted, columns=Unlisted._fields)
+            .rename(columns={"subject": "name"})
+            .drop(columns="session"),
+        ],
+        ignore_index=True,
+    )
     good = [job for job in jobs if job.name not in failures]
     records = [read_json(job.record) for job in good]
     flags = flag([record["measures"] for record in records])
@@ -223,7 +227,12 @@ def report(config: Config, frame: pd.DataFrame, jobs: Sequence[Job], failures: d
         )
         write_table(config.index, index.drop(columns=["mask", "name"]))
     odd = sum(bool(entry.reasons) for entry in entries)
-    print(f"{len(good)} scans in {config.out / 'scans'}, {odd} flagged, {len(failed)} failed; {config.out / 'qc.html'}")
+    print(
+        f"{len(good)} scans in {config.out / 'scans'}, {odd} flagged, {len(failures)} failed; {config.out / 'qc.html'}"
+    )
+    if differing := len(listed.differences()):
+        advice = "accepted by --partial" if config.partial else "complete them, or accept it by --partial"
+        print(f"{differing} left out, without a scan or without a row ({config.out / 'failures.csv'}): {advice}")
     for name, why in failures.items():
         print(f"failed: {name}: {why}")
     unnamed = int((frame["diagnosis"] == "").sum())

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cohort.checking.checked import CACHE_DIR, find_copies
+from cohort.listing.reading import Reading
 from cohort.pictures import save
 from cohort.splitting.balance import balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
@@ -32,7 +33,7 @@ from runtime.files import ROOT
 
 
 @dataclass(frozen=True)
-class Config(ScriptConfig):
+class Config(Reading, ScriptConfig):
     index: Path
     """Table of all scans, or a BIDS participants.tsv."""
     out: Path = ROOT / "data_csvs"
@@ -48,7 +49,7 @@ class Config(ScriptConfig):
     holdout_site: tuple[str, ...] = ()
     """Sites that are the test split, all of their scans together; 'all' makes a folder per site, site_NAME."""
     allow_one_class: bool = False
-    """Hold out sites that have only patients or only controls, too."""
+    """Divide a cohort of patients only or controls only, for the VAE; hold out sites that have only one of them."""
     leave_out_shared: bool = False
     """Leave scans of other sites out where their subject or group (copies included) is at a held-out one, too."""
     groups: Path | None = None
@@ -59,12 +60,6 @@ class Config(ScriptConfig):
     """Where what was found of each scan is kept; may be shared by processes and deleted at any time."""
     seed: int = 0
     """Another seed gives another, equally balanced split."""
-    data_root: Path | None = None
-    """Folder that the index's files are relative to and must not leave."""
-    label_column: str = "diagnosis"
-    """Column of the index that holds the diagnosis."""
-    label_map: dict[str, str] | None = None
-    """Meaning of that column's values, in pairs: HC HC left TLE-L right TLE-R."""
     figure: bool = True
     """Draw balance.png beside the tables."""
     overwrite: bool = False
@@ -88,9 +83,7 @@ class Division(NamedTuple):
 
 def main(config: Config) -> None:
     """Index, splits, tables, balance."""
-    index = read_table(
-        config.index, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map
-    )
+    index = read_table(config.index, config)
     if config.groups:  # copies: per row the set that it is in, empty for none
         copies = read_copies(config.groups, index["file"])
     else:
@@ -108,16 +101,16 @@ def divide(index: pd.DataFrame, config: Config) -> list[Division]:
         raise InputError("--folds and --holdout-site: give one of the two")
     if config.holdout_site:
         return divide_by_site(index, config)
-    seed = {"seed": config.seed}
+    seed, one_class = {"seed": config.seed}, {"allow_one_class": config.allow_one_class}
     if not config.folds:
         settings = {"val_percent": config.val_percent, "test_percent": config.test_percent, **seed}
-        return [Division(config.out, partition(index, **settings), settings, index[:0])]
+        return [Division(config.out, partition(index, **settings, **one_class), settings, index[:0])]
     share = {"val_percent": None if config.fold_validation == "next" else config.val_percent}
     said = {"folds": config.folds, "fold_validation": config.fold_validation, **seed}
     said |= {} if config.fold_validation == "next" else share
     return [
         Division(config.out / f"fold_{fold}", splits, {"fold": fold, **said}, index[:0])
-        for fold, splits in enumerate(folds(index, count=config.folds, **share, **seed))
+        for fold, splits in enumerate(folds(index, count=config.folds, **share, **seed, **one_class))
     ]
 
 

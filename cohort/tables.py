@@ -3,19 +3,25 @@
 Columns and codings: data_csvs/README.md.
 """
 
-import csv
-import io
 import math
 import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from runtime.errors import InputError
-from runtime.files import atomic_write, refuse_pointer
+from cohort.listing.bids import Unlisted, find_images
+from cohort.listing.cells import MISSING, optional, parse_age, parse_sex
+from cohort.listing.choice import Choice
+from cohort.listing.delimited import RawTable, read_column, read_delimited, read_optional
+from cohort.listing.reading import EXCLUDE, PLAIN, Reading
+from runtime.errors import InputError, InputWarning
+from runtime.files import absence, atomic_write
 
 CLASS_NAMES = ("HC", "TLE")
 LABELS = {"HC": 0, "TLE": 1}
@@ -28,89 +34,126 @@ STORED = ("subject", "file", "diagnosis", "session", "age", "sex", "site", "grou
 COLUMNS = ("subject", "file", "diagnosis", "label", "side", "session", "age", "sex", "site", "group")
 """STORED is in the file, in this order; COLUMNS is what a frame has: `label` and `side` follow from the diagnosis."""
 
-MISSING = {"", "n/a", "N/A", "NA", "nan", "NaN"}
-SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M"}
-OLDEST_YEARS = 120.0
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|[+-]?\.\d+")
+_OTHER_NAMES = {"age": ("age",), "sex": ("sex", "gender")}
+"""What columns are called elsewhere, in whatever capitals."""
+SHOWN = 20
+"""Absent scans that a warning lists; it counts the others."""
 
 
-@dataclass
-class RawTable:
-    """A delimited file as text: column names, rows by name, the line each row begins on, and what was wrong so far."""
+class Listed(NamedTuple):
+    """What a table or a folder names, and what is there of it."""
 
-    path: Path
-    columns: list[str]
-    rows: list[dict[str, str]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    frame: pd.DataFrame
+    """One row per scan with the columns COLUMNS (`read_table`), also those whose scan is not there."""
+    absent: np.ndarray
+    """str (rows,): why the scan of a row is not there, empty where it is."""
+    where: list[str]
+    """The place of each row's file, for messages."""
+    unlisted: list[Unlisted]
+    """Scans of people that no row names."""
+    notes: list[str]
+    """What was accepted and has to be said."""
 
-    def fault(self, index: int, column: str, message: str) -> None:
-        self.problems.append(f"{self.path}: line {self.lines[index]}, column {column}: {message}")
+    def differences(self) -> list[str]:
+        """A line for each row without a scan, and for each scan without a row."""
+        rows = [f"{place}: {reason}" for place, reason in zip(self.where, self.absent, strict=True) if reason]
+        return rows + [f"{' '.join(filter(None, scan[:2]))}: {scan.file} is {scan.reason}" for scan in self.unlisted]
+
+    def there(self) -> pd.DataFrame:
+        """The rows whose scan is there, after a word on the others; InputError where there is none."""
+        rows = self.frame[self.absent == ""]
+        if rows.empty:
+            raise InputError.of("none of the scans is there", self.differences())
+        self.warn()
+        return rows
+
+    def warn(self) -> None:
+        """Says the notes, and how table and scans differ."""
+        for note in self.notes:
+            warnings.warn(note, InputWarning, stacklevel=2)
+        if lines := self.differences():
+            lines = lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
+            text = "".join(f"\n  - {line}" for line in lines)
+            warnings.warn(f"table and scans differ ({len(self.differences())}):{text}", InputWarning, stacklevel=2)
 
 
-def read_table(
-    path: Path | str,
-    *,
-    data_root: Path | str | None = None,
-    label_column: str = "diagnosis",
-    label_map: Mapping[str, str] | None = None,
-    keep_absent: bool = False,
-) -> pd.DataFrame:
+def read_table(path: Path | str, reading: Reading = PLAIN) -> pd.DataFrame:
     """Reads a table of scans (CSV), or a BIDS ``participants.tsv``.
 
     Args:
         path: the table; UTF-8, with or without a byte order mark, any line ends; tab-separated if it ends in ``.tsv``.
-        data_root: folder that `file` is relative to and must not leave, symbolic links followed. Without it, `file` is
-            relative to the table's folder and may be anywhere.
-        label_column: column that holds the diagnosis.
-        label_map: what its values mean, for example ``{"left": "TLE-L"}``; others are refused. Without it they must be
-            diagnoses themselves.
-        keep_absent: keep rows whose file is not there, and participants of a BIDS dataset without a T1-weighted image
-            (with the name it would have), for a caller that reports each when it comes to it.
+            `file` is absolute, or relative to the table's folder; with `data_root` relative to that, and inside it,
+            symbolic links followed.
+        reading: what its values mean, and what is done where it has gaps.
 
     Returns:
         One row per scan, in the order of the file, with the columns COLUMNS: `file` absolute, `label` 0 or 1, `side`
         "L", "R" or "" (from the diagnosis; for a plain TLE from a column `side` where there is one, of L, left, R or
         right), `age` in years or NaN, `sex` "F", "M" or "", `group` (equal to the subject where not given). Absent
-        texts are "". Further columns of the file follow, as text. Of a participants.tsv, one row per T1-weighted
-        image; its column `group` is a diagnosis if there is no other, never our `group`.
+        texts are "". Further columns of the file follow, as text. Of a participants.tsv, one row per session, or per
+        image if `reading` prefers all; its column `group` is a diagnosis if there is no other, never our `group`.
+        Without rows that `reading` excludes, and where it is `partial` without those whose scan is not there.
 
     Raises:
-        InputError: lists every fault of the table with file, line and column.
+        InputError: lists every fault of the table with file, line and column; and, unless `partial`, every row without
+            a scan and everybody with a scan and no row. What is accepted is said by an InputWarning.
     """
+    listed = list_table(path, reading)
+    if not reading.partial and (problems := listed.differences()):
+        raise InputError.of(_refusal(path, problems), problems)
+    return listed.there().reset_index(drop=True)
+
+
+def list_table(path: Path | str, reading: Reading = PLAIN) -> Listed:
+    """As `read_table`, for a caller that reports absent scans and notes itself; refuses the table's faults only."""
     raw = read_delimited(Path(path))
-    root = Path(os.path.realpath(data_root if data_root is not None else raw.path.parent))
-    is_bids = "participant_id" in raw.columns and "subject" not in raw.columns
+    root = Path(os.path.realpath(reading.data_root if reading.data_root is not None else raw.path.parent))
+    _adopt_names(raw, reading.label_column)
+    given = list(raw.columns)
+    is_bids = "participant_id" in given and "subject" not in given
+    choice, unlisted = Choice(reading.prefer), []
+    place = "participant_id" if is_bids and "file" not in given else "file"
     if is_bids:
-        _find_images(raw, root, keep_absent)
-        label_column = "group" if label_column == "diagnosis" and "diagnosis" not in raw.columns else label_column
-    for name in ("subject", "file", label_column):
+        unlisted = find_images(raw, root, choice)
+        raw.notes += [f"{raw.path}: {note}" for note in [choice.note()] if note]
+    if reading.prefer and place == "file":
+        raise InputError(f"--prefer chooses among the images of a BIDS dataset; {path} names its files itself")
+    choice.refuse_unmatched()
+    is_group = is_bids and reading.label_column == "diagnosis" and "diagnosis" not in raw.columns
+    label_column = "group" if is_group else reading.label_column
+    for name in ("subject", "file"):
         if name not in raw.columns:
-            raw.problems.append(f"{raw.path}: column {name} is missing; the table has {', '.join(raw.columns)}")
-    for value, diagnosis in (label_map or {}).items():
-        if diagnosis not in DIAGNOSES:
-            raw.problems.append(f"--label-map: {value!r} is mapped to {diagnosis!r}; expected {', '.join(DIAGNOSES)}")
+            raw.problems.append(_missing(raw, name, given) + "; rename the one that has it")
+    diagnoses = _diagnoses(raw, label_column, reading, given)
+    kept = [diagnosis != EXCLUDE for diagnosis in diagnoses]
+    raw.keep(kept)
+    if not raw.rows and not raw.problems:
+        raise InputError.of(f"{path}: no row is left", raw.notes)
+    strict = {"strict": reading.strict}
     own_group = not is_bids and label_column != "group"
     frame = pd.DataFrame(
         {
             "subject": read_column(raw, "subject", _subject),
-            "file": _files(raw, root, confined=data_root is not None, keep_absent=keep_absent),
-            "diagnosis": _with_sides(raw, read_column(raw, label_column, lambda text: _diagnosis(text, label_map))),
-            "session": read_column(raw, "session", _optional),
-            "age": read_column(raw, "age", parse_age, default=math.nan),
-            "sex": read_column(raw, "sex", parse_sex),
-            "site": read_column(raw, "site", _optional),
-            "group": read_column(raw, "group", _optional) if own_group else [""] * len(raw.rows),
+            "file": _files(raw, root, confined=reading.data_root is not None),
+            "diagnosis": _with_sides(raw, [name for name in diagnoses if name != EXCLUDE]),
+            "session": read_column(raw, "session", optional),
+            "age": read_optional(raw, "age", parse_age, math.nan, **strict),
+            "sex": read_optional(raw, "sex", lambda text: parse_sex(text, reading.sex_map), **strict),
+            "site": read_column(raw, "site", optional),
+            "group": read_column(raw, "group", optional) if own_group else [""] * len(raw.rows),
         }
     )
     _check_repeats(raw, frame)
+    where = [f"{raw.path}: line {line}, column {place}" for line in raw.lines]
+    listed = Listed(frame, np.array(raw.absent, dtype=object), where, unlisted, raw.notes)
     if raw.problems:
-        raise InputError.of(f"{path}: the table was refused", raw.problems)
+        differences = [] if reading.partial else listed.differences()
+        raise InputError.of(_refusal(path, differences), raw.problems + differences)
     frame["label"] = frame["diagnosis"].map(DIAGNOSES).astype("int64")
     frame["side"] = frame["diagnosis"].map(lambda diagnosis: SIDES.get(diagnosis, ""))
     frame["group"] = frame["group"].where(frame["group"] != "", frame["subject"])
     extra = pd.DataFrame(raw.rows, dtype=object).drop(columns=[*COLUMNS, "participant_id"], errors="ignore")
-    return pd.concat([frame[list(COLUMNS)], extra], axis=1)
+    return listed._replace(frame=pd.concat([frame[list(COLUMNS)], extra], axis=1))
 
 
 def table_text(frame: pd.DataFrame, folder: Path | str) -> str:
@@ -141,68 +184,25 @@ def write_csv(path: Path | str, frame: pd.DataFrame) -> None:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_delimited(path: Path) -> RawTable:
-    """Splits the file into named fields; raises at once where no rows can be told apart."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such table")
-    refuse_pointer(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the table as 'CSV UTF-8'") from None
-    before, zero, _ = text.partition("\0")
-    if zero:
-        raise InputError(f"{path}: line {before.count(chr(10)) + 1}: not a delimited table: it holds a zero byte")
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    found, begin = [], 1
-    try:
-        for fields in lines:
-            found.append((begin, [value.strip() for value in fields]))
-            begin = lines.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}: line {begin}: not a delimited table: {error}") from None
-    return _with_header(path, [(line, values) for line, values in found if any(values)])
+def _adopt_names(raw: RawTable, label_column: str) -> None:
+    """Reads `Age`, `Gender` and the like as our columns, where that is the only one and none is called as ours."""
+    for ours, names in _OTHER_NAMES.items():
+        found = [name for name in raw.columns if name.lower() in names and name != label_column]
+        if ours not in raw.columns and len(found) == 1:
+            raw.columns = [ours if name == found[0] else name for name in raw.columns]
+            raw.rows = [dict(zip(raw.columns, row.values(), strict=True)) for row in raw.rows]
+            raw.notes.append(f"{raw.path}: column {found[0]} is read as {ours}")
 
 
-def _with_header(path: Path, found: list[tuple[int, list[str]]]) -> RawTable:
-    """Lines (number and fields) under the first of them, which names the columns."""
-    if not found:
-        raise InputError(f"{path}: the table is empty")
-    (first, columns), *rows = found
-    if len(columns) == 1 and ";" in columns[0]:
-        raise InputError(f"{path}: line {first}: fields are separated by semicolons; save the table with commas")
-    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
-        raise InputError(f"{path}: line {first}: columns named more than once: {', '.join(repeated)}")
-    if not rows:
-        raise InputError(f"{path}: the table has a header but no rows")
-    raw = RawTable(path, columns)
-    for line, values in rows:
-        if len(values) == len(columns):
-            raw.rows.append(dict(zip(columns, values, strict=True)))
-            raw.lines.append(line)
-        else:
-            hint = "; an unquoted comma, perhaps a decimal comma?" if len(values) > len(columns) else ""
-            wrong = f"{len(values)} fields where the header names {len(columns)} columns{hint}"
-            raw.problems.append(f"{path}: line {line}: {wrong}")
-    return raw
+def _refusal(path: Path | str, differences: Sequence[str]) -> str:
+    advice = (
+        "table and scans differ (--partial of cohort.prepare, check and split leaves out what is on one side only); "
+    )
+    return f"{path}: {advice if differences else ''}the table was refused"
 
 
-def read_column(raw: RawTable, name: str, read: Callable, default: object = "") -> list:
-    """One column, each field through `read`; a field that `read` refuses is noted and replaced by `default`."""
-    if name not in raw.columns:
-        return [default] * len(raw.rows)
-    values = []
-    for index, row in enumerate(raw.rows):
-        try:
-            values.append(read(row[name]))
-        except ValueError as error:
-            raw.fault(index, name, str(error))
-            values.append(default)
-    return values
-
-
-def _optional(text: str) -> str:
-    return "" if text in MISSING else text
+def _missing(raw: RawTable, name: str, given: list[str]) -> str:
+    return f"{raw.path}: column {name} is missing; the table has {', '.join(given)}"
 
 
 def _subject(text: str) -> str:
@@ -211,14 +211,57 @@ def _subject(text: str) -> str:
     return text
 
 
-def _diagnosis(text: str, label_map: Mapping[str, str] | None) -> str:
-    if label_map is None:
-        if text not in DIAGNOSES:
-            raise ValueError(f"unknown diagnosis {text!r}; expected {', '.join(DIAGNOSES)}, or give --label-map")
-        return text
-    if text not in label_map:
-        raise ValueError(f"{text!r} is not in --label-map, which has {', '.join(label_map)}")
-    return label_map[text]
+def _diagnoses(raw: RawTable, column: str, reading: Reading, given: list[str]) -> list[str]:
+    """The diagnosis of each row, or EXCLUDE; what has no meaning is a problem, once for each value."""
+    mapping = reading.label_map or {}
+    _check_map(raw, "--label-map", mapping, (*DIAGNOSES, EXCLUDE))
+    if reading.all_hc and mapping:
+        raw.problems.append("--all-hc and --label-map: give one of the two")
+    _check_map(raw, "--sex-map", reading.sex_map or {}, ("F", "M", "n/a"))
+    if column not in raw.columns and not reading.all_hc:
+        hint = "name the one that has it by --label-column, or give --all-hc if everybody is healthy"
+        named = "diagnosis (or group)" if column == "group" else column
+        raw.problems.append(f"{_missing(raw, named, given)}; {hint}")
+    if column not in raw.columns:
+        return ["HC" if reading.all_hc else ""] * len(raw.rows)
+    texts = [row[column] for row in raw.rows]
+    found = [_meaning(text, mapping) for text in texts]
+    if reading.all_hc:
+        found = ["HC" if text in (*MISSING, "HC") else "" for text in texts]
+    _refuse_unknown(raw, column, [text for text, name in zip(texts, found, strict=True) if not name], reading)
+    out = Counter(text or "empty" for text, name in zip(texts, found, strict=True) if name == EXCLUDE)
+    if out:
+        told = ", ".join(f"{text} {count}" for text, count in out.most_common())
+        raw.notes.append(f"{raw.path}: column {column}: {out.total()} rows left out by --label-map: {told}")
+    return found
+
+
+def _refuse_unknown(raw: RawTable, column: str, texts: Sequence[str], reading: Reading) -> None:
+    """One problem for each value without a meaning, the last of them with the flag to give."""
+    lines = [row[column] for row in raw.rows]
+    for text, count in Counter(texts).items():
+        many = f" in {count} rows" if count > 1 else ""
+        healthy = f"{text!r}{many}, but --all-hc says that everybody is healthy"
+        unknown = f"unknown diagnosis {text!r}{many}; expected {', '.join(DIAGNOSES)}"
+        raw.fault(lines.index(text), column, healthy if reading.all_hc else unknown)
+    if texts:
+        pairs = [*(reading.label_map or {}).items(), *((text or "n/a", "...") for text in Counter(texts))]
+        flag = " ".join(f"{shlex.quote(value)} {meaning}" for value, meaning in pairs)
+        raw.problems[-1] += (
+            f"; say in one flag what each means, {', '.join(DIAGNOSES)}, or {EXCLUDE} to leave its rows out: "
+            f"--label-map {flag}"
+        )
+
+
+def _check_map(raw: RawTable, option: str, mapping: Mapping[str, str], allowed: Sequence[str]) -> None:
+    wrong = [(value, meaning) for value, meaning in mapping.items() if meaning not in allowed]
+    raw.problems += [f"{option}: {value!r} is mapped to {to!r}; expected {', '.join(allowed)}" for value, to in wrong]
+
+
+def _meaning(text: str, mapping: Mapping[str, str]) -> str:
+    """What a cell means; empty where that is not known."""
+    own = mapping.get("n/a", "") if text in MISSING else text if text in DIAGNOSES else ""
+    return mapping.get(text, own)
 
 
 def _with_sides(raw: RawTable, diagnoses: list[str]) -> list[str]:
@@ -230,31 +273,8 @@ def _with_sides(raw: RawTable, diagnoses: list[str]) -> list[str]:
     return [f"TLE-{side}" if side and name == "TLE" else name for name, side in zip(diagnoses, sides, strict=True)]
 
 
-def parse_age(text: str) -> float:
-    """Years, NaN where the cell says nothing; ValueError with the reason for anything else."""
-    if text in MISSING:
-        return math.nan
-    if "," in text:
-        raise ValueError(f"{text!r} has a decimal comma; write {text.replace(',', '.')}")
-    # BIDS asks for ages to be capped at 89; "89+" is how some tables write it.
-    plain = text.removesuffix("+")
-    if not _NUMBER.fullmatch(plain):
-        raise ValueError(f"{text!r} is not a number of years")
-    if not 0 <= float(plain) <= OLDEST_YEARS:
-        raise ValueError(f"{text} years; expected 0 to {OLDEST_YEARS:g}")
-    return float(plain)
-
-
-def parse_sex(text: str) -> str:
-    """``F``, ``M``, or empty where the cell says nothing; ValueError with the reason for anything else."""
-    if text in MISSING:
-        return ""
-    if text.lower() not in SEXES:
-        raise ValueError(f"{text!r}; expected F, M, female or male (numbers mean different things in different tables)")
-    return SEXES[text.lower()]
-
-
-def _files(raw: RawTable, root: Path, *, confined: bool, keep_absent: bool) -> list[str]:
+def _files(raw: RawTable, root: Path, *, confined: bool) -> list[str]:
+    """Absolute paths; notes those that leave the root, and in `raw.absent` those that are not there."""
     if "file" not in raw.columns:
         return [""] * len(raw.rows)
     base = root if confined else Path(os.path.abspath(raw.path.parent))
@@ -264,10 +284,10 @@ def _files(raw: RawTable, root: Path, *, confined: bool, keep_absent: bool) -> l
         path = _plain_path(base / text)
         if text in ("", "n/a"):
             raw.fault(index, "file", "empty; every row needs a file")
-        elif not os.path.isfile(path) and not keep_absent:
-            raw.fault(index, "file", f"no such file: {path}" + ("" if text == str(path) else f" (written as {text})"))
         elif confined and not Path(os.path.realpath(path)).is_relative_to(root):
             raw.fault(index, "file", f"{text} leaves --data-root {root}: it is {os.path.realpath(path)}")
+        elif not raw.absent[index] and (reason := absence(path)):
+            raw.absent[index] = f"{reason}: {path}" + ("" if text == str(path) else f" (written as {text})")
         files.append(str(path))
     return files
 
@@ -299,48 +319,11 @@ def _check_repeats(raw: RawTable, frame: pd.DataFrame) -> None:
             continue
         if (first := firsts.setdefault(("row", row.subject, row.session), index)) != index:
             session = f", session {row.session}" if row.session else ""
-            raw.fault(index, "subject", f"{row.subject}{session} is on line {raw.lines[first]} already")
+            told = f"{row.subject}{session} is on line {raw.lines[first]} already"
+            raw.fault(index, "subject", f"{told}; rows of one subject need different values in a column session")
         class_name = CLASS_NAMES[DIAGNOSES[row.diagnosis]] if row.diagnosis in DIAGNOSES else ""
         for column, value in (("sex", row.sex), ("diagnosis", class_name)):
             if value:
                 other, line = constants.setdefault((column, row.subject), (value, raw.lines[index]))
                 if other != value:
                     raw.fault(index, column, f"{row.subject} is {value} here and {other} on line {line}")
-
-
-def _find_images(raw: RawTable, root: Path, keep_absent: bool) -> None:
-    """Turns the participants of a BIDS folder into subjects, and where no column says the files, into their images."""
-    raw.rows = [{**row, "subject": row["participant_id"]} for row in raw.rows]
-    raw.columns.append("subject")
-    if "file" in raw.columns:
-        return
-    listed = list(zip(raw.rows, raw.lines, strict=True))
-    raw.rows, raw.lines = [], []
-    for row, line in listed:
-        # A name is one folder's name: separators in it could lead anywhere.
-        plain = re.sub(r"[/\\]", "_", row["subject"])
-        folder = root / (plain if plain.startswith("sub-") else f"sub-{plain}")
-        images = t1_images(folder)
-        if not images and keep_absent:
-            images = [(folder / "anat" / f"{folder.name}_T1w.nii.gz", "")]
-        if not images:
-            raw.problems.append(
-                f"{raw.path}: line {line}, column participant_id: no anat/*_T1w.nii.gz in {folder} or its sessions"
-            )
-        raw.rows += [{**row, "file": str(image), "session": session} for image, session in images]
-        raw.lines += [line] * len(images)
-    raw.columns += ["file", "session"]
-
-
-def t1_images(folder: Path) -> list[tuple[Path, str]]:
-    """The T1-weighted images of a BIDS participant's folder and of its sessions, sorted, and the session of each.
-
-    A session is what the file's name says between participant and ``_T1w``, such as ``ses-01_run-2``, often nothing:
-    unique within the participant also where a session was scanned twice.
-    """
-    images = sorted([*folder.glob("anat/*_T1w.nii*"), *folder.glob("ses-*/anat/*_T1w.nii*")])
-    return [
-        (image, image.name.split("_T1w.nii")[0].removeprefix(folder.name).removeprefix("_"))
-        for image in images
-        if image.name.endswith((".nii", ".nii.gz"))
-    ]

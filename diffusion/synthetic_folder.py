@@ -24,7 +24,9 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.tables import CLASS_NAMES, LABELS, MISSING, SIDES, parse_age, parse_sex, read_column, read_delimited
+from cohort.listing.cells import MISSING, parse_age, parse_sex
+from cohort.listing.delimited import read_column, read_delimited
+from cohort.tables import CLASS_NAMES, LABELS, SIDES
 from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write_volume
 from diffusion.covariates import SEX_CODES
 from runtime import distributed

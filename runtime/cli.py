@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ import tyro
 
 from runtime import distributed
 from runtime.config import plain_config
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 
 Config = TypeVar("Config")
 
@@ -43,6 +44,7 @@ def run_script(
     ``--dry-run`` prints the resolved configuration as JSON and stops. Refused input and a full disk end with a message
     on standard error and status 2, an interrupt with status 130; anything else is a defect and keeps its traceback.
     """
+    warnings.formatwarning = _format_warning
     try:
         chosen = parse(config, argv, description)
         if chosen.dry_run:
@@ -65,6 +67,15 @@ def run_script(
         _end(f"interrupted: {kept}; run the same command again, and it goes on from there", 130)
     finally:
         distributed.shutdown()
+
+
+_STANDARD_FORMAT = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: object, **line: object) -> str:
+    """A warning about input without the place in our code, which tells a user nothing."""
+    is_ours = issubclass(category, InputWarning)
+    return f"warning: {message}\n" if is_ours else _STANDARD_FORMAT(message, category, *where, **line)
 
 
 def _end(message: str, status: int) -> None:

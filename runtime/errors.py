@@ -13,6 +13,10 @@ class InputError(ValueError):
         return cls(f"{title} ({len(problems)}):{lines}")
 
 
+class InputWarning(UserWarning):
+    """Input was accepted, and something about it has to be said; scripts print its message alone."""
+
+
 def differences(owner: str, theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     """One line, for `InputError.of`, for each of this command's fields that `owner` has with another value or lacks."""
     return [

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -88,6 +89,19 @@ def sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def absence(path: Path | str, kind: str = "file") -> str:
+    """Why no file can be read at `path`, and where the next step is ours to know, that; empty where there is one.
+
+    Folders that git-annex (DataLad) manages hold links, which lead nowhere until their files are fetched.
+    """
+    if os.path.isfile(path):
+        return ""
+    if os.path.islink(path):
+        target, place = os.readlink(path), shlex.quote(str(path))
+        return f"not fetched: a symbolic link that leads nowhere (to {target}); datalad get {place}, or mend the link"
+    return f"a folder, not a {kind}" if os.path.isdir(path) else f"no such {kind}"
 
 
 def refuse_pointer(path: Path | str) -> None:

@@ -16,29 +16,36 @@ _TRAIN, _VAL, _TEST = range(len(SPLITS))
 _NOWHERE = -1
 
 
-def partition(frame: pd.DataFrame, *, val_percent: float, test_percent: float, seed: int) -> dict[str, pd.DataFrame]:
+def partition(
+    frame: pd.DataFrame, *, val_percent: float, test_percent: float, seed: int, allow_one_class: bool = False
+) -> dict[str, pd.DataFrame]:
     """Divides a table (`cohort.tables.read_table`) into training, validation and test subjects.
 
     The same seed and the same rows, in whatever order, give the same splits: "train", "val" and "test", each with its
     rows in the order of `frame`. Raises InputError for percentages (of the subjects) that are not above 0 with a sum
-    below 100, and for a class that would be missing from a split.
+    below 100, and for a class that would be missing from a split, unless `allow_one_class` and the table has just one.
     """
     if not (val_percent > 0 and test_percent > 0 and val_percent + test_percent < 100):
         raise InputError(f"val-percent {val_percent:g} and test-percent {test_percent:g}: each above 0, sum below 100")
     shares = np.array([100 - val_percent - test_percent, val_percent, test_percent]) / 100
+    classes = _classes(frame, allow_one_class)
     splits = _divided(frame, place_rows(frame, shares, rng(seed, "split")))
-    _refuse_missing_class(splits)
+    _refuse_missing_class(splits, classes)
     return splits
 
 
-def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: int) -> list[dict[str, pd.DataFrame]]:
+def folds(
+    frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: int, allow_one_class: bool = False
+) -> list[dict[str, pd.DataFrame]]:
     """Divides a table into `count` folds, each as of `partition`: every subject is in the test split of exactly one.
 
     `val_percent` is the share of the subjects outside the test split that validate; None takes the next fold's test
-    subjects instead, which needs 3 folds. Raises InputError for impossible numbers, or a class that would be missing.
+    subjects instead, which needs 3 folds. Raises InputError for impossible numbers, or a class that would be missing,
+    unless `allow_one_class` and the table has just one.
     """
     if count < (3 if val_percent is None else 2):
         raise InputError(f"{count} folds: expected at least 3, or 2 with --fold-validation share")
+    classes = _classes(frame, allow_one_class)
     homes = place_rows(frame, np.full(count, 1 / count), rng(seed, "folds", count))
     found = []
     for fold in range(count):
@@ -48,7 +55,8 @@ def folds(frame: pd.DataFrame, *, count: int, val_percent: float | None, seed: i
             draw = rng(seed, "fold-validation", count, fold)
             places = _train_and_val(frame, homes != fold, homes == fold, val_percent, draw)
         found.append(_divided(frame, places))
-    _refuse_missing_class({f"fold {k} {name}": rows for k, splits in enumerate(found) for name, rows in splits.items()})
+    named = {f"fold {k} {name}": rows for k, splits in enumerate(found) for name, rows in splits.items()}
+    _refuse_missing_class(named, classes)
     return found
 
 
@@ -70,6 +78,7 @@ def hold_out(
 
     Returns for each set the splits, and the scans that were left out. InputError names what is refused of all sets.
     """
+    classes = _classes(frame, allow_one_class)
     known, units = site_names(frame), tied(frame["subject"], frame["group"])
     problems, chosen = [], []
     for sites in wanted:
@@ -81,11 +90,11 @@ def hold_out(
         ]
         if not there.any():
             continue
-        name, classes = ", ".join(sites), frame.loc[there, "label"].unique()
+        name, found = ", ".join(sites), frame.loc[there, "label"].unique()
         if not (~there & ~shared).any():
             problems.append(f"{name}: no scan of another site is left to train on")
-        if len(classes) < len(CLASS_NAMES) and not allow_one_class:
-            problems.append(f"{name}: only {CLASS_NAMES[classes[0]]}, nothing can be told apart; or --allow-one-class")
+        if len(found) < len(CLASS_NAMES) and not allow_one_class:
+            problems.append(f"{name}: only {CLASS_NAMES[found[0]]}, nothing can be told apart; or --allow-one-class")
         if not leave_out_shared:
             problems += [
                 f"{name}: subject {row.subject} (group {row.group}) has a scan at {row.site}; or --leave-out-shared"
@@ -97,7 +106,7 @@ def hold_out(
     for sites, (there, shared) in zip(wanted, chosen, strict=True):
         draw = rng(seed, "holdout-site " + "\n".join(sorted(set(sites))))
         splits = _divided(frame, _train_and_val(frame, ~there & ~shared, there, val_percent, draw))
-        _refuse_missing_class({name: splits[name] for name in ("train", "val")})
+        _refuse_missing_class({name: splits[name] for name in ("train", "val")}, classes)
         found.append((splits, frame[shared].reset_index(drop=True)))
     return found
 
@@ -129,11 +138,23 @@ def _divided(frame: pd.DataFrame, places: np.ndarray) -> dict[str, pd.DataFrame]
     return splits
 
 
-def _refuse_missing_class(splits: Mapping[str, pd.DataFrame]) -> None:
+def _classes(frame: pd.DataFrame, allow_one_class: bool) -> list[int]:
+    """The class codes that every split must have; InputError where a table has one class and that is not allowed."""
+    found = sorted(set(frame["label"]))
+    if len(found) < len(CLASS_NAMES) and not allow_one_class:
+        names = ", ".join(CLASS_NAMES[code] for code in found)
+        raise InputError(
+            f"the table has only {names}: no classifier can be trained or tested on it; --allow-one-class divides it "
+            "for the VAE (which has the same flag)"
+        )
+    return found if allow_one_class else list(range(len(CLASS_NAMES)))
+
+
+def _refuse_missing_class(splits: Mapping[str, pd.DataFrame], classes: Sequence[int]) -> None:
     problems = [
         f"{name} would have no {CLASS_NAMES[code]}"
         for name, frame in splits.items()
-        for code in np.setdiff1d(range(len(CLASS_NAMES)), frame["label"])
+        for code in np.setdiff1d(classes, frame["label"])
     ]
     if problems:
         raise InputError.of("too few subjects (or groups) of a class for so many splits", problems)

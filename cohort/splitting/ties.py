@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cohort.tables import CLASS_NAMES, read_delimited
+from cohort.listing.delimited import read_delimited
+from cohort.tables import CLASS_NAMES
 from runtime.errors import InputError
 
 

@@ -143,10 +143,10 @@ def test_faults_of_a_table_and_of_its_files(tmp_path, check):
     (tmp_path / "scans" / "zero.nii").touch()
     rows += ["p,scans/loop.nii,HC", "q,scans/zero.nii,HC", "r,scans/absent.nii,HC"]
     frame = check(table(tmp_path / "t.csv", rows))[2]
-    scans = of_kind(frame, "unreadable", "error").set_index("subject")["message"]
-    assert "leads nowhere (or to itself)" in scans["p"]
-    assert "empty" in scans["q"]
-    assert "no such file" in scans["r"]
+    absent = of_kind(frame, "absent", "error").set_index("subject")["message"]
+    assert "a symbolic link that leads nowhere" in absent["p"]
+    assert "no such file" in absent["r"]
+    assert "empty" in of_kind(frame, "unreadable", "error").set_index("subject")["message"]["q"]
     outside = save(tmp_path / "outside.nii", brain(seed=70))
     rows += ["s0,scans/s0.nii.gz,HC", "q,scans/s2.nii.gz,XX", f"t,{outside},HC"]
     status, _, frame, _ = check(table(tmp_path / "t.csv", rows), words=("--data-root", str(tmp_path / "scans")))
@@ -161,6 +161,26 @@ def test_faults_of_a_table_and_of_its_files(tmp_path, check):
         assert part in told
     assert "leaves --data-root" in told
     assert str(outside) not in set(frame["file"])
+
+
+def test_what_a_table_cannot_say_and_people_in_no_row(tmp_path, check):
+    """As a BIDS dataset may come: values of another coding are warnings, people in one place only errors."""
+    rows = ["participant_id\tage\tgroup\n", *(f"sub-{k}\t{30 + k}\t{('HC', 'TLE')[k % 2]}\n" for k in range(4))]
+    rows[2] = rows[2].replace("31", "20-25")
+    for k in (0, 1, 2, 5):
+        (tmp_path / f"sub-{k}/anat").mkdir(parents=True)
+        save(tmp_path / f"sub-{k}/anat/sub-{k}_T1w.nii", brain(seed=k))
+    (tmp_path / "participants.tsv").write_text("".join(rows))
+    status, _, frame, _ = check(tmp_path / "participants.tsv")
+    assert status == 1
+    (note,) = of_kind(frame, "table", "warning")["message"]
+    assert "column age: 1 of 4 cells cannot be read" in note
+    absent = of_kind(frame, "absent", "error").set_index("subject")
+    assert absent["row"].to_dict() == {"sub-3": "4", "sub-5": ""}
+    assert absent["message"]["sub-5"] == "in no row of participants.tsv"
+    status, _, frame, _ = check(tmp_path / "participants.tsv", words=("--partial",))
+    assert status == 0
+    assert list(of_kind(frame, "absent", "warning")["subject"]) == ["sub-3", "sub-5"]
 
 
 def test_crlf_and_a_byte_order_mark_change_nothing(tmp_path, check):

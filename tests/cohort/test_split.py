@@ -5,6 +5,7 @@ import json
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from cohort.ledger import ledger_of
 from cohort.splitting.folds import SPLITS, refuse_shared
 from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 from tests.support.people import cohort, homes
 
 
@@ -203,6 +204,54 @@ def test_script_names_every_site_that_cannot_be_held_out(index, split):
     assert status == 2
     assert "'York 1', 'York/1' would share a folder" in error
     assert not out.exists()
+
+
+def test_script_divides_a_cohort_of_one_class_when_asked(index, split):
+    """The VAE can be trained on controls alone."""
+    frame = read_table(index)
+    write_table(index, frame[frame["label"] == 0])
+    out = index.parent / "out"
+    status, _, error = split("--index", index, "--out", out)
+    assert status == 2
+    assert "the table has only HC" in error
+    assert "--allow-one-class" in error
+    assert split("--index", index, "--out", out, "--allow-one-class")[0] == 0
+    splits = {name: read_table(out / f"{name}.csv") for name in SPLITS}
+    assert sum(map(len, splits.values())) == (frame["label"] == 0).sum()
+    assert (out / "balance.png").exists()
+    assert (
+        split("--index", index, "--out", index.parent / "k", "--folds", 3, "--no-figure", "--allow-one-class")[0] == 0
+    )
+    # The flag lets no class get lost that the table has.
+    few = pd.concat([frame[frame["label"] == 0], frame[frame["label"] == 1].head(2)])
+    write_table(index, few)
+    status, _, error = split("--index", index, "--out", index.parent / "few", "--allow-one-class")
+    assert status == 2
+    assert "would have no TLE" in error
+
+
+def test_script_leaves_rows_out_by_label_and_says_how_many(index, split):
+    frame = read_table(index)
+    index.write_text(index.read_text().replace(",TLE-L,", ",left,", 2).replace(",TLE-R,", ",bilateral,", 2))
+    mapping = ("--label-map", "left", "TLE-L", "bilateral", "exclude")
+    with pytest.warns(InputWarning, match="2 rows left out by --label-map: bilateral 2"):
+        assert split("--index", index, "--out", index.parent / "out", "--no-figure", *mapping)[0] == 0
+    kept = pd.concat(read_table(index.parent / "out" / f"{name}.csv") for name in SPLITS)
+    assert len(kept) == len(frame) - 2
+
+
+def test_script_needs_every_scan_unless_partial(index, split):
+    frame = read_table(index)
+    Path(frame["file"][3]).unlink()
+    arguments = ("--index", index, "--out", index.parent / "out", "--no-figure")
+    status, _, error = split(*arguments)
+    assert status == 2
+    assert "no such file" in error
+    assert "--partial" in error
+    with pytest.warns(InputWarning, match="differ"):
+        assert split(*arguments, "--partial")[0] == 0
+    kept = pd.concat(read_table(index.parent / "out" / f"{name}.csv") for name in SPLITS)
+    assert sorted(kept["subject"]) == sorted(set(frame["subject"]) - {frame["subject"][3]})
 
 
 def test_script_keeps_copies_together(index, split):

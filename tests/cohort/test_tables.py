@@ -6,8 +6,9 @@ import os
 import pandas as pd
 import pytest
 
+from cohort.listing.reading import Reading
 from cohort.tables import COLUMNS, read_table, write_table
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 
 
 @pytest.fixture
@@ -67,15 +68,15 @@ FAULTS = {
     "empty diagnosis": ("s,a.nii,,,,,", ["line 2, column diagnosis", "''"]),
     "missing file": ("s,nowhere.nii,HC,,,,", ["line 2, column file", "no such file", "nowhere.nii"]),
     "empty file": ("s,,HC,,,,", ["line 2, column file", "empty"]),
-    "folder as file": ("s,.,HC,,,,", ["line 2, column file", "no such file"]),
+    "folder as file": ("s,.,HC,,,,", ["line 2, column file", "a folder, not a file"]),
     "repeated row": ("s,a.nii,HC,1,,,\ns,b.nii,HC,1,,,", ["line 3, column subject", "s, session 1 is on line 2"]),
     "repeated file": ("s,a.nii,HC,,,,\nt,./a.nii,HC,,,,", ["line 3, column file", "same file as on line 2"]),
     "decimal comma": ('s,a.nii,HC,,"34,5",,', ["line 2, column age", "decimal comma", "34.5"]),
     "unquoted decimal comma": ("s,a.nii,HC,,34,5,,", ["line 2", "8 fields", "7 columns", "decimal comma"]),
     "negative age": ("s,a.nii,HC,,-3,,", ["line 2, column age", "-3", "0 to 120"]),
     "absurd age": ("s,a.nii,HC,,1985,,", ["line 2, column age", "1985"]),
-    "worded age": ("s,a.nii,HC,,inf,,", ["line 2, column age", "'inf'", "not a number"]),
-    "sex as number": ("s,a.nii,HC,,,1,", ["line 2, column sex", "'1'", "F, M"]),
+    "worded age": ("s,a.nii,HC,,inf,,", ["line 2, column age", "'inf'", "not a number", "n/a"]),
+    "sex as number": ("s,a.nii,HC,,,1,", ["line 2, column sex", "'1'", "F, M", "--sex-map 1 F"]),
     "short row": ("s,a.nii,HC", ["line 2", "3 fields", "7 columns"]),
     "two sexes": ("s,a.nii,HC,1,,F,\ns,b.nii,HC,2,,M,", ["line 3, column sex", "s is M here and F on line 2"]),
     "two classes": ("s,a.nii,HC,1,,,\ns,b.nii,TLE,2,,,", ["line 3, column diagnosis", "HC on line 2"]),
@@ -87,7 +88,7 @@ def test_fault_names_file_line_and_column(folder, fault):
     rows, expected = FAULTS[fault]
     path = table(folder, f"subject,file,diagnosis,session,age,sex,site\n{rows}\n")
     with pytest.raises(InputError) as refusal:
-        read_table(path)
+        read_table(path, Reading(strict=True))
     message = str(refusal.value)
     assert str(path) in message
     assert "refused (1)" in message
@@ -98,7 +99,7 @@ def test_fault_names_file_line_and_column(folder, fault):
 def test_all_faults_at_once(folder):
     text = 'subject,file,age,sex\n,gone.nii,"1,5",x\ns,a.nii,200,\n'
     with pytest.raises(InputError) as refusal:
-        read_table(table(folder, text))
+        read_table(table(folder, text), Reading(strict=True))
     message = str(refusal.value)
     assert "refused (6)" in message
     assert "column diagnosis is missing; the table has subject, file, age, sex" in message
@@ -117,7 +118,12 @@ def test_line_numbers_survive_blank_lines_and_quoted_line_ends(folder):
     [
         ("", "utf-8", "the table is empty"),
         ("subject,file,diagnosis\n", "utf-8", "no rows"),
-        ("subject;file;diagnosis\ns;a.nii;HC\n", "utf-8", "semicolons"),
+        ("subject;file;diagnosis\ns;a.nii;HC\n", "utf-8", "separated by semicolons; a table with .csv has commas"),
+        ("subject\tfile\tdiagnosis\ns\ta.nii\tHC\n", "utf-8", "separated by tabs.*or rename it to .tsv"),
+        ("subject,file,diagnosis\n", "utf-16", "UTF-16 text.*save it as 'CSV UTF-8'"),
+        ("PK\x03\x04 and more", "utf-8", "a workbook.*save it as 'CSV UTF-8'"),
+        ("<!DOCTYPE html><p>Sign in</p>", "utf-8", "a web page"),
+        ('{"age": {"Units": "years"}}', "utf-8", "JSON"),
         ("subject,file,file,diagnosis\ns,a.nii,a.nii,HC\n", "utf-8", "more than once: file"),
         ("subject,file,diagnosis,site\ns,a.nii,HC,Zürich\n", "latin-1", "not UTF-8"),
         ('subject,file,diagnosis\ns,"a.nii,HC\n', "utf-8", "line 2: not a delimited table"),
@@ -132,6 +138,71 @@ def test_tables_that_are_none(folder, text, encoding, message):
 def test_no_such_table(tmp_path):
     with pytest.raises(InputError, match="no such table"):
         read_table(tmp_path / "absent.csv")
+    with pytest.raises(InputError, match="a folder, not a table"):
+        read_table(tmp_path)
+
+
+def test_commas_in_a_tsv_are_named_and_what_to_do(folder):
+    with pytest.raises(
+        InputError, match=r"commas; a table with .tsv has tabs: save it with those; or rename it to .csv"
+    ):
+        read_table(table(folder, GOOD, "t.tsv"))
+
+
+def test_a_link_that_leads_nowhere_is_not_fetched(folder):
+    (folder / "linked.csv").symlink_to(".git/annex/objects/qF/8V/MD5E-s9--43.csv/MD5E-s9--43.csv")
+    with pytest.raises(InputError, match=rf"not fetched: a symbolic link.*datalad get {folder}/linked.csv"):
+        read_table(folder / "linked.csv")
+    (folder / "linked.nii").symlink_to(".git/annex/objects/x.nii")
+    path = table(folder, "subject,file,diagnosis\ns,linked.nii,HC\nt,a.nii,HC\n")
+    with pytest.raises(InputError, match=rf"line 2, column file: not fetched.*datalad get {folder}/linked.nii"):
+        read_table(path)
+
+
+def test_optional_values_that_cannot_be_read_are_unknown_and_said(folder):
+    """As BIDS allows (sex O), and as people write what they do not know."""
+    rows = "p,a.nii,HC,30,F\nq,b.nii,TLE,31,O\nr,c.nii,HC,20-25,M\ns,d.nii,TLE,-,M\n"
+    path = table(folder, "subject,file,diagnosis,age,sex\n" + rows)
+    with pytest.warns(InputWarning) as said:
+        frame = read_table(path)
+    assert frame["sex"].tolist() == ["F", "", "M", "M"]
+    assert frame["age"].fillna(-1).tolist() == [30, 31, -1, -1]
+    ages, sexes = sorted(str(warning.message) for warning in said)
+    assert "column age: 2 of 4 cells cannot be read and count as unknown" in ages
+    assert "line 4: '20-25' is not a number of years; write n/a for unknown; line 5: '-'" in ages
+    assert "column sex: 1 of 4" in sexes
+    assert "--sex-map O" in sexes
+    with pytest.raises(InputError, match=r"refused \(3\)"):
+        read_table(path, Reading(strict=True))
+
+
+def test_a_note_counts_the_cells_that_it_does_not_name(folder):
+    for name in "efgh":
+        (folder / f"{name}.nii").touch()
+    rows = "".join(f"{name},{name}.nii,HC,old\n" for name in "abcdefgh")
+    with pytest.warns(InputWarning, match="8 of 8 cells.*line 6: 'old'[^']*; and 3 more"):
+        read_table(table(folder, "subject,file,diagnosis,age\n" + rows))
+
+
+def test_sexes_by_a_map(folder):
+    path = table(folder, "subject,file,diagnosis,sex\np,a.nii,HC,1\nq,b.nii,HC,2\nr,c.nii,HC,O\ns,d.nii,HC,f\n")
+    frame = read_table(path, Reading(strict=True, sex_map={"1": "M", "2": "F", "O": "n/a"}))
+    assert frame["sex"].tolist() == ["M", "F", "", "F"]
+    with pytest.raises(InputError, match="--sex-map: '1' is mapped to 'boy'; expected F, M, n/a"):
+        read_table(path, Reading(sex_map={"1": "boy"}))
+
+
+def test_columns_called_otherwise_are_adopted_and_said(folder):
+    path = table(folder, "subject,file,diagnosis,Age,gender\np,a.nii,HC,30,F\n")
+    with pytest.warns(InputWarning) as said:
+        frame = read_table(path)
+    texts = " ".join(str(warning.message) for warning in said)
+    assert "column Age is read as age" in texts
+    assert "column gender is read as sex" in texts
+    assert frame.loc[0, ["age", "sex"]].tolist() == [30, "F"]
+    assert tuple(frame.columns) == COLUMNS
+    kept = read_table(table(folder, "subject,file,diagnosis,sex,gender\np,a.nii,HC,F,woman\n"))
+    assert kept.loc[0, ["sex", "gender"]].tolist() == ["F", "woman"]
 
 
 def test_data_root_is_where_files_are_and_a_border(folder):
@@ -141,11 +212,11 @@ def test_data_root_is_where_files_are_and_a_border(folder):
     os.symlink(folder / "a.nii", inner / "link.nii")
     os.symlink(folder, inner / "out")
     header = "subject,file,diagnosis\n"
-    frame = read_table(table(inner, header + "s,in.nii,HC\n", "csv/t.csv"), data_root=inner)
+    frame = read_table(table(inner, header + "s,in.nii,HC\n", "csv/t.csv"), Reading(data_root=inner))
     assert frame["file"][0] == str(inner / "in.nii")
     rows = f"p,../a.nii,HC\nq,{folder}/b.nii,HC\nr,link.nii,HC\ns,out/c.nii,HC\n"
     with pytest.raises(InputError) as refusal:
-        read_table(table(inner, header + rows, "csv/t.csv"), data_root=inner)
+        read_table(table(inner, header + rows, "csv/t.csv"), Reading(data_root=inner))
     message = str(refusal.value)
     assert message.count("leaves --data-root") == 4
     assert [f"line {line}, column file" in message for line in (2, 3, 4, 5)] == [True] * 4
@@ -155,54 +226,75 @@ def test_data_root_is_where_files_are_and_a_border(folder):
 def test_label_column_and_map(folder):
     text = "subject,file,HC_vs_LTLE_vs_RTLE_string\np,a.nii,HC\nq,b.nii,left\nr,c.nii,right\n"
     mapping = {"HC": "HC", "left": "TLE-L", "right": "TLE-R"}
-    frame = read_table(table(folder, text), label_column="HC_vs_LTLE_vs_RTLE_string", label_map=mapping)
+    frame = read_table(table(folder, text), Reading(label_column="HC_vs_LTLE_vs_RTLE_string", label_map=mapping))
     assert frame["diagnosis"].tolist() == ["HC", "TLE-L", "TLE-R"]
     assert frame["side"].tolist() == ["", "L", "R"]
     del mapping["right"]
     mapping["HC"] = "control"
     with pytest.raises(InputError) as refusal:
-        read_table(table(folder, text), label_column="HC_vs_LTLE_vs_RTLE_string", label_map=mapping)
-    assert "line 4, column HC_vs_LTLE_vs_RTLE_string: 'right' is not in --label-map" in str(refusal.value)
+        read_table(table(folder, text), Reading(label_column="HC_vs_LTLE_vs_RTLE_string", label_map=mapping))
+    assert "line 4, column HC_vs_LTLE_vs_RTLE_string: unknown diagnosis 'right'; expected" in str(refusal.value)
     assert "'control'" in str(refusal.value)
 
 
-def test_group_as_label_is_not_a_group(folder):
-    frame = read_table(table(folder, "subject,file,group\np,a.nii,HC\nq,b.nii,HC\n"), label_column="group")
-    assert frame["group"].tolist() == ["p", "q"]
+def test_rows_are_left_out_by_label_and_counted(folder):
+    rows = "p,a.nii,HC\nq,b.nii,left\nr,c.nii,bilateral\nr,absent.nii,bilateral\ns,d.nii,\nt,d.nii,extratemporal\n"
+    path = table(folder, "subject,file,kind\n" + rows)
+    mapping = {"left": "TLE-L", "bilateral": "exclude"}
+    with pytest.raises(InputError) as refusal:
+        read_table(path, Reading(label_column="kind", label_map=mapping))
+    message = str(refusal.value)
+    assert "line 6, column kind: unknown diagnosis ''" in message
+    assert "line 7, column kind: unknown diagnosis 'extratemporal'" in message
+    assert "--label-map left TLE-L bilateral exclude n/a ... extratemporal ...\n" in message
+    assert "absent.nii" not in message
+    mapping |= {"n/a": "exclude", "extratemporal": "exclude"}
+    with pytest.warns(InputWarning, match="4 rows left out by --label-map: bilateral 2, empty 1, extratemporal 1"):
+        frame = read_table(path, Reading(label_column="kind", label_map=mapping))
+    assert frame["subject"].tolist() == ["p", "q"]
+    assert frame["diagnosis"].tolist() == ["HC", "TLE-L"]
+    everything = dict.fromkeys([*mapping, "HC", "left"], "exclude")
+    with pytest.raises(InputError, match="no row is left"):
+        read_table(path, Reading(label_column="kind", label_map=everything))
 
 
-def bids(folder, text, images):
-    for image in images:
-        path = folder / image
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    return table(folder, text, "participants.tsv")
-
-
-def test_bids_participants(tmp_path):
-    images = [
-        "sub-01/anat/sub-01_T1w.nii.gz",
-        "sub-02/ses-b/anat/sub-02_ses-b_run-1_T1w.nii.gz",
-        "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz",
-        "sub-02/ses-a/anat/sub-02_ses-a_T1w.json",
-    ]
-    text = "participant_id\tage\tsex\tgroup\tsite\nsub-01\tn/a\tn/a\tHC\tS1\nsub-02\t89+\tM\tTLE-R\tn/a\n"
-    frame = read_table(bids(tmp_path, text, images))
-    assert frame["subject"].tolist() == ["sub-01", "sub-02", "sub-02"]
-    assert frame["group"].tolist() == ["sub-01", "sub-02", "sub-02"]
-    assert frame["session"].tolist() == ["", "ses-a", "ses-b_run-1"]
-    assert frame["diagnosis"].tolist() == ["HC", "TLE-R", "TLE-R"]
-    assert frame["site"].tolist() == ["S1", "", ""]
-    assert frame["file"][0] == str(tmp_path / images[0])
-
-
-def test_bids_participants_without_scans_are_all_named(tmp_path):
-    text = "participant_id\tdiagnosis\nsub-01\tHC\nsub-02\tHC\n../etc\tHC\nsub-04\tHC\n"
-    path = bids(tmp_path, text, ["sub-04/anat/sub-04_T1w.nii"])
+def test_an_unknown_diagnosis_is_one_problem_however_many_rows_have_it(folder):
+    path = table(folder, "subject,file,diagnosis\np,a.nii,AD\nq,b.nii,AD\nr,c.nii,HC\n")
     with pytest.raises(InputError) as refusal:
         read_table(path)
-    assert "refused (3)" in str(refusal.value)
-    assert "line 3, column participant_id: no anat/*_T1w.nii.gz" in str(refusal.value)
+    assert "refused (1)" in str(refusal.value)
+    assert "line 2, column diagnosis: unknown diagnosis 'AD' in 2 rows" in str(refusal.value)
+
+
+def test_all_healthy(folder):
+    path = table(folder, "subject,file\np,a.nii\nq,b.nii\n")
+    with pytest.raises(InputError, match=r"column diagnosis is missing; the table has subject, file;.*--all-hc"):
+        read_table(path)
+    assert read_table(path, Reading(all_hc=True))["diagnosis"].tolist() == ["HC", "HC"]
+    path = table(folder, "subject,file,diagnosis\np,a.nii,HC\nq,b.nii,n/a\nr,c.nii,TLE\n")
+    with pytest.raises(InputError) as refusal:
+        read_table(path, Reading(all_hc=True))
+    assert "refused (1)" in str(refusal.value)
+    assert "line 4, column diagnosis: 'TLE', but --all-hc says that everybody is healthy" in str(refusal.value)
+    with pytest.raises(InputError, match="--all-hc and --label-map: give one of the two"):
+        read_table(path, Reading(all_hc=True, label_map={"TLE": "exclude"}))
+
+
+def test_partial_leaves_out_what_is_not_there(folder):
+    path = table(folder, "subject,file,diagnosis\np,a.nii,HC\nq,gone.nii,TLE\n")
+    with pytest.warns(InputWarning, match=r"differ \(1\):\n  - .*line 3, column file: no such file: .*gone.nii"):
+        frame = read_table(path, Reading(partial=True))
+    assert frame["subject"].tolist() == ["p"]
+
+
+def test_preferring_needs_a_bids_dataset(folder):
+    with pytest.raises(InputError, match="--prefer chooses among the images of a BIDS dataset"):
+        read_table(table(folder, GOOD), Reading(prefer=("rec-norm",)))
+
+
+def test_group_as_label_is_not_a_group(folder):
+    frame = read_table(table(folder, "subject,file,group\np,a.nii,HC\nq,b.nii,HC\n"), Reading(label_column="group"))
+    assert frame["group"].tolist() == ["p", "q"]
 
 
 def test_written_tables_read_back_equal(folder):

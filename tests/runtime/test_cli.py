@@ -50,6 +50,22 @@ def test_dry_run_prints_and_does_nothing(capsys: pytest.CaptureFixture) -> None:
     assert json.loads(capsys.readouterr().out) == {"steps": 1, "dry_run": True}
 
 
+def test_a_warning_about_input_is_its_message_alone() -> None:
+    """In a process of its own, since a test's warnings are caught."""
+    program = (
+        "import warnings; from dataclasses import dataclass; from runtime.cli import run_script; "
+        "from runtime.errors import InputWarning\n"
+        "@dataclass(frozen=True)\nclass Config:\n    dry_run: bool = False\n"
+        "def main(config):\n    warnings.warn('t.csv: odd', InputWarning)\n    warnings.warn('a defect')\n"
+        "run_script(main, Config, argv=[])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    first, second = done.stderr.splitlines()
+    assert first == "warning: t.csv: odd"
+    assert second.endswith("UserWarning: a defect")
+
+
 def test_refused_input_is_a_message_and_status_2(capsys: pytest.CaptureFixture) -> None:
     def main(config: Config) -> None:
         raise InputError.of("table.csv: rows refused", ["row 2: no file", "row 5: no label"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cohort.decoding import read_voxels
-from cohort.tables import read_delimited
+from cohort.listing.delimited import read_delimited
 from runtime.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from runtime.errors import InputError
 from runtime.files import atomic_write, read_json, sha256, write_json
