@@ -18,7 +18,9 @@ from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
 from cohort.preparation.quality import measure
 from cohort.preparation.registration import Working
-from cohort.scans import Grid, box_mm, extent_text, head_mask, onto_grid, resample, to_ras
+from cohort.reading import intensities
+from cohort.reading.headers import Placement
+from cohort.scans import Grid, box_mm, head_mask, onto_grid, refuse_no_head, resample, to_ras
 
 PREPARATION = 1
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
@@ -26,8 +28,6 @@ WORKING_MM = 2.0
 """Voxel of the copy of a scan that registration and bias correction work on."""
 SMALLEST_BRAIN_ML = 300.0
 """Below, what was found is no brain of a child or an adult."""
-EXTENT_LIMITS_MM = (100.0, 700.0)
-"""Longest side of a field of view; beyond these it is no head's, or not in mm."""
 
 BIAS_MM = 6.0
 """Voxel size at which the bias field is fitted; the field varies over centimetres."""
@@ -81,38 +81,46 @@ class Prepared:
     """bool (D, H, W)."""
     matrix: np.ndarray
     measures: dict[str, float | None]
+    notes: tuple[str, ...] = ()
+    """What was odd about the intensities, and what was done (`cohort.reading.intensities.plain`)."""
 
 
-def prepare(path: Path | str, grid: Grid, mask: Path | str | None = None, *, assume_mni: bool = False) -> Prepared:
+def prepare(
+    path: Path | str, grid: Grid, mask: Path | str | None = None, *, assume_mni: bool = False,
+    placement: Placement | None = None,
+) -> Prepared:  # fmt: skip
     """Prepares one scan: bias field, registration, brain, intensities; InputError if it cannot be.
 
     Args:
-        path: ``.nii``, ``.nii.gz`` or a volume pickle.
+        path: a scan (`cohort.decoding.ENDINGS`).
         grid: where the output is wanted.
         mask: a brain mask in the scan's space (any grid, above 0 inside), used instead of the template's brain.
         assume_mni: the scan is prepared and in the template's space already: only check, resample and measure it.
+        placement: where the voxels of scan and mask lie, instead of what their headers say.
     """
-    scan = _read(path, grid)
+    image, affine = _read(path, grid, placement)
+    plain, notes = intensities.plain(image)
+    scan = Scan(*to_ras(plain, affine))
     given = None
     if mask:
-        image = _read(mask, grid)
-        given = Scan((image.image > 0).astype(np.float32), image.affine)
+        image, affine = to_ras(*_read(mask, grid, placement))
+        given = Scan((image > 0).astype(np.float32), affine)
     with naming(path):
         if assume_mni:
             space = Space(np.eye(4), given or _template_brain(np.eye(4), None))
         else:
             space = _registered(_working(scan), given)
-        return _prepared(scan, grid, space, masked=given is not None)
+        prepared = _prepared(scan, grid, space, masked=given is not None)
+    return replace(prepared, notes=tuple(notes))
 
 
-def _read(path: Path | str, grid: Grid) -> Scan:
+def _read(path: Path | str, grid: Grid, placement: Placement | None) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels as stored, and their affine."""
     with naming(path):
-        image, affine, _ = read_voxels(Path(path))
+        image, affine, _ = read_voxels(Path(path), placement)
         affine = grid.affine_of(image, affine)
-        low, high = box_mm(image.shape, affine)
-        if not EXTENT_LIMITS_MM[0] <= (high - low).max() <= EXTENT_LIMITS_MM[1]:
-            raise RefusedError(f"{extent_text(image.shape, affine)}: no head; are its voxel sizes in mm?")
-    return Scan(*to_ras(image, affine))
+        refuse_no_head(image.shape, affine)
+    return image, affine
 
 
 def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared:
@@ -136,6 +144,7 @@ def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared
     low, high = brain_extraction.jacobian_range(space.warp) if space.warp is not None else (None, None)
     measures = measure(whole, brain, seen, grid) | {
         "brain_ml": float(brain.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
+        "brain_at_floor": float((image[inside] <= image[inside].min()).mean()),
         "affine_jacobian": None if as_it_is else float(np.linalg.det(space.matrix[:3, :3])),
         "warp_jacobian_min": low,
         "warp_jacobian_max": high,
@@ -149,10 +158,10 @@ def _working(scan: Scan) -> Working:
     shape = tuple(int(size) for size in np.maximum(np.ceil((high - low) / WORKING_MM), 8))
     affine = np.diag([WORKING_MM] * 3 + [1.0])
     affine[:3, 3] = low + WORKING_MM / 2
-    # Negative voxels are what some filters leave of zero; mutual information, N4 and thresholds want none.
+    # A few negative voxels are what some filters leave of zero; mutual information, N4 and thresholds want none.
     image = np.maximum(scan.onto(affine, shape), 0)
     if not image.any():
-        raise RefusedError("no voxel is above 0")
+        raise RefusedError("no voxel is brighter than its air")
     image /= np.float32(np.percentile(image[image > 0], 99.5))
     return Working(image, affine, scan.field_of_view().onto(affine, shape) > 0.5)
 

@@ -57,7 +57,7 @@ def test_false_endings(tmp_path):
     plain, packed = save(tmp_path / "a.nii", brain()), save(tmp_path / "b.nii.gz", brain())
     assert "not compressed" in refusal(plain.rename(tmp_path / "c.nii.gz"))
     assert "named .nii but compressed" in refusal(packed.rename(tmp_path / "d.nii"))
-    assert "expected a name ending in" in refusal(tmp_path / "d.mgz")
+    assert "expected a name ending in" in refusal(tmp_path / "d.mnc")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.pkl"])
@@ -126,7 +126,7 @@ def test_no_overlap_and_wrong_units(tmp_path):
     away[0, 3] += 1000
     assert "it reaches from [920, -113, -72] to [1080, 79, 88] mm" in refusal(save(tmp_path / "a.nii", brain(), away))
     metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ GRID.affine
-    assert "covers 0.0%" in refusal(save(tmp_path / "b.nii", brain(), metres))
+    assert "no head; are its voxel sizes in mm?" in refusal(save(tmp_path / "b.nii", brain(), metres))
 
 
 @pytest.mark.parametrize("packed", [False, True])
