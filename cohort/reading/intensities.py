@@ -17,6 +17,8 @@ SOLID = 0.8
 """Least share of a fill's voxels on the border under which the next two layers have it too; noise has no such depth."""
 FARTHEST_FILL = 1.0
 """A fill below the scan's darkest voxel by more than this share of its range is no value of air: a tool's mark."""
+OUTLYING = 0.02
+"""Least share of a scan's range by which single voxels lie below the rest when they are outliers, and not its air."""
 STANDARDISED = 0.01
 """Largest mean, in standard deviations, of an image standardised with its background."""
 BRIGHT_AIR, ROUGH_AIR = 0.2, 0.1
@@ -40,25 +42,27 @@ def plain(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
         float32 (D, H, W), background exactly 0 and, unless the scan was only filled outside, all else above 0: the
         scan's own values less those of its air. And what was found and done, a sentence each; empty for most scans.
     """
-    fills = [value for value in _fills(image) if value != 0]
-    if not fills and image.min() >= 0:
+    fills = _fills(image)
+    marks = [value for value in fills if value != 0]
+    if not marks and image.min() >= 0:
         return _without_bright_air(image, [])
     outside = np.zeros(image.shape, dtype=bool)
-    for value in fills:
+    for value in marks:
         outside |= joined_to_border(np.isnan(image) if np.isnan(value) else image == value)
-    rest = _sample(image[~outside & (image != 0)])
-    if not rest.size:
+    rest = image[~outside]
+    tissue = _sample(rest[rest != 0])
+    if not tissue.size:
         return image, []
-    low, high = np.percentile(rest, (0.5, 99.5))
-    signed = low < -SIGNED * high
-    if not fills and not signed:
+    low, high = np.percentile(tissue, (0.5, 99.5))
+    signed = bool(low < -SIGNED * high)
+    if not marks and not signed:
         return image, []
-    air = _air(image, [value for value in fills if not np.isnan(value)], rest, signed=bool(signed))
-    notes = [f"{value:g} is taken for background" for value in fills if value != air]
-    background = outside | (image == 0) if _fill_is_zero(image) else outside
+    air = _air(marks, float(rest.min()), tissue, signed=signed, standardised=_is_standardised(image))
+    notes = [f"its background is {value:g} and was set to 0" for value in marks if value != air]
     if air == 0:
         return np.where(outside, np.float32(0), image), notes
     notes.append(f"{air:.4g} is taken for air: the intensities reach from {low:.4g} to {high:.4g}")
+    background = outside | (image == 0) if 0 in fills else outside
     least = np.float32((high - air) * 2.0**-12)
     moved = np.where(background, np.float32(0), np.maximum(image - np.float32(air), least)).astype(np.float32)
     return _without_bright_air(moved, notes)
@@ -91,31 +95,34 @@ def _border(image: np.ndarray, depth: int) -> np.ndarray:
 
 def _fills(image: np.ndarray) -> list[float]:
     """Values that the border shares exactly over a region with depth; NaN among them."""
+    nan = [np.nan] if np.isnan(image.min()) else []
     if min(image.shape) < 6:
-        return []
+        return nan
     layers = [_border(image, depth) for depth in range(3)]
     values, counts = np.unique(layers[0], return_counts=True)
-    found = []
+    found = nan
     for value in values[counts >= SHARE_OF_BORDER * layers[0].size]:
-        same = [np.isnan(layer) if np.isnan(value) else layer == value for layer in layers]
+        same = [layer == value for layer in layers]
         if np.count_nonzero(same[0] & same[1] & same[2]) >= SOLID * np.count_nonzero(same[0]):
             found.append(float(value))
     return found
 
 
-def _fill_is_zero(image: np.ndarray) -> bool:
-    return 0 in _fills(image)
-
-
-def _air(image: np.ndarray, fills: list[float], rest: np.ndarray, *, signed: bool) -> float:
-    """The value of air: 0, a fill's, or where a signed scan has none the lowest but for outliers of `rest`."""
-    darkest, high = np.percentile(rest, (0.1, 99.5))
-    below = [value for value in fills if value <= rest.min()]
+def _air(fills: list[float], darkest: float, tissue: np.ndarray, *, signed: bool, standardised: bool) -> float:
+    """The value of air: a fill's below all else (`darkest`); or 0, and in a signed scan the lowest but for outliers."""
+    below = [value for value in fills if value <= darkest]
     if not signed:
-        mean_is_0 = abs(image[np.isfinite(image)].mean()) < STANDARDISED * np.nanstd(image)
-        return next((value for value in below if value > 0 or mean_is_0), 0.0)
-    near = [value for value in below if darkest - value <= FARTHEST_FILL * (high - darkest)]
-    return max(near, default=float(darkest))
+        return next((value for value in below if value > 0 or standardised), 0.0)
+    low, high = np.percentile(tissue, (0.1, 99.5))
+    near = [value for value in below if low - value <= FARTHEST_FILL * (high - low)]
+    lowest = float(tissue.min()) if low - tissue.min() <= OUTLYING * (high - low) else float(low)
+    return max(near, default=lowest)
+
+
+def _is_standardised(image: np.ndarray) -> bool:
+    """Whether the whole of an image, background included, has the mean 0, as a z-score of all voxels has."""
+    values = _sample(image[np.isfinite(image)])
+    return bool(abs(values.mean()) < STANDARDISED * values.std())
 
 
 def _sample(values: np.ndarray) -> np.ndarray:
