@@ -56,7 +56,8 @@ class Config:
     """The scans are prepared and in MNI space already (T1 or grey-matter maps): only check and resample them."""
     reset_affine: str | None = None
     """Where the three axes of the files point, such as RAS or LAS: instead of what the files say, for files that say
-    nothing (Analyze, some converters) or have lost it. You must know it: left and right follow from it."""
+    nothing (Analyze, some converters) or have lost it. You must know it: left and right follow from it. Their middle is
+    taken for the brain's, and registration finds the rest; with --assume-mni it must be the middle of the grid."""
     reset_spacing_mm: float | None = None
     """With --reset-affine: edge of a voxel in mm, where the files have that wrong too."""
     derivatives: str | None = None
@@ -100,10 +101,7 @@ class Job:
 
     def recipe(self) -> dict[str, Any]:
         """All that the output depends on; raises InputError where the source cannot be read."""
-        try:
-            hashes = [ending_and_hash(Path(file))[1] if file else None for file in (self.source, self.mask)]
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        hashes = [ending_and_hash(Path(file))[1] if file else None for file in (self.source, self.mask)]
         steps = dict.fromkeys(("bias", "register", "warp", "strip", "rescale"), not self.assume_mni)
         settings = {"version": PREPARATION, "grid": GRIDS[self.grid].to_dict(), "steps": steps}
         if self.placement:
@@ -246,11 +244,15 @@ def report(config: Config, frame: pd.DataFrame, jobs: Sequence[Job], failures: d
             source_sha256=[record["recipe"]["source_sha256"] for record in records],
         )
         write_table(config.index, index.drop(columns=["mask", "name"]))
-    for job, record in zip(good, records, strict=True):
-        for note in record.get("notes", ()):
-            print(f"{job.name}: {note}")
     odd = sum(bool(entry.reasons) for entry in entries)
     print(f"{len(good)} scans in {config.out / 'scans'}, {odd} flagged, {len(failed)} failed; {config.out / 'qc.html'}")
+    told = [
+        f"{job.name}: {'; '.join(record['notes'])}"
+        for job, record in zip(good, records, strict=True)
+        if record["notes"]
+    ]
+    if told:
+        print(f"intensities of {len(told)} scans were not as expected (notes in records/*.json); the first: {told[0]}")
     for name, why in failures.items():
         print(f"failed: {name}: {why}")
     unnamed = int((frame["diagnosis"] == "").sum())

@@ -171,6 +171,8 @@ def _with_header(path: Path, found: list[tuple[int, list[str]]]) -> RawTable:
     (first, columns), *rows = found
     if len(columns) == 1 and ";" in columns[0]:
         raise InputError(f"{path}: line {first}: fields are separated by semicolons; save the table with commas")
+    if len(columns) == 1 and "," in columns[0] and path.suffix == ".tsv":
+        raise InputError(f"{path}: line {first}: fields are separated by commas; name it .csv, or save it with tabs")
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise InputError(f"{path}: line {first}: columns named more than once: {', '.join(repeated)}")
     if not rows:

@@ -20,9 +20,20 @@ from cohort.preparation.quality import measure
 from cohort.preparation.registration import Working
 from cohort.reading import intensities
 from cohort.reading.headers import Placement
-from cohort.scans import Grid, box_mm, head_mask, onto_grid, refuse_no_head, resample, to_ras
+from cohort.reading.place import place_of, refuse_misplaced
+from cohort.scans import (
+    LEAST_COVERED,
+    MIN_OVERLAP,
+    Grid,
+    box_mm,
+    head_mask,
+    onto_grid,
+    refuse_no_head,
+    resample,
+    to_ras,
+)
 
-PREPARATION = 1
+PREPARATION = 2
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
 WORKING_MM = 2.0
 """Voxel of the copy of a scan that registration and bias correction work on."""
@@ -126,9 +137,11 @@ def _read(path: Path | str, grid: Grid, placement: Placement | None) -> tuple[np
 def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared:
     """The scan on the grid and its measures; stripped and rescaled where it has a bias field, else taken as it is."""
     onto = space.matrix @ grid.affine
-    whole = onto_grid(scan.image, scan.affine, onto, grid)
     as_it_is = space.bias is None
-    if not as_it_is:
+    whole = onto_grid(scan.image, scan.affine, onto, grid, least=LEAST_COVERED if as_it_is else MIN_OVERLAP)
+    if as_it_is:
+        refuse_misplaced(place_of(whole, onto))
+    else:
         there = space.bias.onto(onto, grid.shape)
         whole = np.where(there > 0, whole / np.maximum(there, 1e-3), 0).astype(np.float32)
     brain = space.brain.onto(onto, grid.shape) > 0.5
@@ -144,7 +157,7 @@ def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared
     low, high = brain_extraction.jacobian_range(space.warp) if space.warp is not None else (None, None)
     measures = measure(whole, brain, seen, grid) | {
         "brain_ml": float(brain.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
-        "brain_at_floor": float((image[inside] <= image[inside].min()).mean()),
+        "brain_at_floor": at_floor(image[inside]),
         "affine_jacobian": None if as_it_is else float(np.linalg.det(space.matrix[:3, :3])),
         "warp_jacobian_min": low,
         "warp_jacobian_max": high,
@@ -244,6 +257,12 @@ def rescale(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     high = float(np.percentile(image[brain], 99.5))
     scaled = np.rint(image * (SCALE / high)) if high > 0 else np.zeros_like(image)
     return np.where(brain, np.maximum(scaled, 1), scaled).astype(np.float32)
+
+
+def at_floor(values: np.ndarray) -> float:
+    """Share of values within a hundredth of their range above the lowest: what was cut off there, before resampling."""
+    low = values.min()
+    return float((values <= low + 0.01 * (np.percentile(values, 99.5) - low)).mean())
 
 
 def _means(image: np.ndarray, step: int) -> np.ndarray:

@@ -17,7 +17,7 @@ SOLID = 0.8
 """Least share of a fill's voxels on the border under which the next two layers have it too; noise has no such depth."""
 FARTHEST_FILL = 1.0
 """A fill below the scan's darkest voxel by more than this share of its range is no value of air: a tool's mark."""
-OUTLYING = 0.02
+OUTLYING = 0.1
 """Least share of a scan's range by which single voxels lie below the rest when they are outliers, and not its air."""
 STANDARDISED = 0.01
 """Largest mean, in standard deviations, of an image standardised with its background."""
