@@ -26,12 +26,13 @@ from cohort.scans import (
     MIN_OVERLAP,
     Grid,
     box_mm,
+    edges_mm,
     head_mask,
     onto_grid,
     refuse_no_head,
     resample,
     to_ras,
-)
+)  # fmt: skip
 
 PREPARATION = 2
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
@@ -40,6 +41,8 @@ WORKING_MM = 2.0
 SMALLEST_BRAIN_ML = 300.0
 """Below, what was found is no brain of a child or an adult."""
 
+CORE_MM = 6.0
+"""How far within the brain's edge its floor is looked for: the mask's error and partial volumes lie outside."""
 BIAS_MM = 6.0
 """Voxel size at which the bias field is fitted; the field varies over centimetres."""
 BIAS_ITERATIONS = (50, 40, 30)
@@ -157,7 +160,7 @@ def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared
     low, high = brain_extraction.jacobian_range(space.warp) if space.warp is not None else (None, None)
     measures = measure(whole, brain, seen, grid) | {
         "brain_ml": float(brain.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
-        "brain_at_floor": at_floor(image[inside]),
+        "brain_at_floor": at_floor(scan, space.brain, air=not as_it_is),
         "affine_jacobian": None if as_it_is else float(np.linalg.det(space.matrix[:3, :3])),
         "warp_jacobian_min": low,
         "warp_jacobian_max": high,
@@ -259,10 +262,22 @@ def rescale(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return np.where(brain, np.maximum(scaled, 1), scaled).astype(np.float32)
 
 
-def at_floor(values: np.ndarray) -> float:
-    """Share of values within a hundredth of their range above the lowest: what was cut off there, before resampling."""
-    low = values.min()
-    return float((values <= low + 0.01 * (np.percentile(values, 99.5) - low)).mean())
+def at_floor(scan: Scan, brain: Scan, *, air: bool) -> float | None:
+    """Share of a brain, CORE_MM within its edge, that has one value of its darkest quarter: tissue was cut off there.
+
+    Of the scan as it was read, since resampling blurs a floor, in voxels of about WORKING_MM. `air`: whether voxels
+    of 0 count, as in a head's brain; in a grey-matter map they are other tissue. None without a brain.
+    """
+    erosions = max(1, round(CORE_MM / edges_mm(brain.affine).min()))
+    core = replace(brain, image=ndimage.binary_erosion(brain.image > 0.5, iterations=erosions).astype(np.float32))
+    step = max(1, int(WORKING_MM / edges_mm(scan.affine).max()))
+    thin = scan.image[::step, ::step, ::step]
+    values = thin[core.onto(scan.affine @ np.diag([step, step, step, 1.0]), thin.shape) > 0.5]
+    values = values if air else values[values != 0]
+    if not values.size:
+        return None
+    darkest = values[values <= np.percentile(values, 25)]
+    return float(np.unique(darkest, return_counts=True)[1].max() / values.size)
 
 
 def _means(image: np.ndarray, step: int) -> np.ndarray:

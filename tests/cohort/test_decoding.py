@@ -178,6 +178,33 @@ def test_a_bomb_behind_a_small_header(tmp_path):
     assert "follow the voxels" in refusal(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<!DOCTYPE html>\n<html><head><title>Log in</title>", "a web page, not a scan: it begins '<!DOCTYPE html>"),
+        ('{"error": "no such file"}', "text, not a scan: it begins '{"),
+    ],
+)
+def test_a_page_that_was_saved_under_a_scans_name(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    assert reason in (told := refusal(tmp_path / name))
+    assert "Fetch it again" in told or "fetch it again" in told
+
+
+@pytest.mark.parametrize("garbage", [b"<html>", b"\xff" * 5000, b"0"])
+def test_garbage_behind_a_whole_gzip_stream(tmp_path, garbage):
+    path = save(tmp_path / "a.nii.gz", brain())
+    path.write_bytes(path.read_bytes() + garbage)
+    assert "something else follows its gzip data, which are whole" in (told := refusal(path))
+    assert "gzip -dcq" in told
+
+
+def test_what_git_annex_left_of_a_file(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to("../../.git/annex/objects/0F/1a/MD5E-s1--b.nii.gz/MD5E-s1--b.nii.gz")
+    assert "was not fetched; fetch it with git annex get (datalad get)" in refusal(tmp_path / "a.nii.gz")
+
+
 def test_every_reason_is_distinct_from_success(tmp_path):
     """The undamaged file of the tests above is a good one: no refusal came from elsewhere."""
     for ending, affine in itertools.product((".nii", ".nii.gz"), (None, GRID.affine)):
