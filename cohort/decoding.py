@@ -124,6 +124,11 @@ def read_voxels(
         else:
             image, affine, header = _read_other(path, placement)
     except (EOFError, isal_zlib.error, zlib.error, igzip.BadGzipFile) as error:
+        if ending == ".nii.gz" and (behind := _bytes_behind(path)):
+            raise RefusedError(
+                f"{behind} bytes of something else follow its gzip data, which are whole; fetch it again, or write it "
+                "anew: gzip -dcq FILE | gzip > NEW"
+            ) from None
         raise RefusedError(f"truncated or damaged gzip data: {error}; fetch or make it again") from None
     except (HeaderDataError, WrapStructError, ImageFileError) as error:
         raise RefusedError(str(error)) from None
@@ -200,7 +205,8 @@ def _decode_nifti(stream: BinaryIO) -> tuple[np.ndarray, nib.Nifti1Header]:
     data = stream.read(expected)
     if len(data) < expected:
         raise RefusedError(f"truncated: {len(data)} bytes of voxels, the header announces {expected}")
-    _read_to_end(stream)
+    if len(stream.read(MAX_HEADER_BYTES + 1)) > MAX_HEADER_BYTES:
+        raise RefusedError(f"more than {MAX_HEADER_BYTES} bytes follow the voxels that the header announces")
     stored = np.frombuffer(data, dtype).reshape(shape[:3], order="F")
     try:
         slope, intercept = header.get_slope_inter()
@@ -209,19 +215,18 @@ def _decode_nifti(stream: BinaryIO) -> tuple[np.ndarray, nib.Nifti1Header]:
     return _as_float32(apply_read_scaling(stored, slope, intercept)), header
 
 
-def _read_to_end(stream: BinaryIO) -> None:
-    """Reads what follows the voxels, where a gzip stream has its checksum; RefusedError if it does not belong there."""
-    try:
-        rest = stream.read(MAX_HEADER_BYTES + 1)
-    except igzip.BadGzipFile as error:
-        if "Not a gzipped file" not in str(error):
-            raise
-        raise RefusedError(
-            "something else follows its gzip data, which are whole: trailing garbage of a download or a copy; fetch it "
-            "again, or write it anew: gzip -dcq FILE | gzip > NEW"
-        ) from None
-    if len(rest) > MAX_HEADER_BYTES:
-        raise RefusedError(f"more than {MAX_HEADER_BYTES} bytes follow the voxels that the header announces")
+def _bytes_behind(path: Path) -> int:
+    """How many bytes follow the first whole member of a gzip file and begin no other; 0 where it is not whole."""
+    member = isal_zlib.decompressobj(wbits=31)
+    with path.open("rb") as file:
+        try:
+            while not member.eof and (chunk := file.read(2**16)):  # of a bomb, 64 MiB at once
+                member.decompress(chunk)
+        except isal_zlib.error:
+            return 0
+        if not member.eof or member.unused_data.startswith(_GZIP_MAGIC):
+            return 0
+        return len(member.unused_data) + path.stat().st_size - file.tell()
 
 
 def _read_header(stream: BinaryIO) -> tuple[bytes, nib.Nifti1Header]:

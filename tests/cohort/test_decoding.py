@@ -196,7 +196,7 @@ def test_a_page_that_was_saved_under_a_scans_name(tmp_path, name, text, reason):
 def test_garbage_behind_a_whole_gzip_stream(tmp_path, garbage):
     path = save(tmp_path / "a.nii.gz", brain())
     path.write_bytes(path.read_bytes() + garbage)
-    assert "something else follows its gzip data, which are whole" in (told := refusal(path))
+    assert f"{len(garbage)} bytes of something else follow its gzip data, which are whole" in (told := refusal(path))
     assert "gzip -dcq" in told
 
 
