@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -25,12 +25,14 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from cohort.decoding import ending_and_hash
 from cohort.listing.bids import Unlisted
 from cohort.listing.reading import Reading
 from cohort.preparation.participants import list_scans
 from cohort.preparation.qc_page import Entry, draw, write_page
 from cohort.preparation.quality import flag
 from cohort.preparation.steps import PREPARATION, prepare
+from cohort.reading.headers import Placement
 from cohort.scans import GRIDS
 from cohort.tables import Listed, write_csv, write_table
 from cohort.volumes import write_nifti
@@ -54,6 +56,12 @@ class Config(Reading):
     """Voxels of the output: paper 1.5 mm, demo 4 mm, smoke 8 mm."""
     assume_mni: bool = False
     """The scans are prepared and in MNI space already (T1 or grey-matter maps): only check and resample them."""
+    reset_affine: str | None = None
+    """Where the three axes of the files point, such as RAS or LAS: instead of what the files say, for files that say
+    nothing (Analyze, some converters) or have lost it. You must know it: left and right follow from it. Their middle is
+    taken for the brain's, and registration finds the rest; with --assume-mni it must be the middle of the grid."""
+    reset_spacing_mm: float | None = None
+    """With --reset-affine: edge of a voxel in mm, where the files have that wrong too."""
     derivatives: str | None = None
     """BIDS: the folder in derivatives/ that holds the brain masks (*_desc-brain_mask.nii.gz), where several do."""
     workers: int = 0
@@ -72,6 +80,7 @@ class Job:
     out: Path
     grid: str
     assume_mni: bool
+    placement: Placement | None = None
 
     @property
     def scan(self) -> Path:
@@ -89,12 +98,14 @@ class Job:
     def recipe(self) -> dict[str, Any]:
         """All that the output depends on; raises InputError where the source cannot be read."""
         try:
-            hashes = [sha256(file) if file else None for file in (self.source, self.mask)]
+            hashes = [ending_and_hash(Path(file))[1] if file else None for file in (self.source, self.mask)]
         except OSError as error:
             reason = absence(error.filename) or f"cannot be read: {error.strerror}"
             raise InputError(f"{error.filename}: {reason}") from None
         steps = dict.fromkeys(("bias", "register", "warp", "strip", "rescale"), not self.assume_mni)
         settings = {"version": PREPARATION, "grid": GRIDS[self.grid].to_dict(), "steps": steps}
+        if self.placement:
+            settings["placement"] = asdict(self.placement)
         return settings | {"source_sha256": hashes[0], "mask_sha256": hashes[1]}
 
 
@@ -102,9 +113,10 @@ def main(config: Config) -> None:
     """List, prepare what is missing, flag, write page and index."""
     if config.workers < 0:
         raise InputError(f"--workers {config.workers}: expected 0 (all cores) or more")
+    placement = placement_of(config)
     listed = list_scans(config.participants, config, derivatives=config.derivatives)
     jobs = [
-        Job(row.name, row.file, row.mask, config.out, config.grid, config.assume_mni)
+        Job(row.name, row.file, row.mask, config.out, config.grid, config.assume_mni, placement)
         for row in listed.there()[["name", "file", "mask"]].itertuples(index=False)
     ]
     config.out.mkdir(parents=True, exist_ok=True)
@@ -113,6 +125,18 @@ def main(config: Config) -> None:
         report(config, listed, jobs, failures)
     if failures or (listed.differences() and not config.partial):
         sys.exit(1)
+
+
+def placement_of(config: Config) -> Placement | None:
+    """What --reset-affine asks for."""
+    if config.reset_affine is None:
+        if config.reset_spacing_mm is not None:
+            raise InputError("--reset-spacing-mm needs --reset-affine")
+        return None
+    try:
+        return Placement(config.reset_affine, config.reset_spacing_mm)
+    except ValueError as error:
+        raise InputError(f"--reset-affine: {error}") from None
 
 
 def run(jobs: Sequence[Job], workers: int) -> dict[str, str]:
@@ -176,10 +200,11 @@ def work(job: Job) -> None:
     recipe = job.recipe()
     job.record.unlink(missing_ok=True)
     grid = GRIDS[job.grid]
-    prepared = prepare(job.source, grid, job.mask or None, assume_mni=job.assume_mni)
+    prepared = prepare(job.source, grid, job.mask or None, assume_mni=job.assume_mni, placement=job.placement)
     draw(job.picture, prepared.whole, prepared.brain, grid)
     write_nifti(job.scan, prepared.image, grid.affine)
-    facts = {"matrix": prepared.matrix.tolist(), "measures": prepared.measures, "sha256": sha256(job.scan)}
+    facts = {"matrix": prepared.matrix.tolist(), "measures": prepared.measures, "notes": list(prepared.notes)}
+    facts["sha256"] = sha256(job.scan)
     write_json(job.record, {"source": job.source, "mask": job.mask, "recipe": recipe} | facts)
 
 
@@ -233,6 +258,13 @@ def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[s
     if differing := len(listed.differences()):
         advice = "accepted by --partial" if config.partial else "complete them, or accept it by --partial"
         print(f"{differing} left out, without a scan or without a row ({config.out / 'failures.csv'}): {advice}")
+    told = [
+        f"{job.name}: {'; '.join(record['notes'])}"
+        for job, record in zip(good, records, strict=True)
+        if record["notes"]
+    ]
+    if told:
+        print(f"intensities of {len(told)} scans were not as expected (notes in records/*.json); the first: {told[0]}")
     for name, why in failures.items():
         print(f"failed: {name}: {why}")
     unnamed = int((frame["diagnosis"] == "").sum())

@@ -5,25 +5,36 @@ Axes of every array: (D, H, W) = (left-right, back-front, foot-head), the first 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from cohort.decoding import RefusedError, naming, read_voxels
+from cohort.reading.headers import CENTRE_MM, HEAD_MM
+from cohort.reading.intensities import plain
 from runtime.errors import InputError
 
 MIN_OVERLAP = 0.01
-"""Least share of the grid that a scan must cover. Less is a scan elsewhere, or one whose units are not mm."""
+"""Least share of a grid that a scan must cover to be registered. Less is nothing of the brain."""
+LEAST_COVERED = 0.5
+"""Least share of the grid that a prepared scan must cover. The tightest box around a brain covers 0.7; one without an
+affine, whose corner lies at 0, 0.16 at most."""
 MAX_COARSENESS = 1.5
 """Largest edge of a scan's voxels, in units of the grid's spacing: what a coarser one lacks, no resampling brings."""
 DARKEST = 2**-8
 """Smallest intensity of a normalised scan that is not background; the smallest grey value of 8 bits, about."""
-PIPELINE = 2
+WAY_ON = (
+    "cohort.prepare registers it; prepared scans: cohort.prepare --assume-mni; scans that lost their affine: "
+    "cohort.prepare --reset-affine RAS (or LAS, ...)"
+)
+"""What to do with a scan that lies elsewhere."""
+PIPELINE = 3
 """Version of what `load_scan` computes. Raise it with any change of its output: cached scans are then made anew."""
 
 
@@ -73,13 +84,12 @@ class Grid:
 # The middle of the template's brain, stem included. `paper` (168 x 204 x 168 mm) holds it with 3 mm to spare at the
 # foot and 7 mm or more elsewhere; in the 160 x 192 x 160 mm of the others the lowest end of the brain stem touches the
 # foot of the field of view.
-_CENTRE_MM = (0.0, -17.0, 8.0)
 GRIDS = {
     grid.name: grid
     for grid in (
-        Grid("paper", (112, 136, 112), 1.5, _CENTRE_MM),
-        Grid("demo", (40, 48, 40), 4.0, _CENTRE_MM),
-        Grid("smoke", (20, 24, 20), 8.0, _CENTRE_MM),
+        Grid("paper", (112, 136, 112), 1.5, CENTRE_MM),
+        Grid("demo", (40, 48, 40), 4.0, CENTRE_MM),
+        Grid("smoke", (20, 24, 20), 8.0, CENTRE_MM),
     )
 }
 
@@ -87,35 +97,73 @@ GRIDS = {
 def load_scan(path: Path | str, grid: Grid) -> np.ndarray:
     """Reads one scan onto a grid: checked, turned to RAS, resampled unless it is there, normalised; InputError if bad.
 
+    Warns where its air was not 0 (`cohort.reading.intensities.plain`).
+
     Args:
-        path: ``.nii``, ``.nii.gz``, or a volume pickle (``.pkl``). The sform counts when its code is above 0, else the
-            qform. A pickle without an affine must have the grid's shape and is taken to be on it.
+        path: ``.nii``, ``.nii.gz``, ``.mgz``, one of a pair ``.hdr`` and ``.img``, or a volume pickle (``.pkl``). The
+            sform counts when its code is above 0 and it is invertible, else the qform. A pickle without an affine must
+            have the grid's shape and is taken to be on it.
         grid: where the voxels are wanted.
 
     Returns:
         float32 (D, H, W) in [0, 1].
     """
+    decoded = decode_scan(path, grid)
+    for note in decoded.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return decoded.scan
+
+
+class Decoded(NamedTuple):
+    """A scan on a grid, and what was found on the way."""
+
+    scan: np.ndarray
+    """float32 (D, H, W) in [0, 1]."""
+    notes: list[str]
+    """What was odd about the intensities (`cohort.reading.intensities.plain`)."""
+    moved: bool
+    """Whether it was resampled: that it lies on the grid is then only what its affine says."""
+
+
+def decode_scan(path: Path | str, grid: Grid) -> Decoded:
+    """`load_scan`, with what it warns of instead of the warnings."""
     with naming(path):
         image, affine, _ = read_voxels(Path(path))
+        image, notes = plain(image)
         image, affine = to_ras(image, grid.affine_of(image, affine))
-        if image.shape != grid.shape or not np.allclose(affine, grid.affine, rtol=0, atol=1e-3):
-            image = onto_grid(image, affine, grid.affine, grid)
+        moved = image.shape != grid.shape or not np.allclose(affine, grid.affine, rtol=0, atol=1e-3)
+        if moved:
+            refuse_no_head(image.shape, affine)
+            image = onto_grid(image, affine, grid.affine, grid, least=LEAST_COVERED)
         scan = np.ascontiguousarray(normalise(image))
         if scan.min() == scan.max():
             raise RefusedError("constant within the grid")
-    return scan
+    return Decoded(scan, notes, moved)
 
 
-def onto_grid(image: np.ndarray, affine: np.ndarray, target: np.ndarray, grid: Grid) -> np.ndarray:
-    """`resample` to the shape of a grid; RefusedError for a scan that hardly covers it or is much coarser."""
+def refuse_no_head(shape: tuple[int, ...], affine: np.ndarray) -> None:
+    """RefusedError for a field of view that is no head's by its size."""
+    low, high = box_mm(shape, affine)
+    if not HEAD_MM[0] <= (high - low).max() <= HEAD_MM[1]:
+        way = "or say what they are: cohort.prepare --reset-affine RAS --reset-spacing-mm 1"
+        raise RefusedError(f"{extent_text(shape, affine)}: no head; are its voxel sizes in mm? Correct them, {way}")
+
+
+def onto_grid(
+    image: np.ndarray, affine: np.ndarray, target: np.ndarray, grid: Grid, *, least: float = MIN_OVERLAP
+) -> np.ndarray:
+    """`resample` to the shape of a grid; RefusedError for a scan that covers less than `least` or is much coarser.
+
+    `target` is the grid's affine, or another that leads its voxels to where the scan lies.
+    """
     coarsest = float(edges_mm(affine).max())
     if coarsest > MAX_COARSENESS * grid.spacing_mm:
         allowed = f"at most {MAX_COARSENESS:g} times the {grid.spacing_mm:g} mm of the grid {grid.name}"
-        raise RefusedError(f"voxels of {coarsest:.3g} mm are too coarse: expected {allowed}")
+        raise RefusedError(f"voxels of {coarsest:.3g} mm are too coarse: expected {allowed}; choose a coarser grid")
     moved, covered = resample(image, affine, target, grid.shape)
-    if covered < MIN_OVERLAP:
+    if covered < least:
         where = f"{extent_text(image.shape, affine)} and covers {covered:.1%} of the grid"
-        raise RefusedError(f"no overlap with the grid {grid.name}: {where}")
+        raise RefusedError(f"it does not lie on the grid {grid.name}: {where}; {WAY_ON}")
     return moved
 
 

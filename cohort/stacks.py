@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from cohort.decoding import ending_and_hash, of_each
-from cohort.scans import PIPELINE, Grid, load_scan
+from cohort.decoding import ending_and_hash, naming, of_each
+from cohort.reading.place import place_of, refuse_misplaced
+from cohort.scans import PIPELINE, Grid, decode_scan
 from cohort.tables import write_csv
 from runtime.device import Device
 from runtime.errors import InputError
@@ -160,20 +162,26 @@ def load_scans(
     if skip_bad is not None:
         write_csv(skip_bad, frame.loc[refused, ["subject", "file"]].assign(reason=reasons))
     kept = [result for result in found if not isinstance(result, InputError)]
-    volumes = VolumeStack([place for place, _ in kept], grid.shape)
-    return ScanStack(frame[~refused].reset_index(drop=True), volumes, grid, tuple(digest for _, digest in kept))
+    if odd := [note for _, _, note in kept if note]:
+        warnings.warn(f"intensities of {len(odd)} scans (cohort.check lists them); the first: {odd[0]}", stacklevel=2)
+    volumes = VolumeStack([place for place, _, _ in kept], grid.shape)
+    return ScanStack(frame[~refused].reset_index(drop=True), volumes, grid, tuple(digest for _, digest, _ in kept))
 
 
-def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str]:
-    """The place of a scan in the cache, decoded by now, and the hash of its file."""
+def _cached(path: Path, grid: Grid, cache: Path) -> tuple[Path, str, str]:
+    """The place of a scan in the cache, decoded by now, the hash of its file, and what was odd when it was decoded."""
     ending, digest = ending_and_hash(path)
     recipe = json.dumps([PIPELINE, ending, grid.to_dict()], sort_keys=True)
     place = cache / f"{digest[:32]}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npy"
-    if not _is_whole(place, grid):
-        scan = load_scan(path, grid)
-        with atomic_write(place) as temporary:
-            np.save(temporary, scan, allow_pickle=False)
-    return place, digest
+    if _is_whole(place, grid):
+        return place, digest, ""
+    scan, notes, moved = decode_scan(path, grid)
+    if moved:
+        with naming(path):
+            refuse_misplaced(place_of(scan, grid.affine))
+    with atomic_write(place) as temporary:
+        np.save(temporary, scan, allow_pickle=False)
+    return place, digest, f"{path}: {'; '.join(notes)}" if notes else ""
 
 
 _HEADER = threading.Lock()

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 import tempfile
 import warnings
@@ -16,7 +17,6 @@ from typing import Any
 from runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-_POINTER = b"version https://git-lfs"
 """The repository. Default output paths start here, wherever a script is run from."""
 
 
@@ -105,7 +105,11 @@ def absence(path: Path | str, kind: str = "file") -> str:
 
 
 def refuse_pointer(path: Path | str) -> None:
-    """InputError where git-lfs has left its pointer, three lines of text, in the place of a file."""
+    """InputError where git-lfs or git-annex has left its pointer, a little text, in the place of a file."""
     with Path(path).open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise InputError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+        begin = file.read(256)
+    if begin.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+    # Where links cannot be made, git writes what the link would have been as text: ../.git/annex/objects/...
+    if re.match(rb"[./]*(\.git/)?annex/objects/", begin):
+        raise InputError(f"{path}: a pointer of git-annex, not the file itself; fetch it with git annex get")

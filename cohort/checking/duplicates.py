@@ -82,7 +82,7 @@ def thumbnail(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
         uint8 SHAPE, axes (left-right, back-front, foot-head): intensities between the scan's own percentiles
         (`cohort.scans.normalise`), 255 the brightest. Its middle is the centre of mass of the head's mask.
     """
-    image, affine = _block_means(*to_ras(image, affine))
+    image, affine = block_means(*to_ras(image, affine))
     mask = head_mask(normalise(image))
     middle = ndimage.center_of_mass(mask) if mask.any() else (np.array(image.shape) - 1) / 2
     target = np.diag([SPACING_MM] * 3 + [1.0])
@@ -91,7 +91,7 @@ def thumbnail(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.round(255 * normalise(small)).astype(np.uint8)
 
 
-def _block_means(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def block_means(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means over blocks of whole voxels whose edges stay within half the spacing: all later steps are then cheap."""
     sizes = np.maximum(1, np.floor(SPACING_MM / 2 / edges_mm(affine) + 1e-3).astype(int))
     sizes = np.minimum(sizes, image.shape)

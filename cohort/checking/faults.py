@@ -7,11 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from cohort.checking.duplicates import thumbnail
+from cohort.checking.duplicates import block_means, thumbnail
 from cohort.decoding import RefusedError, naming, read_voxels
-from cohort.scans import GRIDS, edges_mm, to_ras
+from cohort.reading import headers, place
+from cohort.reading.intensities import plain
+from cohort.scans import GRIDS, LEAST_COVERED, edges_mm, onto_grid, refuse_no_head, to_ras
 
-VERSION = 2
+VERSION = 3
 """Of what `examine` finds. Raise it with any change: cached examinations are then made anew."""
 
 EDGE_MM = (0.2, 10.0)
@@ -28,10 +30,6 @@ FEW_VALUES = 32
 """A scan with fewer distinct values is a mask or a map of labels, or was stored with too few bits."""
 SATURATED = 0.02
 """Share of non-zero voxels at the very maximum from which a scan was clipped."""
-NEGATIVE = 0.05
-"""Share of negative voxels from which a scan is a difference or was standardised: 0 is then not its background."""
-
-_MM, _UNKNOWN = 2, 0  # NIfTI-1 codes of units of length, the lower three bits of xyzt_units
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,13 @@ def examine(path: Path) -> tuple[Examination, np.ndarray]:
     with naming(path):
         image, affine, header = read_voxels(path)
         affine = _affine_of_shape(image.shape) if affine is None else affine
-    turned, turned_affine = to_ras(image, affine)
-    warnings = [["geometry", text] for text in geometry_warnings(image.shape, affine, header)]
-    warnings += [["intensity", text] for text in intensity_warnings(image)]
+        turned, turned_affine = to_ras(image, affine)
+        values, notes = plain(turned)
+        small = block_means(values, turned_affine)
+        # What a network made is where its pickle says; what it shows is for others to judge.
+        odd_place = [] if path.suffix == ".pkl" else _refused_or_odd(image.shape, turned_affine, *small)
+    warnings = [["geometry", text] for text in (*geometry_warnings(image.shape, affine, header), *odd_place)]
+    warnings += [["intensity", text] for text in (*intensity_warnings(values), *notes)]
     examination = Examination(
         shape=list(image.shape),
         spacing_mm=np.round(edges_mm(affine), 3).tolist(),
@@ -73,7 +75,22 @@ def examine(path: Path) -> tuple[Examination, np.ndarray]:
         mirrored=hash_voxels(turned[::-1]),
         warnings=warnings,
     )
-    return examination, thumbnail(turned, turned_affine)
+    return examination, thumbnail(*small)
+
+
+def _refused_or_odd(
+    shape: tuple[int, ...], affine: np.ndarray, small: np.ndarray, small_affine: np.ndarray
+) -> list[str]:
+    """What is unusual about a scan's place; RefusedError where no training script would take it.
+
+    `affine` and `shape` are the scan's, `small` the scan shrunk by `block_means`, all in RAS order.
+    """
+    refuse_no_head(shape, affine)
+    grid = place.COARSE
+    onto_grid(small, small_affine, grid.affine, grid, least=LEAST_COVERED)
+    found = place.place_of(small, small_affine)
+    place.refuse_misplaced(found)
+    return place.place_warnings(found)
 
 
 def hash_voxels(image: np.ndarray) -> str:
@@ -102,11 +119,14 @@ def geometry_warnings(shape: tuple[int, ...], affine: np.ndarray, header: nib.Ni
         ),
     }
     if header is not None:
-        unit = int(header["xyzt_units"]) % 8
-        stated = np.abs(header["pixdim"][1:4].astype(float))
+        stated = headers.stated_edges_mm(header)
         apart = _forms_apart(shape, header)
+        unit = headers.unit_text(header, affine)
         odd |= {
-            f"the unit of length is not mm (code {unit}); it is read as mm": unit not in (_MM, _UNKNOWN),
+            unit: bool(unit),
+            "the determinant of the sform is zero; the qform counts": (
+                int(header["sform_code"]) > 0 and headers.is_flat(header.get_sform())
+            ),
             f"pixdim says voxels of {_by(stated)} mm, the affine {_by(edges)} mm; the affine counts": (
                 not np.allclose(stated, edges, rtol=SPACING_APART, atol=0)
             ),
@@ -119,11 +139,11 @@ def geometry_warnings(shape: tuple[int, ...], affine: np.ndarray, header: nib.Ni
 
 def _forms_apart(shape: tuple[int, ...], header: nib.Nifti1Header) -> float:
     """Largest distance in mm between a corner by sform and by qform; infinite where the qform is no rotation."""
-    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0 or headers.is_flat(header.get_sform()):
         return 0.0
     try:
-        difference = header.get_sform() - header.get_qform()
-    except (nib.spatialimages.HeaderDataError, ValueError):
+        difference = header.get_sform() - headers.rigid(header)
+    except nib.spatialimages.HeaderDataError:
         return np.inf
     corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape], indexing="ij")).reshape(3, -1)
     return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
@@ -134,13 +154,11 @@ def intensity_warnings(image: np.ndarray) -> list[str]:
     inside = image[image != 0]
     distinct = len(np.unique(inside[:: max(1, inside.size // 100_000)]))
     clipped = np.count_nonzero(inside == image.max()) / inside.size
-    negative = np.count_nonzero(inside < 0) / image.size
     odd = {
         f"only {distinct} distinct values; a mask or a map of labels?": distinct < FEW_VALUES,
         f"clipped: {clipped:.1%} of the non-zero voxels have the greatest value {image.max():g}": (
             distinct >= FEW_VALUES and clipped > SATURATED
         ),
-        f"{negative:.0%} of the voxels are negative; the background is expected to be 0": negative > NEGATIVE,
     }
     return [text for text, is_odd in odd.items() if is_odd]
 

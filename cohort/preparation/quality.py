@@ -41,6 +41,7 @@ RULES = (
     Rule("affine_jacobian", "Jacobian determinant of the affine (scan over template)", "both", 0.05, 0.45, 1.7),
     Rule("warp_jacobian_min", "least Jacobian determinant of the warp", "low", 0.05, low=0.0),
     Rule("warp_jacobian_max", "largest Jacobian determinant of the warp", "high", 0.3),
+    Rule("brain_at_floor", "share of the brain at one dark value", "high", 0.01, high=0.03),
     Rule("snr", "signal-to-noise in white matter", "low", 1.0),
     Rule("contrast", "contrast of white and grey matter over noise", "low", 0.2, low=0.3),
 )

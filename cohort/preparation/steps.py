@@ -18,17 +18,31 @@ from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
 from cohort.preparation.quality import measure
 from cohort.preparation.registration import Working
-from cohort.scans import Grid, box_mm, extent_text, head_mask, onto_grid, resample, to_ras
+from cohort.reading import intensities
+from cohort.reading.headers import Placement
+from cohort.reading.place import place_of, refuse_misplaced
+from cohort.scans import (
+    LEAST_COVERED,
+    MIN_OVERLAP,
+    Grid,
+    box_mm,
+    edges_mm,
+    head_mask,
+    onto_grid,
+    refuse_no_head,
+    resample,
+    to_ras,
+)  # fmt: skip
 
-PREPARATION = 1
+PREPARATION = 2
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
 WORKING_MM = 2.0
 """Voxel of the copy of a scan that registration and bias correction work on."""
 SMALLEST_BRAIN_ML = 300.0
 """Below, what was found is no brain of a child or an adult."""
-EXTENT_LIMITS_MM = (100.0, 700.0)
-"""Longest side of a field of view; beyond these it is no head's, or not in mm."""
 
+CORE_MM = 6.0
+"""How far within the brain's edge its floor is looked for: the mask's error and partial volumes lie outside."""
 BIAS_MM = 6.0
 """Voxel size at which the bias field is fitted; the field varies over centimetres."""
 BIAS_ITERATIONS = (50, 40, 30)
@@ -81,46 +95,56 @@ class Prepared:
     """bool (D, H, W)."""
     matrix: np.ndarray
     measures: dict[str, float | None]
+    notes: tuple[str, ...] = ()
+    """What was odd about the intensities, and what was done (`cohort.reading.intensities.plain`)."""
 
 
-def prepare(path: Path | str, grid: Grid, mask: Path | str | None = None, *, assume_mni: bool = False) -> Prepared:
+def prepare(
+    path: Path | str, grid: Grid, mask: Path | str | None = None, *, assume_mni: bool = False,
+    placement: Placement | None = None,
+) -> Prepared:  # fmt: skip
     """Prepares one scan: bias field, registration, brain, intensities; InputError if it cannot be.
 
     Args:
-        path: ``.nii``, ``.nii.gz`` or a volume pickle.
+        path: a scan (`cohort.decoding.ENDINGS`).
         grid: where the output is wanted.
         mask: a brain mask in the scan's space (any grid, above 0 inside), used instead of the template's brain.
         assume_mni: the scan is prepared and in the template's space already: only check, resample and measure it.
+        placement: where the voxels of scan and mask lie, instead of what their headers say.
     """
-    scan = _read(path, grid)
+    image, affine = _read(path, grid, placement)
+    plain, notes = intensities.plain(image)
+    scan = Scan(*to_ras(plain, affine))
     given = None
     if mask:
-        image = _read(mask, grid)
-        given = Scan((image.image > 0).astype(np.float32), image.affine)
+        image, affine = to_ras(*_read(mask, grid, placement))
+        given = Scan((image > 0).astype(np.float32), affine)
     with naming(path):
         if assume_mni:
             space = Space(np.eye(4), given or _template_brain(np.eye(4), None))
         else:
             space = _registered(_working(scan), given)
-        return _prepared(scan, grid, space, masked=given is not None)
+        prepared = _prepared(scan, grid, space, masked=given is not None)
+    return replace(prepared, notes=tuple(notes))
 
 
-def _read(path: Path | str, grid: Grid) -> Scan:
+def _read(path: Path | str, grid: Grid, placement: Placement | None) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels as stored, and their affine."""
     with naming(path):
-        image, affine, _ = read_voxels(Path(path))
+        image, affine, _ = read_voxels(Path(path), placement)
         affine = grid.affine_of(image, affine)
-        low, high = box_mm(image.shape, affine)
-        if not EXTENT_LIMITS_MM[0] <= (high - low).max() <= EXTENT_LIMITS_MM[1]:
-            raise RefusedError(f"{extent_text(image.shape, affine)}: no head; are its voxel sizes in mm?")
-    return Scan(*to_ras(image, affine))
+        refuse_no_head(image.shape, affine)
+    return image, affine
 
 
 def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared:
     """The scan on the grid and its measures; stripped and rescaled where it has a bias field, else taken as it is."""
     onto = space.matrix @ grid.affine
-    whole = onto_grid(scan.image, scan.affine, onto, grid)
     as_it_is = space.bias is None
-    if not as_it_is:
+    whole = onto_grid(scan.image, scan.affine, onto, grid, least=LEAST_COVERED if as_it_is else MIN_OVERLAP)
+    if as_it_is:
+        refuse_misplaced(place_of(whole, onto))
+    else:
         there = space.bias.onto(onto, grid.shape)
         whole = np.where(there > 0, whole / np.maximum(there, 1e-3), 0).astype(np.float32)
     brain = space.brain.onto(onto, grid.shape) > 0.5
@@ -136,6 +160,7 @@ def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared
     low, high = brain_extraction.jacobian_range(space.warp) if space.warp is not None else (None, None)
     measures = measure(whole, brain, seen, grid) | {
         "brain_ml": float(brain.sum() * abs(np.linalg.det(onto[:3, :3])) / 1000),
+        "brain_at_floor": at_floor(scan, space.brain, air=not as_it_is),
         "affine_jacobian": None if as_it_is else float(np.linalg.det(space.matrix[:3, :3])),
         "warp_jacobian_min": low,
         "warp_jacobian_max": high,
@@ -149,10 +174,10 @@ def _working(scan: Scan) -> Working:
     shape = tuple(int(size) for size in np.maximum(np.ceil((high - low) / WORKING_MM), 8))
     affine = np.diag([WORKING_MM] * 3 + [1.0])
     affine[:3, 3] = low + WORKING_MM / 2
-    # Negative voxels are what some filters leave of zero; mutual information, N4 and thresholds want none.
+    # A few negative voxels are what some filters leave of zero; mutual information, N4 and thresholds want none.
     image = np.maximum(scan.onto(affine, shape), 0)
     if not image.any():
-        raise RefusedError("no voxel is above 0")
+        raise RefusedError("no voxel is brighter than its air")
     image /= np.float32(np.percentile(image[image > 0], 99.5))
     return Working(image, affine, scan.field_of_view().onto(affine, shape) > 0.5)
 
@@ -235,6 +260,24 @@ def rescale(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     high = float(np.percentile(image[brain], 99.5))
     scaled = np.rint(image * (SCALE / high)) if high > 0 else np.zeros_like(image)
     return np.where(brain, np.maximum(scaled, 1), scaled).astype(np.float32)
+
+
+def at_floor(scan: Scan, brain: Scan, *, air: bool) -> float | None:
+    """Share of a brain, CORE_MM within its edge, that has one value of its darkest quarter: tissue was cut off there.
+
+    Of the scan as it was read, since resampling blurs a floor, in voxels of about WORKING_MM. `air`: whether voxels
+    of 0 count, as in a head's brain; in a grey-matter map they are other tissue. None without a brain.
+    """
+    erosions = max(1, round(CORE_MM / edges_mm(brain.affine).min()))
+    core = replace(brain, image=ndimage.binary_erosion(brain.image > 0.5, iterations=erosions).astype(np.float32))
+    step = max(1, int(WORKING_MM / edges_mm(scan.affine).max()))
+    thin = scan.image[::step, ::step, ::step]
+    values = thin[core.onto(scan.affine @ np.diag([step, step, step, 1.0]), thin.shape) > 0.5]
+    values = values if air else values[values != 0]
+    if not values.size:
+        return None
+    darkest = values[values <= np.percentile(values, 25)]
+    return float(np.unique(darkest, return_counts=True)[1].max() / values.size)
 
 
 def _means(image: np.ndarray, step: int) -> np.ndarray:

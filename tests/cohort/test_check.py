@@ -115,7 +115,7 @@ def spoiled(folder):
         "rgb.nii": "RGB",
         "flat.nii": "determinant of the affine is zero",
         "huge.nii": "the limit is 268435456",
-        "text.nii": "not a single-file NIfTI",
+        "text.nii": "a web page, not a scan",
         "small.pkl": "that of no grid",
     }
 

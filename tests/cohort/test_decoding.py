@@ -57,7 +57,7 @@ def test_false_endings(tmp_path):
     plain, packed = save(tmp_path / "a.nii", brain()), save(tmp_path / "b.nii.gz", brain())
     assert "not compressed" in refusal(plain.rename(tmp_path / "c.nii.gz"))
     assert "named .nii but compressed" in refusal(packed.rename(tmp_path / "d.nii"))
-    assert "expected a name ending in" in refusal(tmp_path / "d.mgz")
+    assert "expected a name ending in" in refusal(tmp_path / "d.mnc")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.pkl"])
@@ -126,7 +126,7 @@ def test_no_overlap_and_wrong_units(tmp_path):
     away[0, 3] += 1000
     assert "it reaches from [920, -113, -72] to [1080, 79, 88] mm" in refusal(save(tmp_path / "a.nii", brain(), away))
     metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ GRID.affine
-    assert "covers 0.0%" in refusal(save(tmp_path / "b.nii", brain(), metres))
+    assert "no head; are its voxel sizes in mm?" in refusal(save(tmp_path / "b.nii", brain(), metres))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -176,6 +176,33 @@ def test_a_bomb_behind_a_small_header(tmp_path):
     data = save(tmp_path / "a.nii", brain()).read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(data + bytes(2**24)))
     assert "follow the voxels" in refusal(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("<!DOCTYPE html>\n<html><head><title>Log in</title>", "a web page, not a scan: it begins '<!DOCTYPE html>"),
+        ('{"error": "no such file"}', "text, not a scan: it begins '{"),
+    ],
+)
+def test_a_page_that_was_saved_under_a_scans_name(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    assert reason in (told := refusal(tmp_path / name))
+    assert "Fetch it again" in told or "fetch it again" in told
+
+
+@pytest.mark.parametrize("garbage", [b"<html>", b"\xff" * 5000, b"0"])
+def test_garbage_behind_a_whole_gzip_stream(tmp_path, garbage):
+    path = save(tmp_path / "a.nii.gz", brain())
+    path.write_bytes(path.read_bytes() + garbage)
+    assert f"{len(garbage)} bytes of something else follow its gzip data, which are whole" in (told := refusal(path))
+    assert "gzip -dcq" in told
+
+
+def test_what_git_annex_left_of_a_file(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to("../../.git/annex/objects/0F/1a/MD5E-s1--b.nii.gz/MD5E-s1--b.nii.gz")
+    assert "was not fetched; fetch it with git annex get (datalad get)" in refusal(tmp_path / "a.nii.gz")
 
 
 def test_every_reason_is_distinct_from_success(tmp_path):

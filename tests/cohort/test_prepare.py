@@ -22,7 +22,8 @@ from cohort.atlas import load_template
 from cohort.listing.reading import Reading
 from cohort.preparation.participants import list_scans
 from cohort.prepare import Config, Job, finished, main
-from cohort.scans import GRIDS, load_scan, resample
+from cohort.reading.headers import Placement
+from cohort.scans import GRIDS, Grid, load_scan, resample
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime.cli import parse
@@ -232,6 +233,78 @@ def words(chosen: Config) -> list[str]:
 def command(chosen: Config) -> subprocess.CompletedProcess:
     """The script in a process of its own."""
     return subprocess.run(words(chosen), cwd=ROOT, capture_output=True, text=True)
+
+
+def test_scans_without_an_orientation_are_prepared_by_the_users_word(table, capsys):
+    raw = table.parent / "raw"
+    for number, codes in enumerate(("LAS", "RAS", "LAS", "LAS")):
+        # In the middle of its box, as what programs export from a grid is.
+        own = nib.load(raw / f"P{number}.nii.gz")
+        middle = Grid("middle", (28, 34, 28), 6.0, GRID.centre_mm)
+        values, _ = resample(own.get_fdata(dtype=np.float32), own.affine, middle.affine, middle.shape)
+        image = nib.Nifti1Image(values, middle.affine).as_reoriented(
+            nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RAS", codes)))
+        )
+        image.set_sform(None, code=0)
+        image.set_qform(None, code=0)
+        nib.save(image, raw / f"P{number}.nii.gz")
+    assert status(config(table)) == 1
+    assert "failed: P0: " in (told := capsys.readouterr().out)
+    assert "--reset-affine" in told
+    chosen = config(table, reset_affine="LAS")
+    assert status(chosen) == 0
+    records = [read_json(chosen.out / f"records/P{number}.json") for number in range(4)]
+    assert all(record["measures"]["template_correlation"] > 0.7 for record in records)
+    scans = [nib.load(chosen.out / f"scans/P{number}.nii.gz").get_fdata() for number in range(4)]
+    # P1 lies the other way round in its file, so that the same word mirrors it.
+    assert np.corrcoef(scans[0].ravel(), scans[2].ravel())[0, 1] > np.corrcoef(scans[0].ravel(), scans[1].ravel())[0, 1]
+    assert finished(Job("P0", str(raw / "P0.nii.gz"), "", chosen.out, "smoke", True, Placement("LAS")))
+    assert not finished(Job("P0", str(raw / "P0.nii.gz"), "", chosen.out, "smoke", True, Placement("RAS")))
+    for wrong in (
+        {"reset_affine": "LAX"},
+        {"reset_affine": "LAS", "reset_spacing_mm": -1.0},
+        {"reset_spacing_mm": 1.0},
+    ):
+        with pytest.raises(InputError, match="--reset-affine"):
+            main(config(table, **wrong))
+
+
+def test_signed_scans_are_prepared_like_plain_ones_and_a_cut_brain_is_flagged(table, capsys):
+    plain = nib.load(table.parent / "raw/P0.nii.gz")
+    values = plain.get_fdata(dtype=np.float32)
+    inside = values > 0
+    other = {
+        "P1": np.where(inside, (values - values[inside].mean()) / values[inside].std(), 0),
+        "P2": 2 * values / values.max() - 1,
+        "P3": np.where(inside, np.maximum(values, np.median(values[inside])), 0),
+    }
+    for name, image in other.items():
+        nib.save(nib.Nifti1Image(image.astype(np.float32), plain.affine), table.parent / f"raw/{name}.nii.gz")
+    chosen = config(table)
+    assert status(chosen) == 0
+    made = {name: load_scan(chosen.out / f"scans/{name}.nii.gz", GRID) for name in ("P0", "P1", "P2")}
+    assert np.abs(made["P2"] - made["P0"]).max() < 0.01
+    # A z-score with 0 outside no longer says where 0 was, which counts where air and tissue are averaged: the edge.
+    assert np.corrcoef(made["P1"].ravel(), made["P0"].ravel())[0, 1] > 0.99
+    assert read_table(chosen.index)["qc"].tolist()[:3] == ["ok"] * 3
+    assert "share of the brain at one dark value" in read_table(chosen.index)["qc"][3]
+    assert "intensities of 2 scans were not as expected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["identity", "upside down"])
+def test_prepared_scans_that_lie_elsewhere_are_refused(table, place, capsys):
+    image = nib.load(table.parent / "raw/P0.nii.gz")
+    if place == "identity":
+        image = nib.Nifti1Image(image.get_fdata(), np.diag([6.0, 6, 6, 1]))
+    else:
+        about_the_middle = np.diag([1.0, 1, -1, 1])
+        about_the_middle[2, 3] = 2 * GRID.centre_mm[2]
+        image = nib.Nifti1Image(image.get_fdata(), about_the_middle @ image.affine)
+    nib.save(image, table.parent / "raw/P0.nii.gz")
+    assert status(config(table)) == 1
+    told = capsys.readouterr().out
+    assert "failed: P0: " in told
+    assert "--reset-affine" in told
 
 
 def test_a_number_of_processes_below_zero_is_refused(table):

@@ -112,6 +112,17 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [load_tensors, load_pickle, read_json, read_delimited, read_voxels])
+@pytest.mark.parametrize("text", ["/annex/objects/MD5E-s1--a.nii.gz\n", "../../.git/annex/objects/0F/1a/x/x"])
+def test_a_pointer_of_git_annex_is_called_by_its_name(
+    tmp_path: Path, text: str, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "in_place_of_a_file.nii.gz"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"in_place_of_a_file.nii.gz: a pointer of git-annex.*git annex get"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [load_tensors, load_pickle, read_json, read_delimited, read_voxels])
 def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "in_place_of_a_file.nii.gz"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132735\n")

@@ -18,6 +18,13 @@ def warned(path):
     return " | ".join(text for _, text in examine(path)[0].warnings)
 
 
+def centred(shape, edges_mm):
+    """An affine that places the middle of an image where the grid has its."""
+    affine = np.diag([*edges_mm, 1.0])
+    affine[:3, 3] = np.array(GRID.centre_mm) - np.array(edges_mm) * (np.array(shape) - 1) / 2
+    return affine
+
+
 def test_an_ordinary_scan_has_no_warning(tmp_path):
     found, picture = examine(save(tmp_path / "a.nii.gz", brain()))
     assert found.warnings == []
@@ -46,21 +53,20 @@ def test_what_is_unusual_about_a_header(tmp_path):
     metres = nib.Nifti1Image(brain(), GRID.affine)
     metres.header.set_xyzt_units("meter")
     nib.save(metres, tmp_path / "m.nii")
-    assert "not mm (code 1)" in warned(tmp_path / "m.nii")
+    assert warned(tmp_path / "m.nii") == "the unit of length is metre, which makes no head of it; it is read as mm"
     edit(save(tmp_path / "p.nii", brain()), lambda header: header["pixdim"].__setitem__(1, 4.0))
     assert "pixdim says voxels of 4 x 8 x 8 mm, the affine 8 x 8 x 8 mm" in warned(tmp_path / "p.nii")
-    small = save(tmp_path / "s.nii", brain(), np.diag([0.1, 0.1, 0.1, 1]))
-    assert "expected edges of 0.2" in warned(small)
-    assert "a field of view of 2 x 2.4 x 2 mm" in warned(small)
-    thick = save(tmp_path / "t.nii", brain((100, 100, 30)), np.diag([1.2, 1.2, 6, 1]))
+    thick = save(tmp_path / "t.nii", brain((130, 160, 27)), centred((130, 160, 27), (1.2, 1.2, 6)))
     assert warned(thick) == "thick slices: voxels of 1.2 x 1.2 x 6 mm"
+    long = save(tmp_path / "l.nii", brain((20, 24, 54)), centred((20, 24, 54), (8, 8, 8)))
+    assert "a field of view of 160 x 192 x 432 mm; expected 100 to 400 mm" in warned(long)
 
 
 def test_what_is_unusual_about_voxels(tmp_path):
     image = brain()
     assert "only 1 distinct values" in warned(save(tmp_path / "a.nii", (image > 0).astype(np.uint8)))
     assert "clipped: " in warned(save(tmp_path / "b.nii", np.minimum(image, 120)))
-    assert "% of the voxels are negative" in warned(save(tmp_path / "c.nii", image - 100))
+    assert "-100 is taken for air: the intensities reach from -" in warned(save(tmp_path / "c.nii", image - 100))
 
 
 def test_voxels_have_one_name_however_they_are_stored(tmp_path):
