@@ -24,6 +24,7 @@ import pandas as pd
 from cohort.checking.checked import CACHE_DIR, Examined, examine_all, name_sets, search
 from cohort.checking.confounds import confound_warnings, confounds
 from cohort.checking.duplicates import Pair
+from cohort.preparation.quality import flags
 from cohort.splitting.folds import refuse_shared
 from cohort.tables import CLASS_NAMES, read_table, write_csv
 from runtime.cli import describe, run_script
@@ -50,6 +51,8 @@ class Config:
     """Column that holds the diagnosis."""
     label_map: dict[str, str] | None = None
     """Meaning of that column's values, in pairs: HC HC left TLE-L right TLE-R."""
+    keep_flagged: bool = False
+    """Name scans that cohort.prepare flagged (column qc) as warnings, and not as errors: the cohort is to keep them."""
     cache_dir: Path = CACHE_DIR
     """Where what was found of each scan is kept; may be shared by processes and deleted at any time."""
     dry_run: bool = False
@@ -83,6 +86,7 @@ def main(config: Config) -> None:
     images, groups = [scan.examination.image for scan in scans], frame["group"][readable].tolist()
     copies = search(images, groups, lambda row: scans[row].thumbnail(), config.cache_dir)
     measured = confounds(frame) if len(frame) else None
+    findings += flag_findings(frame, "warning" if config.keep_flagged else "error")
     findings += scan_findings(frame, examined)
     findings += copy_findings(frame[readable].reset_index(drop=True), scans, copies.pairs)
     if measured:
@@ -153,6 +157,15 @@ def scan_findings(frame: pd.DataFrame, examined: Sequence[Examined | InputError]
         else:
             found += [_at(row, "warning", kind, text) for kind, text in result.examination.warnings]
     return found
+
+
+def flag_findings(frame: pd.DataFrame, severity: str) -> list[Finding]:
+    """Scans that were flagged when they were prepared."""
+    said = flags(frame)
+    return [
+        _at(frame.loc[row], severity, "quality", f"flagged by cohort.prepare: {said[row]}")
+        for row in said.index[said != ""]
+    ]
 
 
 def copy_findings(frame: pd.DataFrame, scans: Sequence[Examined], pairs: Sequence[Pair]) -> list[Finding]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from cohort.checking.checked import CACHE_DIR, find_copies
 from cohort.pictures import save
+from cohort.preparation.quality import flags
 from cohort.splitting.balance import balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
@@ -53,6 +54,8 @@ class Config(ScriptConfig):
     """Leave scans of other sites out where their subject or group (copies included) is at a held-out one, too."""
     groups: Path | None = None
     """groups.csv of cohort.check: these copies are kept in one split, and none are looked for."""
+    keep_flagged: bool = False
+    """Take scans that cohort.prepare flagged (column qc), too. Without it they are named, and nothing is divided."""
     check: bool = True
     """Read all scans and keep copies of one another in one split, as cohort.check finds them."""
     cache_dir: Path = CACHE_DIR
@@ -91,6 +94,8 @@ def main(config: Config) -> None:
     index = read_table(
         config.index, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map
     )
+    if not config.keep_flagged:
+        refuse_flagged(config.index, index)
     if config.groups:  # copies: per row the set that it is in, empty for none
         copies = read_copies(config.groups, index["file"])
     else:
@@ -100,6 +105,15 @@ def main(config: Config) -> None:
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config)
     report(divisions, sum(name != "" for name in copies))
+
+
+def refuse_flagged(path: Path, index: pd.DataFrame) -> None:
+    """Raises InputError that names the scans which cohort.prepare flagged."""
+    rows = index.assign(why=flags(index)).query("why != ''")
+    if len(rows):
+        advice = "look at qc.html, then take their rows out or give --keep-flagged"
+        odd = [f"{row.subject} ({row.file}): {row.why}" for row in rows.itertuples()]
+        raise InputError.of(f"{path}: scans that cohort.prepare flagged; {advice}", odd)
 
 
 def divide(index: pd.DataFrame, config: Config) -> list[Division]:
