@@ -25,6 +25,7 @@ from cohort.checking.checked import CACHE_DIR, Examined, examine_all, name_sets,
 from cohort.checking.confounds import confound_warnings, confounds
 from cohort.checking.duplicates import Pair
 from cohort.listing.reading import Reading
+from cohort.preparation.quality import flags
 from cohort.splitting.folds import refuse_shared
 from cohort.tables import CLASS_NAMES, list_table, write_csv
 from runtime.cli import describe, run_script
@@ -45,6 +46,8 @@ class Config(Reading):
     """One table, or several that are splits of one cohort; a BIDS participants.tsv will do."""
     out: Path
     """Folder for findings.csv, findings.json and groups.csv."""
+    keep_flagged: bool = False
+    """Name scans that cohort.prepare flagged (column qc) as warnings, and not as errors: the cohort is to keep them."""
     cache_dir: Path = CACHE_DIR
     """Where what was found of each scan is kept; may be shared by processes and deleted at any time."""
     dry_run: bool = False
@@ -78,6 +81,7 @@ def main(config: Config) -> None:
     images, groups = [scan.examination.image for scan in scans], frame["group"][readable].tolist()
     copies = search(images, groups, lambda row: scans[row].thumbnail(), config.cache_dir)
     measured = confounds(frame) if len(frame) else None
+    findings += flag_findings(frame, "warning" if config.keep_flagged else "error")
     findings += scan_findings(frame, examined)
     findings += copy_findings(frame[readable].reset_index(drop=True), scans, copies.pairs)
     if measured:
@@ -153,6 +157,15 @@ def scan_findings(frame: pd.DataFrame, examined: Sequence[Examined | InputError]
         else:
             found += [_at(row, "warning", kind, text) for kind, text in result.examination.warnings]
     return found
+
+
+def flag_findings(frame: pd.DataFrame, severity: str) -> list[Finding]:
+    """Scans that were flagged when they were prepared."""
+    said = flags(frame)
+    return [
+        _at(frame.loc[row], severity, "quality", f"flagged by cohort.prepare: {said[row]}")
+        for row in said.index[said != ""]
+    ]
 
 
 def copy_findings(frame: pd.DataFrame, scans: Sequence[Examined], pairs: Sequence[Pair]) -> list[Finding]:

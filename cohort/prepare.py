@@ -2,7 +2,8 @@
 
 Takes a table, a folder or a BIDS dataset. Writes one scan, one picture and one record for each, a quality page
 (qc.html, worst first), the index of what was prepared, and the list of what failed. One scan that fails does not stop
-the others; then the exit status is 1. Running the command again makes only what is missing or was made otherwise.
+the others. The exit status is 1 where a scan failed or was flagged; the last line says which. Running the command again
+makes only what is missing or was made otherwise.
 
     python -m cohort.prepare --participants bids --out data/mine --index data_csvs/pickle_prep_mine.csv --grid paper
 """
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import SimpleITK as sitk  # noqa: N813, its documentation's own short name
+import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ from cohort.listing.bids import Unlisted
 from cohort.listing.reading import Reading
 from cohort.preparation.participants import list_scans
 from cohort.preparation.qc_page import Entry, draw, write_page
-from cohort.preparation.quality import flag
+from cohort.preparation.quality import PASSED, flag
 from cohort.preparation.steps import PREPARATION, prepare
 from cohort.reading.headers import Placement
 from cohort.scans import GRIDS
@@ -51,7 +53,8 @@ class Config(Reading):
     out: Path
     """Folder for scans, pictures, records, qc.html and failures.csv."""
     index: Path
-    """The table to write, such as data_csvs/pickle_prep_mine.csv: all scans that were prepared, with a column qc."""
+    """The table to write, such as data_csvs/pickle_prep_mine.csv: all scans that were prepared. Its column qc says
+    ok, or why a scan was flagged."""
     grid: Literal["paper", "demo", "smoke"] = "paper"
     """Voxels of the output: paper 1.5 mm, demo 4 mm, smoke 8 mm."""
     assume_mni: bool = False
@@ -65,7 +68,7 @@ class Config(Reading):
     derivatives: str | None = None
     """BIDS: the folder in derivatives/ that holds the brain masks (*_desc-brain_mask.nii.gz), where several do."""
     workers: int = 0
-    """Processes; 0 takes one per available processor core. Each needs about 1 GB for a scan at 1 mm."""
+    """Processes; 0 takes one per available processor core. Each needs about 1.5 GB for a scan at 1 mm."""
     dry_run: bool = False
     """Print the configuration and stop."""
 
@@ -122,8 +125,8 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     with locked(config.out):
         failures = run(jobs, config.workers)
-        report(config, listed, jobs, failures)
-    if failures or (listed.differences() and not config.partial):
+        flagged = report(config, listed, jobs, failures)
+    if failures or flagged or (listed.differences() and not config.partial):
         sys.exit(1)
 
 
@@ -184,6 +187,7 @@ def start_process() -> AbstractContextManager[Executor]:
 
 def _use_one_thread() -> None:
     threadpool_limits(1)
+    torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
@@ -219,8 +223,8 @@ def finished(job: Job) -> bool:
     return found.get("recipe") == json.loads(json.dumps(recipe)) and found.get("sha256") == sha256(job.scan)
 
 
-def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[str, str]) -> None:
-    """Writes failures.csv, qc.html and the index, and prints what a user has to know."""
+def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[str, str]) -> list[str]:
+    """Writes failures.csv, qc.html and the index, prints what a user has to know, and returns who was flagged."""
     frame = listed.frame[listed.absent == ""]
     lost = frame["name"].isin(list(failures))
     failed = pd.concat(
@@ -245,16 +249,15 @@ def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[s
     if good:
         index = frame[~lost].assign(
             file=[str(job.scan.resolve()) for job in good],
-            qc=["; ".join(entry.reasons) or "ok" for entry in entries],
+            qc=["; ".join(entry.reasons) or PASSED for entry in entries],
             sha256=[record["sha256"] for record in records],
             source=[job.source for job in good],
             source_sha256=[record["recipe"]["source_sha256"] for record in records],
         )
         write_table(config.index, index.drop(columns=["mask", "name"]))
-    odd = sum(bool(entry.reasons) for entry in entries)
-    print(
-        f"{len(good)} scans in {config.out / 'scans'}, {odd} flagged, {len(failures)} failed; {config.out / 'qc.html'}"
-    )
+    flagged = [entry.name for entry in entries if entry.reasons]
+    counts = f"{len(flagged)} flagged, {len(failures)} failed"
+    print(f"{len(good)} scans in {config.out / 'scans'}, {counts}; {config.out / 'qc.html'}")
     if differing := len(listed.differences()):
         advice = "accepted by --partial" if config.partial else "complete them, or accept it by --partial"
         print(f"{differing} left out, without a scan or without a row ({config.out / 'failures.csv'}): {advice}")
@@ -270,6 +273,9 @@ def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[s
     unnamed = int((frame["diagnosis"] == "").sum())
     if unnamed and good:
         print(f"{config.index}: fill in the column diagnosis of {unnamed} scans before cohort.split; no table named it")
+    if flagged:
+        print(f"flagged: {', '.join(flagged)}; look at {config.out / 'qc.html'}: cohort.split takes them only as told")
+    return flagged
 
 
 if __name__ == "__main__":

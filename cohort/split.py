@@ -21,6 +21,7 @@ from tqdm import tqdm
 from cohort.checking.checked import CACHE_DIR, find_copies
 from cohort.listing.reading import Reading
 from cohort.pictures import save
+from cohort.preparation.quality import flags
 from cohort.splitting.balance import balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
@@ -54,6 +55,8 @@ class Config(Reading, ScriptConfig):
     """Leave scans of other sites out where their subject or group (copies included) is at a held-out one, too."""
     groups: Path | None = None
     """groups.csv of cohort.check: these copies are kept in one split, and none are looked for."""
+    keep_flagged: bool = False
+    """Take scans that cohort.prepare flagged (column qc), too. Without it they are named, and nothing is divided."""
     check: bool = True
     """Read all scans and keep copies of one another in one split, as cohort.check finds them."""
     cache_dir: Path = CACHE_DIR
@@ -84,6 +87,8 @@ class Division(NamedTuple):
 def main(config: Config) -> None:
     """Index, splits, tables, balance."""
     index = read_table(config.index, config)
+    if not config.keep_flagged:
+        refuse_flagged(config.index, index)
     if config.groups:  # copies: per row the set that it is in, empty for none
         copies = read_copies(config.groups, index["file"])
     else:
@@ -93,6 +98,15 @@ def main(config: Config) -> None:
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config)
     report(divisions, sum(name != "" for name in copies))
+
+
+def refuse_flagged(path: Path, index: pd.DataFrame) -> None:
+    """Raises InputError that names the scans which cohort.prepare flagged."""
+    rows = index.assign(why=flags(index)).query("why != ''")
+    if len(rows):
+        advice = "look at qc.html, then take their rows out or give --keep-flagged"
+        odd = [f"{row.subject} ({row.file}): {row.why}" for row in rows.itertuples()]
+        raise InputError.of(f"{path}: scans that cohort.prepare flagged; {advice}", odd)
 
 
 def divide(index: pd.DataFrame, config: Config) -> list[Division]:

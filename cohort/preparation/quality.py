@@ -6,9 +6,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from cohort.atlas import load_template, resample, tissue
 from cohort.scans import Grid, fill_holes
+from cohort.tables import MISSING
 
 ROBUST_Z = 3.5
 """Distance from the median, in robust standard deviations, from which a scan is an outlier (Iglewicz & Hoaglin 1993,
@@ -17,6 +19,10 @@ FEWEST = 8
 """Scans below which a cohort has no robust standard deviation worth the name; then only the fixed limits hold."""
 PURE = 0.9
 """Least probability of a voxel that is taken for grey or white matter."""
+
+
+PASSED = "ok"
+"""What the column `qc` of an index says of a scan in which nothing was odd; else it says what was."""
 
 
 class Rule(NamedTuple):
@@ -33,12 +39,16 @@ class Rule(NamedTuple):
     high: float = math.inf
     """Limits beyond which a scan is flagged whatever the others are."""
 
+    @property
+    def limits(self) -> str:
+        return f"{self.low:g} or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
+
 
 RULES = (
-    Rule("template_correlation", "correlation with the template inside the brain", "low", 0.02, low=0.5),
-    Rule("brain_ml", "brain mask, ml", "both", 60.0, low=800.0, high=2300.0),
+    Rule("template_correlation", "correlation with the template inside the brain", "low", 0.02, low=0.33),
+    Rule("brain_ml", "brain mask, ml", "both", 60.0, low=800.0, high=2050.0),
     Rule("brain_seen", "share of the template's brain inside the field of view", "low", 0.01, low=0.95),
-    Rule("affine_jacobian", "Jacobian determinant of the affine (scan over template)", "both", 0.05, 0.45, 1.7),
+    Rule("affine_jacobian", "Jacobian determinant of the affine (scan over template)", "both", 0.05, 0.45, 1.1),
     Rule("warp_jacobian_min", "least Jacobian determinant of the warp", "low", 0.05, low=0.0),
     Rule("warp_jacobian_max", "largest Jacobian determinant of the warp", "high", 0.3),
     Rule("brain_at_floor", "share of the brain at one dark value", "high", 0.01, high=0.03),
@@ -95,12 +105,26 @@ def flag(cohort: Sequence[Mapping[str, float | None]]) -> list[tuple[list[str], 
         values = np.array([measures.get(rule.name) for measures in cohort], dtype=float)  # None becomes nan
         distance, middle = _distances(values, rule)
         beyond = (values < rule.low) | (values > rule.high)
-        limits = f"{rule.low:g} or more" if math.isinf(rule.high) else f"{rule.low:g} to {rule.high:g}"
         for row in np.flatnonzero(beyond | (distance > ROBUST_Z)):
-            why = f"expected {limits}" if beyond[row] else f"median {middle:.4g}"
+            why = f"expected {rule.limits}" if beyond[row] else f"median {middle:.4g}"
             reasons[row].append(f"{rule.title}: {values[row]:.4g}, {why}")
         scores = np.maximum(scores, np.where(beyond, np.maximum(distance, 2 * ROBUST_Z), distance))
     return list(zip(reasons, scores.tolist(), strict=True))
+
+
+def flags(table: pd.DataFrame) -> pd.Series:
+    """Why `cohort.prepare` flagged each scan of a table (its column `qc`); empty where it did not."""
+    said = table.get("qc", pd.Series("", index=table.index, dtype=object)).fillna("")
+    return said.mask(said.isin([PASSED, *MISSING]), "")
+
+
+def beyond_limits(measures: Mapping[str, float | None]) -> list[str]:
+    """Which measures of one scan lie beyond a fixed limit."""
+    return [
+        rule.name
+        for rule in RULES
+        if (value := measures.get(rule.name)) is not None and not rule.low <= value <= rule.high
+    ]
 
 
 def _distances(values: np.ndarray, rule: Rule) -> tuple[np.ndarray, float]:

@@ -10,7 +10,7 @@ dark too, by fluid and the bone's inner table; what is bright beyond (marrow, fa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
@@ -36,19 +36,26 @@ SEARCH_DEGREES = (-30.0, -10.0, 10.0, 30.0)
 """Rotations about each axis: no head within 40 degrees of upright is farther than 10 from one of them."""
 SEARCH_SHIFTS_MM = (-30.0, -15.0, 0.0, 15.0, 30.0)
 """Along each axis, from the centre of mass of what may be brain: faces, cut heads and coils draw it away by 2 cm."""
-SEARCH_SCALES = (0.92, 1.08)
-SEARCH_RIM_MM = 12.0
+SEARCH_SCALES = (0.84, 0.94)
+"""Brains over the template, which is large: those of adults were 0.83 to 1.01 times as long."""
+SEARCH_RIM_MM = 4.0
+"""A wider rim holds scalp and marrow, and mutual information then prefers the brain laid on the whole head."""
+LARGEST_SCALE, SCALE_PENALTY = 1.04, 3.0
+"""Scale above which a pose loses, and nats lost for each unit of the logarithm of the scale."""
 POSE_STEPS = np.array([10.0, 10.0, 10.0, 8.0, 8.0, 8.0, 0.06])
 """First steps of the refinement: degrees, mm, logarithm of the scale. Closer poses count as one."""
-KEPT_COARSE, KEPT_FINE = 16, 2
+KEPT_COARSE, KEPT_FINE = 16, 3
 """Starts of the search that are refined, and how many of these the affine step begins from."""
 BRAIN_HEIGHT_MM = 140.0
 """The brain lies within this distance below the top of a head."""
 BINS = 24
 
-AFFINE_LEVELS = ((4.0, 10.0, 1.0), (2.0, 2.0, 0.2))
-"""Levels of the affine step: voxel in mm, rim in mm, share of the voxels that is sampled. A wide rim catches a poor
-start; in a narrow one nothing bright lies, which would draw the template's edge inwards."""
+BRIGHTEST = 1.6
+"""Intensity, in medians of the head, at which a scan is clipped for registration: fat and vessels are no landmarks."""
+
+AFFINE_LEVELS = ((4.0, 4.0, 1.0), (2.0, 2.0, 0.2))
+"""Levels of the affine step: voxel in mm, rim in mm, share of the voxels that is sampled. In a narrow rim nothing
+bright lies, which would draw the template's edge to it."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +100,25 @@ def target(spacing_mm: float) -> Target:
 
 def register_affine(scan: Working) -> np.ndarray:
     """Finds the affine (4, 4) from template to scan; RefusedError if there is nothing to lay the template on."""
-    starts = search(scan)
+    scan = replace(scan, image=clipped(scan.image))
     moving = itk_image(scan.image, scan.affine)
-    level, *finer = AFFINE_LEVELS
-    matrix, _ = max((_affine_step(moving, start, *level) for start in starts), key=lambda found: found[1])
-    for level in finer:
-        matrix, _ = _affine_step(moving, matrix, *level)
-    return matrix
+    found = []
+    for matrix in search(scan):
+        for level in AFFINE_LEVELS:
+            matrix, information = _affine_step(moving, matrix, *level)
+        found.append((information, matrix))
+    return max(found, key=lambda one: one[0])[1]
 
 
 def refine_affine(scan: Working, matrix: np.ndarray) -> np.ndarray:
     """The finest level of `register_affine` once more, from a matrix that is nearly right."""
-    return _affine_step(itk_image(scan.image, scan.affine), matrix, *AFFINE_LEVELS[-1])[0]
+    return _affine_step(itk_image(clipped(scan.image), scan.affine), matrix, *AFFINE_LEVELS[-1])[0]
+
+
+def clipped(image: np.ndarray) -> np.ndarray:
+    """The image without what is brighter than BRIGHTEST medians of the head."""
+    head = image[head_mask(np.clip(image, 0, 1))]
+    return np.minimum(image, np.float32(BRIGHTEST * np.median(head))) if head.size else image
 
 
 # Search.
@@ -207,7 +221,8 @@ class _Score:
         outer = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
         information = np.where(joint > 0, joint * np.log(np.maximum(joint, 1e-12) / np.maximum(outer, 1e-12)), 0)
         share = seen.mean(axis=1)
-        return np.where(share > 0.5, share * information.sum(axis=(1, 2)), 0)
+        penalty = SCALE_PENALTY * np.maximum(poses[:, 6] - np.log(LARGEST_SCALE), 0)
+        return np.where(share > 0.5, share * information.sum(axis=(1, 2)), 0) - penalty
 
 
 # Affine.

@@ -1,11 +1,16 @@
 """One scan, from its file to the grid: the steps of `cohort.prepare`, in memory.
 
+There are two ways to lay a scan on the template. By the brain: a network finds it, and what is around it is gone before
+anything is registered. By the head: the whole head is registered, and the template's brain carried back. The second is
+tried where the first has no result that meets the fixed limits of `cohort.preparation.quality`.
+
 A matrix maps template millimetres to millimetres of the scan. Output voxels are read from the raw scan once, through
 the matrix; the bias field and the brain, both smooth, are brought to the same grid and applied there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +21,8 @@ from scipy import ndimage
 from cohort.decoding import RefusedError, naming, read_voxels
 from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
-from cohort.preparation.quality import measure
+from cohort.preparation.brain_network import network_brain
+from cohort.preparation.quality import beyond_limits, measure
 from cohort.preparation.registration import Working
 from cohort.reading import intensities
 from cohort.reading.headers import Placement
@@ -108,7 +114,7 @@ def prepare(
     Args:
         path: a scan (`cohort.decoding.ENDINGS`).
         grid: where the output is wanted.
-        mask: a brain mask in the scan's space (any grid, above 0 inside), used instead of the template's brain.
+        mask: a brain mask in the scan's space (any grid, above 0 inside), used instead of the one that would be found.
         assume_mni: the scan is prepared and in the template's space already: only check, resample and measure it.
         placement: where the voxels of scan and mask lie, instead of what their headers say.
     """
@@ -122,10 +128,37 @@ def prepare(
     with naming(path):
         if assume_mni:
             space = Space(np.eye(4), given or _template_brain(np.eye(4), None))
+            prepared = _prepared(scan, grid, space, masked=given is not None)
         else:
-            space = _registered(_working(scan), given)
-        prepared = _prepared(scan, grid, space, masked=given is not None)
+            working = working_copy(scan)
+            ways = [
+                lambda way=way: _prepared(scan, grid, way(working, given), masked=given is not None)
+                for way in (by_brain, by_head)
+            ]
+            prepared = first_within_limits(ways)
     return replace(prepared, notes=tuple(notes))
+
+
+def first_within_limits(ways: Sequence[Callable[[], Prepared]]) -> Prepared:
+    """What the first way makes that meets every fixed limit; else the best of all, by limits and then by correlation.
+
+    Raises:
+        RefusedError: of the last way, where every way raises one.
+    """
+    made: list[tuple[int, float, Prepared]] = []
+    refusal = None
+    for way in ways:
+        try:
+            prepared = way()
+        except RefusedError as error:
+            refusal = error
+            continue
+        if not (reasons := beyond_limits(prepared.measures)):
+            return prepared
+        made.append((-len(reasons), prepared.measures["template_correlation"] or -1.0, prepared))
+    if not made:
+        raise refusal
+    return max(made, key=lambda one: one[:2])[2]
 
 
 def _read(path: Path | str, grid: Grid, placement: Placement | None) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +201,7 @@ def _prepared(scan: Scan, grid: Grid, space: Space, *, masked: bool) -> Prepared
     return Prepared(image, whole, brain, space.matrix, measures)
 
 
-def _working(scan: Scan) -> Working:
+def working_copy(scan: Scan) -> Working:
     """A copy of the scan with its axes along the world's, as fine as registration needs it."""
     low, high = box_mm(scan.image.shape, scan.affine)
     shape = tuple(int(size) for size in np.maximum(np.ceil((high - low) / WORKING_MM), 8))
@@ -182,36 +215,44 @@ def _working(scan: Scan) -> Working:
     return Working(image, affine, scan.field_of_view().onto(affine, shape) > 0.5)
 
 
-def _registered(working: Working, given: Scan | None) -> Space:
-    """Registers a working copy and finds its brain.
+def by_brain(working: Working, given: Scan | None) -> Space:
+    """Lays a brain on the template's: the one given, or else the network's. Bias field and affine see nothing else."""
+    brain = given or Scan(network_brain(working), working.affine)
+    inside = _inside(brain, working)
+    field = bias_field(working.image, inside, WORKING_MM)
+    share = np.clip(brain.onto(working.affine, working.image.shape), 0, 1)
+    matrix = registration.register_affine(_corrected(working, field, share))
+    return Space(matrix, brain, None, Scan(field, working.affine))
 
-    The first bias field is fitted to the given brain, or to all that is brighter than air. The whole head gives a first
-    affine, and the demons the brain. Inside the brain the field is fitted again, now without scalp and marrow, whose
-    intensities say little about it; what that changes refines the affine.
+
+def by_head(working: Working, given: Scan | None) -> Space:
+    """Lays a whole head on the template; the brain is the one given, or what the demons make of the template's.
+
+    The first bias field is fitted to all that is brighter than air. Inside the brain it is fitted again, now without
+    scalp and marrow, whose intensities say little about it; what that changes refines the affine.
     """
-    share = None if given is None else np.clip(given.onto(working.affine, working.image.shape), 0, 1)
-
-    def corrected(by: np.ndarray) -> Working:
-        """The scan without a bias field, and with nothing around the brain where one is given."""
-        image = (working.image / by).astype(np.float32)
-        return replace(working, image=image if share is None else (image * share).astype(np.float32))
-
     tissue = head_mask(np.clip(working.image, 0, 1)) & (working.image > 0.05)
-    field = bias_field(working.image, tissue if given is None else _inside(given, working), WORKING_MM)
-    plain = corrected(field)
+    field = bias_field(working.image, tissue, WORKING_MM)
+    plain = _corrected(working, field)
     matrix = registration.register_affine(plain)
     warp = brain_extraction.register_warp(plain, matrix) if given is None else None
     brain = given or _template_brain(matrix, warp)
-    inside = _inside(brain, working)
-    if inside.sum() * WORKING_MM**3 / 1000 < SMALLEST_BRAIN_ML:
-        raise RefusedError(f"the brain found has less than {SMALLEST_BRAIN_ML:g} ml: a part of a head, or not in mm")
-    field = field * bias_field(plain.image, inside, WORKING_MM)
-    matrix = registration.refine_affine(corrected(field), matrix)
+    field = field * bias_field(plain.image, _inside(brain, working), WORKING_MM)
+    matrix = registration.refine_affine(_corrected(working, field), matrix)
     return Space(matrix, brain, warp, Scan(field, working.affine))
 
 
+def _corrected(working: Working, field: np.ndarray, share: np.ndarray | float = 1.0) -> Working:
+    """The scan without a bias field, and of every voxel the share that counts."""
+    return replace(working, image=(working.image / field * share).astype(np.float32))
+
+
 def _inside(brain: Scan, working: Working) -> np.ndarray:
-    return brain.onto(working.affine, working.image.shape) > 0.5
+    """The voxels of a brain; RefusedError for one that is too small."""
+    inside = brain.onto(working.affine, working.image.shape) > 0.5
+    if inside.sum() * WORKING_MM**3 / 1000 < SMALLEST_BRAIN_ML:
+        raise RefusedError(f"the brain found has less than {SMALLEST_BRAIN_ML:g} ml: a part of a head, or not in mm")
+    return inside
 
 
 def _template_brain(matrix: np.ndarray, warp: np.ndarray | None) -> Scan:

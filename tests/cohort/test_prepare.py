@@ -118,6 +118,21 @@ def test_index_scans_records_and_page(table, capsys):
 
 
 @pytest.mark.slow
+def test_a_flagged_scan_is_told_by_status_last_line_and_index(table, capsys):
+    path = table.parent / "raw/P2.nii.gz"
+    half = nib.load(path)
+    nib.save(half.slicer[: half.shape[0] // 2], path)
+    chosen = config(table)
+    assert status(chosen) == 1
+    index = read_table(chosen.index)
+    assert [why == "ok" for why in index["qc"]] == [True, True, False, True]
+    assert "field of view" in index["qc"][2]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("flagged: P2;")
+    assert "qc.html" in last
+
+
+@pytest.mark.slow
 def test_second_run_does_only_what_is_missing_or_changed(table):
     chosen = config(table)
     assert status(chosen) == 0

@@ -80,6 +80,24 @@ def test_script_warns_of_splits_with_few_subjects_of_a_class(index, split):
     assert "test.csv has 1 subject of class TLE" in printed
 
 
+def test_flagged_scans_are_refused_by_name_unless_asked_for(index, split):
+    why = "brain mask, ml: 2912, expected 800 to 2050"
+    table = pd.read_csv(index, dtype=str)
+    table["qc"] = ["ok", why, "", "n/a", *["ok"] * (len(table) - 4)]
+    table.to_csv(index, index=False)
+    out = index.parent / "out"
+    status, _, error = split("--index", index, "--out", out, "--no-figure")
+    assert status == 2
+    assert "(1):" in error
+    for part in (table["subject"][1], why, "qc.html", "--keep-flagged"):
+        assert part in error
+    assert not out.exists()
+    assert split("--index", index, "--out", out, "--no-figure", "--keep-flagged")[0] == 0
+    kept = pd.concat([read_table(out / f"{name}.csv") for name in SPLITS])
+    assert len(kept) == len(table)
+    assert (kept["qc"] == why).sum() == 1  # the flag travels
+
+
 def test_script_reads_other_tables_by_label_map(index, split):
     text = index.read_text().replace("diagnosis", "kind").replace(",TLE-L,", ",left,").replace(",TLE-R,", ",right,")
     index.write_text(text)

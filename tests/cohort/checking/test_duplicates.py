@@ -108,6 +108,18 @@ def test_distinct_people_are_not_copies(thumbnails):
         assert search(thumbnails[:count]).pairs == ()
 
 
+def test_two_kinds_of_scans_in_one_cohort_do_not_hide_a_copy(people, thumbnails):
+    """Half of the people are much alike, as by one scanner: the deviation is then that between the halves."""
+    middle = np.mean(people, axis=0)
+    alike = [thumbnail(0.6 * middle + 0.4 * image, AFFINE) for image in people[: COUNT // 2]]
+    cohort = [*alike, *thumbnails[COUNT // 2 :]]
+    copy = thumbnail(noisy(people[-1], 0.16), AFFINE)
+    found = search([*cohort, copy])
+    assert found.fine_threshold == duplicates.FINE_CEILING
+    assert [(pair.first, pair.second) for pair in found.pairs] == [(COUNT - 1, COUNT)]
+    assert found.pairs[0].correlation < 0.98
+
+
 def test_few_scans_are_judged_by_the_floor(people, thumbnails):
     copy = thumbnail(noisy(people[1], 0.05)[::-1], AFFINE)
     found = search([*thumbnails[:3], copy])

@@ -10,7 +10,7 @@ import pytest
 
 from cohort.atlas import load_template, resample, tissue
 from cohort.preparation.qc_page import Entry, draw, write_page
-from cohort.preparation.quality import FEWEST, ROBUST_Z, flag, measure
+from cohort.preparation.quality import FEWEST, ROBUST_Z, beyond_limits, flag, measure
 from cohort.scans import GRIDS
 
 GRID = GRIDS["demo"]
@@ -84,6 +84,22 @@ def test_few_scans_meet_only_the_fixed_limits():
     scans[1]["template_correlation"] = 0.3
     assert [bool(why) for why, _ in flag(scans)][:3] == [False, True, False]
     assert [score for _, score in flag(scans)][:3] == [0, 2 * ROBUST_Z, 0]  # beyond a limit is sorted to the top
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("template_correlation", (0.41, 0.66), (0.25,)),
+        ("affine_jacobian", (0.58, 1.02), (1.17, 2.84)),
+        ("brain_ml", (1055.0, 1889.0), (2166.0, 4118.0)),
+    ],
+)
+def test_limits_lie_between_real_heads_that_were_laid_right_and_wrong(name, good, bad):
+    assert [beyond_limits({name: value}) for value in (*good, *bad)] == [[]] * len(good) + [[name]] * len(bad)
+
+
+def test_what_was_not_measured_is_not_beyond_a_limit():
+    assert beyond_limits({"affine_jacobian": None}) == []
 
 
 def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, template):
