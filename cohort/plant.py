@@ -201,7 +201,7 @@ def truth_table(config: PlantConfig, people: pd.DataFrame, change: float) -> pd.
         sick = person["diagnosis"] != "HC"
         row = {name: person[name] for name in ("subject", "session", "diagnosis", "age", "sex", "site")}
         row |= {"side": person["diagnosis"][4:], "change": round(change, 5) if sick else 0.0}
-        row |= {"effect_size": config.effect_size, "placebo": int(config.placebo), "mri_negative": 0 if sick else ""}
+        row |= {"effect_size": config.effect_size, "placebo": int(config.placebo), "mri_negative": 0}
         row |= {name: person[name] for name in ("brain_mm3", *volumes)}
         rows.append(row | (read_json(truth_path(config, person["name"])) if sick else {}))
     return pd.DataFrame(rows)

@@ -21,11 +21,11 @@ FINEST_MM = 1.0
 lose a seventh of the change."""
 MARGIN_MM = 16.0
 """Space around the hippocampus in which everything happens."""
-SURROUND_MM = 5.0
+SURROUND_MM = 3.5
 """Width of the surroundings that take up the change: narrower than between templates, because the rest of a real head
 is to stay where it is."""
-HORN_WEIGHT = 12.0
-"""As `warps.HORN_WEIGHT`, for this width: a loss of 18 % widens the horn of its side by about a quarter."""
+HORN_WEIGHT = 5.0
+"""As `warps.HORN_WEIGHT`, for this width: a loss of a fifth widens the horn of its side by a sixth."""
 FAR_MM = 10.0
 """Distance from the hippocampus beyond which nothing should move."""
 STILL_MM = 0.03

@@ -22,6 +22,8 @@ from runtime.seeding import rng
 HIPPOCAMPI = tuple(f"{side} {HIPPOCAMPUS}" for side in SIDES)
 BLOCK = ("HC", "TLE-L", "HC", "TLE-R")
 """Diagnoses of four neighbours in site, sex and age, in an order drawn for each four."""
+LEAST_SPREAD = 0.1
+"""Of a logarithm: what lies within a factor of 1.4 of the median is a person, however alike the others are."""
 CONTROLS_PER_SIDE = 2
 """Controls for each patient of one side."""
 
@@ -66,7 +68,8 @@ def usable(people: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows whose hippocampi can be true, and the others with the reason.
 
     Failed segmentations are found among the others: the logarithms of both volumes over the brain and of their ratio
-    lie within ROBUST_Z robust standard deviations of the median (as in `cohort.preparation.quality`).
+    lie within ROBUST_Z robust standard deviations of the median (as in `cohort.preparation.quality`), of LEAST_SPREAD
+    or more.
     """
     people = people.copy()
     left, right = (people.get(volume_column(name), pd.Series(np.nan, people.index)) for name in HIPPOCAMPI)
@@ -81,7 +84,7 @@ def usable(people: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name, values in measures.items():
         logs = np.log(values[good].astype(float))
         middle = logs.median()
-        away = (logs - middle) / (1.4826 * (logs - middle).abs().median())
+        away = (logs - middle) / max(1.4826 * (logs - middle).abs().median(), LEAST_SPREAD)
         for index in logs.index[away.abs() > ROBUST_Z]:
             found = f"{people['labels'][index]}: {name} is {np.exp(logs[index] - middle):.2f} of the median"
             people.loc[index, "problem"] = f"{found}; a failed segmentation?"

@@ -10,13 +10,10 @@ from cohort.scans import GRIDS, onto_grid
 from cohort.volumes import write_nifti
 from runtime.errors import InputError
 from runtime.files import write_json
+from tests.support.labelled import GOOD
 
 GRID = GRIDS["smoke"]
 MATRIX = np.array([[0.95, 0.05, 0, 3.0], [-0.05, 1.02, 0.03, -4.0], [0, 0.02, 0.98, 5.0], [0, 0, 0, 1]])
-GOOD = {
-    "template_correlation": 0.9, "brain_ml": 1500.0, "brain_seen": 1.0, "affine_jacobian": 1.0,
-    "warp_jacobian_min": 0.3, "warp_jacobian_max": 2.0, "snr": 15.0, "contrast": 1.5,
-}  # fmt: skip
 
 
 def prepared_by_hand(image, affine):
