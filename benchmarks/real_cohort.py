@@ -2,16 +2,16 @@
 
     python -m benchmarks.real_cohort --participants healthy.csv --work runs/real_cohort
 
-Each step is the command that a user would give, at 4 mm, with its time and memory. Who failed or was flagged in
-preparation is counted and left out. Region labels (a column `labels`, codes of Neuromorphometrics) add what can be held
-against them; a table of healthy people alone becomes one of both classes by `cohort.plant`. Only means over people are
-kept: the result names nobody. The same command continues.
+Each step is the command that a user would give, at 4 mm by default, with its time and memory. Who failed or was flagged
+in preparation is counted and left out. Region labels (a column `labels`, codes of Neuromorphometrics) add what can be
+held against them; a table of healthy people alone becomes one of both classes by `cohort.plant`. Only means over people
+are kept: the result names nobody. The same command continues.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,10 +24,11 @@ from cohort.decoding import read_voxels
 from cohort.preparation.participants import list_scans
 from cohort.preparation.placing import read_place
 from cohort.preparation.quality import RULES
-from cohort.scans import GRIDS, fill_holes, load_scan, to_ras
+from cohort.scans import GRIDS, Grid, fill_holes, load_scan, to_ras
 from cohort.simulation.simulator import demo_grid
 from cohort.simulation.volunteers import read_head
-from cohort.tables import CLASS_NAMES, read_table, write_table
+from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table
+from diffusion.config import PRESETS
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.device import pick_device
@@ -37,8 +38,6 @@ from runtime.runs import environment
 
 DICE_MM = 2.0
 """Voxels in which regions are compared."""
-RANK = 256
-"""Axes of the Gaussian that the demo's generator starts from; of a small cohort there are fewer."""
 LADDER = ("floor", "reconstructed", "gaussian", "gaussian_64", "synthetic", "blurred", "noisy")
 
 
@@ -50,14 +49,18 @@ class RealConfig(ScriptConfig):
     """Folder of everything that is made on the way."""
     out: Path = ROOT / "benchmarks/real_cohort.json"
     """The JSON file of the figures."""
+    preset: Literal["smoke", "demo"] = "demo"
+    """Grid and networks: demo 4 mm, smoke 8 mm."""
+    parts: tuple[Literal["anatomy", "autoencoder", "generator"], ...] = ("anatomy", "autoencoder", "generator")
+    """What to measure after preparation; the generator needs the autoencoder of the same folder."""
     vae: Path | None = None
     """A VAE that has seen simulations only: it is measured on the same held-out scans, and one is tuned from it."""
     effect_size: float = 1.0
     """Cohen's d of the planted disease, where all people are healthy."""
     vae_steps: int = 500
-    """Steps of each VAE; that of the demo is 500."""
+    """Steps of each VAE, as the demo's."""
     diffusion_steps: int = 600
-    """Steps of the diffusion model; that of the demo is 600."""
+    """Steps of the diffusion model, as the demo's."""
     volumes: int = 90
     """Synthetic volumes of each class."""
     workers: int = 1
@@ -87,12 +90,14 @@ def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tu
     work, prepared = config.work, config.work / "prepared"
     run(
         "prepare", "cohort.prepare", "--participants", config.participants, "--out", prepared, "--index",
-        prepared / "index.csv", "--grid", "demo", "--workers", config.workers, expected=(0, 1),
+        prepared / "index.csv", "--grid", config.preset, "--workers", config.workers, expected=(0, 1),
     )  # fmt: skip
     people = list_scans(config.participants)
     yield "quality", quality(people, prepared)
-    if "labels" in people.columns:
-        yield "anatomy", anatomy(people, config.participants.parent, prepared)
+    if "labels" in people.columns and "anatomy" in config.parts:
+        yield "anatomy", anatomy(people, config.participants.parent, prepared, GRIDS[config.preset])
+    if not {"autoencoder", "generator"} & set(config.parts):
+        return
     index = usable_index(prepared / "index.csv", work / "index.csv")
     if index["label"].nunique() == 1:
         run(
@@ -100,15 +105,12 @@ def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tu
             work / "planted", "--index", work / "index.csv", "--effect-size", config.effect_size, "--partial",
         )  # fmt: skip
     run("split", "cohort.split", "--index", work / "index.csv", "--out", work)
-    yield (
-        "subjects",
-        [
-            {"split": name, **read_table(work / f"{name}.csv")["diagnosis"].value_counts().to_dict()}
-            for name in ("train", "val", "test")
-        ],
-    )
-    yield "autoencoder", list(autoencoders(config, run))
-    yield from generator(config, run)
+    divided = {name: read_table(work / f"{name}.csv")["diagnosis"].value_counts() for name in ("train", "val", "test")}
+    yield "subjects", [{"split": name, **found.reindex(DIAGNOSES, fill_value=0)} for name, found in divided.items()]
+    if "autoencoder" in config.parts:
+        yield "autoencoder", list(autoencoders(config, run))
+    if "generator" in config.parts:
+        yield from generator(config, run)
 
 
 def usable_index(source: Path, target: Path) -> pd.DataFrame:
@@ -141,9 +143,9 @@ def span(values: np.ndarray) -> str:
     return f"{np.median(known):.3g} [{known.min():.3g}, {known.max():.3g}]" if len(known) > 2 else "-"
 
 
-def anatomy(people: pd.DataFrame, base: Path, prepared: Path) -> list[dict[str, object]]:
+def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> list[dict[str, object]]:
     """Labels beside what the prepared scans say: overlap with the atlas after the affine, and regional volumes."""
-    grid, fine, codes = GRIDS["demo"], demo_grid(DICE_MM), native_atlas()[0].codes
+    fine, codes = demo_grid(DICE_MM), native_atlas()[0].codes
     reference, overlaps, brains, true, scans = atlas(fine).labels, [], [], [], []
     for person in people.itertuples():
         try:
@@ -159,7 +161,9 @@ def anatomy(people: pd.DataFrame, base: Path, prepared: Path) -> list[dict[str, 
         ml = np.abs(np.linalg.det(affine[:3, :3])) / 1000 / np.linalg.det(place.matrix[:3, :3])
         true.append([(image == codes[name]).sum() * ml for name in REGIONS])
     measured, true = region_volumes(scans, grid, REGIONS), np.array(true)
-    rows = [{"structure": "brain, 4 mm", "N": len(scans), "Dice": pm(brains), "r": "-", "bias, %": "-"}]
+    rows = [
+        {"structure": f"brain, {grid.spacing_mm:g} mm", "N": len(scans), "Dice": pm(brains), "r": "-", "bias, %": "-"}
+    ]
     for place, structure in enumerate(STRUCTURES):
         both = slice(2 * place, 2 * place + 2)  # left and right
         good = (true[:, both] > 0).all(axis=1)
@@ -193,10 +197,10 @@ def autoencoders(config: RealConfig, run: Any) -> Iterator[dict[str, object]]:
     work = config.work
     common = ["--train-csv", work / "train.csv", "--val-csv", work / "val.csv", "--cache-dir", work / "cache"]
     common += ["--steps", config.vae_steps]
-    run("VAE", "VAE.train", "demo", *common, "--run-dir", work / "vae")
+    run("VAE", "VAE.train", config.preset, *common, "--run-dir", work / "vae")
     checkpoints = {"trained on these scans": work / "vae/checkpoints/best.pt"}
     if config.vae is not None:
-        run("VAE, tuned", "VAE.train", "demo", *common, "--run-dir", work / "vae_tuned", "--init", config.vae)
+        run("VAE, tuned", "VAE.train", config.preset, *common, "--run-dir", work / "vae_tuned", "--init", config.vae)
         checkpoints |= {"simulations only": config.vae, "tuned from it": work / "vae_tuned/checkpoints/best.pt"}
     for number, (name, checkpoint) in enumerate(checkpoints.items()):
         out = work / f"infer{number}"
@@ -217,9 +221,10 @@ def generator(config: RealConfig, run: Any) -> Iterator[tuple[str, Any]]:
         "latents", "VAE.save_latent", "--checkpoint", vae, "--csv", work / "train.csv", work / "val.csv", "--out",
         work / "latents", "--cache-dir", work / "cache",
     )  # fmt: skip
+    rank = min(PRESETS[config.preset].model.linear_rank, len(read_table(work / "train.csv")) - 1)
     run(
-        "DiT", "diffusion.train", "demo", "--latents", work / "latents", "--vae", vae, "--run-dir", work / "diffusion",
-        "--steps", config.diffusion_steps, "--model.linear-rank", min(RANK, len(read_table(work / "train.csv")) - 1),
+        "DiT", "diffusion.train", config.preset, "--latents", work / "latents", "--vae", vae, "--run-dir",
+        work / "diffusion", "--steps", config.diffusion_steps, "--model.linear-rank", rank,
     )  # fmt: skip
     folders = {label: work / f"synthetic_data_pkls_{label}" for label in CLASS_NAMES}
     for label, folder in folders.items():
@@ -229,8 +234,8 @@ def generator(config: RealConfig, run: Any) -> Iterator[tuple[str, Any]]:
         )  # fmt: skip
     run(
         "evaluation", "evaluation.evaluate_synth", "--real-train", work / "train.csv", "--real-test", work / "test.csv",
-        "--synth-hc", folders["HC"], "--synth-tle", folders["TLE"], "--grid", "demo", "--vae", vae, "--diffusion", dit,
-        "--out", work / "evaluation.json",
+        "--synth-hc", folders["HC"], "--synth-tle", folders["TLE"], "--grid", config.preset, "--vae", vae,
+        "--diffusion", dit, "--out", work / "evaluation.json",
     )  # fmt: skip
     found = read_json(work / "evaluation.json")
     rungs = found["results"]["overall"]["held_out"]
