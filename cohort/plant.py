@@ -34,6 +34,7 @@ from cohort.simulation.volunteers import (
     BLOCK,
     CONTROLS_PER_SIDE,
     HIPPOCAMPI,
+    LEFT_OUT,
     diagnoses,
     read_head,
     spread_of,
@@ -107,16 +108,14 @@ def main(config: PlantConfig) -> None:
         people, left_out = usable(with_volumes(people, base, codes, config.prepared))
         people["diagnosis"] = diagnoses(people, config.seed)
         change = change_for(-config.effect_size, spread_of(people), 0.0, 1 / (1 + CONTROLS_PER_SIDE))
-        patients = people[people["diagnosis"] != "HC"]
-        for person in tqdm(list(patients.itertuples()), desc="planting", unit="scan"):
-            if not truth_path(config, person.name).exists():
-                make(config, codes, person, change)
+        people, unplanted = with_scans(config, codes, people, change)
+        left_out = pd.concat([left_out, unplanted])
         truth = truth_table(config, people, change)
         write_csv(config.out / "truth.csv", truth)
         write_json(config.out / "truth.json", TRUTH_COLUMNS)
         write_csv(config.out / "left_out.csv", left_out)
         write_index(config, people)
-        draw(config, patients)
+        draw(config, people[people["diagnosis"] != "HC"])
     say(config, truth, change, left_out)
     if len(left_out) and not config.partial:
         sys.exit(1)
@@ -148,6 +147,21 @@ def claim(config: PlantConfig) -> None:
         raise InputError(f"{config.out} holds a cohort made with {found}, not {settings}; choose another --out")
 
 
+def with_scans(
+    config: PlantConfig, codes: Mapping[str, int], people: pd.DataFrame, change: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Makes the patients' scans that are missing; the people, and the patients whose scan could not be made."""
+    problems = pd.Series("", people.index)
+    for person in tqdm(list(people[people["diagnosis"] != "HC"].itertuples()), desc="planting", unit="scan"):
+        if not truth_path(config, person.name).exists():
+            try:
+                make(config, codes, person, change)
+            except InputError as error:
+                problems[person.Index] = str(error)
+    lost = people.assign(problem=problems)[problems != ""]
+    return people[problems == ""], lost[[*LEFT_OUT]]
+
+
 def make(config: PlantConfig, codes: Mapping[str, int], person: Any, change: float) -> None:
     """Writes a patient's scan, then what is true of it: where there is a truth, the scan is there too."""
     image, labels, edges = read_head(person.file, person.labels)
@@ -159,11 +173,14 @@ def make(config: PlantConfig, codes: Mapping[str, int], person: Any, change: flo
             "smaller --effect-size"
         )
     new = found.applied(image)
+    source = nib.load(person.file)
     if config.prepared:
         place = read_place(config.prepared, person.name)
-        place.write(scan_path(config, person.name), place.after(nib.load(person.file), image, new))
+        slope, intercept = source.dataobj.slope, source.dataobj.inter  # 1 and 0 where the header has none
+        changed = place.after(source.affine, image * slope + intercept, new * slope + intercept)
+        place.write(scan_path(config, person.name), changed)
     else:
-        write_like(scan_path(config, person.name), nib.load(person.file), new)
+        write_like(scan_path(config, person.name), source, new)
     write_json(truth_path(config, person.name), facts_of(found, labels, codes))
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from cohort.decoding import naming, read_voxels
@@ -24,15 +23,17 @@ class Place:
     matrix: np.ndarray
     """(4, 4), from template millimetres to millimetres of the raw scan."""
 
-    def after(self, source: nib.Nifti1Image, before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    def after(self, affine: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
         """The prepared scan, float32 (D, H, W) on the grid, were the raw scan's voxels `now` and not `before`.
+
+        Both are (D, H, W) with the raw scan's `affine`, in the units of its header's scale.
 
         Preparation multiplies intensities by a smooth factor, resamples linearly and cuts out the brain. With bias
         field, registration and brain as they are, the prepared scan changes by the ratio of both raw ones on the grid.
         """
         with naming(self.scan):
             prepared = read_voxels(self.scan)[0]
-        old, new = (self._onto(image, source.affine) for image in (before, now))
+        old, new = (self._onto(image, affine) for image in (before, now))
         ratio = np.divide(new, old, out=np.ones_like(old), where=(old > 0) & (new != old))
         return np.where(prepared != 0, np.maximum(np.rint(prepared * ratio), 1), 0).astype(np.float32)
 

@@ -22,6 +22,8 @@ from runtime.seeding import rng
 HIPPOCAMPI = tuple(f"{side} {HIPPOCAMPUS}" for side in SIDES)
 BLOCK = ("HC", "TLE-L", "HC", "TLE-R")
 """Diagnoses of four neighbours in site, sex and age, in an order drawn for each four."""
+LEFT_OUT = ("subject", "session", "file", "problem")
+"""Columns of left_out.csv."""
 LEAST_SPREAD = 0.1
 """Of a logarithm: what lies within a factor of 1.4 of the median is a person, however alike the others are."""
 CONTROLS_PER_SIDE = 2
@@ -93,7 +95,7 @@ def usable(people: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         reasons = [f"{row.name}: {row.problem}" for row in people[~good].itertuples(index=False)]
         title = f"{good.sum()} healthy people with labels that can be right; {FEWEST} are needed"
         raise InputError.of(title, reasons or ["the table has no more rows"])
-    left_out = people[~good][["subject", "session", "file", "problem"]]
+    left_out = people[~good][[*LEFT_OUT]]
     return people[good].drop(columns="problem").reset_index(drop=True), left_out
 
 

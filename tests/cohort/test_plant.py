@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cohort.plant import PlantConfig, main
+from cohort.atlas import native_atlas
+from cohort.plant import PlantConfig, main, with_scans
 from cohort.simulation import planting
 from cohort.tables import read_table
 from runtime.errors import InputError
@@ -114,6 +115,22 @@ def test_the_same_people_are_patients_at_every_effect_size(planted, healthy, tmp
     old, new = (read_table(table).set_index("subject")["file"] for table in (healthy, config.index))
     for name in new.index:  # at d = 0 patients are controls
         np.testing.assert_array_equal(nib.load(old[name]).dataobj, nib.load(new[name]).dataobj)
+
+
+def test_one_head_without_a_map_does_not_stop_the_others(planted, healthy, tmp_path):
+    rows = read_table(planted.index).query("diagnosis != 'HC'").head(2)
+    originals = read_table(healthy).set_index("subject")
+    frame = rows.assign(
+        name=rows["subject"],
+        file=originals["file"][rows["subject"]].tolist(),
+        labels=[str(healthy.parent / originals["labels"][rows["subject"].iloc[0]]), str(tmp_path / "gone.nii.gz")],
+    )
+    codes = {name: code for name, code in native_atlas()[0].codes.items() if code > 0}
+    made, lost = with_scans(replace(planted, out=tmp_path), codes, frame, -0.1)
+    assert list(made["subject"]) == list(frame["subject"])[:1]
+    assert (tmp_path / "scans" / f"{made['name'].iloc[0]}.nii.gz").exists()
+    assert list(lost["subject"]) == list(frame["subject"])[1:]
+    assert "no such file" in lost["problem"].iloc[0]
 
 
 def spoiled(healthy, folder, change):

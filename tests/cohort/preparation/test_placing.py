@@ -1,6 +1,5 @@
 """A changed raw scan as its preparation would have brought it out."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -34,7 +33,7 @@ def test_a_changed_scan_comes_out_as_if_it_had_been_prepared_the_same_way(tmp_pa
     affine[:3, 3] = GRID.affine[:3, 3] - 10
     path = tmp_path / "scan.nii.gz"
     write_nifti(path, prepared_by_hand(before, affine), GRID.affine)
-    found = Place(path, GRID, MATRIX).after(nib.Nifti1Image(before, affine), before, now)
+    found = Place(path, GRID, MATRIX).after(affine, before, now)
     expected = prepared_by_hand(now, affine)
     assert np.abs(expected - prepared_by_hand(before, affine)).max() > 50
     np.testing.assert_allclose(found, expected, atol=1)
