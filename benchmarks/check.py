@@ -45,10 +45,10 @@ def main(config: BenchmarkConfig) -> None:
     shutil.rmtree(config.folder / "cache", ignore_errors=True)  # of an earlier run
     check = ("cohort.check", "--csv", index, "--out", config.folder / "report", "--cache-dir", config.folder / "cache")
     split = ("cohort.split", "--index", index, "--out", config.folder / "splits", "--overwrite")
-    rows = {name: time_command(*check, expected=1) for name in ("check, nothing cached", "check, everything cached")}
+    rows = {name: time_command(*check, expected=(1,)) for name in ("check, nothing cached", "check, everything cached")}
     for entry in (config.folder / "cache" / "searches").iterdir():
         entry.unlink()
-    rows |= {"search alone": time_command(*check, expected=1), "split": time_command(*split)}
+    rows |= {"search alone": time_command(*check, expected=(1,)), "split": time_command(*split)}
     found, false = copies_found(config)
     write_json(config.out, {"scans": config.scans, "found": found, "false": false, "commands": rows})
     print(f"{config.scans} scans; {found} of {COPIES} copies found, {false} others called")

@@ -187,3 +187,30 @@ def differences(path: Path, tests: list[Row]) -> None:
     axis.set_ylim(-0.6, len(tests) - 0.4)
     axis.set_xlabel(f"difference of AUC (95 %; thick: 90 %; grey: within the margin of {margin:g})")
     save(figure, path)
+
+
+@rc_context(SIZES)
+def power(path: Path, rows: list[Row], panels: dict[str, str]) -> None:
+    """Each measure (name in the rows: title) against the effect size, a curve for each number of training scans.
+
+    The placebo's point is hollow, at the effect whose displacements it has.
+    """
+    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
+    for axis, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        table = pd.DataFrame(rows).reindex(
+            columns=["effect_size", "placebo", "arm", "trained", key, f"{key}_low", f"{key}_high"]
+        )
+        for place, (_, arm) in enumerate(table.dropna(subset=[key]).groupby("arm", sort=False)):
+            curve, placebo = arm[arm["placebo"] == 0], arm[arm["placebo"] == 1]
+            x, colour = curve["effect_size"], f"C{place}"
+            axis.fill_between(
+                x, *(curve[f"{key}_{end}"].astype(float) for end in ("low", "high")), color=colour, alpha=0.15
+            )
+            axis.plot(
+                x, curve[key], "o-", color=colour, markersize=4, label=f"{arm['trained'].iloc[0]:g} scans trained"
+            )
+            axis.plot(placebo["effect_size"], placebo[key], "o", color=colour, markersize=6, fillstyle="none")
+        axis.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
+        axis.set(xlabel="planted effect, Cohen's d", title=title, ylim=(0, 1.02))
+    axis.legend(loc="lower right")
+    save(figure, path)

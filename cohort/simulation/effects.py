@@ -188,7 +188,7 @@ def _mean_changes(group: str, side: str, block: list[tuple[str, str]], planted: 
         else:
             varies = planted is None and REGIONS[i] == sclerotic_region(group, side)
             variable = _loss_quantiles()[2] if varies else 0.0
-            changes[i] = _change_for(d, _SPREADS[i], variable, patients / (patients + controls))
+            changes[i] = change_for(d, _SPREADS[i], variable, patients / (patients + controls))
     return changes
 
 
@@ -263,7 +263,7 @@ def _loss_quantiles() -> tuple[np.ndarray, np.ndarray, float]:
 
 
 @cache
-def _change_for(d: float, spread: float, variable: float, patient_weight: float) -> float:
+def change_for(d: float, spread: float, variable: float, patient_weight: float) -> float:
     """Mean relative change m with Cohen's d against HC, for log-normal volumes.
 
     Patients have the controls' volume times 1 + m q, where q has mean 1 and standard deviation `variable`. In units of

@@ -72,13 +72,13 @@ class Simulator:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.model = warps.region_model()
+        self.model, self.lattice = warps.atlas_model()
         self.templates, self.template_origin = _template_stack(grid)
         brain = load_template("icbm2009a")
         inside = (np.asarray(brain.dataobj) > 0).astype(np.float32)
         self.weight = resample(inside, brain.affine, LATTICE)
         self.affine_basis = warps.affine_basis(self.weight)
-        self.region_nodes = warps.to_voxels(warps.world(self.model.grid), LATTICE)
+        self.region_nodes = warps.to_voxels(warps.world(self.lattice), LATTICE)
         self.voxels_mm = warps.world(grid)
 
     def scan(self, seed: int, subject: Subject, region: str = "") -> SimulatedScan:
@@ -112,7 +112,7 @@ class Simulator:
         draw = rng(seed, "cohort.shape", subject.index)
         velocity = warps.random_velocity(LATTICE.shape, LATTICE.spacing_mm, SCALES_MM, draw)
         velocity = warps.without_affine(velocity, self.affine_basis, self.weight)
-        target = self.model.atlas_volumes * subject.relative_volume
+        target = self.model.label_volumes * subject.relative_volume
         for shrink in SHRINK:
             if found := self._fold_free(np.float32(shrink) * velocity, target):
                 return found
@@ -124,7 +124,7 @@ class Simulator:
         scale = np.float32(LATTICE.spacing_mm / warps.SPACING_MM)
         if (solved := warps.solve(self.model, warps.sample(push, self.region_nodes) * scale, target_mm3)) is None:
             return None
-        regions, forward, volumes = solved
+        _, regions, forward, volumes = solved
         at, voxel = warps.world(LATTICE), np.float32(LATTICE.spacing_mm)
         total = self.through_regions(at + pull * voxel, regions) - at
         smallest = min(warps.jacobian_determinant(total / voxel).min(), warps.jacobian_determinant(forward).min())
@@ -142,7 +142,7 @@ class Simulator:
 
     def through_regions(self, position_mm: np.ndarray, regions: np.ndarray) -> np.ndarray:
         """World positions (3, D, H, W) after the region map."""
-        shift = warps.sample(regions, warps.to_voxels(position_mm, self.model.grid))
+        shift = warps.sample(regions, warps.to_voxels(position_mm, self.lattice))
         return position_mm + shift * np.float32(warps.SPACING_MM)
 
     def _share_of(self, region: str, position_mm: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ coefficients; the coefficients are iterated until the measured volumes are the p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import fft, ndimage
@@ -169,9 +170,8 @@ def _cell_slope(values: np.ndarray, axis: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RegionModel:
-    """Lattice over the regions, and one velocity field and one volume weight for each."""
+    """One velocity field and one volume weight for each region, on one lattice."""
 
-    grid: Grid
     fields: np.ndarray
     """float32 (regions, 3, D, H, W) in voxels: flow for unit time with coefficient g changes log-volume by about g."""
     weights: np.ndarray
@@ -180,7 +180,7 @@ class RegionModel:
     """(regions, regions): derivative of the log-volumes (rows) by the coefficients (columns), at the identity."""
 
     @property
-    def atlas_volumes(self) -> np.ndarray:
+    def label_volumes(self) -> np.ndarray:
         """Volume of every region in the labels, mm3."""
         return self.weights.sum(axis=1)
 
@@ -189,35 +189,55 @@ class RegionModel:
         return self.weights @ jacobian_determinant(forward).ravel()
 
 
-def region_model() -> RegionModel:
-    """Builds the fields and weights of the regions from the labels as distributed."""
+class RegionMap(NamedTuple):
+    """A map that brings regions to prescribed volumes. Fields (3, D, H, W) in voxels of the model's lattice."""
+
+    velocity: np.ndarray
+    pull: np.ndarray
+    """Displacement from the deformed template to the template: where to read the image."""
+    push: np.ndarray
+    """Displacement from the template to the subject, the random deformation included."""
+    volumes: np.ndarray
+    """Volumes reached (mm3), as integrals of the Jacobian determinant over the labels."""
+
+
+def atlas_model() -> tuple[RegionModel, Grid]:
+    """The fields and weights of REGIONS by the labels as distributed, and their lattice in the template's space."""
     atlas, affine = native_atlas()
     labels, origin = _crop(atlas.labels, affine, [atlas.codes[region] for region in REGIONS])
     cells = np.stack([_by_cell(labels == atlas.codes[region]) for region in REGIONS])
     horns = _by_cell(np.isin(labels, [atlas.codes[name] for name in HORNS]))
     room = np.maximum(_by_cell(labels > 0) - cells.sum(axis=0), 0) + (HORN_WEIGHT - 1) * horns
-    fields = np.stack([_field_of(region, room) for region in cells])
-    weights = (cells.reshape(len(cells), -1) * SPACING_MM**3).astype(np.float32)
+    model = region_model(cells, room, np.full(3, SPACING_MM))
+    shape = model.fields.shape[2:]
+    return model, Grid("regions", shape, SPACING_MM, tuple(origin + SPACING_MM * (np.array(shape) - 1) / 2))
+
+
+def region_model(
+    cells: np.ndarray, room: np.ndarray, edges_mm: np.ndarray, surround_mm: float = SURROUND_MM
+) -> RegionModel:
+    """Builds fields and weights; the nodes of the lattice are the corners of its cells.
+
+    Args:
+        cells: (regions, D, H, W), share of each cell in each region, in [0, 1].
+        room: (D, H, W), how readily each cell gives way, relative to the others.
+        edges_mm: (3,), edges of a cell.
+        surround_mm: width (Gaussian standard deviation) of the surroundings that take up a region's change.
+    """
+    fields = np.stack([_field_of(region, room, edges_mm, surround_mm) for region in cells])
+    weights = (cells.reshape(len(cells), -1) * np.prod(edges_mm)).astype(np.float32)
     small = 0.01
     changed = [np.log(weights @ jacobian_determinant(small * field).ravel()) for field in fields]
     response = (np.stack(changed, axis=1) - np.log(weights.sum(axis=1))[:, None]) / small
-    shape = fields.shape[2:]
-    grid = Grid("regions", shape, SPACING_MM, tuple(origin + SPACING_MM * (np.array(shape) - 1) / 2))
-    return RegionModel(grid, fields.astype(np.float32), weights, response)
+    return RegionModel(fields.astype(np.float32), weights, response)
 
 
-def solve(
-    model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def solve(model: RegionModel, random_forward: np.ndarray, target_mm3: np.ndarray) -> RegionMap | None:
     """Finds the region deformation that, with a random deformation on top, gives the prescribed volumes.
 
     Newton's method on the log-volumes, with Broyden's update of the derivative (Broyden 1965, Math. Comp. 19:577).
     Displacements (3, D, H, W) are in voxels of the model's lattice; that of the random map leads from the template's
-    side to the subject.
-
-    Returns displacements from the deformed template to the template (where to read the image) and from the template to
-    the subject (the random deformation included), and the volumes reached (mm3), as integrals of the Jacobian
-    determinant over the labels; None when the iteration reaches no such map from this random deformation.
+    side to the subject. Returns None when the iteration reaches no such map from this random deformation.
     """
     response = model.response.copy()
     missing = np.log(target_mm3 / model.volumes(random_forward))
@@ -232,7 +252,7 @@ def solve(
             break
         before, missing = missing, np.log(target_mm3 / volumes)
         if np.abs(missing).max() < TOLERANCE:
-            return exponential(-velocity), forward, volumes
+            return RegionMap(velocity, exponential(-velocity), forward, volumes)
         gained = before - missing
         response += np.outer(gained - response @ step, step) / (step @ step)
     return None
@@ -254,10 +274,10 @@ def _by_cell(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(d, 2, h, 2, w, 2).mean(axis=(1, 3, 5))
 
 
-def _field_of(region: np.ndarray, room: np.ndarray) -> np.ndarray:
+def _field_of(region: np.ndarray, room: np.ndarray, edges_mm: np.ndarray, surround_mm: float) -> np.ndarray:
     """Velocity (3, nodes) whose divergence is about 1 in a region given by cells, taken up in its surroundings."""
-    source = ndimage.gaussian_filter(region, EDGE_MM / SPACING_MM)
-    near = ndimage.gaussian_filter(region, SURROUND_MM / SPACING_MM) * room
+    source = ndimage.gaussian_filter(region, EDGE_MM / edges_mm)
+    near = ndimage.gaussian_filter(region, surround_mm / edges_mm) * room
     source = source - near * source.sum() / near.sum()
     frequencies = np.meshgrid(*[2 * np.pi * np.fft.fftfreq(size) for size in source.shape], indexing="ij")
     # The symbols of a cell's slope and of its adjoint, with the half-cell shift between cells and nodes: the discrete
@@ -267,10 +287,12 @@ def _field_of(region: np.ndarray, room: np.ndarray) -> np.ndarray:
         2j * np.sin(half[axis]) * np.cos(half[first]) * np.cos(half[second])
         for axis, first, second in ((0, 1, 2), (1, 0, 2), (2, 0, 1))
     ]
-    power = sum(np.abs(s) ** 2 for s in slopes)
+    # A gradient in mm, and its components in voxels: twice the edge of a cell along that axis.
+    scales = np.square(edges_mm.min() / edges_mm)
+    power = sum(scale * np.abs(s) ** 2 for scale, s in zip(scales, slopes, strict=True))
     power[power < 1e-6] = np.inf
     potential = fft.fftn(source) / power * shift[0] * shift[1] * shift[2]
-    nodes = np.stack([fft.ifftn(np.conj(s) * potential).real for s in slopes])
+    nodes = np.stack([scale * fft.ifftn(np.conj(s) * potential).real for scale, s in zip(scales, slopes, strict=True)])
     nodes = np.pad(nodes, [(0, 0)] + [(0, 1)] * 3, mode="wrap")
     return nodes * _fade(nodes.shape[1:])
 

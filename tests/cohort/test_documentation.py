@@ -17,7 +17,12 @@ def commands_of(page):
 
 def test_every_command_of_the_documentation_is_understood(monkeypatch, capsys):
     commands = commands_of("docs/your_own_data.md") + commands_of("data_csvs/README.md")
-    assert {command.split()[2] for command in commands} == {"cohort.prepare", "cohort.check", "cohort.split"}
+    assert {command.split()[2] for command in commands} == {
+        "cohort.prepare",
+        "cohort.check",
+        "cohort.split",
+        "cohort.plant",
+    }
     for command in commands:
         _, _, module, *arguments = shlex.split(command)
         monkeypatch.setattr(sys, "argv", [module, *arguments, "--dry-run"])

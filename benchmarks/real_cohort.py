@@ -1,0 +1,261 @@
+"""What the whole pipeline does with a folder of real heads: preparation, anatomy, autoencoder, generator, privacy.
+
+    python -m benchmarks.real_cohort --participants healthy.csv --work runs/real_cohort
+
+Each step is the command that a user would give, at 4 mm by default, with its time and memory. Who failed or was flagged
+in preparation is counted and left out. Region labels (a column `labels`, codes of Neuromorphometrics) add what can be
+held against them; a table of healthy people alone becomes one of both classes by `cohort.plant`. Only means over people
+are kept: the result names nobody. The same command continues.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from benchmarks.timing import print_table, time_command
+from cohort.anatomy.regional_volumes import region_volumes
+from cohort.atlas import REGIONS, STRUCTURES, atlas, native_atlas
+from cohort.decoding import read_voxels
+from cohort.preparation.participants import list_scans
+from cohort.preparation.placing import read_place
+from cohort.preparation.quality import RULES
+from cohort.scans import GRIDS, Grid, fill_holes, load_scan, to_ras
+from cohort.simulation.simulator import demo_grid
+from cohort.simulation.volunteers import read_head
+from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table
+from diffusion.config import PRESETS
+from runtime.cli import describe, run_script
+from runtime.config import ScriptConfig
+from runtime.device import pick_device
+from runtime.errors import InputError
+from runtime.files import ROOT, read_json, write_json
+from runtime.runs import environment
+
+DICE_MM = 2.0
+"""Voxels in which regions are compared."""
+LADDER = ("floor", "reconstructed", "gaussian", "gaussian_64", "synthetic", "blurred", "noisy")
+
+
+@dataclass(frozen=True)
+class RealConfig(ScriptConfig):
+    participants: Path
+    """Table of scans, or BIDS dataset."""
+    work: Path = ROOT / "runs/real_cohort"
+    """Folder of everything that is made on the way."""
+    out: Path = ROOT / "benchmarks/real_cohort.json"
+    """The JSON file of the figures."""
+    preset: Literal["smoke", "demo"] = "demo"
+    """Grid and networks: demo 4 mm, smoke 8 mm."""
+    parts: tuple[Literal["anatomy", "autoencoder", "generator"], ...] = ("anatomy", "autoencoder", "generator")
+    """What to measure after preparation; the generator needs the autoencoder of the same folder."""
+    vae: Path | None = None
+    """A VAE that has seen simulations only: it is measured on the same held-out scans, and one is tuned from it."""
+    effect_size: float = 1.0
+    """Cohen's d of the planted disease, where all people are healthy."""
+    vae_steps: int = 500
+    """Steps of each VAE, as the demo's."""
+    diffusion_steps: int = 600
+    """Steps of the diffusion model, as the demo's."""
+    volumes: int = 90
+    """Synthetic volumes of each class."""
+    workers: int = 1
+    """Processes of preparation."""
+
+
+def main(config: RealConfig) -> None:
+    """Step by step; the JSON holds what is there so far."""
+    result: dict[str, Any] = {"participants": config.participants.name, "environment": environment(pick_device())}
+    costs: dict[str, dict[str, float]] = {}
+    for name, found in steps(config, costs):
+        result |= {name: found, "costs": costs}
+        write_json(config.out, result)
+        print(f"\n{name}")
+        print_table(found if isinstance(found, list) else [found])
+    print("\ntime and memory of each command")
+    print_table([{"command": name, **cost} for name, cost in costs.items()])
+
+
+def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tuple[str, Any]]:
+    """Runs the pipeline; yields the name of a table and its rows as each part is done."""
+
+    def run(name: str, module: str, *words: object, expected: tuple[int, ...] = (0,)) -> None:
+        print(f"python -m {module} {' '.join(map(str, words))}", flush=True)
+        costs[name] = time_command(module, *words, expected=expected)
+
+    work, prepared = config.work, config.work / "prepared"
+    run(
+        "prepare", "cohort.prepare", "--participants", config.participants, "--out", prepared, "--index",
+        prepared / "index.csv", "--grid", config.preset, "--workers", config.workers, expected=(0, 1),
+    )  # fmt: skip
+    people = list_scans(config.participants)
+    yield "quality", quality(people, prepared)
+    if "labels" in people.columns and "anatomy" in config.parts:
+        yield "anatomy", anatomy(people, config.participants.parent, prepared, GRIDS[config.preset])
+    if not {"autoencoder", "generator"} & set(config.parts):
+        return
+    index = usable_index(prepared / "index.csv", work / "index.csv")
+    if index["label"].nunique() == 1:
+        run(
+            "plant", "cohort.plant", "--participants", config.participants, "--prepared", prepared, "--out",
+            work / "planted", "--index", work / "index.csv", "--effect-size", config.effect_size, "--partial",
+        )  # fmt: skip
+    run("split", "cohort.split", "--index", work / "index.csv", "--out", work)
+    divided = {name: read_table(work / f"{name}.csv")["diagnosis"].value_counts() for name in ("train", "val", "test")}
+    yield "subjects", [{"split": name, **found.reindex(DIAGNOSES, fill_value=0)} for name, found in divided.items()]
+    if "autoencoder" in config.parts:
+        yield "autoencoder", list(autoencoders(config, run))
+    if "generator" in config.parts:
+        yield from generator(config, run)
+
+
+def usable_index(source: Path, target: Path) -> pd.DataFrame:
+    """The prepared scans that no rule flags, written as a table."""
+    index = read_table(source)
+    good = index[index["qc"] == "ok"] if "qc" in index.columns else index
+    if good.empty:
+        raise InputError(f"{source}: every scan is flagged; see qc.html beside it")
+    write_table(target, good)
+    return good
+
+
+def quality(people: pd.DataFrame, prepared: Path) -> list[dict[str, object]]:
+    """How many scans came out well, and the spread of each measure among them and among the others."""
+    index = read_table(prepared / "index.csv")
+    odd = index["qc"] != "ok"
+    rows: list[dict[str, object]] = [
+        {"measure": "scans", "well": int((~odd).sum()), "flagged": int(odd.sum()), "failed": len(people) - len(index)}
+    ]
+    records = [read_json(prepared / "records" / f"{Path(file).name.split('.nii')[0]}.json") for file in index["file"]]
+    for rule in RULES:
+        values = np.array([record["measures"].get(rule.name) for record in records], dtype=float)
+        rows.append({"measure": rule.title, "well": span(values[~odd]), "flagged": span(values[odd]), "failed": "-"})
+    return rows
+
+
+def span(values: np.ndarray) -> str:
+    """Median and range, of three or more people."""
+    known = values[np.isfinite(values)]
+    return f"{np.median(known):.3g} [{known.min():.3g}, {known.max():.3g}]" if len(known) > 2 else "-"
+
+
+def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> list[dict[str, object]]:
+    """Labels beside what the prepared scans say: overlap with the atlas after the affine, and regional volumes."""
+    fine, codes = demo_grid(DICE_MM), native_atlas()[0].codes
+    reference, overlaps, brains, true, scans = atlas(fine).labels, [], [], [], []
+    for person in people.itertuples():
+        try:
+            place = read_place(prepared, person.name)
+            _, labels, _ = read_head(person.file, str(base / person.labels))
+        except InputError:
+            continue
+        image, affine = to_ras(labels, read_voxels(Path(person.file))[1])
+        placed, coarse = (nearest(image, affine, place.matrix @ each.affine, each.shape) for each in (fine, grid))
+        overlaps.append([dice(placed == codes[name], reference == codes[name]) for name in REGIONS])
+        scans.append(load_scan(place.scan, grid))
+        brains.append(dice(fill_holes(coarse > 0), scans[-1] > 0))
+        ml = np.abs(np.linalg.det(affine[:3, :3])) / 1000 / np.linalg.det(place.matrix[:3, :3])
+        true.append([(image == codes[name]).sum() * ml for name in REGIONS])
+    measured, true = region_volumes(scans, grid, REGIONS), np.array(true)
+    rows = [
+        {"structure": f"brain, {grid.spacing_mm:g} mm", "N": len(scans), "Dice": pm(brains), "r": "-", "bias, %": "-"}
+    ]
+    for place, structure in enumerate(STRUCTURES):
+        both = slice(2 * place, 2 * place + 2)  # left and right
+        good = (true[:, both] > 0).all(axis=1)
+        r = np.mean([np.corrcoef(measured[good, i], true[good, i])[0, 1] for i in (2 * place, 2 * place + 1)])
+        bias = 100 * (measured[good, both].mean() / true[good, both].mean() - 1)
+        rows.append(
+            {"structure": structure, "N": int(good.sum()), "Dice": pm(np.array(overlaps)[good, both].ravel()),
+             "r": round(float(r), 2), "bias, %": round(float(bias), 1)}
+        )  # fmt: skip
+    return rows
+
+
+def nearest(labels: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Labels (D, H, W) on another lattice, the nearest of each voxel."""
+    way = np.linalg.inv(affine) @ target
+    return ndimage.affine_transform(labels, way[:3, :3], way[:3, 3], shape, order=0)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Dice's coefficient of two masks."""
+    return float(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
+
+
+def pm(values: Any) -> str:
+    """Mean and standard deviation."""
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def autoencoders(config: RealConfig, run: Any) -> Iterator[dict[str, object]]:
+    """Reconstruction of held-out real scans by each VAE, inside the head."""
+    work = config.work
+    common = ["--train-csv", work / "train.csv", "--val-csv", work / "val.csv", "--cache-dir", work / "cache"]
+    common += ["--steps", config.vae_steps]
+    run("VAE", "VAE.train", config.preset, *common, "--run-dir", work / "vae")
+    checkpoints = {"trained on these scans": work / "vae/checkpoints/best.pt"}
+    if config.vae is not None:
+        run("VAE, tuned", "VAE.train", config.preset, *common, "--run-dir", work / "vae_tuned", "--init", config.vae)
+        checkpoints |= {"simulations only": config.vae, "tuned from it": work / "vae_tuned/checkpoints/best.pt"}
+    for number, (name, checkpoint) in enumerate(checkpoints.items()):
+        out = work / f"infer{number}"
+        run(
+            f"infer, {name}", "VAE.infer", "--checkpoint", checkpoint, "--csv", work / "test.csv", "--out", out,
+            "--cache-dir", work / "cache",
+        )  # fmt: skip
+        summary = read_json(out / "summary.json")
+        cells = {key: f"{summary['mean'][key]:.4g} ± {summary['std'][key]:.2g}" for key in ("psnr_head", "ssim_head")}
+        yield {"VAE": name, "N": summary["scans"], "PSNR, dB": cells["psnr_head"], "SSIM": cells["ssim_head"]}
+
+
+def generator(config: RealConfig, run: Any) -> Iterator[tuple[str, Any]]:
+    """Latents, DiT, volumes, and what evaluation.evaluate_synth says of them."""
+    work = config.work
+    vae, dit = work / "vae/checkpoints/best.pt", work / "diffusion/checkpoints/best.pt"
+    run(
+        "latents", "VAE.save_latent", "--checkpoint", vae, "--csv", work / "train.csv", work / "val.csv", "--out",
+        work / "latents", "--cache-dir", work / "cache",
+    )  # fmt: skip
+    rank = min(PRESETS[config.preset].model.linear_rank, len(read_table(work / "train.csv")) - 1)
+    run(
+        "DiT", "diffusion.train", config.preset, "--latents", work / "latents", "--vae", vae, "--run-dir",
+        work / "diffusion", "--steps", config.diffusion_steps, "--model.linear-rank", rank,
+    )  # fmt: skip
+    folders = {label: work / f"synthetic_data_pkls_{label}" for label in CLASS_NAMES}
+    for label, folder in folders.items():
+        run(
+            f"volumes, {label}", "diffusion.save_synth", "--vae", vae, "--diffusion", dit, "--label", label, "--count",
+            config.volumes, "--out", folder,
+        )  # fmt: skip
+    run(
+        "evaluation", "evaluation.evaluate_synth", "--real-train", work / "train.csv", "--real-test", work / "test.csv",
+        "--synth-hc", folders["HC"], "--synth-tle", folders["TLE"], "--grid", config.preset, "--vae", vae,
+        "--diffusion", dit, "--out", work / "evaluation.json",
+    )  # fmt: skip
+    found = read_json(work / "evaluation.json")
+    rungs = found["results"]["overall"]["held_out"]
+    yield "FID ladder", [
+        {"sample": name, "N per draw": str(found["n"]["per_draw"]), "FID": interval(rungs[name]["fid"]),
+         "KID": interval(rungs[name]["kid"])}
+        for name in LADDER if name in rungs
+    ]  # fmt: skip
+    yield "diversity", [{"measure": "support", "found": str(found["diversity"].get("support"))}]
+    attacks = found["privacy"].get("attacks", {})
+    yield "privacy", [
+        {"attack": name, "AUC": each if isinstance(each, str) else interval({**each, "mean": each["auc"]})}
+        for name, each in attacks.items()
+    ] or [{"attack": "-", "AUC": str(found["privacy"])}]  # fmt: skip
+
+
+def interval(cell: dict[str, float]) -> str:
+    """A mean with its range."""
+    return f"{cell['mean']:.3g} [{cell['low']:.3g}, {cell['high']:.3g}]"
+
+
+if __name__ == "__main__":
+    run_script(main, RealConfig, description=describe(__doc__))
