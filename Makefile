@@ -2,7 +2,8 @@
 # make test    lint and all tests; make test-fast: those that are quick
 # make smoke   the same pipeline in its smallest form, as continuous integration runs it
 # make studies arms of the classifier over seeds, saliency maps held against the truth (an hour on two cores), and the
-#              whole chain held against a planted change and against none (make controls)
+#              whole chain held against a planted change and against none (make controls), training subjects repeated on
+#              purpose (make canaries), switches against memorisation (make memorisation)
 # make bench   speed and accuracy checks, printed beside references
 # make clean   removes what demo and smoke made (not the environment)
 #
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.requirements
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps controls smoke-studies smoke-paper test test-fast lint bench venv clean
+.PHONY: demo smoke studies arms maps controls canaries memorisation smoke-studies smoke-paper test test-fast lint bench venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -104,20 +105,26 @@ $(1): runs/$(1)/.done/evaluation runs/$(1)/.done/saliency
 	$(RUN) notebooks.report $(1)
 endef
 
-$(eval $(call pipeline,demo,,--val-percent 15 --test-percent 30,90,--steps 15,180,--limit 16,16))
+$(eval $(call pipeline,demo,,--val-percent 8 --test-percent 16,90,--steps 15,180,--limit 16,16))
 $(eval $(call pipeline,smoke,--subjects 36 --spacing-mm 8,--val-percent 20 --test-percent 30,12,--steps 5,24,--limit 4,8))
 
 # ---- longer studies of the demo, which the report shows when they are there --------------------------------------------
-studies: arms maps controls
+studies: arms maps controls canaries memorisation
 arms: runs/demo/.done/synthetic
 	$(RUN) classifier.run_arms demo --seeds 0 1 2
-	$(RUN) classifier.compare --arms runs/demo/arms --reference real --truth data/demo/truth.csv \
-	  --train-csv data/demo/train.csv --out runs/demo/arms_study.json --figures runs/demo/arms_study
+	for reference in real real_200 real_100; do
+	  $(RUN) classifier.compare --arms runs/demo/arms --reference $$reference --truth data/demo/truth.csv \
+	    --train-csv data/demo/train.csv --out runs/demo/arms_study$${reference#real}.json --figures runs/demo/arms_study$${reference#real}
+	done
 maps: venv
 	$(RUN) classifier.validate_saliency demo
 	$(RUN) classifier.validate_saliency doses
 controls: venv
 	$(RUN) benchmarks.controls demo
+canaries: runs/demo/.done/latents
+	$(RUN) evaluation.canaries demo
+memorisation: runs/demo/.done/latents
+	$(RUN) benchmarks.memorisation
 smoke-studies: runs/smoke/.done/synthetic
 	$(RUN) classifier.run_arms smoke
 	$(RUN) classifier.compare --arms runs/smoke/arms --reference real --out runs/smoke/arms_study.json \

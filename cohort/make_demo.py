@@ -4,7 +4,7 @@ Population templates are deformed, region by region, so that each subject has vo
 statistics (`cohort.simulation`); no person is shown. Written are the scans, their index, and the true
 volumes that a method may be judged against. Running the command again makes only what is missing.
 
-    python -m cohort.make_demo --out data/demo --index data/demo/pickle_prep_demo.csv --subjects 720
+    python -m cohort.make_demo --out data/demo --index data/demo/pickle_prep_demo.csv --subjects 1320
 
 Patients have hippocampal sclerosis; with `--effect mixed` a third of them has no visible lesion. `--effect hippocampus`
 plants one change and no other, for judging whether it is found: a loss of volume (`--effect-size`), of intensity
@@ -65,7 +65,7 @@ TRUTH_COLUMNS = {
 class DemoConfig(ScriptConfig):
     out: Path = ROOT / "data" / "demo"
     """Folder of the scans, one JSON file beside each, and truth.csv."""
-    subjects: int = 720
+    subjects: int = 1320
     """How many. Half are controls (HC), half have temporal lobe epilepsy (TLE), left or right."""
     effect: Effect = "sclerosis"
     """What the disease does: sclerosis, the published changes of 16 volumes with hippocampal sclerosis; mixed, the same
