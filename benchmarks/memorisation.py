@@ -91,7 +91,9 @@ def measure(config: MemorisationConfig, name: str) -> dict:
     recipe, vae = RECIPES[name], config.demo / "vae/checkpoints/best.pt"
     trained = next(known for known, other in RECIPES.items() if other.train == recipe.train)  # one per set of flags
     folder, run_dir = config.demo / "memorisation" / name, config.demo / "memorisation" / trained / "diffusion"
-    run("diffusion.train", config.preset, "--vae", vae, "--run-dir", run_dir, "--sample-every-steps", 0, *recipe.train)
+    if not recipe.train:
+        run_dir = config.demo / "diffusion"  # the demo's own
+    run("diffusion.train", config.preset, "--vae", vae, "--run-dir", run_dir, *recipe.train)
     checkpoint = run_dir / "checkpoints/best.pt"
     refuse = ("--refuse-near", config.demo / "latents", "--refuse-level", recipe.refuse) if recipe.refuse else ()
     for label in CLASS_NAMES:
