@@ -312,9 +312,3 @@ def test_write_table_needs_only_three_columns(folder):
     frame = pd.DataFrame({"subject": ["s"], "file": [str(folder / "a.nii")], "diagnosis": ["TLE-R"]})
     write_table(folder / "o.csv", frame)
     assert read_table(folder / "o.csv").loc[0, ["label", "side", "group"]].tolist() == [1, "R", "s"]
-
-
-def test_commas_under_the_name_of_tabs(folder):
-    (folder / "participants.tsv").write_text("participant_id,diagnosis\nsub-1,HC\n")
-    with pytest.raises(InputError, match=r"participants\.tsv: line 1: fields are separated by commas; name it \.csv"):
-        read_table(folder / "participants.tsv")
