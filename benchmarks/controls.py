@@ -71,7 +71,7 @@ class ControlsConfig(ScriptConfig):
 
 
 PRESETS = {
-    # A minute or two: continuous integration. Nothing is learned in so few steps, and nothing is judged.
+    # A minute or two: continuous integration. Nothing is learned in so few steps: what holds and what not says nothing.
     "smoke": ControlsConfig(
         out=ROOT / "runs/smoke/controls", subjects=48, seeds=(0,), vae_steps=20, diffusion_steps=20,
         classifier_steps=20, count=8, explained=4, jobs=2,
@@ -83,15 +83,15 @@ PRESETS = {
 def main(config: ControlsConfig) -> None:
     """Makes what is missing, measures, writes, prints."""
     check(config)
-    seconds = run(config, [command for control in CONTROLS for command in commands_of(config, control)])
+    times = run(config, [command for control in CONTROLS for command in commands_of(config, control)])
     found = {control: measure(config, control) for control in CONTROLS}
     rows = [{"control": control, **row} for control in CONTROLS for row in judged(found[control], control)]
     write_json(config.out / "controls.json", {
         "format": FORMAT, "commit": git_commit(), "seeds": list(config.seeds), "subjects": config.subjects,
-        "darker": config.darker, "grid": config.grid, "seconds": seconds, "figures": rows, **found,
+        "darker": config.darker, "grid": config.grid, "seconds": times, "figures": rows, **found,
     })  # fmt: skip
     print_table([{**row, "measured": cell_text(row["measured"], ".3g")} for row in rows])
-    print(f"{seconds:.0f} s, all commands together: {config.out / 'controls.json'}")
+    print(f"{times['processor']:.0f} processor seconds of all commands together: {config.out / 'controls.json'}")
 
 
 def check(config: ControlsConfig) -> None:
@@ -108,19 +108,19 @@ def check(config: ControlsConfig) -> None:
 # What is run.
 
 
-def run(config: ControlsConfig, commands: list[Command]) -> float:
-    """Runs what has not been run; returns the wall seconds of all. From the first command that has changed on, all are
-    run, and those whose results do not change have nothing to do."""
+def run(config: ControlsConfig, commands: list[Command]) -> dict[str, float]:
+    """Runs what has not been run; returns ``wall`` and ``processor`` seconds of all. From the first command that has
+    changed on, all are run, and those whose results do not change have nothing to do."""
     path = config.out / "finished.json"
     texts = [[module, *map(str, words)] for module, words in commands]
     before = read_json(path) if path.exists() else []
     same = next((k for k, row in enumerate(before) if row["command"] != texts[k]), len(before))
     finished = before[:same]
     for command in tqdm(texts[same:], desc="controls", unit="command", total=len(texts), initial=same):
-        seconds = time_command(*command, threads=config.threads)["wall, s"]
-        finished.append({"command": command, "seconds": seconds})
+        spent = time_command(*command, threads=config.threads)
+        finished.append({"command": command, "wall": spent["wall, s"], "processor": spent["processor, s"]})
         write_json(path, finished)
-    return sum(row["seconds"] for row in finished)
+    return {kind: sum(row[kind] for row in finished) for kind in ("wall", "processor")}
 
 
 def commands_of(config: ControlsConfig, control: str) -> Iterator[Command]:

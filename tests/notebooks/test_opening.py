@@ -6,7 +6,7 @@ import pytest
 
 from cohort.atlas import atlas
 from cohort.scans import GRIDS
-from notebooks import opening
+from notebooks import opening, tables
 
 GRID = GRIDS["demo"]
 
@@ -70,3 +70,10 @@ def test_bars_and_dots_are_the_figures():
     assert sorted(bar.get_width() for bar in bars) == [10.0, 30.0, 40.0]
     axis = opening.areas(ARMS, {"age": {"value": 0.5, "low": 0.4, "high": 0.6}}).axes[0]
     assert sorted(line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o") == [0.5, 0.74, 0.81]
+
+
+def test_controls_are_shown_beside_what_they_have_to_be():
+    area = {"value": 0.97, "low": 0.9, "high": None}
+    rows = [{"control": "positive", "figure": "AUC", "measured": area, "expected": "at least 0.95", "holds": "yes"}]
+    shown = tables.controls({"figures": rows})
+    assert shown.loc[("positive", "AUC")].tolist() == ["0.97 [0.90, no bound]", "at least 0.95", "yes"]
