@@ -244,6 +244,8 @@ def test_script_divides_a_cohort_of_one_class_when_asked(index, split):
     assert (
         split("--index", index, "--out", index.parent / "k", "--folds", 3, "--no-figure", "--allow-one-class")[0] == 0
     )
+    sites = ("--holdout-site", "all", "--no-figure", "--allow-one-class")
+    assert split("--index", index, "--out", index.parent / "sites", *sites)[0] == 0
     # The flag lets no class get lost that the table has.
     few = pd.concat([frame[frame["label"] == 0], frame[frame["label"] == 1].head(2)])
     write_table(index, few)
