@@ -13,11 +13,13 @@ import pytest
 from scipy import ndimage
 
 from cohort.ledger import ledger_of
+from cohort.scans import GRIDS
 from cohort.splitting.folds import SPLITS, refuse_shared
 from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
 from tests.support.people import cohort, homes
+from tests.support.scans import brain
 
 
 @pytest.fixture
@@ -232,18 +234,20 @@ def test_script_keeps_copies_together(index, split):
 
 @pytest.fixture
 def scanned(tmp_path):
-    """An index of 24 readable scans, smooth noise of 40x48x40 voxels of 4 mm, and its cache."""
+    """An index of 24 readable scans, smooth noise in the shape of a brain on the demo grid, and its cache."""
     frame = cohort(24)
     draw = np.random.default_rng(0)
+    inside = brain((40, 48, 40)) > 0
     frame["file"] = [str(tmp_path / f"{subject}.nii.gz") for subject in frame["subject"]]
     for file in frame["file"]:
-        write_scan(file, ndimage.gaussian_filter(draw.random((40, 48, 40)), 2) + 1)
+        own = ndimage.gaussian_filter(draw.random((40, 48, 40)) - 0.5, 2)
+        write_scan(file, inside * np.maximum(1 + 20 * own, 0.05))
     write_table(tmp_path / "index.csv", frame)
     return tmp_path / "index.csv"
 
 
 def write_scan(file, volume):
-    nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0])), file)
+    nib.save(nib.Nifti1Image(volume.astype(np.float32), GRIDS["demo"].affine), file)
 
 
 def test_script_finds_copies_itself_and_keeps_them_together(scanned, split):
