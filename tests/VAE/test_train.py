@@ -362,7 +362,7 @@ def test_scans_that_cannot_be_used_are_all_named_at_once(cohort_dir: Path, tmp_p
     )  # fmt: skip
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
-    for name, reason in (("far", "overlap"), ("flat", "constant"), ("cut", "truncated")):
+    for name, reason in (("far", "no head"), ("flat", "constant"), ("cut", "truncated")):
         assert any(f"{name}.nii.gz" in line and reason in line for line in refused.stderr.splitlines()), refused.stderr
     assert not (tmp_path / "run").exists()
 

@@ -91,10 +91,16 @@ def test_a_cell_is_refused_as_its_flag_would_be(tmp_path, capsys, cell):
 def test_shipped_tables_hold_the_controls(name):
     arms = read_arms(ROOT / f"classifier/arms/{name}.csv")
     assert arms["real"] == {}
-    training_scans = 396  # of the demo cohort; a count of synthetic volumes is matched by a share of them
-    added = float(arms["real_synthetic"].get("synth_percent", 0)) * training_scans / 100
-    added = added or float(arms["real_synthetic"]["synth_count"])
-    assert float(arms["real_repeated"]["duplicate_percent"]) * training_scans / 100 == pytest.approx(added, abs=0.5)
+    groups = [real for real in ("real", "real_200", "real_100") if real in arms]
+    for real in groups:
+        count = float(arms[real].get("real", 1003))  # of the demo cohort; a count is matched by a share of them
+        more = arms[f"{real}_synthetic"]
+        added = float(more.get("synth_percent", 0)) * count / 100 or float(more["synth_count"])
+        assert float(arms[f"{real}_repeated"]["duplicate_percent"]) * count / 100 == pytest.approx(added, abs=0.5)
+    if name == "demo":
+        assert len(groups) == 3
+        shuffled = (arms["synthetic_shuffled"], *(arms[f"{real}_shuffled"] for real in groups[1:]))
+        assert all(arm["shuffle"] == "synthetic" for arm in shuffled)
     assert arms["permuted"] == {"shuffle": "all"}
     assert arms["synthetic"]["real"] == "0"
 

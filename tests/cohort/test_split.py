@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from cohort.atlas import load_template, resample
 from cohort.ledger import ledger_of
 from cohort.scans import GRIDS
 from cohort.splitting.folds import SPLITS, refuse_shared
@@ -21,8 +20,7 @@ from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError, InputWarning
 from tests.support.people import cohort, homes
-
-DEMO = GRIDS["demo"]
+from tests.support.scans import brain
 
 
 @pytest.fixture
@@ -305,21 +303,20 @@ def test_script_keeps_copies_together(index, split):
 
 @pytest.fixture
 def scanned(tmp_path):
-    """An index of 24 readable scans, the template's brain times smooth noise at 4 mm, and its cache."""
+    """An index of 24 readable scans, smooth noise in the shape of a brain on the demo grid, and its cache."""
     frame = cohort(24)
     draw = np.random.default_rng(0)
-    source = load_template("icbm2009a")
-    brain = resample(np.asarray(source.dataobj), source.affine, DEMO)
+    inside = brain((40, 48, 40)) > 0
     frame["file"] = [str(tmp_path / f"{subject}.nii.gz") for subject in frame["subject"]]
     for file in frame["file"]:
-        noise = ndimage.gaussian_filter(draw.standard_normal(DEMO.shape), 2)
-        write_scan(file, brain * np.exp(0.5 * noise / noise.std()))
+        own = ndimage.gaussian_filter(draw.random((40, 48, 40)) - 0.5, 2)
+        write_scan(file, inside * np.maximum(1 + 20 * own, 0.05))
     write_table(tmp_path / "index.csv", frame)
     return tmp_path / "index.csv"
 
 
 def write_scan(file, volume):
-    nib.save(nib.Nifti1Image(volume.astype(np.float32), DEMO.affine), file)
+    nib.save(nib.Nifti1Image(volume.astype(np.float32), GRIDS["demo"].affine), file)
 
 
 def test_script_finds_copies_itself_and_keeps_them_together(scanned, split):

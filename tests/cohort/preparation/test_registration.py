@@ -233,7 +233,7 @@ def test_rescaling_does_not_hang_on_gain_or_a_few_bright_voxels():
     [
         (np.pad(np.ones((4, 4, 4)), 18), (0.5, 0.5, 0.5), "voxel sizes in mm"),
         (np.pad(np.ones((4, 4, 4)), 18), (60, 60, 60), "voxel sizes in mm"),
-        (np.pad(-np.ones((4, 4, 4)), 18), (4, 4, 4), "no voxel is brighter than its air"),
+        (np.pad(-np.ones((4, 4, 4)), 18), (4, 4, 4), "brighter than its air"),
     ],
     ids=["micrometres", "metres", "negative"],
 )
