@@ -26,7 +26,7 @@ from cohort.preparation.placing import read_place
 from cohort.preparation.quality import RULES
 from cohort.scans import GRIDS, Grid, fill_holes, load_scan, to_ras
 from cohort.simulation.simulator import demo_grid
-from cohort.simulation.volunteers import read_head
+from cohort.simulation.volunteers import read_head, usable, with_volumes
 from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table
 from diffusion.config import PRESETS
 from runtime.cli import describe, run_script
@@ -145,14 +145,12 @@ def span(values: np.ndarray) -> str:
 
 def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> list[dict[str, object]]:
     """Labels beside what the prepared scans say: overlap with the atlas after the affine, and regional volumes."""
-    fine, codes = demo_grid(DICE_MM), native_atlas()[0].codes
+    fine, codes = demo_grid(DICE_MM), {name: code for name, code in native_atlas()[0].codes.items() if code > 0}
     reference, overlaps, brains, true, scans = atlas(fine).labels, [], [], [], []
+    people, _ = usable(with_volumes(people, base, codes, prepared))  # neither failed labels nor failed scans
     for person in people.itertuples():
-        try:
-            place = read_place(prepared, person.name)
-            _, labels, _ = read_head(person.file, str(base / person.labels))
-        except InputError:
-            continue
+        place = read_place(prepared, person.name)
+        _, labels, _ = read_head(person.file, person.labels)
         image, affine = to_ras(labels, read_voxels(Path(person.file))[1])
         placed, coarse = (nearest(image, affine, place.matrix @ each.affine, each.shape) for each in (fine, grid))
         overlaps.append([dice(placed == codes[name], reference == codes[name]) for name in REGIONS])

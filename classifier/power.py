@@ -82,8 +82,10 @@ def main(config: PowerConfig) -> None:
         folder = config.out / f"{'placebo' if placebo else 'd'}{size:g}"
         command("cohort.plant", *plant_words(config, folder, size, placebo=placebo))
         command("classifier.run_arms", *arms_words(config, folder, arms))
-        rows += [{"effect_size": size, "placebo": int(placebo), **row} for row in measure(config, folder)]
+        found = [{"effect_size": size, "placebo": int(placebo), **row} for row in measure(config, folder)]
+        rows += found
         write(config, rows)
+        say(found)
 
 
 def check(config: PowerConfig) -> None:
@@ -151,10 +153,14 @@ def measure(config: PowerConfig, folder: Path) -> list[dict[str, Any]]:
 
 
 def write(config: PowerConfig, rows: list[dict[str, Any]]) -> None:
-    """The table of what there is so far: printed, as CSV and JSON, and drawn."""
+    """The table of what there is so far, as CSV and JSON, and drawn."""
     write_csv(config.out / "power.csv", pd.DataFrame(rows))
     write_json(config.out / "power.json", {"participants": config.participants.name, "rows": rows})
     figures.power(config.out / "power.png", rows, MEASURED)
+
+
+def say(rows: list[dict[str, Any]]) -> None:
+    """A line for each arm."""
     for row in rows:
         cells = {name: {end: row[name + ending] for end, ending in ENDS.items()} for name in MEASURED if name in row}
         texts = "; ".join(f"{MEASURED[name]}: {resampling.cell_text(found)}" for name, found in cells.items())
