@@ -83,12 +83,12 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(out, 0.0)
 
 
-def exact_squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances (K,) of K pairs of rows, by their differences in float64."""
-    out = np.empty(len(a))
-    for start in range(0, len(a), BLOCK):
+def exact_squared(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Squared distances (K,) of K pairs, rows (K,) of `a` and `columns` (K,) of `b`, by their differences in float64."""
+    out = np.empty(len(rows))
+    for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
-        out[part] = np.sum((a[part].astype(np.float64) - b[part]) ** 2, axis=1)
+        out[part] = np.sum((a[rows[part]].astype(np.float64) - b[columns[part]]) ** 2, axis=1)
     return out
 
 
@@ -117,7 +117,7 @@ def neighbours(queries: np.ndarray, reals: Reals) -> Neighbours:
         chosen = mirrored[rows, columns] == flipped
         if chosen.any():
             at = rows[chosen], columns[chosen]
-            squared[at] = exact_squared(queries[at[0]], stack[scans[at]])
+            squared[at] = exact_squared(queries, stack, at[0], scans[at])
     return Neighbours(squared, scans, mirrored)
 
 

@@ -61,7 +61,11 @@ def test_distances_equal_scikit_learn_and_near_ones_are_exact_far_from_the_origi
     a[0] = b[7] + np.float32(2**-14)  # far below what float32 norms could tell apart
     found = neighbours(a, reals(b, "t"))
     assert found.squared[0].argmin() == 7
-    assert found.squared[0, 7] == exact_squared(a[:1], b[7:8])[0] == pytest.approx(50 * 2.0**-28, rel=1e-12)
+    assert (
+        found.squared[0, 7]
+        == exact_squared(a, b, np.array([0]), np.array([7]))[0]
+        == pytest.approx(50 * 2.0**-28, rel=1e-12)
+    )
 
 
 def test_a_subject_is_as_near_as_its_nearest_scan_or_mirror_image():
