@@ -84,7 +84,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def exact_squared(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Squared distances (K,) of K pairs, rows (K,) of `a` and `columns` (K,) of `b`, by their differences in float64."""
+    """Squared distances (K,) of K pairs, rows (K,) of `a` and columns (K,) of `b`, by differences in float64."""
     out = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
