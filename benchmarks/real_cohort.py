@@ -92,7 +92,7 @@ def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tu
         "prepare", "cohort.prepare", "--participants", config.participants, "--out", prepared, "--index",
         prepared / "index.csv", "--grid", config.preset, "--workers", config.workers, expected=(0, 1),
     )  # fmt: skip
-    people = list_scans(config.participants)
+    people = list_scans(config.participants).there()
     yield "quality", quality(people, prepared)
     if "labels" in people.columns and "anatomy" in config.parts:
         yield "anatomy", anatomy(people, config.participants.parent, prepared, GRIDS[config.preset])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import SIDES, native_atlas
 from cohort.decoding import read_voxels
+from cohort.listing.reading import Reading
 from cohort.pictures import gallery
 from cohort.preparation.participants import list_scans
 from cohort.preparation.placing import read_place
@@ -64,8 +65,8 @@ TRUTH_COLUMNS = {
 """Description of truth.csv, in the manner of a BIDS data dictionary."""
 
 
-@dataclass(frozen=True)
-class PlantConfig(ScriptConfig):
+@dataclass(frozen=True, kw_only=True)
+class PlantConfig(Reading, ScriptConfig):
     participants: Path
     """Table of healthy people (or BIDS dataset) with a column labels: a NIfTI of region labels in the voxels of each
     scan, relative to the table."""
@@ -85,13 +86,8 @@ class PlantConfig(ScriptConfig):
     """Labels of structures, in pairs, where they are not those of Neuromorphometrics; with FreeSurfer's aseg:
     "Left Hippocampus" 17 "Right Hippocampus" 53 "Left Inf Lat Vent" 5 "Right Inf Lat Vent" 44."""
     partial: bool = False
-    """End with status 0 although people were left out (no or impossible labels, no HC); left_out.csv names them."""
-    data_root: Path | None = None
-    """Folder that the table's files are relative to and must not leave."""
-    label_column: str = "diagnosis"
-    """Column of the table that holds the diagnosis."""
-    label_map: dict[str, str] | None = None
-    """Meaning of that column's values, in pairs: control HC."""
+    """End with status 0 although people were left out (no scan, no or impossible labels, no HC; left_out.csv names
+    those with a scan)."""
     seed: int = 0
     """Who becomes a patient, and of which side; the same people at every effect size."""
 
@@ -99,9 +95,8 @@ class PlantConfig(ScriptConfig):
 def main(config: PlantConfig) -> None:
     """Measures labels, chooses patients, deforms their scans, and writes down what is true of them."""
     codes = check(config)
-    people = list_scans(
-        config.participants, data_root=config.data_root, label_column=config.label_column, label_map=config.label_map
-    )
+    listed = list_scans(config.participants, config)
+    people = listed.there().reset_index(drop=True)
     with locked(config.out):
         claim(config)
         base = config.data_root or config.participants.parent
@@ -117,7 +112,7 @@ def main(config: PlantConfig) -> None:
         write_index(config, people)
         draw(config, people[people["diagnosis"] != "HC"])
     say(config, truth, change, left_out)
-    if len(left_out) and not config.partial:
+    if (len(left_out) or listed.differences()) and not config.partial:
         sys.exit(1)
 
 

@@ -39,7 +39,7 @@ def healthy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def planted(healthy, tmp_path_factory):
     out = tmp_path_factory.mktemp("planted")
-    config = PlantConfig(healthy, out / "out", out / "index.csv", effect_size=2.0, partial=True)
+    config = PlantConfig(participants=healthy, out=out / "out", index=out / "index.csv", effect_size=2.0, partial=True)
     main(config)
     return config
 
@@ -108,7 +108,9 @@ def test_a_folder_holds_one_cohort(planted):
 
 
 def test_the_same_people_are_patients_at_every_effect_size(planted, healthy, tmp_path):
-    config = PlantConfig(healthy, tmp_path / "out", tmp_path / "index.csv", effect_size=0.0, partial=True)
+    config = PlantConfig(
+        participants=healthy, out=tmp_path / "out", index=tmp_path / "index.csv", effect_size=0.0, partial=True
+    )
     main(config)
     none, some = (read_table(each.index)["diagnosis"].tolist() for each in (config, planted))
     assert none == some
@@ -139,7 +141,7 @@ def spoiled(healthy, folder, change):
     table = folder / healthy.name
     change(folder, frame := pd.read_csv(table))
     frame.to_csv(table, index=False)
-    return PlantConfig(table, folder / "out", folder / "index.csv")
+    return PlantConfig(participants=table, out=folder / "out", index=folder / "index.csv")
 
 
 def without_labels(folder, frame):
@@ -172,7 +174,7 @@ def test_labels_of_no_use_are_refused_with_the_reason(healthy, tmp_path, change,
 
 
 def test_codes_are_checked(healthy, tmp_path):
-    config = PlantConfig(healthy, tmp_path / "out", tmp_path / "index.csv")
+    config = PlantConfig(participants=healthy, out=tmp_path / "out", index=tmp_path / "index.csv")
     with pytest.raises(InputError, match="--codes: no label for Right Hippocampus, Left Inf Lat Vent"):
         main(replace(config, codes={"Left Hippocampus": 17}))
     with pytest.raises(InputError, match="a hippocampus has no voxel; are --codes needed"):
