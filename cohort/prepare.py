@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import SimpleITK as sitk  # noqa: N813, its documentation's own short name
-import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -186,6 +185,8 @@ def start_process() -> AbstractContextManager[Executor]:
 
 
 def _use_one_thread() -> None:
+    import torch  # here, so that --help and a finished folder do not wait for it
+
     threadpool_limits(1)
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -4,13 +4,16 @@ Its weights come in its wheel, as TorchScript; nothing is downloaded. A head of 
 """
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from deepbet.bet import BrainExtraction
 
 from cohort.decoding import RefusedError
 from cohort.preparation.registration import Working
 from cohort.scans import fill_holes, largest_part
+
+if TYPE_CHECKING:
+    from deepbet.bet import BrainExtraction
 
 
 def network_brain(scan: Working) -> np.ndarray:
@@ -28,6 +31,8 @@ def network_brain(scan: Working) -> np.ndarray:
 
 
 @cache
-def _network() -> BrainExtraction:
+def _network() -> "BrainExtraction":
     """On the processor: one scan after the other in each of several processes, which would share a GPU badly."""
+    from deepbet.bet import BrainExtraction  # here, so that scripts that extract no brain do not wait for torch
+
     return BrainExtraction(no_gpu=True)
