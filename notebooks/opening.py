@@ -54,12 +54,17 @@ def sentences(fid: dict, arms: pd.DataFrame, results: dict, counts: Mapping[str,
 
 
 def distance_sentence(samples: dict) -> str:
-    """How near the generator comes, and which Gaussians it beats."""
+    """How near the generator comes, and which Gaussians it beats: by ranges of draws that do not overlap."""
     found = {name: sample["fid"]["mean"] for name, sample in samples.items()}
+    made = samples["synthetic"]["fid"]
+
+    def verdict(other: dict[str, float]) -> str:
+        if made["high"] < other["low"]:
+            return "closer than"
+        return "further than" if made["low"] > other["high"] else "about as close as"
+
     verdicts = [
-        f"{'closer' if found['synthetic'] < found[name] else 'no closer'} than a {RUNGS[name]} ({found[name]:.3g})"
-        for name in BASELINES
-        if name in found
+        f"{verdict(samples[name]['fid'])} a {RUNGS[name]} ({found[name]:.3g})" for name in BASELINES if name in found
     ]
     ceiling = f", of reconstructed scans {found['reconstructed']:.3g}" if "reconstructed" in found else ""
     return (

@@ -33,7 +33,7 @@ def test_four_sentences_hold_the_figures():
     text = " ".join(found)
     for part in (
         "on 20 HC, 9 TLE-L.", "AUC of 0.81 [0.70, 0.90] and the right side of the epilepsy in 88% of the patients",
-        "it reaches 0.74 [0.60, 0.85]", "no closer than a Gaussian of all latent axes (30)",
+        "it reaches 0.74 [0.60, 0.85]", "; further than a Gaussian of all latent axes (30)",
         "; closer than a Gaussian of 64 latent axes (50)", "of reconstructed scans 25", "with an AUC of 0.97",
         "the scans are simulated",
     ):  # fmt: skip
@@ -44,6 +44,8 @@ def test_what_was_not_measured_is_not_said():
     found = opening.sentences(result(20.0, None), ARMS, {"side": {"skipped": "none"}}, {"HC": 2}, simulated=False)
     assert "side of the epilepsy" not in found[1]
     assert "; closer than a Gaussian of all latent axes" in found[2]
+    overlapping = opening.sentences(result(28.5, None), ARMS, {"side": {"skipped": "none"}}, {"HC": 2}, simulated=False)
+    assert "; about as close as a Gaussian of all latent axes" in overlapping[2]
     assert "AUC" not in found[3]
     assert "simulated" not in found[3]
 
