@@ -85,11 +85,15 @@ def write_without_pause(path: Path) -> None:
         save_checkpoint(path, "test", {"step": step, "x": torch.full((200_000,), float(step))})
 
 
+@pytest.mark.slow
 def test_kill_at_random_instants_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """A process that writes checkpoints without pause is killed 6 times; each time the file reads back whole."""
+    """A process that writes checkpoints without pause is killed 6 times; each time the file reads back whole.
+
+    The process is a new one: a fork of this one would inherit locks of threads that it does not have.
+    """
     path = tmp_path / "last.pt"
     for round_ in range(6):
-        process = multiprocessing.get_context("fork").Process(target=write_without_pause, args=(path,))
+        process = multiprocessing.get_context("spawn").Process(target=write_without_pause, args=(path,))
         before = path.stat().st_mtime_ns if path.exists() else 0
         process.start()
         deadline = time.monotonic() + 60
