@@ -9,8 +9,6 @@ and the ceiling's, coverage, the attack on the DiT's loss, and how often a volum
 people. Ten minutes a recipe on two cores.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,7 @@ import pandas as pd
 
 from benchmarks.timing import print_table
 from cohort.tables import CLASS_NAMES
-from runtime.cli import describe, run_script
+from runtime.cli import describe, run_module, run_script
 from runtime.config import ScriptConfig
 from runtime.device import pick_device
 from runtime.errors import InputError
@@ -93,16 +91,16 @@ def measure(config: MemorisationConfig, name: str) -> dict:
     folder, run_dir = config.demo / "memorisation" / name, config.demo / "memorisation" / trained / "diffusion"
     if not recipe.train:
         run_dir = config.demo / "diffusion"  # the demo's own
-    run("diffusion.train", config.preset, "--vae", vae, "--run-dir", run_dir, *recipe.train)
+    run_module("diffusion.train", config.preset, "--vae", vae, "--run-dir", run_dir, *recipe.train)
     checkpoint = run_dir / "checkpoints/best.pt"
     refuse = ("--refuse-near", config.demo / "latents", "--refuse-level", recipe.refuse) if recipe.refuse else ()
     for label in CLASS_NAMES:
-        run(
+        run_module(
             "diffusion.save_synth", "--vae", vae, "--diffusion", checkpoint, "--label", label, "--count", config.count,
             "--steps", config.steps, "--out", folder / label, *refuse,
         )  # fmt: skip
     result = folder / "evaluation.json"
-    run(
+    run_module(
         "evaluation.evaluate_synth", "--real-train", config.tables / "train.csv",
         "--real-test", config.tables / "test.csv", "--synth-hc", folder / "HC", "--synth-tle", folder / "TLE",
         "--grid", config.preset, "--parts", "diversity", "privacy", "--out", result, "--vae", vae,
@@ -129,11 +127,6 @@ def figures_of(result: dict, run_dir: Path, folders: list[Path]) -> dict:
         **{f"copies_{name}": space["copies"]["copies"] for name, space in spaces.items()},
         "refused": float(refused / (len(manifest) + refused)),
     }
-
-
-def run(module: str, *words: object) -> None:
-    """Runs a script as a command."""
-    subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

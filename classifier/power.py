@@ -8,8 +8,6 @@ same people each time, and classifiers are trained on some or all of them in cro
 Writes power.csv, power.json and power.png; the same command goes on where it stopped.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pandas as pd
 from classifier.measures import figures, resampling
 from classifier.measures.runs import ArmRuns, checked, read_run
 from cohort.tables import write_csv
-from runtime.cli import describe, run_script
+from runtime.cli import describe, run_module, run_script
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, write_json
@@ -80,8 +78,8 @@ def main(config: PowerConfig) -> None:
     rows: list[dict[str, Any]] = []
     for size, placebo in cells:
         folder = config.out / f"{'placebo' if placebo else 'd'}{size:g}"
-        command("cohort.plant", *plant_words(config, folder, size, placebo=placebo))
-        command("classifier.run_arms", *arms_words(config, folder, arms))
+        run_module("cohort.plant", *plant_words(config, folder, size, placebo=placebo))
+        run_module("classifier.run_arms", *arms_words(config, folder, arms))
         found = [{"effect_size": size, "placebo": int(placebo), **row} for row in measure(config, folder)]
         rows += found
         write(config, rows)
@@ -114,14 +112,6 @@ def arms_words(config: PowerConfig, folder: Path, arms: Path) -> list[object]:
     words += ["--train.cache-dir", config.out / "cache", "--train.resamples", config.resamples]
     words += [] if config.steps is None else ["--train.steps", config.steps]
     return words + ([] if config.jobs is None else ["--jobs", config.jobs])
-
-
-def command(module: str, *words: object) -> None:
-    """Runs a script of this project as a process of its own; InputError if it fails, with its message above."""
-    print(f"python -m {module} {' '.join(map(str, words))}", flush=True)
-    done = subprocess.run([sys.executable, "-m", module, *map(str, words)])
-    if done.returncode != 0:
-        raise InputError(f"{module} ended with status {done.returncode}; the reason stands above")
 
 
 def measure(config: PowerConfig, folder: Path) -> list[dict[str, Any]]:

@@ -57,12 +57,15 @@ def calibrate(
     """Reads the training and the held-out latents of a folder of VAE.save_latent; refuses `level` of the latter.
 
     Raises:
-        InputError: the latents are of another VAE than the diffusion model's, or so few that none would be refused.
+        InputError: the latents are not those that `space`, the diffusion model's, was fitted to; or so few are held out
+            that none would be refused.
     """
     known, new = (Latents(folder, split, classes, device) for split in (train, held_out))
-    if known.vae != space.statistics.vae:
+    there, trained = (known.vae, len(known)), (space.statistics.vae, space.statistics.count)
+    if there != trained:
         raise InputError(
-            f"{folder}: latents of VAE {known.vae}; the diffusion model was trained on those of {space.statistics.vae}"
+            f"{folder / train}: {there[1]} latents of VAE {there[0]}; the diffusion model was trained on {trained[1]} "
+            f"of {trained[0]}, and with others nothing would be too near"
         )
     if not 0 < level < 1 or level * len(new) < 1:
         raise InputError(

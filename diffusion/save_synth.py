@@ -9,8 +9,8 @@ k alone. On a CPU it has the same bytes whatever the batch size, the number of p
 as many threads; on a GPU it has them for equal batch sizes. Existing volumes are kept, so the same command continues a
 stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl, manifest.csv, settings.json,
 ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in any viewer. --bids DIR writes a
-BIDS derivative dataset besides. --refuse-near DIR draws again where a sample comes nearer to a
-training subject than new people do (`diffusion.refusal`).
+BIDS derivative dataset besides. --refuse-near DIR draws again where a sample comes nearer to a training subject than
+new people do (`diffusion.refusal`).
 """
 
 import time
@@ -290,9 +290,10 @@ def accepted(wanted: list[Wanted], size: int, models: Models, settings: Settings
         near = torch.nonzero(models.refusal.refuses(z[: len(wanted)]))[:, 0].tolist()
         if not near:
             return z, refused
+        if draw < MOST_DRAWS:
+            z[near] = sample([wanted[place] for place in near], size, models, settings, draw)[: len(near)]
         for place in near:
             refused[place] = draw
-        z[near] = sample([wanted[place] for place in near], size, models, settings, draw)[: len(near)]
     seeds = ", ".join(str(wanted[place].seed) for place in near)
     raise InputError(
         f"seeds {seeds}: {MOST_DRAWS} samples in a row were nearer to a training subject than held-out people are; "

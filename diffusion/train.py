@@ -128,6 +128,8 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
     ledger = sorted({*statistics.ledger, *ledgers[0], *ledgers[1]})
     mixer = None
     if config.mix_mm:
+        if config.mix_mm < 0 or not statistics.grid:
+            raise InputError(f"--mix-mm {config.mix_mm:g}: expected 0 or more, of latents that say their grid")
         if config.model.covariates:
             raise InputError("--mix-mm mixes two people, whose --model.covariates differ; leave one of the two out")
         mixer = Mixer(train, spacing_of(statistics.grid, train.shape), config.mix_mm)
@@ -181,7 +183,8 @@ def start_latents(data: Data, rank: int, seed: int) -> tuple[torch.Tensor, torch
         return data.space.enter(train.mu.cpu()), train.labels, train.sides
     rows = torch.arange(len(train) * math.ceil(MIXTURES * rank / len(train))) % len(train)
     draw = seeding.generator(seed, "mixtures of the linear start", device=train.device.kind)
-    z = data.mixer.mix(rows, train.mu[rows.to(train.device.kind)], *data.mixer.noise(len(rows), draw))
+    chance, posterior, nodes = data.mixer.noise(len(rows), draw)
+    z = data.mixer.mix(rows, train.mu[rows.to(train.device.kind)], chance, torch.zeros_like(posterior), nodes)
     return data.space.enter(z.cpu()), train.labels[rows], train.sides[rows]
 
 

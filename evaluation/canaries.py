@@ -9,8 +9,6 @@ many are found by what nobody generated: half of the held-out scans in place of 
 Writes canaries.json into the run folder; the same command continues a stopped run.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +34,7 @@ from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import EncoderConfig
 from runtime import distributed
 from runtime.checkpoints import git_commit
-from runtime.cli import describe, run_script
+from runtime.cli import describe, run_module, run_script
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
@@ -146,24 +144,17 @@ def generate(config: CanaryConfig) -> Path:
     run_dir = config.run_dir / "diffusion"
     threads = [] if config.threads is None else ["--threads", config.threads]
     steps = [] if config.steps is None else ["--steps", config.steps]
-    run_stage(
+    run_module(
         "diffusion.train", config.preset, "--latents", config.run_dir / "latents", "--vae", config.vae,
         "--run-dir", run_dir, "--seed", config.seed, *steps, *threads,
     )  # fmt: skip
     checkpoint = run_dir / "checkpoints" / "best.pt"
     for label in CLASS_NAMES:
-        run_stage(
+        run_module(
             "diffusion.save_synth", "--vae", config.vae, "--diffusion", checkpoint, "--label", label,
             "--count", config.count, "--out", config.run_dir / f"synthetic_{label}", *threads,
         )  # fmt: skip
     return checkpoint
-
-
-def run_stage(module: str, *words: object) -> None:
-    """Runs another script in a process of its own; InputError where it ended with an error, which it has printed."""
-    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, check=False)
-    if done.returncode:
-        raise InputError(f"python -m {module} ended with status {done.returncode}")
 
 
 def read_synthetic(config: CanaryConfig) -> np.ndarray:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,6 +68,15 @@ def run_script(
         _end(f"interrupted: {kept}; run the same command again, and it goes on from there", 130)
     finally:
         distributed.shutdown()
+
+
+def run_module(module: str, *words: object) -> None:
+    """Runs ``python -m module words`` as a process of its own, where this one runs, so that paths mean the same;
+    InputError where it ended with an error, which it has printed.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], check=False)
+    if done.returncode:
+        raise InputError(f"python -m {module} ended with status {done.returncode}; the reason stands above")
 
 
 _STANDARD_FORMAT = warnings.formatwarning

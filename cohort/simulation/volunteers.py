@@ -104,8 +104,9 @@ def diagnoses(people: pd.DataFrame, seed: int) -> list[str]:
     ordered = people.drop_duplicates("subject").sort_values(["site", "sex", "age", "subject"])["subject"]
     chosen = {}
     for start in range(0, len(ordered), len(BLOCK)):
-        order = rng(seed, "plant.order", start).permutation(len(BLOCK))
-        chosen |= {name: BLOCK[i] for name, i in zip(ordered[start : start + len(BLOCK)], order, strict=False)}
+        names = ordered[start : start + len(BLOCK)]  # the last may be fewer than a block
+        order = rng(seed, "plant.order", start).permutation(len(BLOCK))[: len(names)]
+        chosen |= {name: BLOCK[i] for name, i in zip(names, order, strict=True)}
     return [chosen[subject] for subject in people["subject"]]
 
 

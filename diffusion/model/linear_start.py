@@ -104,8 +104,9 @@ def principal_axes(centred: torch.Tensor, rank: int) -> tuple[torch.Tensor, torc
         values, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
         return axes.T.flip(0)[:rank], values.flip(0)[:rank] / N
     values, weights = torch.linalg.eigh(centred @ centred.T)  # smaller, and of the same values
-    values, weights = values.flip(0)[:rank], weights.T.flip(0)[:rank]
-    return weights @ centred / values.sqrt()[:, None], values / N
+    axes = weights.T.flip(0)[:rank] @ centred
+    # Orthogonal already, but for those without variance: rows that sum to zero span fewer than N dimensions.
+    return torch.linalg.qr(axes.T)[0].T, values.flip(0)[:rank].clamp(min=0) / N
 
 
 def cosines(extent: int) -> torch.Tensor:

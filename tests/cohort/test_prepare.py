@@ -18,9 +18,6 @@ import pandas as pd
 import pytest
 
 from cohort import prepare
-from cohort.atlas import load_template
-from cohort.listing.reading import Reading
-from cohort.preparation.participants import list_scans
 from cohort.prepare import Config, Job, finished, main
 from cohort.reading.headers import Placement
 from cohort.scans import GRIDS, Grid, load_scan, resample
@@ -31,39 +28,14 @@ from runtime.errors import InputError, InputWarning
 from runtime.files import ROOT, read_json, sha256
 from tests.support.heads import dice
 from tests.support.processes import fill, run_here, small_disk
+from tests.support.scans import template_bids, template_scan, template_table
 
 GRID = GRIDS["smoke"]
 
 
-def write_scan(path: Path, seed: int = 0, spacing_mm: float = 6.0) -> Path:
-    """The template at another voxel size, with noise of its own."""
-    source = load_template("icbm2009a")
-    step = round(spacing_mm)
-    values = np.asarray(source.dataobj)[::step, ::step, ::step]
-    noise = np.random.default_rng(seed).normal(0, 3, values.shape)
-    affine = source.affine @ np.diag([step, step, step, 1.0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.where(values > 0, values + noise, 0).astype(np.float32), affine), path)
-    return path
-
-
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Four scans in template space and their table."""
-    rows = [
-        {
-            "subject": f"P{k}",
-            "file": f"raw/P{k}.nii.gz",
-            "diagnosis": ("HC", "TLE-L")[k % 2],
-            "age": 30 + k,
-            "note": "x",
-        }
-        for k in range(4)
-    ]
-    for k in range(4):
-        write_scan(tmp_path / f"raw/P{k}.nii.gz", k)
-    pd.DataFrame(rows).to_csv(tmp_path / "participants.csv", index=False)
-    return tmp_path / "participants.csv"
+    return template_table(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +114,7 @@ def test_second_run_does_only_what_is_missing_or_changed(table):
     assert chosen.index.read_bytes() == index
     (chosen.out / "scans/P0.nii.gz").write_bytes(b"half")
     (chosen.out / "records/P1.json").write_text("{")
-    write_scan(table.parent / "raw/P2.nii.gz", seed=99)
+    template_scan(table.parent / "raw/P2.nii.gz", seed=99)
     assert status(chosen) == 0
     after = content(chosen.out)
     for kind in ("scans/P3.nii.gz", "pictures/P3.png", "records/P3.json"):
@@ -180,7 +152,7 @@ def test_one_bad_scan_stops_no_other_and_is_named(table, capsys):
     assert "failed: P1" in capsys.readouterr().out
     # Mended, the same command does what was missing and forgets the failures.
     (raw / "P1.nii.gz").write_bytes(whole)
-    write_scan(raw / "P2.nii.gz", 2)
+    template_scan(raw / "P2.nii.gz", 2)
     kept = content(chosen.out)["scans/P0.nii.gz"]
     assert status(chosen) == 0
     assert content(chosen.out)["scans/P0.nii.gz"] == kept
@@ -327,125 +299,8 @@ def test_a_number_of_processes_below_zero_is_refused(table):
         main(config(table, workers=-1))
 
 
-# What is listed ------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_gives_names_and_the_diagnosis_where_a_folder_says_it(tmp_path):
-    write_scan(tmp_path / "HC/a.nii.gz")
-    write_scan(tmp_path / "TLE-L/b.nii")
-    write_scan(tmp_path / "more/c d.nii.gz")
-    (tmp_path / "notes.txt").write_text("no scan")
-    (tmp_path / "more/circle").symlink_to(tmp_path)
-    frame = list_scans(tmp_path).frame
-    assert dict(zip(frame["subject"], frame["diagnosis"], strict=True)) == {"a": "HC", "b": "TLE-L", "c d": ""}
-    assert all(name.replace("-", "").replace("_", "").isalnum() for name in frame["name"])
-    shutil.copy(tmp_path / "HC/a.nii.gz", tmp_path / "more/a.nii.gz")
-    with pytest.raises(InputError, match=r"another file is called a too"):
-        list_scans(tmp_path)
-
-
-def test_names_of_files_keep_people_apart(tmp_path):
-    for subject in ("p/1", "p_1", "P_1", "x"):
-        write_scan(tmp_path / f"{abs(hash(subject))}.nii")
-    names = ["p/1", "p_1", "P_1", "x"]
-    rows = [{"subject": name, "file": f"{abs(hash(name))}.nii", "diagnosis": "HC"} for name in names]
-    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    found = list_scans(tmp_path / "t.csv").frame["name"].tolist()
-    assert len({name.lower() for name in found}) == 4
-    assert found[3] == "x"
-    assert not any("/" in name for name in found)
-
-
-def bids(folder: Path) -> Path:
-    for name in ("sub-1", "sub-2"):
-        write_scan(folder / name / "ses-a/anat" / f"{name}_ses-a_T1w.nii.gz")
-        mask = folder / "derivatives/first" / name / "ses-a/anat" / f"{name}_ses-a_desc-brain_mask.nii.gz"
-        write_scan(mask)
-        write_scan(mask.with_name(f"{name}_ses-a_space-MNI_desc-brain_mask.nii.gz"))
-    return folder
-
-
-def test_a_bids_dataset_with_and_without_a_table_and_its_masks(tmp_path):
-    folder = bids(tmp_path / "bids")
-    frame = list_scans(folder).frame
-    assert frame["subject"].tolist() == ["sub-1", "sub-2"]
-    assert frame["session"].tolist() == ["ses-a", "ses-a"]
-    assert all(Path(mask).name.endswith("_ses-a_desc-brain_mask.nii.gz") for mask in frame["mask"])
-    (folder / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tHC\nsub-2\tTLE\n")
-    frame = list_scans(folder).frame
-    assert frame["diagnosis"].tolist() == ["HC", "TLE"]
-    assert [Path(mask).exists() for mask in frame["mask"]] == [True, True]
-    shutil.copytree(folder / "derivatives/first", folder / "derivatives/two")
-    with pytest.raises(InputError, match=r"first, two.*--derivatives"):
-        list_scans(folder)
-    assert "derivatives/two" in list_scans(folder, derivatives="two").frame["mask"][0]
-    with pytest.raises(InputError, match="no folder"):
-        list_scans(folder, derivatives="three")
-
-
-def test_a_tables_masks_are_beside_it_and_may_be_missing(table):
-    frame = pd.read_csv(table)
-    frame["mask"] = ["raw/P1.nii.gz", "", "n/a", ""]
-    frame.to_csv(table, index=False)
-    assert list_scans(table).frame["mask"].tolist() == [str(table.parent / "raw/P1.nii.gz"), "", "", ""]
-
-
-def test_nothing_found_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no such table or folder"):
-        list_scans(tmp_path / "no")
-    with pytest.raises(InputError, match=r"no \.nii"):
-        list_scans(tmp_path)
-    (tmp_path / "sub-1").mkdir()
-    with pytest.raises(InputError, match=r"none of the scans is there \(1\):\n  - sub-1: no anat/\*_T1w"):
-        list_scans(tmp_path).there()
-
-
-def test_a_folders_own_table_is_read(table):
-    assert list_scans(table.parent).frame["subject"].tolist() == ["P0", "P1", "P2", "P3"]
-
-
-def test_scans_beside_those_of_a_table_that_no_row_names_are_said(table):
-    raw = table.parent / "raw"
-    for name in ("P7.nii.gz", "P8.nii.gz", "P0_mask.nii.gz", "._P9.nii.gz", "T2.nii.gz"):
-        (raw / name).touch()
-    frame = pd.read_csv(table)
-    frame["old"] = ["raw/P8.nii.gz", "", "", ""]
-    frame.to_csv(table, index=False)
-    assert list_scans(table).notes == [f"{table}: no row names 1 scans that lie beside its own: P7.nii.gz"]
-
-
-def test_a_folder_without_a_table_hidden_files_and_links_that_lead_nowhere(tmp_path):
-    """As DataLad leaves a dataset, and a Mac a disk."""
-    for name in ("a.nii", "._a.nii", ".git/annex/objects/k.nii"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "b.nii.gz").symlink_to(".git/annex/objects/b.nii.gz")
-    listed = list_scans(tmp_path, Reading(all_hc=True))
-    assert listed.frame["subject"].tolist() == ["a", "b"]
-    assert listed.frame["diagnosis"].tolist() == ["HC", "HC"]
-    (difference,) = listed.differences()
-    assert "not fetched: a symbolic link that leads nowhere (to .git/annex/objects/b.nii.gz); datalad get" in difference
-    (tmp_path / "TLE").mkdir()
-    (tmp_path / "TLE/c.nii").touch()
-    with pytest.raises(InputError, match="folders called TLE, but --all-hc"):
-        list_scans(tmp_path, Reading(all_hc=True))
-
-
-def test_a_table_that_is_not_fetched_is_not_taken_for_none(tmp_path):
-    folder = bids(tmp_path / "bids")
-    (folder / "participants.tsv").symlink_to(".git/annex/objects/qF/8V/MD5E-s9--43.tsv/MD5E-s9--43.tsv")
-    with pytest.raises(InputError, match=rf"not fetched.*datalad get {folder}/participants.tsv"):
-        list_scans(folder)
-
-
-def test_people_of_a_folder_without_a_table_who_have_no_image_are_named(tmp_path):
-    folder = bids(tmp_path / "bids")
-    (folder / "sub-3/func").mkdir(parents=True)
-    assert list_scans(folder).differences() == [f"sub-3: no anat/*_T1w.nii.gz in {folder}/sub-3 or its sessions"]
-
-
 def test_people_in_no_row_are_listed_and_end_the_command_with_status_1(tmp_path, capsys):
-    folder = bids(tmp_path / "bids")
+    folder = template_bids(tmp_path / "bids")
     (folder / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tHC\n")
     flags = [str(word) for word in words(config(folder))[3:]]
     with pytest.warns(InputWarning, match=r"differ \(1\):\n  - sub-2: .*/sub-2_ses-a_T1w.nii.gz is in no row"):
@@ -458,7 +313,7 @@ def test_people_in_no_row_are_listed_and_end_the_command_with_status_1(tmp_path,
 
 
 def test_a_folder_without_diagnoses_is_prepared_and_the_user_told(tmp_path, capsys):
-    write_scan(tmp_path / "raw/a.nii.gz")
+    template_scan(tmp_path / "raw/a.nii.gz")
     chosen = config(tmp_path / "raw")
     assert status(chosen) == 0
     assert "fill in the column diagnosis of 1 scans" in capsys.readouterr().out
@@ -472,7 +327,7 @@ def test_a_folder_without_diagnoses_is_prepared_and_the_user_told(tmp_path, caps
 @pytest.mark.slow
 def test_a_raw_head_in_a_bids_dataset_comes_back(tmp_path, quick_steps):
     """The template as a scan of a cohort, made a raw head and prepared by the two commands, with all steps."""
-    brain = write_scan(tmp_path / "cohort/scans/P-1.nii.gz", spacing_mm=2)
+    brain = template_scan(tmp_path / "cohort/scans/P-1.nii.gz", spacing_mm=2)
     (tmp_path / "cohort/truth.csv").write_text("subject,diagnosis,age,sex,site\nP-1,TLE-L,40,F,A\n")
     raw = tmp_path / "raw"
     run_here(

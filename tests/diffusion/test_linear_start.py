@@ -145,6 +145,17 @@ def test_the_fit_finds_means_axes_and_variances() -> None:
     assert difference[12:].abs().max() < 0.1
 
 
+def test_more_axes_than_latents_span_are_axes_all_the_same() -> None:
+    """Ten latents around two means span eight dimensions; the ninth axis has no variance, and is orthonormal."""
+    z, y = gaussian(10)
+    start = LinearStart(9, SHAPE, 2, build_process(ProcessConfig()))
+    start.fit(z, y)
+    torch.testing.assert_close(start.axes @ start.axes.T, torch.eye(9), atol=1e-5, rtol=0)
+    assert (start.variances >= 0).all()
+    assert start.variances[8] < 1e-6 < start.variances[7]
+    assert start.spectrum.max() < 1e-9
+
+
 def test_sides_have_means_of_their_own_and_those_of_unknown_side_the_mixtures() -> None:
     """Right TLE at three times the left ones' number, their shift at 12 other positions; a quarter say no side."""
     z, y = gaussian(20_000)

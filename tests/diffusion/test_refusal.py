@@ -75,5 +75,8 @@ def test_what_cannot_be_calibrated_is_refused(folder: Path) -> None:
     for level in (0.0, 1.0, 0.001):
         with pytest.raises(InputError, match=f"--refuse-level {level:g}: expected above 0"):
             calibrate(folder, space(), 2, CPU, level)
-    with pytest.raises(InputError, match="latents of VAE vae; the diffusion model was trained on those of other"):
+    with pytest.raises(InputError, match="150 latents of VAE vae; the diffusion model was trained on 150 of other"):
         calibrate(folder, space("other"), 2, CPU, 0.05)
+    (folder / "train/train000.pkl").unlink()
+    with pytest.raises(InputError, match="149 latents of VAE vae; the diffusion model was trained on 150 of vae"):
+        calibrate(folder, space(), 2, CPU, 0.05)

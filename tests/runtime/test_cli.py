@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from runtime.cli import parse, run_script
+from runtime.cli import parse, run_module, run_script
 from runtime.errors import InputError
 from tests.support.processes import ROOT
 
@@ -100,3 +100,9 @@ def test_a_reader_who_has_seen_enough_is_no_error(words: tuple[str, ...]) -> Non
             [sys.executable, "-m", "cohort.split", *words], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE
         )
     assert (done.stderr, done.returncode) == (b"", 141)
+
+
+def test_a_module_that_fails_ends_the_run() -> None:
+    run_module("json.tool", "--help")
+    with pytest.raises(InputError, match=r"python -m json\.tool ended with status"):
+        run_module("json.tool", "--no-such-flag")

@@ -59,7 +59,7 @@ def random_diffusion(random_vae: Path, tmp_path_factory: pytest.TempPathFactory)
         model = DiT(config, LATENT, build_process(process))
         awake(model, seed=1)
         statistics = Statistics(
-            mean=(0.0,) * 4, std=(1.0,) * 4, count=2, split="train", ledger=["b" * 16, "c" * 16],
+            mean=(0.0,) * 4, std=(1.0,) * 4, count=12, split="train", ledger=["b" * 16, "c" * 16],
             vae=checkpoint_hash(random_vae) if vae is None else vae, grid=GRIDS["smoke"].to_dict(),
         )  # fmt: skip
         ema = {name: 0.9 * value for name, value in model.state_dict().items()}

@@ -1,12 +1,16 @@
-"""Made-up scans on the smoke grid, and damage to their files."""
+"""Made-up scans on the smoke grid, templates as scans of people, and damage to files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
+from cohort.atlas import load_template
 from cohort.scans import GRIDS, Grid, load_scan
 from runtime.errors import InputError
 
@@ -66,3 +70,43 @@ def refusal(path, grid=GRID):
         load_scan(path, grid)
     assert str(path) in str(error.value)
     return str(error.value)
+
+
+def template_scan(path: Path, seed: int = 0, spacing_mm: float = 6.0) -> Path:
+    """The template at another voxel size, with noise of its own."""
+    source = load_template("icbm2009a")
+    step = round(spacing_mm)
+    values = np.asarray(source.dataobj)[::step, ::step, ::step]
+    noise = np.random.default_rng(seed).normal(0, 3, values.shape)
+    affine = source.affine @ np.diag([step, step, step, 1.0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.where(values > 0, values + noise, 0).astype(np.float32), affine), path)
+    return path
+
+
+def template_table(folder: Path) -> Path:
+    """Four scans in template space and their table."""
+    rows = [
+        {
+            "subject": f"P{k}",
+            "file": f"raw/P{k}.nii.gz",
+            "diagnosis": ("HC", "TLE-L")[k % 2],
+            "age": 30 + k,
+            "note": "x",
+        }
+        for k in range(4)
+    ]
+    for k in range(4):
+        template_scan(folder / f"raw/P{k}.nii.gz", k)
+    pd.DataFrame(rows).to_csv(folder / "participants.csv", index=False)
+    return folder / "participants.csv"
+
+
+def template_bids(folder: Path) -> Path:
+    """A BIDS dataset of two people without a table, with brain masks."""
+    for name in ("sub-1", "sub-2"):
+        template_scan(folder / name / "ses-a/anat" / f"{name}_ses-a_T1w.nii.gz")
+        mask = folder / "derivatives/first" / name / "ses-a/anat" / f"{name}_ses-a_desc-brain_mask.nii.gz"
+        template_scan(mask)
+        template_scan(mask.with_name(f"{name}_ses-a_space-MNI_desc-brain_mask.nii.gz"))
+    return folder
