@@ -23,7 +23,7 @@ from cohort.atlas import REGIONS, STRUCTURES, atlas, native_atlas
 from cohort.decoding import read_voxels
 from cohort.preparation.participants import list_scans
 from cohort.preparation.placing import read_place
-from cohort.preparation.quality import RULES
+from cohort.preparation.quality import RULES, flags
 from cohort.scans import GRIDS, Grid, fill_holes, load_scan, to_ras
 from cohort.simulation.simulator import demo_grid
 from cohort.simulation.volunteers import read_head, usable, with_volumes
@@ -116,7 +116,7 @@ def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tu
 def usable_index(source: Path, target: Path) -> pd.DataFrame:
     """The prepared scans that no rule flags, written as a table."""
     index = read_table(source)
-    good = index[index["qc"] == "ok"] if "qc" in index.columns else index
+    good = index[flags(index) == ""]
     if good.empty:
         raise InputError(f"{source}: every scan is flagged; see qc.html beside it")
     write_table(target, good)
@@ -126,7 +126,7 @@ def usable_index(source: Path, target: Path) -> pd.DataFrame:
 def quality(people: pd.DataFrame, prepared: Path) -> list[dict[str, object]]:
     """How many scans came out well, and the spread of each measure among them and among the others."""
     index = read_table(prepared / "index.csv")
-    odd = index["qc"] != "ok"
+    odd = flags(index) != ""
     rows: list[dict[str, object]] = [
         {"measure": "scans", "well": int((~odd).sum()), "flagged": int(odd.sum()), "failed": len(people) - len(index)}
     ]

@@ -25,7 +25,7 @@ from cohort.checking.checked import CACHE_DIR, Examined, examine_all, name_sets,
 from cohort.checking.confounds import confound_warnings, confounds
 from cohort.checking.duplicates import Pair
 from cohort.listing.reading import Reading
-from cohort.preparation.quality import flags
+from cohort.preparation.quality import flags, looks
 from cohort.splitting.folds import refuse_shared
 from cohort.tables import CLASS_NAMES, list_table, write_csv
 from runtime.cli import describe, run_script
@@ -160,10 +160,11 @@ def scan_findings(frame: pd.DataFrame, examined: Sequence[Examined | InputError]
 
 
 def flag_findings(frame: pd.DataFrame, severity: str) -> list[Finding]:
-    """Scans that were flagged when they were prepared."""
-    said = flags(frame)
+    """Scans that were flagged when they were prepared, with the severity asked for; those worth a look as warnings."""
+    told = ((flags(frame), severity, "flagged by cohort.prepare"), (looks(frame), "warning", "worth a look"))
     return [
-        _at(frame.loc[row], severity, "quality", f"flagged by cohort.prepare: {said[row]}")
+        _at(frame.loc[row], severity, "quality", f"{word}: {said[row]}")
+        for said, severity, word in told
         for row in said.index[said != ""]
     ]
 

@@ -2,8 +2,8 @@
 
 Takes a table, a folder or a BIDS dataset. Writes one scan, one picture and one record for each, a quality page
 (qc.html, worst first), the index of what was prepared, and the list of what failed. One scan that fails does not stop
-the others. The exit status is 1 where a scan failed or was flagged; the last line says which. Running the command again
-makes only what is missing or was made otherwise.
+the others. The exit status is 1 where a scan failed or was flagged; the last line says which. Outliers of the cohort
+are named too, as worth a look. Running the command again makes only what is missing or was made otherwise.
 
     python -m cohort.prepare --participants bids --out data/mine --index data_csvs/pickle_prep_mine.csv --grid paper
 """
@@ -31,11 +31,12 @@ from cohort.listing.bids import Unlisted
 from cohort.listing.reading import Reading
 from cohort.preparation.participants import list_scans
 from cohort.preparation.qc_page import Entry, draw, write_page
-from cohort.preparation.quality import PASSED, flag
+from cohort.preparation.quality import Verdict, judge
 from cohort.preparation.steps import PREPARATION, prepare
 from cohort.reading.headers import Placement
+from cohort.reading.intensities import UNSURE
 from cohort.scans import GRIDS
-from cohort.tables import Listed, write_csv, write_table
+from cohort.tables import SHOWN, Listed, write_csv, write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
 from runtime.errors import InputError
@@ -53,7 +54,7 @@ class Config(Reading):
     """Folder for scans, pictures, records, qc.html and failures.csv."""
     index: Path
     """The table to write, such as data_csvs/pickle_prep_mine.csv: all scans that were prepared. Its column qc says
-    ok, or why a scan was flagged."""
+    ok, why a scan was flagged, or after "look:" why it is worth a look."""
     grid: Literal["paper", "demo", "smoke"] = "paper"
     """Voxels of the output: paper 1.5 mm, demo 4 mm, smoke 8 mm."""
     assume_mni: bool = False
@@ -240,24 +241,25 @@ def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[s
     )
     good = [job for job in jobs if job.name not in failures]
     records = [read_json(job.record) for job in good]
-    flags = flag([record["measures"] for record in records])
+    verdicts = verdicts_on(records)
     entries = [
-        Entry(job.name, job.picture, record["measures"], *found)
-        for job, record, found in zip(good, records, flags, strict=True)
+        Entry(job.name, job.picture, record["measures"], verdict)
+        for job, record, verdict in zip(good, records, verdicts, strict=True)
     ]
     write_page(config.out / "qc.html", f"Quality of {config.participants.name}", entries, failed)
     write_csv(config.out / "failures.csv", failed)
     if good:
         index = frame[~lost].assign(
             file=[str(job.scan.resolve()) for job in good],
-            qc=["; ".join(entry.reasons) or PASSED for entry in entries],
+            qc=[verdict.text for verdict in verdicts],
             sha256=[record["sha256"] for record in records],
             source=[job.source for job in good],
             source_sha256=[record["recipe"]["source_sha256"] for record in records],
         )
         write_table(config.index, index.drop(columns=["mask", "name"]))
-    flagged = [entry.name for entry in entries if entry.reasons]
-    counts = f"{len(flagged)} flagged, {len(failures)} failed"
+    flagged = [entry.name for entry in entries if entry.verdict.flagged]
+    look = [entry.name for entry in entries if entry.verdict.look and not entry.verdict.flagged]
+    counts = f"{len(flagged)} flagged, {len(look)} worth a look, {len(failures)} failed"
     print(f"{len(good)} scans in {config.out / 'scans'}, {counts}; {config.out / 'qc.html'}")
     if differing := len(listed.differences()):
         advice = "accepted by --partial" if config.partial else "complete them, or accept it by --partial"
@@ -274,9 +276,25 @@ def report(config: Config, listed: Listed, jobs: Sequence[Job], failures: dict[s
     unnamed = int((frame["diagnosis"] == "").sum())
     if unnamed and good:
         print(f"{config.index}: fill in the column diagnosis of {unnamed} scans before cohort.split; no table named it")
+    if look:
+        page = config.out / "qc.html"
+        print(f"worth a look (outliers of this cohort, odd intensities), and kept: {shortened(look)}; see {page}")
     if flagged:
         print(f"flagged: {', '.join(flagged)}; look at {config.out / 'qc.html'}: cohort.split takes them only as told")
     return flagged
+
+
+def verdicts_on(records: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """What is odd about each scan, by its measures and its notes."""
+    verdicts = judge([record["measures"] for record in records])
+    unsure = [[note for note in record["notes"] if note.endswith(UNSURE)] for record in records]
+    return [verdict._replace(look=verdict.look + notes) for verdict, notes in zip(verdicts, unsure, strict=True)]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first SHOWN names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 if __name__ == "__main__":

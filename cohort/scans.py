@@ -30,11 +30,11 @@ MAX_COARSENESS = 1.5
 DARKEST = 2**-8
 """Smallest intensity of a normalised scan that is not background; the smallest grey value of 8 bits, about."""
 WAY_ON = (
-    "cohort.prepare registers it; prepared scans: cohort.prepare --assume-mni; scans that lost their affine: "
-    "cohort.prepare --reset-affine RAS (or LAS, ...)"
+    "cohort.prepare (without --assume-mni) registers it; if it is in template space and its header is wrong, where its "
+    "axes point is said by cohort.prepare --assume-mni --reset-affine RAS (or LAS, ...)"
 )
 """What to do with a scan that lies elsewhere."""
-PIPELINE = 3
+PIPELINE = 4
 """Version of what `load_scan` computes. Raise it with any change of its output: cached scans are then made anew."""
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cohort.checking.checked import CACHE_DIR, find_copies
 from cohort.listing.reading import Reading
 from cohort.pictures import save
-from cohort.preparation.quality import flags
+from cohort.preparation.quality import flags, looks
 from cohort.splitting.balance import balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
@@ -98,6 +98,8 @@ def main(config: Config) -> None:
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config)
     report(divisions, sum(name != "" for name in copies))
+    if odd := int((looks(index) != "").sum()):
+        print(f"{odd} scans that cohort.prepare found worth a look (column qc) are in this index")
 
 
 def refuse_flagged(path: Path, index: pd.DataFrame) -> None:

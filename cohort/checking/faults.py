@@ -13,7 +13,7 @@ from cohort.reading import headers, place
 from cohort.reading.intensities import plain
 from cohort.scans import GRIDS, LEAST_COVERED, edges_mm, onto_grid, refuse_no_head, to_ras
 
-VERSION = 3
+VERSION = 4
 """Of what `examine` finds. Raise it with any change: cached examinations are then made anew."""
 
 EDGE_MM = (0.2, 10.0)

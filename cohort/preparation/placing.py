@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cohort.decoding import naming, read_voxels
-from cohort.preparation.quality import flag
+from cohort.preparation.quality import judge
 from cohort.scans import Grid, onto_grid, to_ras
 from cohort.volumes import write_nifti
 from runtime.errors import InputError
@@ -52,8 +52,7 @@ def read_place(folder: Path, name: str) -> Place:
     if not path.exists():
         raise InputError(f"{path}: no such record; cohort.prepare has not prepared this scan (see failures.csv)")
     record = read_json(path)
-    reasons = flag([record["measures"]])[0][0]
-    if reasons:
+    if reasons := judge([record["measures"]])[0].flagged:
         raise InputError(f"{folder / 'scans' / name}.nii.gz: flagged: {'; '.join(reasons)}")
     grid = Grid.from_dict(record["recipe"]["grid"])
     return Place(folder / "scans" / f"{name}.nii.gz", grid, np.array(record["matrix"]))

@@ -13,18 +13,20 @@ import pandas as pd
 
 from cohort.atlas import load_template, resample
 from cohort.pictures import new_figure, planes, save
-from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES, reference
+from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES, Verdict, reference
 from cohort.scans import Grid
 from runtime.files import atomic_write
 
 EDGES = "#35b6ff"
 MASK = "#ff9a1f"
 _PAGE = Template(f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; }} .why {{ color: #a33; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; }}
+.flagged {{ color: #a33; }} .look {{ color: #a60; }}
 article {{ border-top: 1px solid #ccc; padding: 1em 0; display: grid; grid-template-columns: 3fr 2fr; gap: 1em; }}
 img {{ width: 100%; background: #000; }} td {{ padding-right: .8em; }}
-</style></head><body><h1>$title</h1><p>$summary Flagged is what lies more than {ROBUST_Z:g} robust standard deviations
-from the cohort's median on its bad side (cohorts of {FEWEST} or more), or beyond a limit; nothing is left out.</p>
+</style></head><body><h1>$title</h1><p>$summary Flagged is what lies beyond a limit. Worth a
+look is what lies more than {ROBUST_Z:g} robust standard deviations from the cohort's median on its bad side (cohorts of
+{FEWEST} or more), or had odd intensities; a few of any large cohort do. Nothing is left out.</p>
 <p><b style="color:{EDGES}">edges of the template</b>, <b style="color:{MASK}">brain mask of the scan</b>; left is
 left.</p><ul>$failed</ul>$articles</body></html>
 """)
@@ -40,9 +42,7 @@ class Entry(NamedTuple):
     name: str
     picture: Path
     measures: dict[str, float | None]
-    reasons: Sequence[str]
-    score: float
-    """Both from `cohort.preparation.quality.flag`."""
+    verdict: Verdict
 
 
 def draw(path: Path, whole: np.ndarray, brain: np.ndarray, grid: Grid) -> None:
@@ -73,19 +73,20 @@ def _edges(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_page(path: Path, title: str, entries: Sequence[Entry], failures: pd.DataFrame) -> None:
-    """Writes qc.html: `failures` (columns `name`, `file`, `reason`), then scans, flagged and far ones first.
+    """Writes qc.html: `failures` (columns `name`, `file`, `reason`), then scans: flagged ones, odd ones, far ones.
 
     Pictures are linked relative to `path`.
     """
-    ordered = sorted(entries, key=lambda entry: (not entry.reasons, -entry.score, entry.name))
-    odd = sum(bool(entry.reasons) for entry in entries)
+    ordered = sorted(entries, key=_rank)
+    flagged = sum(bool(entry.verdict.flagged) for entry in entries)
+    look = sum(bool(entry.verdict.reasons) for entry in entries) - flagged
     failed = "".join(
         "<li><b>{}</b> <code>{}</code><br>{}</li>".format(*map(html.escape, row))
         for row in failures[["name", "file", "reason"]].itertuples(index=False)
     )
     page = _PAGE.substitute(
         title=html.escape(title),
-        summary=f"{len(entries)} scans prepared, {odd} to look at first, {len(failures)} failed.",
+        summary=f"{len(entries)} scans prepared, {flagged} flagged, {look} worth a look, {len(failures)} failed.",
         failed=failed,
         articles="".join(_article(entry, path.parent) for entry in ordered),
     )
@@ -93,11 +94,20 @@ def write_page(path: Path, title: str, entries: Sequence[Entry], failures: pd.Da
         temporary.write_text(page, encoding="utf-8")
 
 
+def _rank(entry: Entry) -> tuple:
+    verdict = entry.verdict
+    return not verdict.flagged, not verdict.look, -verdict.score, entry.name
+
+
 def _article(entry: Entry, folder: Path) -> str:
     shown = [(rule.title, entry.measures.get(rule.name)) for rule in RULES]
     return _ARTICLE.substitute(
         name=html.escape(entry.name),
         link=html.escape(os.path.relpath(entry.picture, folder)),
-        why="".join(f'<p class="why">{html.escape(reason)}</p>' for reason in entry.reasons),
+        why="".join(
+            f'<p class="{kind}">{html.escape(reason)}</p>'
+            for kind in ("flagged", "look")
+            for reason in getattr(entry.verdict, kind)
+        ),
         rows="".join(f"<tr><td>{title}</td><td>{value:.4g}</td></tr>" for title, value in shown if value is not None),
     )

@@ -1,4 +1,4 @@
-"""How well a prepared scan came out: measures, and robust rules for which of a cohort to look at first."""
+"""How well a prepared scan came out: measures, limits that it must meet, and which of a cohort to look at first."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,29 @@ PURE = 0.9
 
 PASSED = "ok"
 """What the column `qc` of an index says of a scan in which nothing was odd; else it says what was."""
+LOOK = "look: "
+"""What `qc` begins with where a scan meets every fixed limit and is worth a look; such scans are kept."""
+
+
+class Verdict(NamedTuple):
+    """What is odd about a scan of a cohort; nothing is left out on account of it."""
+
+    flagged: list[str]
+    """Fixed limits that it does not meet: it lies elsewhere, or is no such scan."""
+    look: list[str]
+    """Where it is an outlier of this cohort, as a few of any large one are; and what was odd about its intensities."""
+    score: float
+    """For sorting: the largest distance from the cohort in the bad direction, in robust standard deviations; twice
+    ROBUST_Z, or more, beyond a fixed limit."""
+
+    @property
+    def reasons(self) -> list[str]:
+        return self.flagged + self.look
+
+    @property
+    def text(self) -> str:
+        """What the column `qc` says."""
+        return ("" if self.flagged else LOOK) + "; ".join(self.reasons) if self.reasons else PASSED
 
 
 class Rule(NamedTuple):
@@ -92,30 +115,37 @@ def reference(grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.where(inside, np.maximum(template, 1e-3), 0), tissue(grid)
 
 
-def flag(cohort: Sequence[Mapping[str, float | None]]) -> list[tuple[list[str], float]]:
-    """Applies RULES to the measures of a cohort; nothing is left out on account of them.
-
-    Returns:
-        Per scan: reasons, empty where nothing is odd; and a score for sorting, the largest distance from the cohort in
-        the bad direction, in robust standard deviations (twice ROBUST_Z beyond a fixed limit).
-    """
-    reasons: list[list[str]] = [[] for _ in cohort]
-    scores = np.zeros(len(cohort))
+def judge(cohort: Sequence[Mapping[str, float | None]]) -> list[Verdict]:
+    """Applies RULES to the measures of a cohort."""
+    verdicts = [Verdict([], [], 0.0) for _ in cohort]
     for rule in RULES:
         values = np.array([measures.get(rule.name) for measures in cohort], dtype=float)  # None becomes nan
         distance, middle = _distances(values, rule)
         beyond = (values < rule.low) | (values > rule.high)
-        for row in np.flatnonzero(beyond | (distance > ROBUST_Z)):
-            why = f"expected {rule.limits}" if beyond[row] else f"median {middle:.4g}"
-            reasons[row].append(f"{rule.title}: {values[row]:.4g}, {why}")
-        scores = np.maximum(scores, np.where(beyond, np.maximum(distance, 2 * ROBUST_Z), distance))
-    return list(zip(reasons, scores.tolist(), strict=True))
+        for row in np.flatnonzero(beyond):
+            verdicts[row].flagged.append(f"{rule.title}: {values[row]:.4g}, expected {rule.limits}")
+        for row in np.flatnonzero(~beyond & (distance > ROBUST_Z)):
+            verdicts[row].look.append(f"{rule.title}: {values[row]:.4g}, median {middle:.4g}")
+        scores = np.where(beyond, np.maximum(distance, 2 * ROBUST_Z), distance)
+        verdicts = [old._replace(score=max(old.score, new)) for old, new in zip(verdicts, scores.tolist(), strict=True)]
+    return verdicts
 
 
 def flags(table: pd.DataFrame) -> pd.Series:
     """Why `cohort.prepare` flagged each scan of a table (its column `qc`); empty where it did not."""
+    said = _said(table)
+    return said.mask(said.str.startswith(LOOK), "")
+
+
+def looks(table: pd.DataFrame) -> pd.Series:
+    """Why each scan of a table that is not flagged is worth a look; empty where it is not."""
+    said = _said(table)
+    return said.where(said.str.startswith(LOOK), "").str.removeprefix(LOOK)
+
+
+def _said(table: pd.DataFrame) -> pd.Series:
     said = table.get("qc", pd.Series("", index=table.index, dtype=object)).fillna("")
-    return said.mask(said.isin([PASSED, *MISSING]), "")
+    return said.mask(said.isin([PASSED, *MISSING]), "").astype(str)
 
 
 def beyond_limits(measures: Mapping[str, float | None]) -> list[str]:

@@ -40,7 +40,7 @@ from cohort.scans import (
     to_ras,
 )  # fmt: skip
 
-PREPARATION = 2
+PREPARATION = 3
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
 WORKING_MM = 2.0
 """Voxel of the copy of a scan that registration and bias correction work on."""
@@ -118,9 +118,7 @@ def prepare(
         assume_mni: the scan is prepared and in the template's space already: only check, resample and measure it.
         placement: where the voxels of scan and mask lie, instead of what their headers say.
     """
-    image, affine = _read(path, grid, placement)
-    plain, notes = intensities.plain(image)
-    scan = Scan(*to_ras(plain, affine))
+    scan, notes = read_scan(path, grid, placement)
     given = None
     if mask:
         image, affine = to_ras(*_read(mask, grid, placement))
@@ -159,6 +157,16 @@ def first_within_limits(ways: Sequence[Callable[[], Prepared]]) -> Prepared:
     if not made:
         raise refusal
     return max(made, key=lambda one: one[:2])[2]
+
+
+def read_scan(path: Path | str, grid: Grid, placement: Placement | None = None) -> tuple[Scan, list[str]]:
+    """A scan with air at 0 and without what it was padded with; and what was odd about its intensities."""
+    image, affine = _read(path, grid, placement)
+    box = intensities.field_of_view(image)
+    plain, notes = intensities.plain(image[box])
+    shift = np.eye(4)
+    shift[:3, 3] = [part.start for part in box]
+    return Scan(*to_ras(plain, affine @ shift)), notes
 
 
 def _read(path: Path | str, grid: Grid, placement: Placement | None) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,8 @@ Others are standardised (z-scores, -1 to 1), shifted (MP2RAGE UNI from -0.5 to 0
 some tool (-1000, NaN). `plain` makes the former of the latter.
 """
 
+from itertools import product
+
 import numpy as np
 from scipy import ndimage
 
@@ -15,6 +17,8 @@ SHARE_OF_BORDER = 0.05
 """Least share of the border that a fill value has."""
 SOLID = 0.8
 """Least share of a fill's voxels on the border under which the next two layers have it too; noise has no such depth."""
+CORNER = 4
+"""Edge of a cube in the corner of a scan, in voxels, that has one value only where a tool has filled it."""
 FARTHEST_FILL = 1.0
 """A fill below the scan's darkest voxel by more than this share of its range is no value of air: a tool's mark."""
 OUTLYING = 0.1
@@ -24,10 +28,15 @@ STANDARDISED = 0.01
 BRIGHT_AIR, ROUGH_AIR = 0.2, 0.1
 """Median, and mean difference of neighbours, on the border, as shares of the scan's range, from which air is the noise
 of a ratio of images (MP2RAGE UNI: Marques et al. 2010, NeuroImage 49:1271) that is as bright as tissue."""
+UNSURE = "; look at the brain's edge"
+"""How a note ends where background and tissue cannot be told apart for certain."""
 ROUGHNESS_VOXELS = 5
 """Edge of the cube over which differences of neighbours are averaged to tell such noise from tissue."""
 ALL_NOISE = 0.95
 """Share of such air from which a volume has nothing else, and is left to those who judge what it shows."""
+PADDED = 0.5
+"""Share of the border of a box under which the value that fills all beyond it was put there to pad a scan. Around a
+brain that was cut out, the same value has most of the border of any box."""
 _SAMPLED = 1_000_000
 """Voxels from which percentiles are taken."""
 
@@ -53,19 +62,42 @@ def plain(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
     tissue = _sample(rest[rest != 0])
     if not tissue.size:
         return image, []
+    # What touches a fill, or the end of the scan, may be a mean of it and of air: no sign of negative tissue.
+    mixed = ndimage.binary_dilation(outside, np.ones((3, 3, 3)), border_value=1) if marks else outside
+    within = _sample(image[~mixed])
     low, high = np.percentile(tissue, (0.5, 99.5))
-    signed = bool(low < -SIGNED * high)
+    signed = bool(low < -SIGNED * high and (not within.size or np.percentile(within, 0.1) < 0))
     if not marks and not signed:
         return image, []
     air = _air(marks, float(rest.min()), tissue, signed=signed, standardised=_is_standardised(image))
     notes = [f"its background is {value:g} and was set to 0" for value in marks if value != air]
     if air == 0:
-        return np.where(outside, np.float32(0), image), notes
-    notes.append(f"{air:.4g} is taken for air: the intensities reach from {low:.4g} to {high:.4g}")
+        return np.where(outside | mixed & (image < 0), np.float32(0), image), notes
+    unsure = UNSURE if 0 in fills and air not in fills else ""
+    notes.append(f"{air:.4g} is taken for air: the intensities reach from {low:.4g} to {high:.4g}{unsure}")
     background = outside | (image == 0) if 0 in fills else outside
     least = np.float32((high - air) * 2.0**-12)
     moved = np.where(background, np.float32(0), np.maximum(image - np.float32(air), least)).astype(np.float32)
     return _without_bright_air(moved, notes)
+
+
+def field_of_view(image: np.ndarray) -> tuple[slice, slice, slice]:
+    """The box of a scan (D, H, W) beyond which a tool has padded it with one value, or with several in turn."""
+    box = tuple(slice(0, size) for size in image.shape)
+    while inner := _without_padding(image[box]):
+        box = tuple(slice(old.start + new.start, old.start + new.stop) for old, new in zip(box, inner, strict=True))
+    return box
+
+
+def _without_padding(image: np.ndarray) -> tuple[slice, ...] | None:
+    """The box within the padding of one value; None where there is none."""
+    for value in np.unique(image[np.ix_(*[(0, -1)] * 3)]):
+        other = ~np.isnan(image) if np.isnan(value) else image != value
+        ends = [np.flatnonzero(other.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+        box = tuple(slice(first, last + 1) for first, last in ends)
+        if other[box].size < other.size and np.mean(~_border(other[box], 0)) < PADDED:
+            return box
+    return None
 
 
 def is_background(mask: np.ndarray, count: int) -> bool:
@@ -94,18 +126,25 @@ def _border(image: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _fills(image: np.ndarray) -> list[float]:
-    """Values that the border shares exactly over a region with depth; NaN among them."""
+    """Values that the border shares exactly over a region with depth, or a corner over a whole cube; NaN among them."""
     nan = [np.nan] if np.isnan(image.min()) else []
     if min(image.shape) < 6:
         return nan
     layers = [_border(image, depth) for depth in range(3)]
     values, counts = np.unique(layers[0], return_counts=True)
-    found = nan
+    found = nan + _of_corners(image)
     for value in values[counts >= SHARE_OF_BORDER * layers[0].size]:
         same = [layer == value for layer in layers]
         if np.count_nonzero(same[0] & same[1] & same[2]) >= SOLID * np.count_nonzero(same[0]):
             found.append(float(value))
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _of_corners(image: np.ndarray) -> list[float]:
+    """Values that fill cubes in the corners: what is left there when a turned scan is written along other axes."""
+    ends = [(slice(None, CORNER), slice(-CORNER, None))] * 3
+    cubes = [image[corner] for corner in product(*ends)]
+    return [float(cube.flat[0]) for cube in cubes if np.ptp(cube) == 0]
 
 
 def _air(fills: list[float], darkest: float, tissue: np.ndarray, *, signed: bool, standardised: bool) -> float:
@@ -142,5 +181,5 @@ def _without_bright_air(image: np.ndarray, notes: list[str]) -> tuple[np.ndarray
     air = joined_to_border(ndimage.binary_closing(np.pad(noisy, 3, mode="edge"), iterations=2)[3:-3, 3:-3, 3:-3])
     if air.mean() > ALL_NOISE:
         return image, notes
-    note = "its air is noise as bright as tissue (MP2RAGE UNI?) and was set to 0; look at the brain's edge"
-    return np.where(air, np.float32(0), image), [*notes, note]
+    note = "its air is noise as bright as tissue (MP2RAGE UNI?) and was set to 0"
+    return np.where(air, np.float32(0), image), [*notes, f"{note}{UNSURE}"]

@@ -68,14 +68,16 @@ def of_kind(frame, kind, severity=None):
 
 
 def test_flagged_scans_are_errors_or_with_keep_flagged_warnings(check, tmp_path):
-    rows = [f"{row},{('ok', 'brain mask: 2912 ml')[number == 4]}" for number, row in enumerate(cohort(tmp_path / "s"))]
+    said = {4: "brain mask: 2912 ml", 5: "look: noisy"}
+    rows = [f"{row},{said.get(number, 'ok')}" for number, row in enumerate(cohort(tmp_path / "s"))]
     index = table(tmp_path / "index.csv", rows, "subject,file,diagnosis,qc")
     for words, severity, code in (((), "error", 1), (("--keep-flagged",), "warning", 0)):
         status, _, found, _ = check(index, words=words)
         assert status == code
         named = of_kind(found, "quality")
-        assert named[["subject", "severity"]].to_numpy().tolist() == [["s4", severity]]
+        assert named[["subject", "severity"]].to_numpy().tolist() == [["s4", severity], ["s5", "warning"]]
         assert "brain mask: 2912 ml" in named["message"].iloc[0]
+        assert named["message"].iloc[1] == "worth a look: noisy"
 
 
 # Bad input: all of it in one report ----------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ import pandas as pd
 import pytest
 
 from cohort import prepare
+from cohort.preparation.quality import FEWEST
 from cohort.prepare import Config, Job, finished, main
 from cohort.reading.headers import Placement
+from cohort.reading.intensities import plain
 from cohort.scans import GRIDS, Grid, load_scan, resample
 from cohort.stacks import load_scans
 from cohort.tables import read_table
@@ -85,7 +87,7 @@ def test_index_scans_records_and_page(table, capsys):
     record = read_json(chosen.out / "records/P0.json")
     assert record["matrix"] == np.eye(4).tolist()
     assert record["measures"]["template_correlation"] > 0.9
-    assert "4 scans prepared, 0 to look at first, 0 failed" in (chosen.out / "qc.html").read_text()
+    assert "4 scans prepared, 0 flagged, 0 worth a look, 0 failed" in (chosen.out / "qc.html").read_text()
     assert "4 scans" in capsys.readouterr().out
 
 
@@ -102,6 +104,32 @@ def test_a_flagged_scan_is_told_by_status_last_line_and_index(table, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("flagged: P2;")
     assert "qc.html" in last
+
+
+@pytest.mark.slow
+def test_an_outlier_of_the_cohort_is_named_and_is_no_reason_to_stop(tmp_path, capsys):
+    rows = ["subject,file,diagnosis", *(f"P{k},P{k}.nii.gz,HC" for k in range(FEWEST))]
+    (tmp_path / "participants.csv").write_text("\n".join(rows))
+    for k in range(FEWEST):
+        template_scan(tmp_path / f"P{k}.nii.gz", k, noise=30.0 if k == 5 else 3.0)
+    chosen = config(tmp_path / "participants.csv")
+    assert status(chosen) == 0
+    qc = read_table(chosen.index)["qc"]
+    assert [why.startswith("look: ") for why in qc] == [k == 5 for k in range(FEWEST)]
+    assert "signal-to-noise" in qc[5]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("worth a look (outliers of this cohort, odd intensities), and kept: P5;")
+    assert "qc.html" in last
+
+
+def test_a_guess_at_what_is_air_is_worth_a_look():
+    """What is known of such a scan's edge is less than of others: the index says so."""
+    draw = np.random.default_rng(0)
+    bright = np.pad(draw.normal(0, 1, (20, 24, 20)), 10)  # a z-score with 0 outside
+    notes = [plain(image.astype(np.float32))[1] for image in (bright, np.where(bright == 0, -1000, bright + 5))]
+    first, second = prepare.verdicts_on([{"measures": {}, "notes": found} for found in notes])
+    assert (len(notes[1]), second.text) == (1, "ok")
+    assert first.text.startswith("look: ")
 
 
 @pytest.mark.slow
@@ -273,7 +301,7 @@ def test_signed_scans_are_prepared_like_plain_ones_and_a_cut_brain_is_flagged(ta
     assert np.abs(made["P2"] - made["P0"]).max() < 0.01
     # A z-score with 0 outside no longer says where 0 was, which counts where air and tissue are averaged: the edge.
     assert np.corrcoef(made["P1"].ravel(), made["P0"].ravel())[0, 1] > 0.99
-    assert read_table(chosen.index)["qc"].tolist()[:3] == ["ok"] * 3
+    assert ["look: " in why for why in read_table(chosen.index)["qc"]] == [False, True, False, False]
     assert "share of the brain at one dark value" in read_table(chosen.index)["qc"][3]
     assert "intensities of 2 scans were not as expected" in capsys.readouterr().out
 

@@ -85,7 +85,7 @@ def test_script_warns_of_splits_with_few_subjects_of_a_class(index, split):
 def test_flagged_scans_are_refused_by_name_unless_asked_for(index, split):
     why = "brain mask, ml: 2912, expected 800 to 2050"
     table = pd.read_csv(index, dtype=str)
-    table["qc"] = ["ok", why, "", "n/a", *["ok"] * (len(table) - 4)]
+    table["qc"] = ["ok", why, "", "n/a", "look: noisy", *["ok"] * (len(table) - 5)]
     table.to_csv(index, index=False)
     out = index.parent / "out"
     status, _, error = split("--index", index, "--out", out, "--no-figure")
@@ -94,7 +94,9 @@ def test_flagged_scans_are_refused_by_name_unless_asked_for(index, split):
     for part in (table["subject"][1], why, "qc.html", "--keep-flagged"):
         assert part in error
     assert not out.exists()
-    assert split("--index", index, "--out", out, "--no-figure", "--keep-flagged")[0] == 0
+    status, printed, _ = split("--index", index, "--out", out, "--no-figure", "--keep-flagged")
+    assert status == 0
+    assert "1 scans that cohort.prepare found worth a look" in printed
     kept = pd.concat([read_table(out / f"{name}.csv") for name in SPLITS])
     assert len(kept) == len(table)
     assert (kept["qc"] == why).sum() == 1  # the flag travels

@@ -72,15 +72,15 @@ def refusal(path, grid=GRID):
     return str(error.value)
 
 
-def template_scan(path: Path, seed: int = 0, spacing_mm: float = 6.0) -> Path:
+def template_scan(path: Path, seed: int = 0, spacing_mm: float = 6.0, noise: float = 3.0) -> Path:
     """The template at another voxel size, with noise of its own."""
     source = load_template("icbm2009a")
     step = round(spacing_mm)
     values = np.asarray(source.dataobj)[::step, ::step, ::step]
-    noise = np.random.default_rng(seed).normal(0, 3, values.shape)
+    added = np.random.default_rng(seed).normal(0, noise, values.shape)
     affine = source.affine @ np.diag([step, step, step, 1.0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.where(values > 0, values + noise, 0).astype(np.float32), affine), path)
+    nib.save(nib.Nifti1Image(np.where(values > 0, values + added, 0).astype(np.float32), affine), path)
     return path
 
 

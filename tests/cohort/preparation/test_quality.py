@@ -10,7 +10,18 @@ import pytest
 
 from cohort.atlas import load_template, resample, tissue
 from cohort.preparation.qc_page import Entry, draw, write_page
-from cohort.preparation.quality import FEWEST, ROBUST_Z, beyond_limits, flag, measure
+from cohort.preparation.quality import (
+    FEWEST,
+    LOOK,
+    PASSED,
+    ROBUST_Z,
+    Verdict,
+    beyond_limits,
+    flags,
+    judge,
+    looks,
+    measure,
+)
 from cohort.scans import GRIDS
 
 GRID = GRIDS["demo"]
@@ -57,33 +68,43 @@ def cohort(count: int) -> list[dict[str, float | None]]:
     ]  # fmt: skip
 
 
-def test_planted_outliers_are_flagged_and_no_one_else():
+def test_planted_outliers_are_worth_a_look_what_meets_no_limit_is_flagged_and_no_one_else_is_named():
     scans = cohort(60)
     scans[7]["template_correlation"] = 0.72
     scans[9]["brain_ml"] = 2250.0
     scans[11]["brain_seen"] = 0.8
-    reasons, scores = zip(*flag(scans), strict=True)
-    assert {row for row, why in enumerate(reasons) if why} == {7, 9, 11}
-    assert "correlation" in reasons[7][0]
-    assert "median" in reasons[7][0]
-    assert "expected 0.95 or more" in reasons[11][0]
-    others = [score for row, score in enumerate(scores) if row not in (7, 9, 11)]
-    assert min(scores[row] for row in (7, 9, 11)) > max(others)
+    verdicts = judge(scans)
+    assert {row for row, verdict in enumerate(verdicts) if verdict.look} == {7}
+    assert {row for row, verdict in enumerate(verdicts) if verdict.flagged} == {9, 11}
+    assert "correlation" in verdicts[7].text
+    assert "median" in verdicts[7].text
+    assert "expected 0.95 or more" in verdicts[11].flagged[0]
+    others = [verdict.score for row, verdict in enumerate(verdicts) if row not in (7, 9, 11)]
+    assert min(verdicts[row].score for row in (7, 9, 11)) > max(others)
 
 
 def test_a_good_surprise_is_none():
     scans = cohort(40)
     scans[3]["snr"] = 60.0
     scans[3]["template_correlation"] = 0.999
-    assert flag(scans)[3][0] == []
+    assert judge(scans)[3].reasons == []
 
 
 def test_few_scans_meet_only_the_fixed_limits():
     scans = cohort(FEWEST - 1)
     scans[0]["template_correlation"] = 0.72
     scans[1]["template_correlation"] = 0.3
-    assert [bool(why) for why, _ in flag(scans)][:3] == [False, True, False]
-    assert [score for _, score in flag(scans)][:3] == [0, 2 * ROBUST_Z, 0]  # beyond a limit is sorted to the top
+    assert [bool(verdict.reasons) for verdict in judge(scans)][:3] == [False, True, False]
+    assert [verdict.score for verdict in judge(scans)][:3] == [0, 2 * ROBUST_Z, 0]  # beyond a limit: at the top
+
+
+def test_an_index_keeps_apart_what_is_flagged_and_what_is_worth_a_look():
+    verdicts = [Verdict([], [], 0), Verdict(["a"], [], 9), Verdict([], ["b"], 4), Verdict(["a"], ["b"], 9)]
+    table = pd.DataFrame({"qc": [*(verdict.text for verdict in verdicts), "n/a", None]})
+    assert table["qc"].tolist()[:4] == [PASSED, "a", f"{LOOK}b", "a; b"]
+    assert flags(table).tolist() == ["", "a", "", "a; b", "", ""]
+    assert looks(table).tolist() == ["", "", "b", "", "", ""]
+    assert flags(table.drop(columns="qc")).tolist() == looks(table.drop(columns="qc")).tolist() == [""] * 6
 
 
 @pytest.mark.parametrize(
@@ -108,10 +129,10 @@ def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, templ
     assert (pictures / "a.png").read_bytes().startswith(b"\x89PNG")
     values = {"snr": 12.0, "brain_ml": None}
     entries = [
-        Entry("fine", pictures / "a.png", values, (), 0.2),
-        Entry("worst<script>", pictures / "a.png", values, ("correlation low",), 9.0),
-        Entry("second", pictures / "a.png", values, ("snr low",), 4.0),
-        Entry("near", pictures / "a.png", values, (), 2.0),
+        Entry("fine", pictures / "a.png", values, Verdict([], [], 0.2)),
+        Entry("second", pictures / "a.png", values, Verdict([], ["snr low"], 14.0)),
+        Entry("worst<script>", pictures / "a.png", values, Verdict(["correlation low"], [], 9.0)),
+        Entry("near", pictures / "a.png", values, Verdict([], [], 2.0)),
     ]
     failures = pd.DataFrame([("lost", "x&y.nii", "no head <b>")], columns=["name", "file", "reason"])
     write_page(tmp_path / "qc.html", "Quality", entries, failures)

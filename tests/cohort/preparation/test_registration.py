@@ -21,6 +21,7 @@ from cohort.preparation.steps import (
     by_head,
     first_within_limits,
     prepare,
+    read_scan,
     rescale,
     working_copy,
 )
@@ -53,6 +54,20 @@ def plain_head() -> Head:
 def saved(head: Head, path) -> str:
     nib.save(head.image, path)
     return str(path)
+
+
+def test_what_a_tool_padded_a_scan_with_changes_nothing(plain_head, tmp_path):
+    image, affine = np.asarray(plain_head.image.dataobj), plain_head.image.affine
+    plain, _ = read_scan(saved(plain_head, tmp_path / "plain.nii"), GRID)
+    for fill in (-1000, 0, 50, int(image.max())):
+        wide = affine.copy()
+        wide[:3, 3] -= affine[:3, :3] @ [9, 12, 5]
+        padded = np.pad(image, [(9, 17), (12, 0), (5, 21)], constant_values=fill)
+        nib.save(nib.Nifti1Image(padded, wide), tmp_path / "padded.nii")
+        found, notes = read_scan(tmp_path / "padded.nii", GRID)
+        assert np.array_equal(found.image, plain.image)
+        assert np.allclose(found.affine, plain.affine, atol=1e-4)
+        assert notes == []
 
 
 def true_brain(head: Head, matrix: np.ndarray) -> np.ndarray:

@@ -6,11 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from cohort.atlas import load_template
 from cohort.checking.faults import examine
 from cohort.decoding import read_voxels
-from cohort.reading.intensities import plain
+from cohort.reading.intensities import field_of_view, plain
 from cohort.scans import GRIDS, load_scan, normalise, resample
 from tests.support.scans import brain, refusal, save
 
@@ -87,6 +88,44 @@ def test_what_was_filled_outside_a_head_with_air_keeps_that_air(stripped):
         assert np.array_equal(found[6:-6, 6:-6, 6:-6], np.where(plain(padded)[0][6:-6, 6:-6, 6:-6] == 0, 0, head))
         assert (found[6:-6, 6:-6, 6:-6] != head).mean() < 0.01
         assert not found[:6].any()
+
+
+@pytest.mark.parametrize("mode", ["constant", "grid-constant"])  # the second averages fill and air
+def test_what_fills_the_corners_of_a_turned_scan_is_not_its_air(stripped, mode):
+    random = np.random.default_rng(0)
+    head = np.round(np.hypot(stripped + random.normal(0, 9, GRID.shape), random.normal(0, 9, GRID.shape))) + 1
+    turn = Rotation.from_euler("xyz", (8, -6, 9), degrees=True).as_matrix()
+    middle = (np.array(GRID.shape) - 1) / 2
+    offset = middle - turn @ middle
+    made = {
+        fill: ndimage.affine_transform(head, turn, offset, order=1, mode=mode, cval=fill).astype(np.float32)
+        for fill in (0, -1000)
+    }
+    found, notes = plain(made[-1000])
+    assert notes == ["its background is -1000 and was set to 0"]
+    inside = ndimage.binary_erosion(made[0] > 0, np.ones((3, 3, 3)))
+    assert np.array_equal(found[inside], made[0][inside])
+    assert found.min() == 0
+
+
+PADDING = [(9, 17), (12, 0), (5, 8)]
+
+
+@pytest.mark.parametrize("fills", [(-1000,), (50,), (0,), (4095,), (np.nan,), (0, -1000)])
+def test_the_field_of_view_of_a_padded_scan_is_that_of_the_scan(stripped, fills):
+    random = np.random.default_rng(0)
+    head = np.round(np.abs(stripped + random.normal(0, 16, GRID.shape))).astype(np.float32)
+    assert field_of_view(head) == tuple(slice(0, size) for size in head.shape)
+    padded = head
+    for fill in fills:
+        padded = np.pad(padded, PADDING, constant_values=fill)
+    assert np.array_equal(padded[field_of_view(padded)], head)
+
+
+def test_what_surrounds_a_brain_that_was_cut_out_is_in_its_field_of_view(stripped):
+    for fill in (0, -1000):
+        image = np.where(stripped > 0, stripped, fill)
+        assert field_of_view(image) == tuple(slice(0, size) for size in image.shape)
 
 
 def test_noise_as_bright_as_tissue_is_no_tissue(stripped):
