@@ -34,7 +34,10 @@ STORED = ("subject", "file", "diagnosis", "session", "age", "sex", "site", "grou
 COLUMNS = ("subject", "file", "diagnosis", "label", "side", "session", "age", "sex", "site", "group")
 """STORED is in the file, in this order; COLUMNS is what a frame has: `label` and `side` follow from the diagnosis."""
 
-_OTHER_NAMES = {"age": ("age",), "sex": ("sex", "gender")}
+_OTHER_NAMES = {
+    name: (name,) for name in ("participant_id", "subject", "file", "diagnosis", "session_id", "age", "site")
+}
+_OTHER_NAMES["sex"] = ("sex", "gender")
 """What columns are called elsewhere, in whatever capitals."""
 SHOWN = 20
 """Absent scans that a warning lists; it counts the others."""
@@ -186,7 +189,10 @@ def write_csv(path: Path | str, frame: pd.DataFrame) -> None:
 
 def _adopt_names(raw: RawTable, label_column: str) -> None:
     """Reads `Age`, `Gender` and the like as our columns, where that is the only one and none is called as ours."""
-    for ours, names in _OTHER_NAMES.items():
+    others = dict(_OTHER_NAMES)
+    if "participant_id" in map(str.lower, raw.columns):
+        others["group"] = ("group",)  # of BIDS, a diagnosis; in other tables it is anything
+    for ours, names in others.items():
         found = [name for name in raw.columns if name.lower() in names and name != label_column]
         if ours not in raw.columns and len(found) == 1:
             raw.columns = [ours if name == found[0] else name for name in raw.columns]

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 MISSING = {"", "n/a", "N/A", "NA", "nan", "NaN"}
 SEXES = {"f": "F", "female": "F", "w": "F", "m": "M", "male": "M"}
 OLDEST_YEARS = 120.0
+_DICOM_AGE = re.compile(r"(\d{3})([YMWD])")
+_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+"""DICOM PS3.5, value representation AS: 034Y, 408M."""
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|[+-]?\.\d+")
 
 
@@ -16,8 +19,10 @@ def parse_age(text: str) -> float:
         return math.nan
     if "," in text:
         raise ValueError(f"{text!r} has a decimal comma; write {text.replace(',', '.')}")
-    # BIDS asks for ages to be capped at 89; "89+" is how some tables write it.
-    plain = text.removesuffix("+")
+    if dicom := _DICOM_AGE.fullmatch(text):
+        text = repr(int(dicom[1]) * _YEARS[dicom[2]])
+    # BIDS asks for ages to be capped at 89; "89+" is how some tables write it, ">89" others.
+    plain = text.removesuffix("+").removeprefix(">").strip()
     if not _NUMBER.fullmatch(plain):
         raise ValueError(f"{text!r} is not a number of years; write n/a for unknown")
     if not 0 <= float(plain) <= OLDEST_YEARS:

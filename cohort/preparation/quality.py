@@ -64,6 +64,8 @@ class Rule(NamedTuple):
 
     @property
     def limits(self) -> str:
+        if math.isinf(self.low):
+            return f"{self.high:g} or less"
         return f"{self.low:g} or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
 
 

@@ -24,7 +24,7 @@ FARTHEST_FILL = 1.0
 OUTLYING = 0.1
 """Least share of a scan's range by which single voxels lie below the rest when they are outliers, and not its air."""
 STANDARDISED = 0.01
-"""Largest mean, in standard deviations, of an image standardised with its background."""
+"""Largest mean, and distance of the standard deviation from 1, of an image standardised with its background."""
 BRIGHT_AIR, ROUGH_AIR = 0.2, 0.1
 """Median, and mean difference of neighbours, on the border, as shares of the scan's range, from which air is the noise
 of a ratio of images (MP2RAGE UNI: Marques et al. 2010, NeuroImage 49:1271) that is as bright as tissue."""
@@ -133,7 +133,7 @@ def _fills(image: np.ndarray) -> list[float]:
     layers = [_border(image, depth) for depth in range(3)]
     values, counts = np.unique(layers[0], return_counts=True)
     found = nan + _of_corners(image)
-    for value in values[counts >= SHARE_OF_BORDER * layers[0].size]:
+    for value in values[(counts >= SHARE_OF_BORDER * layers[0].size) & ~np.isnan(values)]:
         same = [layer == value for layer in layers]
         if np.count_nonzero(same[0] & same[1] & same[2]) >= SOLID * np.count_nonzero(same[0]):
             found.append(float(value))
@@ -159,9 +159,9 @@ def _air(fills: list[float], darkest: float, tissue: np.ndarray, *, signed: bool
 
 
 def _is_standardised(image: np.ndarray) -> bool:
-    """Whether the whole of an image, background included, has the mean 0, as a z-score of all voxels has."""
+    """Whether an image has mean 0 and deviation 1, background included, as a z-score of all its voxels has."""
     values = _sample(image[np.isfinite(image)])
-    return bool(abs(values.mean()) < STANDARDISED * values.std())
+    return bool(abs(values.mean()) < STANDARDISED and abs(values.std() - 1) < STANDARDISED)
 
 
 def _sample(values: np.ndarray) -> np.ndarray:

@@ -176,6 +176,13 @@ def test_optional_values_that_cannot_be_read_are_unknown_and_said(folder):
         read_table(path, Reading(strict=True))
 
 
+def test_ages_as_scanners_and_registries_write_them(folder):
+    ages = {"a": "034Y", "b": "408M", "c": "90+"}
+    rows = "".join(f"{name},{name}.nii,HC,{age}\n" for name, age in ages.items())
+    frame = read_table(table(folder, f"subject,file,diagnosis,age\n{rows}d,d.nii,HC,>89\n"), Reading(strict=True))
+    assert frame["age"].tolist() == pytest.approx([34, 34, 90, 89])
+
+
 def test_a_note_counts_the_cells_that_it_does_not_name(folder):
     for name in "efgh":
         (folder / f"{name}.nii").touch()
@@ -203,6 +210,14 @@ def test_columns_called_otherwise_are_adopted_and_said(folder):
     assert tuple(frame.columns) == COLUMNS
     kept = read_table(table(folder, "subject,file,diagnosis,sex,gender\np,a.nii,HC,F,woman\n"))
     assert kept.loc[0, ["sex", "gender"]].tolist() == ["F", "woman"]
+
+
+def test_capitals_are_no_reason_to_refuse_a_table(folder):
+    plain = table(folder, "subject,file,diagnosis,site\np,a.nii,TLE-L,X\n", "plain.csv")
+    other = table(folder, "Subject,FILE,Diagnosis,Site,Group\np,a.nii,TLE-L,X,control\n", "other.csv")
+    with pytest.warns(InputWarning, match="column FILE is read as file"):
+        found = read_table(other)
+    assert found[list(COLUMNS)].equals(read_table(plain)[list(COLUMNS)])  # Group is not what must not be divided
 
 
 def test_data_root_is_where_files_are_and_a_border(folder):

@@ -72,6 +72,13 @@ def test_excluded_people_are_neither_absent_nor_unlisted(tmp_path):
     assert not listed.differences()
 
 
+def test_a_table_with_capitals(tmp_path):
+    path = dataset(tmp_path, "Participant_ID Age Group\nsub-1 30 HC\nsub-2 40 TLE\n", [t1("1"), t1("2")])
+    with pytest.warns(InputWarning, match="column Group is read as group"):
+        frame = read_table(path)
+    assert frame[["subject", "diagnosis", "age"]].to_numpy().tolist() == [["sub-1", "HC", 30], ["sub-2", "TLE", 40]]
+
+
 def test_hidden_files_are_no_images(tmp_path):
     """A disk that was in a Mac holds one beside every file."""
     hidden = ["sub-1/anat/._sub-1_T1w.nii.gz", "._sub-2/anat/sub-2_T1w.nii.gz"]

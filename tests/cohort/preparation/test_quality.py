@@ -79,6 +79,8 @@ def test_planted_outliers_are_worth_a_look_what_meets_no_limit_is_flagged_and_no
     assert "correlation" in verdicts[7].text
     assert "median" in verdicts[7].text
     assert "expected 0.95 or more" in verdicts[11].flagged[0]
+    assert "expected 800 to 2050" in verdicts[9].text
+    assert "expected 0.03 or less" in judge([{"brain_at_floor": 0.2}])[0].text
     others = [verdict.score for row, verdict in enumerate(verdicts) if row not in (7, 9, 11)]
     assert min(verdicts[row].score for row in (7, 9, 11)) > max(others)
 

@@ -108,6 +108,16 @@ def test_what_fills_the_corners_of_a_turned_scan_is_not_its_air(stripped, mode):
     assert found.min() == 0
 
 
+def test_a_fill_that_happens_to_make_the_mean_zero_is_no_air(stripped):
+    """Only a z-score has the mean 0 for a reason."""
+    head = np.round(stripped + np.random.default_rng(0).uniform(0, 20, GRID.shape))
+    fill = -float(np.float32(head.mean()))  # as many voxels again
+    padded = np.concatenate([head, np.full(head.shape, fill)]).astype(np.float32)
+    found, notes = plain(padded)
+    assert notes == [f"its background is {fill:g} and was set to 0"]
+    assert np.array_equal(found[: len(head)], head)
+
+
 PADDING = [(9, 17), (12, 0), (5, 8)]
 
 
