@@ -30,7 +30,7 @@ from runtime.errors import InputError, InputWarning
 from runtime.files import ROOT, read_json, sha256
 from tests.support.heads import dice
 from tests.support.processes import fill, run_here, small_disk
-from tests.support.scans import template_bids, template_scan, template_table
+from tests.support.scans import edit, template_bids, template_scan, template_table
 
 GRID = GRIDS["smoke"]
 
@@ -282,6 +282,25 @@ def test_scans_without_an_orientation_are_prepared_by_the_users_word(table, caps
     ):
         with pytest.raises(InputError, match="--reset-affine"):
             main(config(table, **wrong))
+
+
+def test_a_half_turn_in_a_header_is_believed_and_the_way_on_that_is_named_works(tmp_path, capsys):
+    """qform only, b2 + c2 + d2 beyond 1 by rounding: for FSL, ITK and SPM a half turn, which leads off the grid."""
+    own = nib.load(template_scan(tmp_path / "own.nii"))
+    middle = Grid("middle", (28, 34, 28), 6.0, GRID.centre_mm)
+    values, _ = resample(own.get_fdata(dtype=np.float32), own.affine, middle.affine, middle.shape)
+    image = nib.Nifti1Image(values, middle.affine)
+    image.set_qform(middle.affine, code=1)
+    image.set_sform(None, code=0)
+    nib.save(image, tmp_path / "turned.nii")
+    quaternion = {"quatern_b": 0.70710705, "quatern_c": 0.7071075, "quatern_d": 0}
+    edit(tmp_path / "turned.nii", lambda header: [header.__setitem__(*pair) for pair in quaternion.items()])
+    (tmp_path / "participants.csv").write_text("subject,file,diagnosis\nP0,turned.nii,HC\n")
+    assert status(config(tmp_path / "participants.csv")) == 1
+    assert "cohort.prepare --assume-mni --reset-affine RAS" in capsys.readouterr().out
+    chosen = config(tmp_path / "participants.csv", reset_affine="RAS")
+    assert status(chosen) == 0
+    assert read_json(chosen.out / "records/P0.json")["measures"]["template_correlation"] > 0.7
 
 
 def test_signed_scans_are_prepared_like_plain_ones_and_a_cut_brain_is_flagged(table, capsys):
