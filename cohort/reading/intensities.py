@@ -57,7 +57,9 @@ def plain(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return _without_bright_air(image, [])
     outside = np.zeros(image.shape, dtype=bool)
     for value in marks:
-        outside |= joined_to_border(np.isnan(image) if np.isnan(value) else image == value)
+        filled = np.isnan(image) if np.isnan(value) else image == value
+        # What is darker than all else is no tissue, in a head's cavities either.
+        outside |= filled if value == np.nanmin(image) else joined_to_border(filled)
     rest = image[~outside]
     tissue = _sample(rest[rest != 0])
     if not tissue.size:
@@ -73,7 +75,8 @@ def plain(image: np.ndarray) -> tuple[np.ndarray, list[str]]:
     notes = [f"its background is {value:g} and was set to 0" for value in marks if value != air]
     if air == 0:
         return np.where(outside | mixed & (image < 0), np.float32(0), image), notes
-    unsure = UNSURE if 0 in fills and air not in fills else ""
+    # Darkest tissue in place of air; or a fill that may have nothing to do with the scan's own zero.
+    unsure = UNSURE if (0 in fills and air not in fills) or air > 0 else ""
     notes.append(f"{air:.4g} is taken for air: the intensities reach from {low:.4g} to {high:.4g}{unsure}")
     background = outside | (image == 0) if 0 in fills else outside
     least = np.float32((high - air) * 2.0**-12)

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from cohort.atlas import load_template
 from cohort.checking.faults import examine
 from cohort.decoding import read_voxels
-from cohort.reading.intensities import field_of_view, plain
+from cohort.reading.intensities import UNSURE, field_of_view, plain
 from cohort.scans import GRIDS, load_scan, normalise, resample
 from tests.support.scans import brain, refusal, save
 
@@ -116,6 +116,22 @@ def test_a_fill_that_happens_to_make_the_mean_zero_is_no_air(stripped):
     found, notes = plain(padded)
     assert notes == [f"its background is {fill:g} and was set to 0"]
     assert np.array_equal(found[: len(head)], head)
+
+
+def test_what_fills_the_cavities_of_a_head_is_no_tissue(stripped):
+    """Thresholded, with -1000 below: some of that lies within the head, joined to nothing."""
+    random = np.random.default_rng(0)
+    head = np.round(np.hypot(stripped + random.normal(0, 9, GRID.shape), random.normal(0, 9, GRID.shape)))
+    hollow = random.random(GRID.shape) < 0.02
+    kept = (head > 30) & ~hollow
+    found, notes = plain(np.where(kept, head, -1000).astype(np.float32))
+    assert notes == ["its background is -1000 and was set to 0"]
+    assert np.array_equal(found, np.where(kept, head, 0))
+
+
+def test_a_positive_fill_below_all_else_may_be_no_air(stripped):
+    head = np.where(stripped > 0, stripped + 60, 50).astype(np.float32)
+    assert plain(head)[1][-1].endswith(UNSURE)
 
 
 PADDING = [(9, 17), (12, 0), (5, 8)]
