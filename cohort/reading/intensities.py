@@ -96,6 +96,8 @@ def _without_padding(image: np.ndarray) -> tuple[slice, ...] | None:
     """The box within the padding of one value; None where there is none."""
     for value in np.unique(image[np.ix_(*[(0, -1)] * 3)]):
         other = ~np.isnan(image) if np.isnan(value) else image != value
+        if not other.any():
+            return None  # a scan of one value: those who judge scans say so
         ends = [np.flatnonzero(other.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
         box = tuple(slice(first, last + 1) for first, last in ends)
         if other[box].size < other.size and np.mean(~_border(other[box], 0)) < PADDED:

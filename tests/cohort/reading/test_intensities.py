@@ -148,6 +148,11 @@ def test_the_field_of_view_of_a_padded_scan_is_that_of_the_scan(stripped, fills)
     assert np.array_equal(padded[field_of_view(padded)], head)
 
 
+def test_a_scan_of_one_value_is_left_to_those_who_judge_scans():
+    for value in (7.0, np.nan):
+        assert field_of_view(np.full((8, 9, 10), value, dtype=np.float32)) == (slice(0, 8), slice(0, 9), slice(0, 10))
+
+
 def test_what_surrounds_a_brain_that_was_cut_out_is_in_its_field_of_view(stripped):
     for fill in (0, -1000):
         image = np.where(stripped > 0, stripped, fill)
