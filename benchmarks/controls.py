@@ -64,8 +64,6 @@ class ControlsConfig(ScriptConfig):
     """Synthetic volumes of each class."""
     explained: int = 32
     """Test subjects whose maps are made."""
-    jobs: int = 1
-    """Classifiers trained at once."""
     threads: int = 1
     """CPU threads of every command."""
 
@@ -74,7 +72,7 @@ PRESETS = {
     # A minute or two: continuous integration. Nothing is learned in so few steps: what holds and what not says nothing.
     "smoke": ControlsConfig(
         out=ROOT / "runs/smoke/controls", subjects=48, seeds=(0,), vae_steps=20, diffusion_steps=20,
-        classifier_steps=20, count=8, explained=4, jobs=2,
+        classifier_steps=20, count=8, explained=4,
     ),
     "demo": ControlsConfig(),
 }  # fmt: skip
@@ -190,7 +188,7 @@ def arms(config: ControlsConfig, folder: Path) -> Iterator[Command]:
     write_csv(folder / "arms.csv", table)
     tables = [word for name in ("train", "val", "test") for word in (f"--train.{name}-csv", folder / f"{name}.csv")]
     yield "classifier.run_arms", [
-        config.grid, folder / "arms.csv", "--out", folder / "arms", "--seeds", *config.seeds, "--jobs", config.jobs,
+        config.grid, folder / "arms.csv", "--out", folder / "arms", "--seeds", *config.seeds,
         *tables, "--train.volumes-weight", 0, "--train.steps", config.classifier_steps,
         "--train.threads", config.threads, "--train.cache-dir", config.out / "cache",
     ]  # fmt: skip

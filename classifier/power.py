@@ -56,8 +56,6 @@ class PowerConfig(ScriptConfig):
     """Training seeds; the intervals say something about another seed from two on."""
     steps: int | None = None
     """Optimiser steps of each run; by default the preset's."""
-    jobs: int | None = None
-    """Runs at once, as in classifier.run_arms."""
     resamples: int = 2000
     """Bootstrap resamples of subjects and seeds for the intervals."""
 
@@ -110,8 +108,7 @@ def arms_words(config: PowerConfig, folder: Path, arms: Path) -> list[object]:
     words = [config.preset, arms, "--out", folder / "arms", "--folds", config.folds, "--seeds", *config.seeds]
     words += ["--train.index", folder / "index.csv", "--train.volumes", folder / "cohort/truth.csv"]
     words += ["--train.cache-dir", config.out / "cache", "--train.resamples", config.resamples]
-    words += [] if config.steps is None else ["--train.steps", config.steps]
-    return words + ([] if config.jobs is None else ["--jobs", config.jobs])
+    return words + ([] if config.steps is None else ["--train.steps", config.steps])
 
 
 def measure(config: PowerConfig, folder: Path) -> list[dict[str, Any]]:

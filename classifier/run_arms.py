@@ -1,23 +1,16 @@
-"""Runs a table of arms: every arm with every seed and fold, several at once, and one row per run in runs.csv.
+"""Makes the runs of a table of arms, every arm with every seed and fold, and one row per run in runs.csv.
 
     python -m classifier.run_arms demo classifier/arms/demo.csv --out runs/demo/arms --seeds 0 1 2
     python -m classifier.run_arms demo classifier/arms/demo.csv --out runs/demo/cross --folds 5 \
         --train.index data/demo/pickle_prep_demo.csv
 
-Each run is a `classifier.train` in its own folder, OUT/ARM/seed<S>_fold<F>. Finished runs are skipped and stopped ones
-continued. A run that fails does not stop the others: runs.csv says why it did, and the exit status is 1. The tests
-over seeds and folds: `python -m classifier.compare --arms OUT`.
+One run after the other, with all cores or the GPU; `snakemake ... arms` makes the same runs beside one another, on one
+machine or many, and this script then finds them done. Finished runs are skipped and stopped ones continued. A run that
+fails does not stop the others: runs.csv says so, and the exit status is 1. The tests over seeds and folds:
+`python -m classifier.compare --arms OUT`.
 """
 
-import os
-import queue
-import re
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -25,25 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 import tyro
 from tqdm import tqdm
 
+from classifier.arms import read_arms, run_folder, run_words
 from classifier.config import PRESETS, TrainConfig
 from classifier.dataset import COUNTS
 from classifier.selection import held_apart
-from cohort.listing.delimited import read_delimited
 from cohort.tables import LABELS, write_csv
-from runtime.cli import describe, parse, run_script
+from runtime.cli import describe, parse, run_module, run_script
 from runtime.config import ScriptConfig, plain_config
 from runtime.errors import InputError
 from runtime.files import ROOT, locked, read_json
 from runtime.runs import FREE_FIELDS
 
-COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model", "synth_hc",
-           "synth_tle")  # fmt: skip
-"""What a table of arms may say besides `arm`: fields of TrainConfig (`model` is --model.name); empty: as preset."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 SET_HERE = {"--seed", "--folds", "--fold", "--run-dir", "--dry-run", "--no-dry-run"}  # each run has its own of these
 
 
@@ -73,8 +61,6 @@ class ArmsConfig(ScriptConfig):
     """Training seeds: every arm runs once with each."""
     folds: int = 0
     """Cross-validation with so many folds, over --train.index; 0 for the locked test table."""
-    jobs: int | None = None
-    """Runs at once; they share the cores and take turns among the GPUs. By default one per GPU, else one per core."""
 
 
 ARMS_PRESETS = {
@@ -87,7 +73,6 @@ def main(config: ArmsConfig, shared: list[str]) -> None:
     """Makes the runs that are missing, with the `shared` words of classifier.train's command line, and the table."""
     if wrong := SET_HERE & {word.split("=")[0].replace("_", "-") for word in shared}:
         raise InputError(f"--train: run_arms sets {', '.join(sorted(wrong))} itself, by --seeds, --folds and --out")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs are stopped, and save
     seeds = tuple(dict.fromkeys(config.seeds)) or (0,)
     runs = arm_runs(read_arms(config.arms), shared, config.out, seeds, config.folds)
     refuse_too_few(runs)
@@ -95,12 +80,9 @@ def main(config: ArmsConfig, shared: list[str]) -> None:
     errors: dict[Path, str] = {}
     with locked(config.out):
         missing = [run for run in runs if not is_finished(run)]
-        with closing(make(missing, config)) as ended:
-            for run, error in tqdm(ended, total=len(runs), initial=len(runs) - len(missing), desc="runs", unit="run"):
-                errors[run.config.run_dir] = error
-                write_table(runs, errors, config.out)
-                if error:
-                    tqdm.write(f"{run.arm}, seed {run.seed}, fold {run.fold}: failed: {error}")
+        for run in tqdm(missing, total=len(runs), initial=len(runs) - len(missing), desc="runs", unit="run"):
+            errors[run.config.run_dir] = train(run)
+            write_table(runs, errors, config.out)
         write_table(runs, errors, config.out)
     failed = sum(bool(error) for error in errors.values())
     print(f"{len(runs) - failed} of {len(runs)} runs ({len(missing) - failed} new) in {config.out / 'runs.csv'}")
@@ -132,28 +114,6 @@ def shared_words(argv: list[str]) -> list[str]:
     return words
 
 
-def read_arms(path: Path) -> dict[str, dict[str, str]]:
-    """Reads a table of arms (CSV), a column `arm` and any of COLUMNS: arm -> the cells of its row that say anything.
-
-    Folders (`synth_hc`, `synth_tle`) are relative to the table; ``{fold}`` and ``{seed}`` in them become those of the
-    run, for volumes whose makers were fitted anew in each fold.
-    """
-    raw = read_delimited(path)
-    if "arm" not in raw.columns or not {*raw.columns} <= {"arm", *COLUMNS}:
-        columns, found = ", ".join(COLUMNS), ", ".join(raw.columns)
-        raise InputError(f"{path}: a table of arms has a column arm and any of {columns}; found {found}")
-    arms: dict[str, dict[str, str]] = {}
-    for index, row in enumerate(raw.rows):
-        arm = row.pop("arm")
-        if arm in arms or not _NAME.fullmatch(arm):
-            raw.fault(index, "arm", f"{arm!r}: a name is letters, digits and _ . + -, given once; it becomes a folder")
-        folders = {name: str(path.parent / row[name]) for name in ("synth_hc", "synth_tle") if row.get(name)}
-        arms[arm] = {name: text for name, text in {**row, **folders}.items() if text}
-    if raw.problems:
-        raise InputError.of(f"{path}: the table of arms was refused", raw.problems)
-    return arms
-
-
 def arm_runs(
     arms: dict[str, dict[str, str]], shared: list[str], out: Path, seeds: tuple[int, ...], folds: int
 ) -> list[ArmRun]:
@@ -163,11 +123,8 @@ def arm_runs(
     """
     runs = []
     for arm, seed, fold in product(arms, seeds, range(max(1, folds))):
-        own = {"seed": seed, "folds": folds, "fold": fold, "run_dir": out / arm / f"seed{seed}_fold{fold}"}
-        words = list(shared)
-        for name, value in {**arms[arm], **own}.items():
-            flag = "--model.name" if name == "model" else f"--{name.replace('_', '-')}"
-            words += [flag, str(value).replace("{fold}", str(fold)).replace("{seed}", str(seed))]
+        folder = run_folder(out, arm, seed, fold)
+        words = [*shared, *run_words(arms[arm], seed, folds, fold), "--run-dir", str(folder)]
         runs.append(ArmRun(arm, seed, fold, words, parse(PRESETS, words)))
     return runs
 
@@ -181,64 +138,14 @@ def is_finished(run: ArmRun) -> bool:
     return all(found.get(name) == value for name, value in wanted.items() if name not in FREE_FIELDS)
 
 
-def make(missing: list[ArmRun], config: ArmsConfig) -> Iterator[tuple[ArmRun, str]]:
-    """Makes runs, several at once; yields each with why it failed, or an empty text. Closed, it stops them."""
-    cores, gpus = len(os.sched_getaffinity(0)), visible_gpus()
-    jobs = max(1, min(config.jobs or len(gpus) or cores, len(missing)))
-    threads = [] if config.train.threads else ["--threads", str(max(1, cores // jobs))]
-    places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for place in range(jobs):
-        places.put({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
-    alive: set[subprocess.Popen] = set()
-
-    def work(run: ArmRun) -> str:
-        environment = places.get()
-        try:
-            return train(run, threads, environment, alive)
-        finally:
-            places.put(environment)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            started = {pool.submit(work, run): run for run in missing}
-            for done in as_completed(started):
-                yield started[done], done.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(alive):
-                process.terminate()
-
-
-def train(run: ArmRun, threads: list[str], environment: dict[str, str], alive: set[subprocess.Popen]) -> str:
-    """Trains one run as a process of its own, which writes its output beside its folder; returns why it failed."""
-    log = run.config.run_dir.with_name(f"{run.config.run_dir.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "classifier.train", *run.words, *threads],
-            env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches it from here only, once: it then saves before it stops
-        )  # fmt: skip
-        alive.add(process)
-        status = process.wait()
-        alive.discard(process)
-    if status == 0 and is_finished(run):
-        return ""
-    return f"status {status}: {reason(log.read_text(encoding='utf-8', errors='replace'))}"
-
-
-def reason(log: str) -> str:
-    """Why a run failed, from what it printed: its own message, or the last line of a traceback."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it printed nothing"]
-    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-    return " ".join(lines[errors[-1] :]).removeprefix("error: ") if errors else lines[-1]
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that runs may use, as CUDA_VISIBLE_DEVICES has them; empty without any."""
-    count = torch.cuda.device_count()
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    return listed.split(",")[:count]
+def train(run: ArmRun) -> str:
+    """Trains one run as a process of its own; returns why it failed, or an empty text."""
+    try:
+        run_module("classifier.train", *run.words)
+    except InputError as error:
+        tqdm.write(f"{run.arm}, seed {run.seed}, fold {run.fold}: {error}")
+        return str(error)
+    return ""
 
 
 def _table_row(run: ArmRun, error: str) -> dict[str, Any]:

@@ -73,10 +73,22 @@ def run_script(
 def run_module(module: str, *words: object) -> None:
     """Runs ``python -m module words`` as a process of its own, where this one runs, so that paths mean the same;
     InputError where it ended with an error, which it has printed.
+
+    Interrupted (Ctrl-C, SIGTERM), it asks the process to stop, once, and waits until that has saved.
     """
-    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], check=False)
-    if done.returncode:
-        raise InputError(f"python -m {module} ended with status {done.returncode}; the reason stands above")
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A session of its own: Ctrl-C in a terminal would reach it too, and a second signal stops a training at once.
+    process = subprocess.Popen([sys.executable, "-m", module, *map(str, words)], start_new_session=True)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if status:
+        raise InputError(f"python -m {module} ended with status {status}; the reason stands above")
 
 
 _STANDARD_FORMAT = warnings.formatwarning

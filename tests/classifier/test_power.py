@@ -24,7 +24,6 @@ def test_the_command_plants_trains_and_measures_at_every_effect(tmp_path):
     prepared = as_prepared(table, tmp_path / "prepared")
     words = ["smoke", "--participants", table, "--prepared", prepared, "--out", tmp_path / "power", "--folds", "3"]
     words += ["--effect-sizes", "3", "--subjects", "4", "--steps", "4", "--resamples", "50"]
-    words += ["--jobs", "1"]
     command = [sys.executable, "-m", "classifier.power", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
