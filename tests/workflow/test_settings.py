@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runtime.errors import InputError
+from runtime.files import ROOT
+from workflow.settings import claim, gpus_here, read_settings, refuse_machine
+
+CONFIGS = sorted(path for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "schema")
+SMALL = {"name": "small", "grid": "smoke", "simulate": True}
+
+
+def read(*paths: Path) -> dict:
+    """Configuration files as Snakemake joins them, at the top level."""
+    return {key: value for path in paths for key, value in yaml.safe_load(path.read_text()).items()}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_valid(path: Path, tmp_path: Path) -> None:
+    config = read(path.with_name("smoke_paper.yaml"), path) if path.stem == "smoke_flow" else read(path)
+    for source in ("participants", "tables"):
+        if source in config:
+            config[source] = str(tmp_path)
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").touch()
+    settings = read_settings(config, [path])
+    assert settings["gpus"] == "auto"
+    assert settings["arms"]["references"][0] == "real"
+
+
+def test_defaults_fill_what_is_not_said_and_nothing_else() -> None:
+    config = SMALL | {"volumes": {"each": 3}, "arms": {"folds": 3}}
+    before = copy.deepcopy(config)
+    settings = read_settings(config, [])
+    assert config == before
+    assert settings["volumes"] == {"each": 3, "swap": 16}
+    assert (settings["arms"]["folds"], settings["arms"]["seeds"]) == (3, [0])
+    assert settings["run"] == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grdi": "smoke"}, "unknown key 'grdi'; known: name, grid,"),
+        ({"volumes": {"all": 3}}, "volumes: unknown key 'all'; known: each, swap"),
+        ({"grid": "papre"}, "grid: 'papre': expected one of paper, demo, smoke"),
+        ({"run": ["latent"]}, "run.0: 'latent': expected one of cohort"),
+        ({"options": {"VAE.trian": "--steps 3"}}, "options: 'VAE.trian': expected one of cohort.make_demo"),
+        ({"presets": {"diffusion.train": "flwo"}}, "presets.diffusion.train: 'flwo': expected one of paper, flow"),
+        ({"name": "a/b"}, "name: 'a/b' does not match"),
+        ({"gpus": -1}, "gpus: -1"),
+        ({"participants": "bids"}, "give one of simulate, participants, tables; found simulate and participants"),
+    ],
+)
+def test_a_wrong_value_is_named_in_one_line(change: dict, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        read_settings(SMALL | change, ["mine.yaml"])
+    title, *lines = str(refused.value).splitlines()
+    assert title == f"mine.yaml: the configuration was refused ({len(lines)}):"
+    assert [line for line in lines if line.startswith(f"  - {message}")]
+    assert len(lines) == 1
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(InputError, match=r"refused \(3\)"):
+        read_settings({"grid": 4, "nmae": "x", "simulate": True}, [])
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    base = {"name": "mine", "grid": "demo"}
+    arms = {"table": str(tmp_path / "arms.csv"), "references": ["real", "made"]}
+    with pytest.raises(InputError, match=r"participants: .*/bids: no such folder or table"):
+        read_settings(base | {"participants": str(tmp_path / "bids")}, [])
+    with pytest.raises(InputError) as refused:
+        read_settings(base | {"tables": str(tmp_path), "arms": arms}, [])
+    for name in ("train.csv", "val.csv", "test.csv", "arms.csv"):
+        assert f"{tmp_path / name}: no such table" in str(refused.value)
+    (tmp_path / "arms.csv").write_text("arm,real\nreal,\n")
+    with pytest.raises(InputError, match=r"arms.references: .*arms.csv has no arm made"):
+        read_settings(SMALL | {"arms": arms}, [])
+
+
+def test_no_configuration_says_where_to_begin() -> None:
+    with pytest.raises(InputError, match=r"give --configfile workflow/config/demo.yaml, or .*mine.example.yaml"):
+        read_settings({}, [])
+
+
+def test_one_folder_holds_one_run(tmp_path: Path) -> None:
+    mine = read_settings(SMALL, [])
+    claim(mine, tmp_path)
+    claim(mine | {"run": ["vae"], "gpus": 0}, tmp_path)
+    with pytest.raises(InputError) as refused:
+        claim(mine | {"simulate": None, "participants": "bids"}, tmp_path)
+    assert "holds another run; choose another name" in str(refused.value)
+    assert "participants: the folder has None, this command 'bids'" in str(refused.value)
+
+
+def test_a_machine_without_what_is_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = read_settings(SMALL | {"gpus": 2}, [])
+    refuse_machine(settings, "local", here=2)
+    with pytest.raises(InputError, match="gpus: 2 asked for, 1 there"):
+        refuse_machine(settings, "local", here=1)
+    with pytest.raises(InputError, match=r"nodes: 2 asked for, and this is one machine; .*profiles/slurm"):
+        refuse_machine(settings | {"nodes": 2}, "local", here=2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="Slurm is not here"):
+        refuse_machine(settings, "slurm", here=0)
+    (tmp_path / "sbatch").touch(mode=0o755)
+    refuse_machine(settings, "slurm", here=0)
+
+
+def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,1", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpus_here() == count

@@ -1,0 +1,138 @@
+"""The workflow through its command, in a folder of its own: what it would do, what it refuses, and that it goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runtime.files import ROOT, locked
+from tests.support.processes import environment, last_step
+
+pytestmark = pytest.mark.slow  # Snakemake starts in two seconds
+
+TINY = {
+    "name": "tiny", "grid": "smoke", "simulate": True, "run": ["vae"],
+    "options": {
+        "cohort.make_demo": "--subjects 12 --spacing-mm 16",
+        "cohort.split": "--val-percent 25 --test-percent 25 --no-figure",
+        "VAE.train": "--steps 60 --save-every-steps 1 --val-every-steps 60 --log-every-steps 1",
+    },
+}  # fmt: skip
+
+
+def command(folder: Path, config: dict | str, *words: str) -> list[str]:
+    """Snakemake in a folder, with a configuration or one of those that are shipped."""
+    path = ROOT / "workflow/config" / f"{config}.yaml"
+    if isinstance(config, dict):
+        path = folder / "mine.yaml"
+        path.write_text(yaml.safe_dump(config))
+    where = ["--snakefile", str(ROOT / "workflow/Snakefile"), "--directory", str(folder)]
+    return [sys.executable, "-m", "snakemake", *where, "--configfile", str(path), "--cores", "2", *words]
+
+
+def run(folder: Path, config: dict | str, *words: str, ok: bool = True) -> str:
+    """What it printed, ended."""
+    done = subprocess.run(
+        command(folder, config, *words), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.stdout
+
+
+def counts(output: str) -> dict[str, int]:
+    """Jobs by rule, of a dry run."""
+    table = output.split("Job stats:", 1)[1].split("\n\n", 1)[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def test_a_dry_run_lists_what_the_smoke_pipeline_needs(tmp_path: Path) -> None:
+    output = run(tmp_path, "smoke", "--dry-run")
+    once = ("cohort", "split", "vae", "infer", "latents", "diffusion", "evaluation", "classifiers", "maps", "report")
+    assert counts(output) == dict.fromkeys((*once, "all"), 1) | {"synthetic": 3, "classifier": 3, "total": 17}
+    assert re.search(r"python -m VAE.train smoke *\n", output)  # a preset in its own place needs no paths
+    assert "reason: Missing output files: runs/smoke/vae/.done" in output
+    assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
+    bids = tmp_path / "my heads"
+    (bids / "sub-1/anat").mkdir(parents=True)
+    (bids / "participants.tsv").write_text("participant_id\tdiagnosis\nsub-1\tHC\n")
+    config = yaml.safe_load((ROOT / "workflow/config/mine.example.yaml").read_text())
+    config |= {"participants": str(bids), "grid": "demo", "arms": {"seeds": [0, 1], "folds": 3}}
+    config["options"] = {"cohort.prepare": "--label-column x", "VAE.train": "--steps 7"}
+    output = run(tmp_path, config, "--dry-run")
+    found = counts(output)
+    assert {found[rule] for rule in ("cohort", "check", "split", "vae", "diffusion", "maps", "arms", "report")} == {1}
+    assert found["classifier"] == 3 + 5 * 2 * 3
+    commands = [line.removeprefix("Shell command: ").split() for line in output.splitlines() if "python -m " in line]
+    by_module = {words[words.index("-m") + 1]: " ".join(words) for words in commands}
+    assert f"--participants '{bids}'" in by_module["cohort.prepare"]
+    assert "--grid demo" in by_module["cohort.prepare"]
+    assert "--label-column x" in by_module["cohort.prepare"]
+    for part in ("VAE.train demo", "--train-csv data/mine/train.csv", "--run-dir runs/mine/vae", "--steps 7"):
+        assert part in by_module["VAE.train"]
+    assert "--latents runs/mine/latents" in by_module["diffusion.train"]
+    assert "truth.csv" not in output  # that is the simulation's
+    arms = [words for words in commands if "runs/mine/arms/synthetic/seed1_fold2" in words]
+    assert " ".join(arms[0]).endswith(
+        "--volumes None --volumes-weight 0 --real 0 --synth-count 200 --seed 1 --folds 3 --fold 2"
+    )
+
+
+def test_bad_input_ends_with_one_message_before_anything_runs(tmp_path: Path) -> None:
+    output = run(tmp_path, TINY | {"grid": "papre"}, ok=False)
+    assert output.splitlines()[-1] == "  - grid: 'papre': expected one of paper, demo, smoke"
+    output = run(tmp_path, TINY | {"gpus": 64}, ok=False)
+    assert "error: gpus: 64 asked for" in output.splitlines()[-1]
+    with locked(tmp_path / "runs/tiny"):
+        output = run(tmp_path, TINY, ok=False)
+    assert "another process is running in this folder" in output.splitlines()[-1]
+    assert not (tmp_path / "data").exists()
+
+
+def stamps(paths: Iterable[Path]) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def test_a_killed_workflow_goes_on_and_a_finished_one_rests(tmp_path: Path) -> None:
+    """SIGKILL to all of its processes in the middle of a training, as from a machine that goes down."""
+    process = subprocess.Popen(
+        command(tmp_path, TINY), cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    run_dir = tmp_path / "runs/tiny/vae"
+    deadline = time.monotonic() + 250
+    while last_step(run_dir) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run_dir / ".done").exists()
+    scans = stamps((tmp_path / "data/tiny/scans").iterdir())
+    output = run(tmp_path, TINY)
+    assert re.search(r"continuing at step [1-9]", output)
+    assert "make_demo" not in output
+    assert last_step(run_dir) == 60
+    assert stamps(scans) == scans
+
+    done = stamps(run_dir.rglob("*.*"))
+    assert "Nothing to be done" in run(tmp_path, TINY)
+    (tmp_path / "data/tiny/.split").touch()  # a newer date: the training is looked at, and stays as it is
+    assert "rule vae" in run(tmp_path, TINY)
+    kept = run_dir / "checkpoints/best.pt"
+    assert kept.stat().st_mtime_ns == done[kept]
+    longer = TINY | {"options": TINY["options"] | {"VAE.train": TINY["options"]["VAE.train"].replace("60", "62")}}
+    assert "60 steps become 62" in run(tmp_path, longer)  # its words have changed

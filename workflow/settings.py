@@ -1,0 +1,138 @@
+"""What a configuration of the workflow says and what this machine has, checked before anything runs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from classifier.arms import read_arms
+from runtime.errors import InputError, differences
+from runtime.files import ROOT, absence, read_json, write_json
+
+SCHEMA = Path(__file__).parent / "config" / "schema.yaml"
+SOURCES = ("simulate", "participants", "tables")
+"""Where scans come from; a configuration has one of these."""
+IDENTITY = (*SOURCES, "grid", "presets")
+"""What may not change under one name: data/NAME and runs/NAME hold the scans and models of it."""
+
+
+def read_settings(config: dict[str, Any], files: list[str]) -> dict[str, Any]:
+    """A configuration with its defaults.
+
+    Args:
+        config: What Snakemake has read from the `files`, and from its --config.
+        files: Its configuration files, for messages.
+
+    Raises:
+        InputError: a key, a value, a path or a table of arms is wrong; all of them at once.
+    """
+    name = " ".join(map(str, files)) or "--config"
+    if not config:
+        advice = (
+            "workflow/config/demo.yaml, or your own file, which begins as a copy of workflow/config/mine.example.yaml"
+        )
+        raise InputError(f"no configuration: give --configfile {advice}")
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    problems = [explained(error) for error in Draft202012Validator(schema).iter_errors(config)]
+    given = [source for source in SOURCES if source in config]
+    if len(given) != 1:
+        problems.append(f"give one of {', '.join(SOURCES)}; found {' and '.join(given) or 'none'}")
+    if problems:
+        raise InputError.of(f"{name}: the configuration was refused", problems)
+    settings = with_defaults(config, schema)
+    if problems := path_problems(settings):
+        raise InputError.of(f"{name}: what it names is not there", problems)
+    return settings
+
+
+def explained(error: ValidationError) -> str:
+    """One line for what the schema refuses."""
+    where = ".".join(map(str, error.path))
+    place = f"{where}: " if where else ""
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        unknown = ", ".join(repr(key) for key in error.instance if key not in known)
+        return f"{place}unknown key {unknown}; known: {', '.join(known)}"
+    if error.validator == "enum":
+        return f"{place}{error.instance!r}: expected one of {', '.join(map(str, error.validator_value))}"
+    return f"{place}{error.message}"
+
+
+def with_defaults(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The values, and the schema's defaults for what they do not say, nested ones too."""
+    filled = dict(values)
+    for name, part in schema["properties"].items():
+        if name not in filled and "default" in part:
+            filled[name] = part["default"]
+        if "properties" in part and name in filled:
+            filled[name] = with_defaults(filled[name], part)
+    return filled
+
+
+def path_problems(settings: dict[str, Any]) -> list[str]:
+    """Files and folders that are not there; a table of arms that is none, or lacks an arm of `references`."""
+    problems = []
+    source = settings.get("participants")
+    if source is not None and not Path(source).exists():
+        problems.append(f"participants: {source}: no such folder or table")
+    if "tables" in settings:
+        paths = [Path(settings["tables"]) / f"{split}.csv" for split in ("train", "val", "test")]
+        problems += [f"tables: {path}: {why}" for path in paths if (why := absence(path, "table"))]
+    study = settings["arms"]
+    try:
+        unknown = set(study["references"]) - set(read_arms(ROOT / study["table"]))
+    except InputError as error:
+        return [*problems, f"arms.table: {error}"]
+    return problems + [f"arms.references: {study['table']} has no arm {arm}" for arm in sorted(unknown)]
+
+
+def gpus_here() -> int:
+    """How many NVIDIA GPUs processes of this machine may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(gpu_memory_mb())
+
+
+def gpu_memory_mb() -> list[int]:
+    """Memory of each NVIDIA GPU of this machine, in MiB; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return [int(line) for line in done.stdout.split()] if done.returncode == 0 else []
+
+
+def refuse_machine(settings: dict[str, Any], executor: str, here: int) -> None:
+    """Raises InputError where the machine that is to run the jobs lacks what the settings ask for.
+
+    Args:
+        settings: Those of `read_settings`.
+        executor: Snakemake's executor, such as ``local`` or ``slurm``.
+        here: GPUs of this machine.
+    """
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise InputError("Slurm is not here (no sbatch): start from a login node, or leave out the Slurm profile")
+    if executor != "local":
+        return
+    asked, nodes = settings["gpus"], settings["nodes"]
+    if asked != "auto" and asked > here:
+        why = f"{here} there (nvidia-smi, CUDA_VISIBLE_DEVICES)"
+        raise InputError(f"gpus: {asked} asked for, {why}; gpus: 0 uses the CPU")
+    if nodes > 1:
+        hint = "add --workflow-profile workflow/profiles/slurm"
+        raise InputError(f"nodes: {nodes} asked for, and this is one machine; {hint}")
+
+
+def claim(settings: dict[str, Any], folder: Path) -> None:
+    """Writes what `folder` (runs/NAME) is made of; InputError where it holds something else."""
+    path, mine = folder / "workflow.json", {name: settings.get(name) for name in IDENTITY}
+    if path.exists() and (problems := differences("folder", read_json(path), mine)):
+        advice = f"choose another name; or delete {path}, where it is the same data at another place"
+        raise InputError.of(f"{folder}: holds another run; {advice}", problems)
+    write_json(path, mine)
