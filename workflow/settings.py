@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,14 @@ SOURCES = ("simulate", "participants", "tables")
 """Where scans come from; a configuration has one of these."""
 IDENTITY = (*SOURCES, "grid", "presets")
 """What may not change under one name: data/NAME and runs/NAME hold the scans and models of it."""
+
+
+def checked(check: Callable[..., Any], *arguments: Any) -> Any:
+    """What `check` returns; an InputError of its ends the program with its message and no traceback."""
+    try:
+        return check(*arguments)
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 def read_settings(config: dict[str, Any], files: list[str]) -> dict[str, Any]:
