@@ -76,7 +76,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
         ],
         "classifier.train": [arm / name for arm in arms for name in (*log, "predictions.csv", "results.json")],
         "classifier.compare": [
-            *(runs / f"{name}.csv" for name in ("arms", "arms_tests", "arms_truth")),
+            *(runs / f"{name}.csv" for name in ("arms", "arms_tests")),
             *(runs / "comparison" / f"{name}.png" for name in ("reliability", "confusion")),
         ],
         "classifier.generate_saliency_maps": [
@@ -91,6 +91,7 @@ def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
         runs / "synthetic_swap/manifest.csv",
         *(root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")),
         *(results / f"{preset}{end}" for end in ("_steps.json", "_closest.png")),
+        runs / "arms_truth.csv",
         *(runs / name for name in ("arms_study.json", "arms_study_tests.csv", "controls/controls.json")),
         *(runs / name / "validation.json" for name in ("validate_saliency", "validate_saliency_doses")),
     ]
