@@ -8,7 +8,7 @@ import yaml
 
 from runtime.errors import InputError
 from runtime.files import ROOT
-from workflow.settings import claim, gpus_here, read_settings, refuse_machine
+from workflow.settings import checked, claim, gpu_memory_mb, gpus_here, read_settings, refuse_machine
 
 CONFIGS = sorted(path for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "schema")
 SMALL = {"name": "small", "grid": "smoke", "simulate": True}
@@ -117,3 +117,21 @@ def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,1", 2)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert gpus_here() == count
+
+
+def test_memory_of_gpus_is_the_drivers_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_memory_mb() == []
+    driver = tmp_path / "nvidia-smi"
+    driver.touch(mode=0o755)
+    for text, found in (("echo 143771; echo 81559", [143771, 81559]), ("exit 9", [])):
+        driver.write_text(f"#!/bin/sh\n{text}\n")
+        assert gpu_memory_mb() == found
+        assert gpus_here() == len(found)
+
+
+def test_what_a_user_can_mend_ends_the_program_with_its_message() -> None:
+    assert checked(len, "abc") == 3
+    with pytest.raises(SystemExit, match="error: no configuration"):
+        checked(read_settings, {}, [])
