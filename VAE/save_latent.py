@@ -6,8 +6,8 @@
 Each table becomes a split, a subfolder with the table's name; the first one is the training split, and the statistics
 are of it alone. A latent has its scan's class and side. Existing latents of the same checkpoint are kept, those of
 another are refused. SHA256SUMS in each subfolder lists the files' checksums (`sha256sum --check SHA256SUMS`).
---augmented-copies adds random variants of the training scans as <subject>_variant1.pkl and so on. Under torchrun the
-scans are shared among the processes.
+--mirrored adds the mirror image of each training scan as <subject>_mirrored.pkl, and --augmented-copies random variants
+as <subject>_variant1.pkl and so on. Under torchrun the scans are shared among the processes.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +31,10 @@ from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.config import AugmentConfig
 from VAE.dataset import augment
 
+MIRRORED = -1
+"""The variant of a scan that is its mirror image."""
+OTHER_SIDE = {"L": "R", "R": "L", "": ""}
+
 Item = tuple[int, int, str]
 """One latent to make: the table's row, which variant of it (0: the scan itself), and the file's name."""
 
@@ -48,6 +52,9 @@ class SaveLatentConfig(DeviceConfig):
     statistics_of: Path | None = None
     """Encode nothing: only write statistics.json for the latents of another program in the subfolder train of this
     folder. They are taken to be of --checkpoint, whose latents must have their shape."""
+    mirrored: bool = False
+    """Encode each training scan also as its mirror image, a TLE's with the other side: twice the latents, in which left
+    and right are alike. What healthy brains have of asymmetry is lost."""
     augmented_copies: int = 0
     """Random variants of each training scan to encode besides the scan itself; a small cohort's latents go further."""
     augment: AugmentConfig = AugmentConfig(rotate_degrees=5, scale=0.03, shift_voxels=1, gamma=0.1, bias=0.1)
@@ -74,7 +81,9 @@ def main(config: SaveLatentConfig) -> None:
     frames = [read_table(path) for path in config.csv]
     for path, split, frame in zip(config.csv, splits, frames, strict=True):
         volumes = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device)
-        items = list_items(volumes.frame, copies=config.augmented_copies if split == splits[0] else 0)
+        trained_on = split == splits[0]
+        copies = config.augmented_copies if trained_on else 0
+        items = list_items(volumes.frame, copies=copies, mirrored=config.mirrored and trained_on)
         refuse_others(config.out / split, items)
         distributed.barrier()
         made = encode(volumes, items, vae, device, config.out / split, config)
@@ -108,12 +117,17 @@ def describe_latents(folder: Path, vae: LoadedVAE) -> None:
     print(f"statistics of {found.count} training latents in {folder / 'statistics.json'}")
 
 
-def list_items(frame: pd.DataFrame, copies: int) -> list[Item]:
-    """All latents of a table: each scan and `copies` variants, named by subject, and session where there is one."""
+def list_items(frame: pd.DataFrame, copies: int, *, mirrored: bool = False) -> list[Item]:
+    """All latents of a table, named by subject, and session where there is one: each scan, its mirror image where
+    asked, and `copies` variants.
+    """
+    names = {0: "", MIRRORED: "_mirrored"} | {variant: f"_variant{variant}" for variant in range(1, copies + 1)}
+    if not mirrored:
+        del names[MIRRORED]
     return [
-        (row, variant, latents.stem(entry) + (f"_variant{variant}.pkl" if variant else ".pkl"))
+        (row, variant, f"{latents.stem(entry)}{ending}.pkl")
         for row, entry in enumerate(frame.itertuples())
-        for variant in range(copies + 1)
+        for variant, ending in names.items()
     ]
 
 
@@ -151,7 +165,9 @@ def encode(
 
 
 def side_of(side: str, variant: int, config: SaveLatentConfig) -> str:
-    """The side of a scan or variant: empty where the variant may be mirrored."""
+    """The side of a scan or variant: the other one of a mirror image, empty where the variant may be mirrored."""
+    if variant == MIRRORED:
+        return OTHER_SIDE[side]
     return "" if variant and config.augment.flip else side
 
 
@@ -159,6 +175,8 @@ def volume(volumes: Volumes, item: Item, config: SaveLatentConfig) -> torch.Tens
     """One scan or variant (1, 1, D, H, W); a variant depends on the seed, its file name and its number only."""
     row, variant, name = item
     x = volumes.batch(torch.tensor([row]))
+    if variant == MIRRORED:
+        return x.flip(2)
     if variant == 0:
         return x
     return augment(x, config.augment, [seeding.generator(config.seed, f"variant of {name}", variant)])

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from cohort.scans import GRIDS
+from cohort.stacks import load_scans
+from cohort.tables import read_table
 from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
 from tests.support.processes import fill, kill_at_step, run_here, script, small_disk
@@ -163,6 +165,28 @@ def test_augmented_copies_join_the_training_split_only(cohort_dir: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_mirror_images_are_latents_of_mirrored_scans_with_the_other_side(
+    cohort_dir: Path, tmp_path: Path, trained: Path
+) -> None:
+    run_here(
+        "VAE.save_latent", "--checkpoint", trained / "checkpoints/best.pt", "--threads", 1, "--out", tmp_path,
+        "--cache-dir", cohort_dir / "cache", "--csv", cohort_dir / "train.csv", cohort_dir / "val.csv", "--mirrored",
+        "--precision", "float32",
+    )  # fmt: skip
+    latents = {path.name: read_latent(path) for path in (tmp_path / "train").glob("*.pkl")}
+    assert (len(latents), len(read_split(tmp_path, "val"))) == (24, 4)
+    plain, mirrored = (latents[f"train01{end}.pkl"] for end in ("", "_mirrored"))
+    assert (plain.subject, mirrored.subject, plain.side, mirrored.side) == ("train01", "train01", "L", "R")
+    assert latents["train00_mirrored.pkl"].side == ""
+    vae = load_vae(trained / "checkpoints/best.pt")
+    scan = load_scans(read_table(cohort_dir / "train.csv"), vae.grid, cache_dir=cohort_dir / "cache").volumes[1]
+    with torch.no_grad():
+        mu, _ = vae.model.encode(torch.from_numpy(np.flip(scan, 0).copy())[None, None])
+    np.testing.assert_allclose(mirrored.mu, mu[0].numpy(), atol=1e-4)
+    assert abs(mirrored.mu - plain.mu).mean() > 0.01
+
+
+@pytest.mark.slow
 def test_another_architecture_in_the_run_folder_is_refused(cohort_dir: Path, trained: Path) -> None:
     words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, trained))
     refused = run_here(*words, "--model.latent-channels", 3, ok=False)
@@ -256,6 +280,8 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     )
     config = replace(PRESETS["smoke"], loss=loss, batch_size=2)
     from cohort.scans import GRIDS
+from cohort.stacks import load_scans
+from cohort.tables import read_table
 
     model, networks = build(config, GRIDS["smoke"], CPU)
     assert isinstance(networks, LossNetworks)
