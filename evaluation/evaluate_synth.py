@@ -24,6 +24,7 @@ from evaluation.effects import class_counts
 from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
 from evaluation.networks import Weights, open_networks, read_weights
+from evaluation.posteriors import encode
 from evaluation.privacy import audit as privacy
 from evaluation.references import controls
 from runtime import distributed
@@ -148,7 +149,12 @@ def measure(
     networks, skipped = open_networks(grid, weights, per_axis=config.slices)
     draws = {"repeats": config.repeats, "seed": config.seed}
     vae = None if config.vae is None else load_vae(config.vae)
-    result, support, warnings = realism.measure(scans, synthetic, vae, networks, device, config.cache_dir, **draws)
+    posteriors = None
+    if vae is not None:
+        posteriors = {name: encode(stack.volumes, vae, device) for name, stack in scans.items()}
+    result, support, warnings = realism.measure(
+        scans, synthetic, vae, posteriors, networks, device, config.cache_dir, **draws
+    )
     result["views"] |= {name: {"skipped": reason} for name, reason in skipped.items()}
     result |= {"protocol": protocol_of(config, grid, result["dimensions"]), "warnings": warnings}
     if "diversity" in config.parts:
@@ -163,7 +169,7 @@ def measure(
     if "privacy" in config.parts:
         print("privacy")
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)
-        found = privacy.measure(scans, synthetic.volumes, grid, vae, diffusion, device, config.seed)
+        found = privacy.measure(scans, synthetic.volumes, grid, vae, posteriors, diffusion, device, config.seed)
         if "skipped" not in found:
             pairs = found["audit"]["spaces"]["voxels"]["synthetic"]["pairs"]
             figures.draw_pairs(figure_path(config, "closest"), synthetic.volumes, scans["train"].volumes, pairs)

@@ -15,6 +15,7 @@ from evaluation.distances import frechet
 from evaluation.features import FeatureNetwork, describe, features_of
 from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, draw_all, pairs, project, shared_views, summary
 from evaluation.inputs import Synthetic
+from evaluation.posteriors import Posteriors
 from evaluation.references import controls, ladder, sharpness
 from runtime import seeding
 from runtime.device import Device
@@ -35,6 +36,7 @@ def measure(
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
     vae: LoadedVAE | None,
+    posteriors: dict[str, Posteriors] | None,
     networks: Mapping[str, FeatureNetwork],
     device: Device,
     cache_dir: Path,
@@ -49,7 +51,9 @@ def measure(
     volumes: dict[str, Sequence[np.ndarray]] = {name: stack.volumes for name, stack in scans.items()}
     labels = {name: stack.labels for name, stack in scans.items()} | {"synthetic": synthetic.labels}
     n = fid.per_draw(labels["train"], labels["test"], labels["synthetic"])
-    rungs = {} if vae is None else ladder.build(scans, vae, device, cache_dir / "ladder", per_class=n, seed=seed)
+    rungs = {}
+    if vae is not None and posteriors is not None:
+        rungs = ladder.build(labels, posteriors, vae, device, cache_dir / "ladder", per_class=n, seed=seed)
     volumes |= {"synthetic": synthetic.volumes} | {name: made for name, (made, _) in rungs.items()}
     surroundings = ladder.surroundings(volumes)
     sharp = sharpness.measure(volumes | {"blurred": spoiled["blurred"]})

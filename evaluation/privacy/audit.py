@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from cohort.scans import Grid, normalise
 from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
+from evaluation.posteriors import Posteriors, decode, encode
 from evaluation.privacy import membership
 from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import FINE_MM, EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored, shrink
@@ -24,11 +24,13 @@ MOST_ATTACKED = 100
 an AUC is below 0.04 from here on."""
 
 
-class Encoded(NamedTuple):
-    """What the VAE makes of N scans: posteriors (N, C, d, h, w), volumes of about FINE_MM, errors inside the head."""
+MOST_DECODED = 250
+"""Subjects on either side of the attack on the VAE's error, at most."""
 
-    mu: np.ndarray
-    logvar: np.ndarray
+
+class Decoded(NamedTuple):
+    """What the VAE gives back of N scans: volumes of about FINE_MM, and errors inside the head."""
+
     reconstructions: np.ndarray
     errors: np.ndarray
 
@@ -38,50 +40,57 @@ def measure(
     volumes: Sequence[np.ndarray],
     grid: Grid,
     vae: LoadedVAE | None,
+    posteriors: dict[str, Posteriors] | None,
     diffusion: LoadedDiffusion | None,
     device: Device,
     seed: int,
 ) -> dict:
     """``audit`` (`copying.audit_spaces`) and ``attacks``, or ``skipped``: too few volumes to say anything.
 
-    `scans` are ``train`` and ``test`` (held out), `volumes` synthetic, (D, H, W) each. Attacks on a checkpoint that was
-    not given are skipped, with the reason.
+    `scans` are ``train`` and ``test`` (held out), with the VAE's `posteriors` of each, `volumes` synthetic, (D, H, W)
+    each. Attacks on a checkpoint that was not given are skipped, with the reason.
     """
     fewest = min(len(volumes), *(scans[side].frame["subject"].nunique() for side in SIDES))
     if fewest < LEAST_SUBJECTS:
         return {"skipped": f"{fewest} volumes or subjects on a side, an audit needs {LEAST_SUBJECTS} of each"}
-    encoded = None if vae is None else {side: encode(scans[side].volumes, vae, grid, device) for side in SIDES}
-    audit = audit_spaces(build_spaces(scans, volumes, grid, vae, encoded, device, seed), seed=seed)
+    decoded = None
+    if vae is not None and posteriors is not None:
+        decoded = {}
+        for place, side in enumerate(SIDES):
+            rows = np.arange(len(scans[side]))
+            if side == "train":  # all of the others have a place among the controls
+                rows = np.sort(seeding.rng(seed, "decoded subjects", place).permutation(rows)[:MOST_DECODED])
+            decoded[side] = reconstruct(scans[side].volumes, posteriors[side].mu, rows, vae, grid, device)
+    spaces = build_spaces(scans, volumes, grid, vae, posteriors, decoded, device, seed)
+    audit = audit_spaces(spaces, seed=seed)
     attacks: dict[str, dict | str] = {
         f"synthetic volumes alone, {name}": membership.exposure_attack(space["synthetic"]["exposure"])
         for name, space in audit["spaces"].items()
     }
     attacks["VAE: reconstruction error"] = (
-        "skipped: no --vae" if encoded is None else membership.attack(*(-encoded[side].errors for side in SIDES))
+        "skipped: no --vae" if decoded is None else membership.attack(*(-decoded[side].errors for side in SIDES))
     )
     attacks["DiT: loss"] = "skipped: needs --vae and --diffusion"
-    if encoded is not None and diffusion is not None:
+    if posteriors is not None and diffusion is not None:
         count = min(MOST_ATTACKED, *(len(scans[side]) for side in SIDES))
-        posteriors = []
+        attacked = []
         for place, side in enumerate(SIDES):
             rows = seeding.rng(seed, "membership subjects", place).permutation(len(scans[side]))[:count]
-            posteriors.append((encoded[side].mu[rows], encoded[side].logvar[rows], scans[side].labels[rows]))
-        attacks["DiT: loss"] = membership.dit_attack(diffusion, *posteriors, device, seed=seed)
+            own = posteriors[side]
+            attacked.append((own.mu[rows], own.logvar[rows], scans[side].labels[rows]))
+        attacks["DiT: loss"] = membership.dit_attack(diffusion, *attacked, device, seed=seed)
     return {"audit": audit, "attacks": attacks}
 
 
-@torch.inference_mode()
-def encode(volumes: Sequence[np.ndarray], vae: LoadedVAE, grid: Grid, device: Device) -> Encoded:
-    """Runs scans through the VAE, one at a time."""
-    model = device.module(vae.model)
-    parts: list[tuple] = []
-    for volume in volumes:
-        x = np.array(volume)
-        mu, logvar = model.encode(device.tensor(torch.from_numpy(x)[None, None]))
-        x_hat = model.decode(mu)[0, 0].float().cpu().numpy()
-        small = shrink([normalise(x_hat)], grid.spacing_mm, FINE_MM)[0]
-        parts.append((mu[0].float().cpu().numpy(), logvar[0].float().cpu().numpy(), small, head_error(x, x_hat)))
-    return Encoded(*(np.stack(part) for part in zip(*parts, strict=True)))
+def reconstruct(
+    volumes: Sequence[np.ndarray], mus: np.ndarray, rows: np.ndarray, vae: LoadedVAE, grid: Grid, device: Device
+) -> Decoded:
+    """Decodes the posterior means of some scans, one at a time."""
+    parts = []
+    for row in rows:
+        x_hat = decode(mus[row], vae, device)
+        parts.append((shrink([normalise(x_hat)], grid.spacing_mm, FINE_MM)[0], head_error(volumes[int(row)], x_hat)))
+    return Decoded(*(np.stack(part) for part in zip(*parts, strict=True)))
 
 
 def head_error(x: np.ndarray, x_hat: np.ndarray) -> float:
@@ -95,7 +104,8 @@ def build_spaces(
     volumes: Sequence[np.ndarray],
     grid: Grid,
     vae: LoadedVAE | None,
-    encoded: dict[str, Encoded] | None,
+    posteriors: dict[str, Posteriors] | None,
+    decoded: dict[str, Decoded] | None,
     device: Device,
     seed: int,
 ) -> dict[str, Space]:
@@ -105,11 +115,11 @@ def build_spaces(
     made = shrink(volumes, grid.spacing_mm, FINE_MM)
     spacing = grid.spacing_mm * grid.shape[0] / made.shape[1]
     smooth = {"blurred": np.stack([controls.blurred(volume) for volume in fine["test"]])}
-    if encoded is not None:
-        smooth["through the VAE"] = encoded["test"].reconstructions
+    if decoded is not None:
+        smooth["through the VAE"] = decoded["test"].reconstructions
     spaces = spaces_of(fine, names, made, spacing, device, seed=seed, smooth=smooth)
-    if vae is not None and encoded is not None:
-        spaces["latents"] = latent_space({side: encoded[side].mu for side in SIDES}, names, volumes, vae, device)
+    if vae is not None and posteriors is not None:
+        spaces["latents"] = latent_space({side: posteriors[side].mu for side in SIDES}, names, volumes, vae, device)
     return spaces
 
 
@@ -148,7 +158,6 @@ def spaces_of(
     }
 
 
-@torch.inference_mode()
 def latent_space(
     mus: dict[str, np.ndarray],
     names: dict[str, np.ndarray],
@@ -157,11 +166,9 @@ def latent_space(
     device: Device,
 ) -> Space:
     """Posterior means as vectors: of real scans, (N, C, d, h, w) for each of SIDES, and of volumes (D, H, W)."""
-    model = device.module(vae.model)
-    rows = [model.encode(device.tensor(torch.from_numpy(np.array(volume))[None, None]))[0] for volume in volumes]
     return Space(
         *(Reals(mus[side].reshape(len(names[side]), -1), names[side]) for side in SIDES),
-        synthetic=np.stack([row.flatten().float().cpu().numpy() for row in rows]),
+        synthetic=encode(volumes, vae, device).mu.reshape(len(volumes), -1),
     )
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cohort.stacks import ScanStack, VolumeStack
+from cohort.stacks import VolumeStack
 from cohort.tables import CLASS_NAMES
 from evaluation.fid import BASELINES, RECONSTRUCTED
 from evaluation.inputs import keep
+from evaluation.posteriors import Posteriors, decode
 from runtime import seeding
 from runtime.device import Device
 from VAE.checkpoint import LoadedVAE
@@ -30,38 +31,41 @@ Made = tuple[VolumeStack, np.ndarray]
 """Volumes and their class codes (N,)."""
 
 
-@torch.inference_mode()
 def build(
-    scans: Mapping[str, ScanStack], vae: LoadedVAE, device: Device, cache_dir: Path, *, per_class: int, seed: int
+    labels: Mapping[str, np.ndarray],
+    posteriors: Mapping[str, Posteriors],
+    vae: LoadedVAE,
+    device: Device,
+    cache_dir: Path,
+    *,
+    per_class: int,
+    seed: int,
 ) -> dict[str, Made]:
     """Volumes of every rung that has to be made: `per_class` of each Gaussian, and every scan of ``test`` again.
 
     A Gaussian has the class's own mean and the covariance that the classes share, of posterior samples of ``train``.
     """
-    model, shape = device.module(vae.model), (len(scans["test"]), *vae.grid.shape)
-    train, test = scans["train"], scans["test"]
-    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), MOST_SCANS)).round().astype(int))
-    labels, draw = train.labels[rows], seeding.generator(seed, "ladder posterior")
-    latents = []
-    for row in rows:
-        mu, logvar = (value.float().cpu() for value in model.encode(_on(train.volumes[int(row)], device)))
-        latents.append((mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=draw)).flatten())
-    latent_shape, latents = mu.shape, torch.stack(latents)  # (N, F)
-    means = torch.stack([latents[labels == code].mean(0) for code in range(len(CLASS_NAMES))])
-    centred = latents - means[labels]
+    train = posteriors["train"]
+    rows = np.unique(np.linspace(0, len(train.mu) - 1, min(len(train.mu), MOST_SCANS)).round().astype(int))
+    classes, draw = labels["train"][rows], seeding.generator(seed, "ladder posterior")
+    mu, logvar = (torch.from_numpy(value[rows]) for value in train)
+    latents = (mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=draw)).flatten(1)  # (N, F)
+    means = torch.stack([latents[classes == code].mean(0) for code in range(len(CLASS_NAMES))])
+    centred = latents - means[classes]
 
-    def decode(z: torch.Tensor) -> Path:
-        return keep(model.decode(device.tensor(z))[0, 0].float().cpu().numpy(), cache_dir)
+    def decoded(z: np.ndarray) -> Path:
+        return keep(decode(z, vae, device), cache_dir)
 
-    again = [decode(model.encode(_on(volume, device))[0]) for volume in test.volumes]
-    made: dict[str, Made] = {RECONSTRUCTED: (VolumeStack(again, shape[1:]), test.labels)}
+    again = [decoded(mu) for mu in posteriors["test"].mu]
+    shape = vae.grid.shape
+    made: dict[str, Made] = {RECONSTRUCTED: (VolumeStack(again, shape), labels["test"])}
     codes = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
     for name, rank in zip(BASELINES, (RANK, None), strict=True):
         weights = gaussian_weights(centred, len(codes), rank, seeding.generator(seed, "ladder", name))
-        files = [
-            decode((means[code] + row @ centred).view(latent_shape)) for code, row in zip(codes, weights, strict=True)
-        ]
-        made[name] = VolumeStack(files, shape[1:]), codes
+        latent_shape = train.mu.shape[1:]
+        drawn = (means[code] + row @ centred for code, row in zip(codes, weights, strict=True))
+        files = [decoded(z.view(latent_shape).numpy()) for z in drawn]
+        made[name] = VolumeStack(files, shape), codes
     return made
 
 
@@ -75,10 +79,6 @@ def gaussian_weights(centred: torch.Tensor, count: int, rank: int | None, draw: 
     _, axes = torch.linalg.eigh((centred @ centred.T).double())  # ascending
     axes = axes[:, -rank:].float()
     return weights @ axes @ axes.T
-
-
-def _on(volume: np.ndarray, device: Device) -> torch.Tensor:
-    return device.tensor(torch.from_numpy(np.array(volume))[None, None])
 
 
 def surroundings(volumes: Mapping[str, Sequence[np.ndarray]]) -> dict[str, dict]:

@@ -279,10 +279,6 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
         perceptual=0.1, perceptual_slices=3, adversarial=0.05, adversarial_start_step=2, adversarial_warmup_steps=0
     )
     config = replace(PRESETS["smoke"], loss=loss, batch_size=2)
-    from cohort.scans import GRIDS
-from cohort.stacks import load_scans
-from cohort.tables import read_table
-
     model, networks = build(config, GRIDS["smoke"], CPU)
     assert isinstance(networks, LossNetworks)
     optimiser = torch.optim.AdamW(model.parameters())
