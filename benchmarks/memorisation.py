@@ -1,12 +1,13 @@
 """What each switch against memorisation costs in realism and brings in privacy, alone and together, in one table.
 
-    python -m benchmarks.memorisation --recipes plain mixed early refused all
+    python -m benchmarks.memorisation --recipes plain unmirrored mixed early refused
 
 Each recipe trains a generator on the demo's latents by diffusion.train (refusal alone has the plain one's), samples by
 diffusion.save_synth and is measured by evaluation.evaluate_synth, all as commands that continue where they were
-stopped. Writes fid_results/demo_memorisation.json and prints it: the Frechet distance beside the full-rank Gaussian's
-and the ceiling's, coverage, the attack on the DiT's loss, and how often a volume is nearer to training than to held-out
-people. Ten minutes a recipe on two cores.
+stopped. Plain is the demo's own, of people and their mirror images; unmirrored has people alone. Writes
+fid_results/demo_memorisation.json and prints it: the Frechet distance beside the full-rank Gaussian's and the
+ceiling's, coverage, the attack on the DiT's loss, and how often a volume is nearer to training than to held-out people.
+Ten minutes a recipe on two cores.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Recipe(NamedTuple):
     train: tuple[str, ...] = ()
     refuse: float = 0.0
     """`--refuse-level`; 0 refuses nothing."""
+    mirrored: bool = True
+    """Train on mirror images too, as the demo does."""
 
 
 MIXED = ("--mix-mm", "64")
@@ -38,6 +41,7 @@ EARLY = ("--steps", "200", "--model.linear-rank", "64")
 """Capacity and length by held-out loss and membership: fewer axes and steps, until the attack's area falls."""
 RECIPES = {
     "plain": Recipe(),
+    "unmirrored": Recipe(("--model.linear-rank", "256"), mirrored=False),
     "mixed": Recipe(MIXED),
     "early": Recipe(EARLY),
     "refused": Recipe(refuse=0.2),
@@ -50,7 +54,7 @@ RECIPES = {
 @dataclass(frozen=True)
 class MemorisationConfig(ScriptConfig):
     recipes: tuple[str, ...] = tuple(RECIPES)
-    """Which; of `plain`, `mixed`, `early`, `refused` and their combinations."""
+    """Which; of `plain`, `unmirrored`, `mixed`, `early`, `refused` and combinations of the last three."""
     demo: Path = ROOT / "runs/demo"
     """Folder of the demo's runs; generators and volumes go to memorisation in it."""
     tables: Path = ROOT / "data/demo"
@@ -87,13 +91,26 @@ def cell(value: object) -> object:
 def measure(config: MemorisationConfig, name: str) -> dict:
     """Trains, samples and evaluates one recipe; the figures of its row."""
     recipe, vae = RECIPES[name], config.demo / "vae/checkpoints/best.pt"
-    trained = next(known for known, other in RECIPES.items() if other.train == recipe.train)  # one per set of flags
+    # Recipes that differ in sampling alone share a generator.
+    trained = next(
+        known for known, other in RECIPES.items() if other._replace(refuse=0.0) == recipe._replace(refuse=0.0)
+    )
     folder, run_dir = config.demo / "memorisation" / name, config.demo / "memorisation" / trained / "diffusion"
     if not recipe.train:
         run_dir = config.demo / "diffusion"  # the demo's own
-    run_module("diffusion.train", config.preset, "--vae", vae, "--run-dir", run_dir, *recipe.train)
+    latents = config.demo / "latents"
+    if not recipe.mirrored:
+        latents = folder / "latents"
+        tables = (config.tables / f"{name}.csv" for name in ("train", "val"))
+        run_module(
+            "VAE.save_latent", "--checkpoint", vae, "--csv", *tables, "--out", latents,
+            "--cache-dir", config.tables / "cache",
+        )  # fmt: skip
+    run_module(
+        "diffusion.train", config.preset, "--vae", vae, "--latents", latents, "--run-dir", run_dir, *recipe.train
+    )
     checkpoint = run_dir / "checkpoints/best.pt"
-    refuse = ("--refuse-near", config.demo / "latents", "--refuse-level", recipe.refuse) if recipe.refuse else ()
+    refuse = ("--refuse-near", latents, "--refuse-level", recipe.refuse) if recipe.refuse else ()
     for label in CLASS_NAMES:
         run_module(
             "diffusion.save_synth", "--vae", vae, "--diffusion", checkpoint, "--label", label, "--count", config.count,

@@ -156,7 +156,8 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
         raise InputError(f"--model.dim {config.model.dim} does not divide by --model.heads {config.model.heads}")
     rank, count = config.model.linear_rank, len(data.train)
     if rank >= count and data.mixer is None:
-        raise InputError(f"--model.linear-rank {rank} needs more than the {count} latents")
+        advice = f"a quarter of them, {count // 4}, overfits little (VAE.save_latent --mirrored doubles them)"
+        raise InputError(f"--model.linear-rank {rank} needs more than the {count} latents; {advice}")
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = DiT(replace(config.model, sides=config.model.sides and data.train.has_sides), shape, process)
     if config.init is not None:
