@@ -10,8 +10,8 @@ from pathlib import Path
 from cohort.listing.delimited import read_delimited
 from runtime.errors import InputError
 
-COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model", "synth_hc",
-           "synth_tle")  # fmt: skip
+COLUMNS = ("real", "synth_percent", "synth_count", "duplicate_percent", "augmentation", "shuffle", "model",
+           "volumes_weight", "synth_hc", "synth_tle")  # fmt: skip
 """What a table of arms may say besides `arm`: fields of TrainConfig (`model` is --model.name); empty: as preset."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
