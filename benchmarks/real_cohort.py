@@ -18,13 +18,14 @@ import pandas as pd
 from scipy import ndimage
 
 from benchmarks.timing import print_table, time_command
+from cohort.anatomy.label_agreement import cut_off, placing_error
 from cohort.anatomy.regional_volumes import region_volumes
 from cohort.atlas import REGIONS, STRUCTURES, atlas, native_atlas
 from cohort.decoding import read_voxels
 from cohort.preparation.participants import list_scans
 from cohort.preparation.placing import read_place
 from cohort.preparation.quality import RULES, flags
-from cohort.scans import GRIDS, Grid, fill_holes, load_scan, to_ras
+from cohort.scans import GRIDS, Grid, fill_holes, load_scan, resample, to_ras
 from cohort.simulation.simulator import demo_grid
 from cohort.simulation.volunteers import read_head, usable, with_volumes
 from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table
@@ -38,6 +39,17 @@ from runtime.runs import environment
 
 DICE_MM = 2.0
 """Voxels in which regions are compared."""
+CODES = {name: code for name, code in native_atlas()[0].codes.items() if code > 0}
+POLES = [name for name in CODES if name.endswith("temporal pole")]
+CEREBELLUM = [name for name in CODES if "Cerebell" in name]
+JUDGED = {
+    "distance from where the labels lay the template, mm": (0.0, 4.0),
+    "determinant over that of the labels": (0.92, 1.08),
+    "Dice of the brain with all labels, filled": (0.96, 1.0),
+    "temporal poles more than 3 mm outside the brain, %": (0.0, 1.0),
+    "cerebellum more than 3 mm outside the brain, %": (0.0, 1.0),
+}
+"""What labels say of a preparation, and what is right; the shares leave room for stray voxels of the labels."""
 LADDER = ("floor", "reconstructed", "gaussian", "gaussian_64", "synthetic", "blurred", "noisy")
 
 
@@ -95,7 +107,9 @@ def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tu
     people = list_scans(config.participants).there()
     yield "quality", quality(people, prepared)
     if "labels" in people.columns and "anatomy" in config.parts:
-        yield "anatomy", anatomy(people, config.participants.parent, prepared, GRIDS[config.preset])
+        base, grid = config.participants.parent, GRIDS[config.preset]
+        yield "placement", placement(people, base, prepared, grid)
+        yield "anatomy", anatomy(people, base, prepared, grid)
     if not {"autoencoder", "generator"} & set(config.parts):
         return
     index = usable_index(prepared / "index.csv", work / "index.csv")
@@ -130,7 +144,7 @@ def quality(people: pd.DataFrame, prepared: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [
         {"measure": "scans", "well": int((~odd).sum()), "flagged": int(odd.sum()), "failed": len(people) - len(index)}
     ]
-    records = [read_json(prepared / "records" / f"{Path(file).name.split('.nii')[0]}.json") for file in index["file"]]
+    records = [read_json(prepared / "records" / f"{scan_name(file)}.json") for file in index["file"]]
     for rule in RULES:
         values = np.array([record["measures"].get(rule.name) for record in records], dtype=float)
         rows.append({"measure": rule.title, "well": span(values[~odd]), "flagged": span(values[odd]), "failed": "-"})
@@ -143,25 +157,60 @@ def span(values: np.ndarray) -> str:
     return f"{np.median(known):.3g} [{known.min():.3g}, {known.max():.3g}]" if len(known) > 2 else "-"
 
 
+def placement(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> list[dict[str, object]]:
+    """Whether scans lie where their labels say, and brains are whole; who does not, by whether it was flagged."""
+    people, _ = usable(with_volumes(people, base, CODES))  # failed labels do not count, failed scans do
+    index = read_table(prepared / "index.csv")
+    well = dict(zip(map(scan_name, index["file"]), index["qc"] == "ok", strict=True))
+    people = people[people["name"].isin(list(well))]
+    found = np.array([judged(person, prepared, grid) for person in people.itertuples()])
+    accepted = people["name"].map(well).to_numpy(dtype=bool)
+    rows = []
+    for (title, (low, high)), values in zip(JUDGED.items(), found.T, strict=True):
+        beyond = ~((values >= low) & (values <= high))
+        rows.append(
+            {"measure": title, "N": len(values), "found": span(values), "right": f"{low:g} to {high:g}",
+             "beyond, flagged": int((beyond & ~accepted).sum()), "beyond, accepted": int((beyond & accepted).sum())}
+        )  # fmt: skip
+    return rows
+
+
+def judged(person: Any, prepared: Path, grid: Grid) -> list[float]:
+    """The measures JUDGED of one prepared scan."""
+    matrix = np.array(read_json(prepared / "records" / f"{person.name}.json")["matrix"])
+    labels, affine = labels_of(person)
+    image = read_voxels(prepared / "scans" / f"{person.name}.nii.gz")[0]
+    brain = resample((image != 0).astype(np.float32), matrix @ grid.affine, affine, labels.shape)[0] > 0.5
+    outside = [100 * cut_off(brain, labels, affine, structures) for structures in (POLES, CEREBELLUM)]
+    return [*placing_error(matrix, labels, affine), dice(brain, fill_holes(labels > 0)), *outside]
+
+
+def labels_of(person: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Region labels of a scan, (D, H, W) in RAS order, and their affine."""
+    _, labels, _ = read_head(person.file, person.labels)
+    return to_ras(labels, read_voxels(Path(person.file))[1])
+
+
+def scan_name(file: str) -> str:
+    """What a prepared scan's record is called."""
+    return Path(file).name.split(".nii")[0]
+
+
 def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> list[dict[str, object]]:
     """Labels beside what the prepared scans say: overlap with the atlas after the affine, and regional volumes."""
-    fine, codes = demo_grid(DICE_MM), {name: code for name, code in native_atlas()[0].codes.items() if code > 0}
-    reference, overlaps, brains, true, scans = atlas(fine).labels, [], [], [], []
-    people, _ = usable(with_volumes(people, base, codes, prepared))  # neither failed labels nor failed scans
+    fine = demo_grid(DICE_MM)
+    reference, overlaps, true, scans = atlas(fine).labels, [], [], []
+    people, _ = usable(with_volumes(people, base, CODES, prepared))  # neither failed labels nor failed scans
     for person in people.itertuples():
         place = read_place(prepared, person.name)
-        _, labels, _ = read_head(person.file, person.labels)
-        image, affine = to_ras(labels, read_voxels(Path(person.file))[1])
-        placed, coarse = (nearest(image, affine, place.matrix @ each.affine, each.shape) for each in (fine, grid))
-        overlaps.append([dice(placed == codes[name], reference == codes[name]) for name in REGIONS])
+        image, affine = labels_of(person)
+        placed = nearest(image, affine, place.matrix @ fine.affine, fine.shape)
+        overlaps.append([dice(placed == CODES[name], reference == CODES[name]) for name in REGIONS])
         scans.append(load_scan(place.scan, grid))
-        brains.append(dice(fill_holes(coarse > 0), scans[-1] > 0))
         ml = np.abs(np.linalg.det(affine[:3, :3])) / 1000 / np.linalg.det(place.matrix[:3, :3])
-        true.append([(image == codes[name]).sum() * ml for name in REGIONS])
+        true.append([(image == CODES[name]).sum() * ml for name in REGIONS])
     measured, true = region_volumes(scans, grid, REGIONS), np.array(true)
-    rows = [
-        {"structure": f"brain, {grid.spacing_mm:g} mm", "N": len(scans), "Dice": pm(brains), "r": "-", "bias, %": "-"}
-    ]
+    rows = []
     for place, structure in enumerate(STRUCTURES):
         both = slice(2 * place, 2 * place + 2)  # left and right
         good = (true[:, both] > 0).all(axis=1)
