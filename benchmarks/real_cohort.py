@@ -287,20 +287,53 @@ def generator(config: RealConfig, run: Any) -> Iterator[tuple[str, Any]]:
     found = read_json(work / "evaluation.json")
     rungs = found["results"]["overall"]["held_out"]
     yield "FID ladder", [
-        {"sample": name, "N per draw": str(found["n"]["per_draw"]), "FID": interval(rungs[name]["fid"]),
+        {"sample": name, "N": found["n"]["per_draw"]["overall"], "FID": interval(rungs[name]["fid"]),
          "KID": interval(rungs[name]["kid"])}
         for name in LADDER if name in rungs
     ]  # fmt: skip
-    yield "diversity", [{"measure": "support", "found": str(found["diversity"].get("support"))}]
-    attacks = found["privacy"].get("attacks", {})
-    yield "privacy", [
-        {"attack": name, "AUC": each if isinstance(each, str) else interval({**each, "mean": each["auc"]})}
-        for name, each in attacks.items()
-    ] or [{"attack": "-", "AUC": str(found["privacy"])}]  # fmt: skip
+    yield "support", support(found["diversity"]["support"])
+    yield from privacy(found["privacy"])
+
+
+def support(found: dict[str, Any]) -> list[dict[str, object]]:
+    """How much of held-out people the volumes cover, and how many of them lie among people; or why it was skipped."""
+    if "skipped" in found["support"]["overall"]:
+        return [found["support"]["overall"]]
+    samples = found["support"]["overall"]["held_out"]
+    return [
+        {"sample": name, "k": found["k"], "N": found["n"]["overall"]}
+        | {key: interval(samples[name][key]) for key in ("coverage", "recall", "precision", "density")}
+        for name in LADDER if name in samples
+    ]  # fmt: skip
+
+
+def privacy(found: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """The audit by space, and the attacks; one row with the reason where there are too few people."""
+    if "skipped" in found:
+        yield "audit", [found]
+        return
+    yield "audit", [
+        {"space": name, "volumes": space["synthetic"]["n"]["volumes"],
+         "nearer to training, %": interval(scaled(space["synthetic"]["closer_to_training"], "share", 100)),
+         "p": space["synthetic"]["closer_to_training"]["p"], "copies": space["synthetic"]["copies"]["copies"]}
+        for name, space in found["audit"]["spaces"].items()
+    ]  # fmt: skip
+    yield (
+        "membership",
+        [
+            {"attack": name, "AUC": each if isinstance(each, str) else interval(scaled(each, "auc"))}
+            for name, each in found["attacks"].items()
+        ],
+    )
+
+
+def scaled(cell: dict[str, float], name: str, factor: float = 1.0) -> dict[str, float]:
+    """A figure called otherwise, with its interval, as `interval` takes it."""
+    return {"mean": factor * cell[name], "low": factor * cell["low"], "high": factor * cell["high"]}
 
 
 def interval(cell: dict[str, float]) -> str:
-    """A mean with its range."""
+    """A mean with its interval or range."""
     return f"{cell['mean']:.3g} [{cell['low']:.3g}, {cell['high']:.3g}]"
 
 
