@@ -218,7 +218,7 @@ def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> lis
         bias = 100 * (measured[good, both].mean() / true[good, both].mean() - 1)
         rows.append(
             {"structure": structure, "N": int(good.sum()), "Dice": pm(np.array(overlaps)[good, both].ravel()),
-             "r": round(float(r), 2), "bias, %": round(float(bias), 1)}
+             "r": f"{r:.2f}", "bias, %": round(float(bias), 1)}
         )  # fmt: skip
     return rows
 
