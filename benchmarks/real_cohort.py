@@ -119,8 +119,11 @@ def steps(config: RealConfig, costs: dict[str, dict[str, float]]) -> Iterator[tu
             work / "planted", "--index", work / "index.csv", "--effect-size", config.effect_size, "--partial",
         )  # fmt: skip
     run("split", "cohort.split", "--index", work / "index.csv", "--out", work)
-    divided = {name: read_table(work / f"{name}.csv")["diagnosis"].value_counts() for name in ("train", "val", "test")}
-    yield "subjects", [{"split": name, **found.reindex(DIAGNOSES, fill_value=0)} for name, found in divided.items()]
+    divided = {name: list(read_table(work / f"{name}.csv")["diagnosis"]) for name in ("train", "val", "test")}
+    yield (
+        "subjects",
+        [{"split": name} | {label: found.count(label) for label in DIAGNOSES} for name, found in divided.items()],
+    )
     if "autoencoder" in config.parts:
         yield "autoencoder", list(autoencoders(config, run))
     if "generator" in config.parts:
