@@ -221,7 +221,7 @@ def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> lis
         bias = 100 * (measured[good, both].mean() / true[good, both].mean() - 1)
         rows.append(
             {"structure": structure, "N": int(good.sum()), "Dice": pm(np.array(overlaps)[good, both].ravel()),
-             "r": f"{r:.2f}", "bias, %": round(float(bias), 1)}
+             "r": f"{r:.2f}", "bias, %": round(float(bias))}
         )  # fmt: skip
     return rows
 
