@@ -164,7 +164,7 @@ def placement(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> l
     """Whether scans lie where their labels say, and brains are whole; who does not, by whether it was flagged."""
     people, _ = usable(with_volumes(people, base, CODES))  # failed labels do not count, failed scans do
     index = read_table(prepared / "index.csv")
-    well = dict(zip(map(scan_name, index["file"]), index["qc"] == "ok", strict=True))
+    well = dict(zip(map(scan_name, index["file"]), flags(index) == "", strict=True))
     people = people[people["name"].isin(list(well))]
     found = np.array([judged(person, prepared, grid) for person in people.itertuples()])
     accepted = people["name"].map(well).to_numpy(dtype=bool)
