@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.requirements
-FLOW := $(VENV)/bin/snakemake --configfile workflow/config
+FLOW := $(VENV)/bin/snakemake
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
@@ -55,31 +55,31 @@ bench: venv
 # All that it makes lies in data/<name> and runs/<name>, and its result in fid_results/<name>.json: a user's own tables,
 # latents and volumes are never met.
 demo smoke: venv
-	$(FLOW)/$@.yaml
+	$(FLOW) --configfile workflow/config/$@.yaml
 
 # ---- longer studies of the demo, which the report shows when they are there --------------------------------------------
 studies: arms maps controls canaries memorisation
 arms: venv
-	$(FLOW)/demo.yaml arms
+	$(FLOW) arms --configfile workflow/config/demo.yaml
 maps: venv
 	$(RUN) classifier.validate_saliency demo
 	$(RUN) classifier.validate_saliency doses
 controls: venv
 	$(RUN) benchmarks.controls demo
 canaries: venv
-	$(FLOW)/demo.yaml latents
+	$(FLOW) latents --configfile workflow/config/demo.yaml
 	$(RUN) evaluation.canaries demo
 memorisation: venv
-	$(FLOW)/demo.yaml latents
+	$(FLOW) latents --configfile workflow/config/demo.yaml
 	$(RUN) benchmarks.memorisation
 smoke-studies: venv
-	$(FLOW)/smoke.yaml arms
+	$(FLOW) arms --configfile workflow/config/smoke.yaml
 	$(RUN) classifier.validate_saliency smoke
 	$(RUN) benchmarks.controls smoke
 smoke-paper: venv
-	$(FLOW)/smoke.yaml split
-	$(FLOW)/smoke_paper.yaml
-	$(FLOW)/smoke_paper.yaml workflow/config/smoke_flow.yaml
+	$(FLOW) split --configfile workflow/config/smoke.yaml
+	$(FLOW) --configfile workflow/config/smoke_paper.yaml
+	$(FLOW) --configfile workflow/config/smoke_paper.yaml workflow/config/smoke_flow.yaml
 
 clean:
 	rm -rf runs/demo runs/smoke* data/demo data/smoke* fid_results/demo* fid_results/smoke*

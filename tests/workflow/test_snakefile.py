@@ -65,6 +65,20 @@ def test_a_dry_run_lists_what_the_smoke_pipeline_needs(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("[!.]*"))
 
 
+@pytest.mark.parametrize("target", ["arms", "memorisation", "smoke-studies"])
+def test_rules_that_the_makefile_names_are_found(tmp_path: Path, target: str) -> None:
+    """`--configfile` takes every word behind it for a file."""
+    lines = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line.split() for line in lines.splitlines() if "bin/snakemake" in line]
+    assert line[1] in {"arms", "latents"}
+    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in line[1:]]
+    where = ["--snakefile", str(ROOT / "workflow/Snakefile"), "--directory", str(tmp_path), "--cores", "1"]
+    command = [sys.executable, "-m", "snakemake", *words, *where, "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert line[1] in counts(done.stdout + done.stderr)
+
+
 def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
     bids = tmp_path / "my heads"
     (bids / "sub-1/anat").mkdir(parents=True)
