@@ -13,7 +13,7 @@ import pandas as pd
 
 from cohort.atlas import load_template, resample
 from cohort.pictures import new_figure, planes, save
-from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES, Verdict, reference
+from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES, SITE_FEWEST, Verdict, reference
 from cohort.scans import Grid
 from runtime.files import atomic_write
 
@@ -25,8 +25,9 @@ body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100
 article {{ border-top: 1px solid #ccc; padding: 1em 0; display: grid; grid-template-columns: 3fr 2fr; gap: 1em; }}
 img {{ width: 100%; background: #000; }} td {{ padding-right: .8em; }}
 </style></head><body><h1>$title</h1><p>$summary Flagged is what lies beyond a limit. Worth a
-look is what lies more than {ROBUST_Z:g} robust standard deviations from the cohort's median on its bad side (cohorts of
-{FEWEST} or more), or had odd intensities; a few of any large cohort do. Nothing is left out.</p>
+look is what lies more than {ROBUST_Z:g} robust standard deviations from the median on its bad side, of the own site
+(where it has {SITE_FEWEST} scans) or else of the cohort (of {FEWEST} or more), or had odd intensities; a few of any
+large cohort do. Nothing is left out.</p>
 <p><b style="color:{EDGES}">edges of the template</b>, <b style="color:{MASK}">brain mask of the scan</b>; left is
 left.</p><ul>$failed</ul>$articles</body></html>
 """)

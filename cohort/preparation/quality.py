@@ -1,6 +1,7 @@
 """How well a prepared scan came out: measures, limits that it must meet, and which of a cohort to look at first."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -17,6 +18,9 @@ ROBUST_Z = 3.5
 How to Detect and Handle Outliers)."""
 FEWEST = 8
 """Scans below which a cohort has no robust standard deviation worth the name; then only the fixed limits hold."""
+SITE_FEWEST = 20
+"""Scans of one site from which on they are compared with one another: sites differ by scanner and protocol, so that a
+site with noisier scans would be named as a whole, and the odd one of a good site not at all."""
 PURE = 0.9
 """Least probability of a voxel that is taken for grey or white matter."""
 
@@ -117,17 +121,30 @@ def reference(grid: Grid) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.where(inside, np.maximum(template, 1e-3), 0), tissue(grid)
 
 
-def judge(cohort: Sequence[Mapping[str, float | None]]) -> list[Verdict]:
-    """Applies RULES to the measures of a cohort."""
+def judge(cohort: Sequence[Mapping[str, float | None]], sites: Sequence[str] = ()) -> list[Verdict]:
+    """Applies RULES to the measures of a cohort.
+
+    Args:
+        cohort: the measures of each scan.
+        sites: the site of each, empty where unknown. Outliers of a site with SITE_FEWEST scans are those among its own;
+            all others are compared with the whole cohort.
+    """
     verdicts = [Verdict([], [], 0.0) for _ in cohort]
+    named = np.array(sites or [""] * len(cohort), dtype=object)
+    large = [site for site, count in Counter(named).items() if site and count >= SITE_FEWEST]
     for rule in RULES:
         values = np.array([measures.get(rule.name) for measures in cohort], dtype=float)  # None becomes nan
         distance, middle = _distances(values, rule)
+        medians = np.full(len(values), f"median {middle:.4g}", dtype=object)
+        for site in large:
+            own = named == site
+            distance[own], middle = _distances(values[own], rule)
+            medians[own] = f"median of {site} {middle:.4g}"
         beyond = (values < rule.low) | (values > rule.high)
         for row in np.flatnonzero(beyond):
             verdicts[row].flagged.append(f"{rule.title}: {values[row]:.4g}, expected {rule.limits}")
         for row in np.flatnonzero(~beyond & (distance > ROBUST_Z)):
-            verdicts[row].look.append(f"{rule.title}: {values[row]:.4g}, median {middle:.4g}")
+            verdicts[row].look.append(f"{rule.title}: {values[row]:.4g}, {medians[row]}")
         scores = np.where(beyond, np.maximum(distance, 2 * ROBUST_Z), distance)
         verdicts = [old._replace(score=max(old.score, new)) for old, new in zip(verdicts, scores.tolist(), strict=True)]
     return verdicts

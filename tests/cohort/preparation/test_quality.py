@@ -85,6 +85,23 @@ def test_planted_outliers_are_worth_a_look_what_meets_no_limit_is_flagged_and_no
     assert min(verdicts[row].score for row in (7, 9, 11)) > max(others)
 
 
+def test_outliers_of_a_large_site_are_those_among_its_own():
+    """One site's scanner is noisier than all others; it has one scan that is noisy even there, the others one each."""
+    noisy, quiet, few = (
+        [scan | {"snr": snr} for scan in cohort(count)] for snr, count in ((5.0, 25), (16.0, 60), (5.0, 6))
+    )
+    noisy[3]["snr"], quiet[7]["snr"], few[2]["snr"] = 0.5, 11.0, 16.0
+    scans, sites = noisy + quiet + few, ["A"] * 25 + ["B"] * 60 + ["C"] * 6
+    named = {row for row, verdict in enumerate(judge(scans, sites)) if verdict.look}
+    assert named == {3, 25 + 7} | {85 + row for row in (0, 1, 3, 4, 5)}  # C is small: it is held against all
+    assert "median of A 5" in judge(scans, sites)[3].text
+    assert {row for row, verdict in enumerate(judge(scans)) if verdict.look} >= {*range(25)}
+    scans[0]["snr"], scans[1]["brain_ml"] = None, 2250.0
+    assert [bool(verdict.flagged) for verdict in judge(scans, sites)[:3]] == [False, True, False]
+    unknown = judge(scans, [""] * len(scans))
+    assert [verdict.text for verdict in unknown] == [verdict.text for verdict in judge(scans)]
+
+
 def test_a_good_surprise_is_none():
     scans = cohort(40)
     scans[3]["snr"] = 60.0
