@@ -5,7 +5,6 @@ they follow a person's true volumes only in part, so that beating them proves li
 scans (`truth_features`) are the other end.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,37 @@ from sklearn.preprocessing import StandardScaler
 
 from classifier.measures import metrics
 from classifier.measures.resampling import interval
-from cohort.anatomy.regional_volumes import region_volumes, true_volumes
+from cohort.anatomy.regional_volumes import (
+    GREY_MATTER,
+    VERSION,
+    contrast_of,
+    one_contrast,
+    region_volumes,
+    true_volumes,
+)
 from cohort.atlas import REGIONS, SIDES
-from cohort.scans import Grid, head_mask
+from cohort.scans import head_mask
 from cohort.stacks import ScanStack
 from runtime import seeding
+
+HIPPOCAMPI = tuple(f"{side} Hippocampus" for side in SIDES)
 
 
 def hippocampal_features(scans: ScanStack) -> np.ndarray:
     """Grey matter (ml) in the dilated left and right hippocampus, and their absolute asymmetry; (N, 3)."""
-    sides = tuple(f"{side} Hippocampus" for side in SIDES)
-    return with_asymmetry(region_volumes(scans.volumes, scans.grid, sides, unbias=False))
+    return with_asymmetry(tissue_volumes(scans, HIPPOCAMPI, f"hippocampi{VERSION}", unbias=False))
+
+
+def tissue_volumes(scans: ScanStack, regions: tuple[str, ...], name: str, *, unbias: bool = True) -> np.ndarray:
+    """`region_volumes` (N, regions) of scans of one contrast, kept under a name."""
+
+    def measure(volume: np.ndarray) -> list[float]:
+        is_map = contrast_of([volume], scans.grid) == GREY_MATTER
+        return [is_map, *region_volumes([volume], scans.grid, regions, unbias=unbias)[0]]
+
+    found = scans.measured(name, measure).reshape(len(scans), 1 + len(regions))
+    one_contrast(found[:, 0] > 0)
+    return found[:, 1:]
 
 
 def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
@@ -37,9 +56,10 @@ def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
     return np.hstack([volumes, np.abs(left - right) / np.maximum(left + right, 1e-6)])
 
 
-def brain_features(volumes: Iterable[np.ndarray], grid: Grid) -> np.ndarray:
+def brain_features(scans: ScanStack) -> np.ndarray:
     """Volume (ml) of the mask of brain or head; (N, 1). A cue of preparation rather than of disease."""
-    return np.array([[np.count_nonzero(head_mask(volume)) * grid.spacing_mm**3 / 1000] for volume in volumes])
+    voxel_ml = scans.grid.spacing_mm**3 / 1000
+    return scans.measured("brain1", lambda volume: [np.count_nonzero(head_mask(volume)) * voxel_ml])
 
 
 def truth_features(frame: pd.DataFrame, truth_csv: Path) -> np.ndarray:
@@ -75,9 +95,9 @@ def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str 
     if table["label"].nunique() < 2:
         names = ("regional", "brain_volume", "age_sex", "site", "permuted")
         return {**found, **dict.fromkeys(names, "no real training scans of both classes")}
-    volumes = {name: region_volumes(stack.volumes, train.grid, REGIONS) for name, stack in stacks.items()}
+    volumes = {name: tissue_volumes(stack, REGIONS, f"regions{VERSION}") for name, stack in stacks.items()}
     found["regional"] = regional = {name: with_asymmetry(ml) for name, ml in volumes.items()}  # (N, 24)
-    found["brain_volume"] = {name: brain_features(stack.volumes, train.grid) for name, stack in stacks.items()}
+    found["brain_volume"] = {name: brain_features(stack) for name, stack in stacks.items()}
     found["age_sex"] = "the training table has neither age nor sex"
     if table["age"].notna().any() or table["sex"].ne("").any():
         found["age_sex"] = {name: age_sex_features(stack.frame, table) for name, stack in stacks.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from cohort.decoding import ending_and_hash, naming, of_each
 from cohort.reading.place import place_of, refuse_misplaced
@@ -82,6 +85,26 @@ class ScanStack:
         hashes = tuple(self.hashes[row] for row in rows)
         frame = self.frame.iloc[rows].reset_index(drop=True)
         return ScanStack(frame, VolumeStack(files, self.grid.shape), self.grid, hashes)
+
+    def measured(self, name: str, measure: Callable[[np.ndarray], Sequence[float]]) -> np.ndarray:
+        """The same numbers of each volume, float64 (N, F), one volume per core at a time.
+
+        Kept beside the decoded scan, whose name is its content and the grid: scans that tables share are measured once.
+        `name` stands for what `measure` computes, its version included; other numbers need another.
+        """
+        places = [file.with_suffix(f".{name}.npy") for file in self.volumes.files]
+
+        def row(index: int) -> np.ndarray:
+            if not places[index].is_file():
+                found = np.asarray(measure(self.volumes[index]), dtype=np.float64)
+                with atomic_write(places[index]) as temporary:
+                    np.save(temporary, found, allow_pickle=False)
+            with _HEADER:
+                return np.load(places[index], allow_pickle=False)  # whole: it was renamed into place
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # filters and medians run without the interpreter's lock
+            rows = pool.map(row, range(len(self)))
+            return np.array(list(tqdm(rows, total=len(self), desc=f"measuring {name}", unit="scan", delay=2)))
 
 
 class Volumes:

@@ -32,13 +32,13 @@ def is_grey_matter_map(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> bo
     return bool(white < 0.5 * grey)
 
 
-def tissue_fractions(volume: np.ndarray, tissues: dict[str, np.ndarray]) -> np.ndarray:
+def tissue_fractions(voxels: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Share of each of TISSUES in each voxel, taken as a mixture of the two levels that its intensity lies between.
 
-    float64 (3, D, H, W); they sum to 1, and to 0 where the volume is 0 (background).
+    `voxels` has any shape, `levels` are its scan's `tissue_levels`. float64 (3, ...); they sum to 1, and to 0 where a
+    voxel is 0 (background).
     """
-    levels = tissue_levels(volume, tissues)
-    return np.stack([np.interp(volume, levels, corner) for corner in np.eye(len(TISSUES))]) * (volume > 0)
+    return np.stack([np.interp(voxels, levels, corner) for corner in np.eye(len(TISSUES))]) * (voxels > 0)
 
 
 def without_bias(volume: np.ndarray, tissues: dict[str, np.ndarray], grid: Grid) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, sparse
 
-from cohort.anatomy.grey_matter import TISSUES, is_grey_matter_map, tissue_fractions, without_bias
+from cohort.anatomy.grey_matter import TISSUES, is_grey_matter_map, tissue_fractions, tissue_levels, without_bias
 from cohort.atlas import REGIONS, SIDES, Atlas, atlas, tissue
 from cohort.scans import Grid
 from runtime.errors import InputError
@@ -32,6 +32,8 @@ _SUMMED = (
     ({"Brain Stem", "Ventral DC"}, ("gm", "wm")),
 )
 
+VERSION = 1
+"""Of what `region_volumes` computes. Raise it with any change: volumes that were kept are then measured anew."""
 METHOD = (
     "ml of tissue inside each dilated atlas region: intensities divided by a smooth bias, then shares of CSF, grey and "
     "white matter between the scan's own levels; ventricles CSF, white matter white, brain stem and ventral "
@@ -77,16 +79,19 @@ def dilated_mask(region: str, grid: Grid) -> np.ndarray:
 
 
 @cache
-def _summations(grid: Grid, regions: tuple[str, ...]) -> list[sparse.csr_array]:
-    """For each of TISSUES, (regions, voxels): ml of a voxel in the regions that measure this tissue, 0 elsewhere."""
+def _summations(grid: Grid, regions: tuple[str, ...]) -> tuple[np.ndarray, list[sparse.csr_array]]:
+    """The V voxels in any of the regions, as flat indices; and for each of TISSUES a matrix (regions, V): ml of a voxel
+    in the regions that measure this tissue, 0 elsewhere.
+    """
     masks = [np.flatnonzero(dilated_mask(region, grid)) for region in regions]
+    inside = np.unique(np.concatenate(masks))
     matrices = []
     for kind in TISSUES:
         columns = [mask if kind in tissues_in(name) else mask[:0] for name, mask in zip(regions, masks, strict=True)]
         ends = np.cumsum([0, *map(len, columns)])
-        ml = np.full(ends[-1], grid.spacing_mm**3 / 1000)
-        matrices.append(sparse.csr_array((ml, np.concatenate(columns), ends), (len(regions), np.prod(grid.shape))))
-    return matrices
+        ml, places = np.full(ends[-1], grid.spacing_mm**3 / 1000), np.searchsorted(inside, np.concatenate(columns))
+        matrices.append(sparse.csr_array((ml, places, ends), (len(regions), len(inside))))
+    return inside, matrices
 
 
 def region_volumes(
@@ -97,17 +102,17 @@ def region_volumes(
     `volumes` are N of (D, H, W) on the grid, in [0, 1], 0 outside the brain: an array, or a stack that is read as it is
     indexed. `unbias` divides each by its smooth bias first. Grey-matter maps are summed as they are (METHOD_OF_MAPS).
     """
-    matrices, tissues = _summations(grid, regions), _template(grid)[1]
+    (inside, matrices), tissues = _summations(grid, regions), _template(grid)[1]
 
     if contrast_of(volumes, grid) == GREY_MATTER:
         grey = matrices[TISSUES.index("gm")]
-        return np.array([grey @ np.asarray(volume).ravel() for volume in volumes]).reshape(-1, len(regions))
+        return np.array([grey @ np.asarray(volume).ravel()[inside] for volume in volumes]).reshape(-1, len(regions))
 
     def measure(index: int) -> np.ndarray:
         volume = np.asarray(volumes[index])
         flat = without_bias(volume, tissues, grid) if unbias else volume
-        shares = tissue_fractions(flat, tissues)
-        return sum(matrix @ share.ravel() for matrix, share in zip(matrices, shares, strict=True))
+        shares = tissue_fractions(flat.ravel()[inside], tissue_levels(flat, tissues))
+        return sum(matrix @ share for matrix, share in zip(matrices, shares, strict=True))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filters run without the interpreter's lock
         return np.array(list(pool.map(measure, range(len(volumes))))).reshape(-1, len(regions))
@@ -115,7 +120,11 @@ def region_volumes(
 
 def contrast_of(volumes: Sequence[np.ndarray], grid: Grid) -> str:
     """T1 or GREY_MATTER, of all volumes (D, H, W) on the grid; InputError for a mixture."""
-    maps = [is_grey_matter_map(np.asarray(volume), _template(grid)[1]) for volume in volumes]
+    return one_contrast([is_grey_matter_map(np.asarray(volume), _template(grid)[1]) for volume in volumes])
+
+
+def one_contrast(maps: Sequence[bool]) -> str:
+    """T1 or GREY_MATTER, from whether each volume is a grey-matter map; InputError for a mixture."""
     if any(maps) and not all(maps):
         raise InputError(
             f"{sum(maps)} of {len(maps)} volumes are grey-matter maps, the others T1-weighted; use one kind"

@@ -1,5 +1,4 @@
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,14 +10,24 @@ from classifier.measures import metrics
 from cohort.anatomy.regional_volumes import dilated_mask, region_volumes, volume_column
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.scans import GRIDS
+from cohort.stacks import ScanStack, VolumeStack
+from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
 
 
-def test_the_hippocampus_is_measured_on_its_side():
-    left, right = baselines.hippocampal_features(
-        SimpleNamespace(volumes=[brain(), brain("Left Hippocampus")], grid=GRID)
-    )
+def stack(folder, *volumes):
+    """Volumes on the grid as a table's scans, decoded."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{number}.npy" for number in range(len(volumes))]
+    for file, volume in zip(files, volumes, strict=True):
+        np.save(file, volume)
+    frame = pd.DataFrame({"subject": [file.stem for file in files]})
+    return ScanStack(frame, VolumeStack(files, GRID.shape), GRID, tuple(frame["subject"]))
+
+
+def test_the_hippocampus_is_measured_on_its_side(tmp_path):
+    left, right = baselines.hippocampal_features(stack(tmp_path, brain(), brain("Left Hippocampus")))
     assert left[2] < 0.2
     assert right[0] < 0.8 * left[0]
     assert right[1] == pytest.approx(left[1], rel=1e-2)
@@ -94,10 +103,30 @@ def test_regional_features_follow_the_region():
     assert 0 < plain[places[0]] <= room
 
 
-def test_brain_volume_is_that_of_the_mask():
+def test_scans_are_measured_once_whatever_tables_they_are_in(scans):
+    first = baselines.features(scans, {"val": scans})
+    regional = region_volumes(scans.volumes, scans.grid, REGIONS)
+    np.testing.assert_array_equal(first["regional"]["val"], baselines.with_asymmetry(regional))
+    kept = {path: path.stat().st_mtime_ns for path in scans.volumes.files[0].parent.glob("*.*.npy")}
+    assert len(kept) == 3 * len(scans)
+    rows = np.array([3, 1])
+    again = baselines.features(scans, {"val": scans.take(rows)})
+    np.testing.assert_array_equal(again["regional"]["val"], first["regional"]["val"][rows])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_mixture_of_maps_and_scans_is_refused_also_where_some_were_measured_before(tmp_path):
+    tissues = template(GRID)
+    scan, map_ = brain(), tissues["gm"].astype(np.float32)
+    baselines.hippocampal_features(stack(tmp_path, scan))
+    with pytest.raises(InputError, match="1 of 2 volumes are grey-matter maps"):
+        baselines.hippocampal_features(stack(tmp_path, scan, map_))
+
+
+def test_brain_volume_is_that_of_the_mask(tmp_path):
     small = brain()
     small[: GRID.shape[0] // 2] = 0
-    whole, half = baselines.brain_features([brain(), small], GRID)[:, 0]
+    whole, half = baselines.brain_features(stack(tmp_path, brain(), small))[:, 0]
     assert 1000 < whole < 2500
     assert 0.3 < half / whole < 0.7
 

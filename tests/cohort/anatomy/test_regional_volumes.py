@@ -34,7 +34,7 @@ def brain(extra=None):
 
 def test_fractions_sum_to_one_in_the_brain_and_follow_the_template():
     volume, tissues = brain(), tissues_of_template()
-    fractions = grey_matter.tissue_fractions(volume, tissues)
+    fractions = grey_matter.tissue_fractions(volume, grey_matter.tissue_levels(volume, tissues))
     np.testing.assert_allclose(fractions.sum(axis=0), volume > 0, atol=1e-9)
     for share, name in zip(fractions, grey_matter.TISSUES, strict=True):
         assert np.corrcoef(share[volume > 0], tissues[name][volume > 0])[0, 1] > 0.8
@@ -67,7 +67,7 @@ def test_table_names_regions_with_enough_voxels_and_asymmetries_of_pairs():
 def test_volumes_are_sums_over_the_dilated_region():
     region = regional_volumes.dilated_mask("Left Lateral Ventricle", GRID)
     assert region.sum() > atlas(GRID).mask("Left Lateral Ventricle").sum()
-    csf = grey_matter.tissue_fractions(brain(), tissues_of_template())[0]
+    csf = grey_matter.tissue_fractions(brain(), grey_matter.tissue_levels(brain(), tissues_of_template()))[0]
     found = regional_volumes.region_volumes([brain()], GRID, ("Left Lateral Ventricle", "Brain Stem"), unbias=False)
     assert found[0, 0] == pytest.approx(csf[region].sum() * 0.064)
     assert regional_volumes.tissues_in("Left Thalamus") == ("gm",)
