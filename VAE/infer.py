@@ -84,7 +84,7 @@ def main(config: InferConfig) -> None:
     leak = refuse_overlap(frame, vae.ledger, what=what, allow_leak=config.allow_leak)
     volumes, labels = Volumes(load_scans(frame, vae.grid, cache_dir=config.cache_dir), device), atlas(vae.grid)
     cases = [case for part in distributed.gather(reconstruct(volumes, vae, labels, device, config)) for case in part]
-    if not distributed.is_main():
+    if not distributed.dismiss():
         return
     table = pd.DataFrame([case.measures for case in cases]).sort_values(["subject", "session"], kind="stable")
     write_csv(config.out / "metrics.csv", table)

@@ -89,7 +89,7 @@ def main(config: SaveLatentConfig) -> None:
         made = encode(volumes, items, vae, device, config.out / split, config)
         print(f"{path}: {made} encoded by this process; {len(items)} latents in {config.out / split}")
     distributed.barrier()
-    if distributed.is_main():
+    if distributed.dismiss():
         for folder in (config.out / split for split in splits):
             with atomic_write(folder / "SHA256SUMS") as temporary:
                 temporary.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in latents.list_latents(folder)))

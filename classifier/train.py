@@ -94,8 +94,7 @@ def main(config: TrainConfig) -> None:
             if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:
                 guard.check(run)
                 save(run, "last", state)
-        distributed.shutdown()  # baselines may take longer than processes wait for one another
-        if distributed.is_main() and not is_evaluated(run, config):
+        if distributed.dismiss() and not is_evaluated(run, config):
             evaluate(run, selection, stacks, device, config)
 
 

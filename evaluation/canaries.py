@@ -88,7 +88,7 @@ PRESETS = {
 
 def main(config: CanaryConfig) -> None:
     """Plants, trains, samples, audits, writes."""
-    if not distributed.is_main():
+    if not distributed.dismiss():
         return
     train = read_split(config.latents, "train")
     held_out = [latent for split in config.held_out for latent in read_split(config.latents, split)]

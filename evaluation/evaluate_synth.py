@@ -93,7 +93,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> None:
     """Checks, measures part by part, draws, writes."""
-    if not distributed.is_main():
+    if not distributed.dismiss():
         return
     grid, weights = grid_of(config), read_weights(config.weights)
     folders = folders_of(config.synth_hc, config.synth_tle)

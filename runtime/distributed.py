@@ -41,6 +41,19 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def dismiss() -> bool:
+    """Lets all processes go but the main one, which works on as if it had been alone; False in those that are to end.
+
+    For what one process does at the end and takes long: others would wait for it, if only with leaving the group, until
+    PATIENCE ends. All call it at about the same time.
+    """
+    main = is_main()
+    shutdown()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    return main
+
+
 def rank() -> int:
     """This process's number among all, 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
