@@ -20,6 +20,8 @@ from runtime.pickles import load_pickle, save_pickle
 FORMAT = 1
 _MNI = 4
 """NIfTI's code for coordinates of the MNI152 space."""
+_LARGEST = 32767
+"""Of int16."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,39 @@ def write_nifti(
 
     `affine` (4, 4) in mm is stored as sform and as qform, both with code 4; `description` has at most 79 bytes.
     """
-    nifti = nib.Nifti1Image(np.asarray(image, dtype=dtype), affine)
+    _save(path, np.asarray(image, dtype=dtype), affine, description)
+
+
+def write_scan(path: Path | str, image: np.ndarray, affine: np.ndarray) -> None:
+    """`write_nifti` of a scan (D, H, W) in int16, with a scale where its values are no whole numbers from 0 to 32767.
+
+    Whole numbers are kept exactly. Others are off by at most half a step, which is the largest value over 65535; where
+    there are negative ones, the largest magnitude over 32767. 0, the mark of background, stays 0, and nothing else
+    becomes 0: values nearer to it than half a step are off by up to a whole one.
+    """
+    high = float(np.abs(image).max())
+    if image.min() >= 0 and high <= _LARGEST and np.array_equal(image, np.rint(image)):
+        _save(path, image.astype(np.int16), affine)
+        return
+    zero = 0 if image.min() < 0 else -1 - _LARGEST  # the whole number that stands for 0
+    step = np.float32(high / (_LARGEST - zero))
+    numbers = np.rint(image / step)
+    numbers = np.where(numbers == 0, np.sign(image), numbers)
+    stored = np.clip(numbers + zero, -1 - _LARGEST, _LARGEST).astype(np.int16)
+    _save(path, stored, affine, scale=(step, -zero * step))
+
+
+def _save(
+    path: Path | str, stored: np.ndarray, affine: np.ndarray, description: str = "",
+    scale: tuple[float, float] | None = None,
+) -> None:  # fmt: skip
+    nifti = nib.Nifti1Image(stored, affine)
     nifti.set_sform(affine, code=_MNI)
     nifti.set_qform(affine, code=_MNI)
     nifti.header.set_xyzt_units("mm")
     nifti.header["descrip"] = description.encode()
+    if scale is not None:
+        nifti.header.set_slope_inter(*scale)  # of numbers that are scaled already
     with atomic_write(path) as temporary:
         nib.save(nifti, temporary)
 

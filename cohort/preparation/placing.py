@@ -8,7 +8,7 @@ import numpy as np
 from cohort.decoding import naming, read_voxels
 from cohort.preparation.quality import judge
 from cohort.scans import Grid, onto_grid, to_ras
-from cohort.volumes import write_nifti
+from cohort.volumes import write_scan
 from runtime.errors import InputError
 from runtime.files import read_json
 
@@ -39,7 +39,7 @@ class Place:
 
     def write(self, path: Path, image: np.ndarray) -> None:
         """Writes a volume on the grid as prepared scans are."""
-        write_nifti(path, image, self.grid.affine)
+        write_scan(path, image, self.grid.affine)
 
     def _onto(self, image: np.ndarray, affine: np.ndarray) -> np.ndarray:
         return onto_grid(*to_ras(image.astype(np.float32), affine), self.matrix @ self.grid.affine, self.grid)

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cohort.decoding import read_voxels
 from cohort.scans import GRIDS, load_scan
 from cohort.volumes import (
     Volume,
@@ -16,6 +17,7 @@ from cohort.volumes import (
     side_of,
     volume_name,
     write_nifti,
+    write_scan,
     write_volume,
 )
 from runtime.errors import InputError
@@ -150,3 +152,27 @@ def test_pickle_and_nifti_of_one_volume_load_alike(tmp_path):
     write_nifti(tmp_path / "v.nii.gz", image(), GRID.affine)
     write_volume(tmp_path / "v.pkl", Volume(image(), 0, affine=GRID.affine))
     assert np.array_equal(load_scan(tmp_path / "v.nii.gz", GRID), load_scan(tmp_path / "v.pkl", GRID))
+
+
+def test_a_scan_of_whole_numbers_is_stored_exactly_in_half_the_bytes(tmp_path):
+    whole = np.rint(1000 * image())
+    write_scan(tmp_path / "w.nii", whole, GRID.affine)
+    assert nib.load(tmp_path / "w.nii").get_data_dtype() == np.int16
+    np.testing.assert_array_equal(read_voxels(tmp_path / "w.nii")[0], whole)
+    assert (tmp_path / "w.nii").stat().st_size == 352 + 2 * whole.size
+
+
+@pytest.mark.parametrize(("low", "numbers"), [(0.0, 65535), (-3.0, 32767)])
+@pytest.mark.parametrize("high", [1e-3, 1.0, 40_000.0, 3e6])
+def test_other_scans_are_off_by_half_a_step_and_keep_what_is_background(tmp_path, low, numbers, high):
+    values = high * np.random.default_rng(0).uniform(low / 3, 1, GRID.shape)
+    values[2:, :, :3], values[0, 0, :3] = 0, (1e-9 * high, high, 0.2 * high)
+    write_scan(tmp_path / "s.nii.gz", values.astype(np.float32), GRID.affine)
+    found = read_voxels(tmp_path / "s.nii.gz")[0]
+    half = np.abs(values).max() / numbers / 2
+    off = np.abs(found - values)
+    off[0, 0, 0] = 0  # the faint one
+    assert off.max() < 1.01 * half + 1e-6 * high
+    assert off.max() > 0.9 * half
+    np.testing.assert_array_equal(found == 0, values == 0)
+    assert 0 < found[0, 0, 0] <= 2.01 * half
