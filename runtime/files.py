@@ -53,12 +53,15 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
-    """Holds a folder, made when absent, until the block ends; the kernel lets go of it when the process dies."""
+def locked(folder: Path | str, *, shared: bool = False) -> Iterator[None]:
+    """Holds a folder, made when absent, until the block ends; the kernel lets go of it when the process dies.
+
+    Alone, or `shared` with others that say so too.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (Path(folder) / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another process is running in this folder") from None
         except OSError as error:

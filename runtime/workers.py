@@ -1,10 +1,21 @@
 """Processes among which a script shares its work, and which end when it is interrupted."""
 
 import multiprocessing
+import re
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from runtime.errors import InputWarning
+
+Job = TypeVar("Job")
 
 
 @contextmanager
@@ -29,3 +40,88 @@ def start_workers(count: int, initializer: Callable[..., None], *arguments: obje
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def run_each(
+    work: Callable[[Job], object],
+    jobs: Sequence[Job],
+    count: int,
+    start: Callable[[], AbstractContextManager[Executor]],
+    tell: Callable[[Future], None],
+) -> list[Future]:
+    """Does `work` for each job by `count` processes. One that is killed, as where memory ends, costs no other job.
+
+    After a death nothing is begun, what is under way ends, and what was lost is tried alone. If its process dies again,
+    the job is at fault. If it comes through, there were too many for the memory: should that happen twice, the others
+    go on by half as many, and so on.
+
+    Args:
+        work: called in a process.
+        jobs: what it is called with.
+        count: processes, 1 or more.
+        start: starts one of them. Each job has one to itself, so that it is known whose death it was.
+        tell: called for each job that has ended, from several threads. What it raises ends the others, and is raised.
+
+    Returns:
+        A future for each job, done: the value or the error of `work`, or BrokenProcessPool where it died alone.
+    """
+    futures: dict[int, Future] = {}
+
+    def attempt(numbers: deque[int], count: int) -> list[int]:
+        """Does the jobs of these numbers until a process dies; takes out what it has begun, returns what was lost."""
+        stop = threading.Event()
+
+        def serve(process: Executor) -> int | None:
+            try:
+                while not stop.is_set():
+                    try:
+                        number = numbers.popleft()
+                    except IndexError:
+                        return None
+                    futures[number] = _outcome(process, work, jobs[number])
+                    if isinstance(futures[number].exception(), BrokenProcessPool):
+                        stop.set()
+                        return number
+                    tell(futures[number])
+            except BaseException:
+                stop.set()
+                raise
+            return None
+
+        with ThreadPoolExecutor(count) as threads, ExitStack() as started:
+            processes = [started.enter_context(start()) for _ in range(min(count, len(numbers)))]
+            serving = [threads.submit(serve, process) for process in processes]
+            try:
+                return [number for thread in serving if (number := thread.result()) is not None]
+            finally:
+                stop.set()
+
+    waiting, shortages = deque(range(len(jobs))), 0
+    while waiting:
+        lost = attempt(waiting, count)
+        guilty = [number for number in lost if attempt(deque([number]), 1)]
+        for number in guilty:
+            tell(futures[number])
+        shortages += len(guilty) < len(lost)
+        if len(guilty) < len(lost) and shortages > 1 < count:
+            count //= 2
+            words = f"memory was short again: the rest is done by {count} processes at once"
+            warnings.warn(words, InputWarning, stacklevel=2)
+    return [futures[number] for number in range(len(jobs))]
+
+
+def _outcome(process: Executor, work: Callable[[Job], object], job: Job) -> Future:
+    """What became of one job; a process that is dead already takes none."""
+    try:
+        future = process.submit(work, job)
+    except BrokenProcessPool as died:
+        future = Future()
+        future.set_exception(died)
+    future.exception()  # waits
+    return future
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had (its resident set's high-water mark)."""
+    # Not getrusage's: that begins with what the parent had when it forked.
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -110,6 +112,34 @@ def last_step(run_dir: Path) -> int:
     log = run_dir / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+@contextmanager
+def memory_limit(process: subprocess.Popen, *, megabytes: float) -> Iterator[list[int]]:
+    """Kills every child of a process that holds more memory, as the kernel does; yields the list of those killed."""
+    killed, over = [], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            for child in children(process.pid):
+                with suppress(OSError, TypeError):  # it has ended, or is just starting
+                    held = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text())
+                    if int(held[1]) / 1024 > megabytes and child not in killed:
+                        os.kill(child, signal.SIGKILL)
+                        killed.append(child)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        watcher.join()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 @contextmanager
