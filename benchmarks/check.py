@@ -8,7 +8,7 @@ the table, the cache, the search for copies (whose time grows with the square), 
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from benchmarks.timing import print_table, time_command
+from benchmarks.timing import expect, print_table, time_command
 from cohort.scans import GRIDS
 from cohort.tables import write_table
 from runtime.cli import describe, run_script
@@ -32,8 +32,9 @@ KINDS, COPIES = ("renamed", "mirrored", "noise", "scaled"), 20
 
 @dataclass(frozen=True)
 class BenchmarkConfig(ScriptConfig):
-    folder: Path = Path(tempfile.gettempdir()) / "check-benchmark"
-    """Folder for the scans and all outputs; scans that are there already are used."""
+    folder: Path | None = None
+    """Folder for the scans and all outputs, where scans of an earlier run are used; by default one that goes at the
+    end."""
     scans: int = 10_000
     """Size of the cohort, the copies besides."""
     out: Path = ROOT / "benchmarks" / "check.json"
@@ -41,6 +42,18 @@ class BenchmarkConfig(ScriptConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
+    if config.scans < COPIES:
+        raise InputError(f"--scans {config.scans}: expected {COPIES} or more, of which copies are made")
+    expect(minutes=1 + 9 * config.scans / 10_000)
+    if config.folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(replace(config, folder=Path(folder)))
+    else:
+        measure(config)
+
+
+def measure(config: BenchmarkConfig) -> None:
+    """Makes the cohort, times the commands on it, counts the copies that were found."""
     index = make_cohort(config)
     shutil.rmtree(config.folder / "cache", ignore_errors=True)  # of an earlier run
     check = ("cohort.check", "--csv", index, "--out", config.folder / "report", "--cache-dir", config.folder / "cache")
@@ -63,10 +76,11 @@ def make_cohort(config: BenchmarkConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in tqdm(range(config.scans + COPIES), desc="scans", unit="scan", delay=1):
-        path = folder / f"p{number:06d}.nii"
-        source = number if number < config.scans else 7 * (number - config.scans)
+        copy = number - config.scans
+        path = folder / (f"p{number:06d}.nii" if copy < 0 else f"{copy_name(config, copy)}.nii")
+        source = number if copy < 0 else source_of(config, copy)
         if not path.exists():
-            kind = "" if number < config.scans else KINDS[number % len(KINDS)]
+            kind = "" if copy < 0 else KINDS[copy % len(KINDS)]
             nib.save(nib.Nifti1Image(copy_of(brain(source), kind, number), GRID.affine), path)
         draw = rng(0, "bench row", source)
         rows.append(
@@ -80,6 +94,16 @@ def make_cohort(config: BenchmarkConfig) -> Path:
     index = config.folder / "index.csv"
     write_table(index, pd.DataFrame(rows))
     return index
+
+
+def source_of(config: BenchmarkConfig, copy: int) -> int:
+    """The number of the scan that a copy was made of."""
+    return copy * (config.scans // COPIES)
+
+
+def copy_name(config: BenchmarkConfig, copy: int) -> str:
+    """The name of a copy, which says of what: runs of other sizes may use the same folder."""
+    return f"copy{copy}_of_p{source_of(config, copy):06d}"
 
 
 def brain(seed: int) -> np.ndarray:
@@ -102,8 +126,10 @@ def copy_of(image: np.ndarray, kind: str, seed: int) -> np.ndarray:
 def copies_found(config: BenchmarkConfig) -> tuple[int, int]:
     """Planted copies that the report names with their source, and pairs it calls that were not planted."""
     findings = read_json(config.folder / "report" / "findings.json")["findings"]
-    called = {tuple(row["message"].split()[:3:2]) for row in findings if row["kind"] in ("duplicate", "near-duplicate")}
-    planted = {(f"p{config.scans + k:06d}", f"p{7 * k:06d}") for k in range(COPIES)}
+    called = {
+        frozenset(row["message"].split()[:3:2]) for row in findings if row["kind"] in ("duplicate", "near-duplicate")
+    }
+    planted = {frozenset((copy_name(config, k), f"p{source_of(config, k):06d}")) for k in range(COPIES)}
     return len(called & planted), len(called - planted)
 
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.timing import print_table, time_command
+from benchmarks.timing import expect, print_table, time_command
 from cohort.anatomy.regional_volumes import volume_column
 from cohort.atlas import REGIONS
 from cohort.simulation.effects import effect_targets
@@ -41,6 +41,7 @@ class BenchmarkConfig(ScriptConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
+    expect(minutes=2 * config.subjects / 400)
     with tempfile.TemporaryDirectory() as folder:
         made, again = Path(folder) / "once", Path(folder) / "again"
         seconds = make(made, config.subjects, workers=1)["processor, s"] / config.subjects

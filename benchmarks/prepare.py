@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks.timing import time_command
+from benchmarks.timing import expect, time_command
 from cohort.scans import GRIDS, resample, to_ras
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
@@ -31,6 +31,7 @@ class BenchmarkConfig(ScriptConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
+    expect(minutes=4)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         head = scan(canvas(LOOK, seed=1, spacing_mm=1.0), POSE, seed=1)

@@ -20,6 +20,11 @@ Jobs = dict[str, Callable[[], object]]
 AS_RUN, SET = "as its users run it", "our settings"
 
 
+def expect(minutes: float) -> None:
+    """Says, before a benchmark starts, how long it takes on two cores of 2026, roughly."""
+    print(f"about {max(1, round(minutes))} minutes on two cores, with nothing else running", flush=True)
+
+
 def contest(
     usual: Device,
     as_run: dict[str, Jobs],
@@ -54,10 +59,16 @@ def contest(
 
 
 def time_turns(jobs: Jobs, repeats: int, device: Device, *, warm_ups: int = 2) -> dict[str, tuple[float, str]]:
-    """Median seconds of each job, run in alternation after its warm-ups; and peak memory on a GPU."""
+    """Median seconds of each job, run in alternation after its warm-ups; and peak memory on a GPU.
+
+    After the first turn it says how long the others will take, where that is more than half a minute.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     peaks = dict.fromkeys(jobs, "-")
-    for repeat in range(repeats + warm_ups):
+    turns, began = repeats + warm_ups, now(device)
+    for repeat in range(turns):
+        if repeat == 1 and (minutes := (now(device) - began) * (turns - 1) / 60) > 0.5:
+            print(f"about {minutes:.2g} minutes for {turns - 1} more turns of {', '.join(jobs)}", flush=True)
         for name, job in jobs.items():
             if device.kind.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
