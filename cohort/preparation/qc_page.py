@@ -19,6 +19,8 @@ from runtime.files import atomic_write
 
 EDGES = "#35b6ff"
 MASK = "#ff9a1f"
+PLAIN_SHOWN = 1000
+"""Most scans without a remark on the page: with those of a hundred thousand it would have 100 MB."""
 _PAGE = Template(f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title</title><style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; }}
 .flagged {{ color: #a33; }} .look {{ color: #a60; }}
@@ -76,20 +78,25 @@ def _edges(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 def write_page(path: Path, title: str, entries: Sequence[Entry], failures: pd.DataFrame) -> None:
     """Writes qc.html: `failures` (columns `name`, `file`, `reason`), then scans: flagged ones, odd ones, far ones.
 
-    Pictures are linked relative to `path`.
+    Pictures are linked relative to `path`. Of scans without a remark the first PLAIN_SHOWN are there.
     """
     ordered = sorted(entries, key=_rank)
+    remarked = sum(bool(entry.verdict.reasons) for entry in entries)
+    shown = ordered[: remarked + PLAIN_SHOWN]
+    more = (
+        f" The last {len(ordered) - len(shown)}, without a remark, are not shown." if len(shown) < len(ordered) else ""
+    )
     flagged = sum(bool(entry.verdict.flagged) for entry in entries)
-    look = sum(bool(entry.verdict.reasons) for entry in entries) - flagged
+    look = remarked - flagged
     failed = "".join(
         "<li><b>{}</b> <code>{}</code><br>{}</li>".format(*map(html.escape, row))
         for row in failures[["name", "file", "reason"]].itertuples(index=False)
     )
     page = _PAGE.substitute(
         title=html.escape(title),
-        summary=f"{len(entries)} scans prepared, {flagged} flagged, {look} worth a look, {len(failures)} failed.",
+        summary=f"{len(entries)} scans prepared, {flagged} flagged, {look} worth a look, {len(failures)} failed.{more}",
         failed=failed,
-        articles="".join(_article(entry, path.parent) for entry in ordered),
+        articles="".join(_article(entry, path.parent) for entry in shown),
     )
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

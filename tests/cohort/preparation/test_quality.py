@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cohort.atlas import load_template, resample, tissue
-from cohort.preparation.qc_page import Entry, draw, write_page
+from cohort.preparation.qc_page import PLAIN_SHOWN, Entry, draw, write_page
 from cohort.preparation.quality import (
     FEWEST,
     LOOK,
@@ -163,3 +163,13 @@ def test_page_is_sorted_escaped_and_refers_to_pictures_beside_it(tmp_path, templ
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert links == ["pictures/a.png"] * 4
     assert (tmp_path / links[0]).is_file()
+
+
+def test_a_large_page_leaves_out_scans_without_a_remark_and_says_so(tmp_path):
+    verdicts = [Verdict([], ["snr low"], 4.0)] * 3 + [Verdict([], [], 0.1)] * (PLAIN_SHOWN + 2)
+    entries = [Entry(f"P{row}", tmp_path / "a.png", {}, verdict) for row, verdict in enumerate(verdicts)]
+    write_page(tmp_path / "qc.html", "Quality", entries, pd.DataFrame(columns=["name", "file", "reason"]))
+    page = (tmp_path / "qc.html").read_text()
+    assert page.count("<h2>") == 3 + PLAIN_SHOWN
+    assert "The last 2, without a remark, are not shown." in page
+    assert all(f"<h2>P{row}<" in page for row in range(3))
