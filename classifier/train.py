@@ -164,7 +164,9 @@ def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[s
     of known volumes. They are of this process's share, so scaled that the mean over processes is that of all. For
     hemispheres, the side weighs as much as its share of the batch is known: a patient's loss is then -log p(TLE)
     - log p(side | TLE) = -log p(TLE on that side), the cross-entropy over HC, TLE-L and TLE-R, and where the side is
-    unknown -log p(TLE), the sum over both.
+    unknown -log p(TLE), the sum over both. Volumes weigh as much as their share of the batch is known, so that one
+    scan's count alike whoever else is in it: were the few known among many synthetic volumes a lesson of full weight,
+    that of one or two scans in each step would drown the other.
     """
     S = answers.volumes.shape[1]
     logits, volumes = found[:, : found.shape[1] - 2 * S], found[:, found.shape[1] - 2 * S :]
@@ -179,8 +181,9 @@ def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[s
     if S:
         known = answers.volumes.isfinite().float()
         errors = (volumes.view(-1, S, 2) - answers.volumes.nan_to_num()) ** 2 / 2
-        terms["volumes"] = (errors * known).mean() / distributed.mean(known.mean()).clamp(min=1e-6)
-        total = total + config.volumes_weight * terms["volumes"]
+        share = distributed.mean(known.mean())
+        terms["volumes"] = (errors * known).mean() / share.clamp(min=1e-6)
+        total = total + config.volumes_weight * share * terms["volumes"]
     return {**terms, "total": total}
 
 

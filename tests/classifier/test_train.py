@@ -286,9 +286,12 @@ def test_the_loss_of_volumes_is_of_the_known_ones(config):
     found = torch.tensor([[0.0, 2.0, 2.0, 7.0, 0.5], [0.0, 9.0, 9.0, 9.0, 3.0]], requires_grad=True)
     terms = train.losses(found, known, config)
     torch.testing.assert_close(terms["volumes"], torch.tensor((1.0 + 0 + 0 + 9.0) / 2 / 4))
-    torch.testing.assert_close(terms["total"], terms["train"] + 2 * terms["volumes"])
+    torch.testing.assert_close(terms["total"], terms["train"] + 2 * 0.5 * terms["volumes"])  # half is known
     terms["total"].backward()
     assert (found.grad[:, 1:] != 0).tolist() == [[True, False, False, False], [False, False, False, True]]
+    everything = train.losses(found, known._replace(volumes=known.volumes.nan_to_num()), config)
+    (gradient,) = torch.autograd.grad(everything["total"], found)
+    torch.testing.assert_close(found.grad[0, 1], gradient[0, 1])  # a known one counts alike whatever else is known
     nothing = train.losses(found, known._replace(volumes=torch.full((2, 2, 2), nan)), config)
     assert nothing["volumes"] == 0
 
