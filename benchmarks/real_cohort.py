@@ -269,9 +269,10 @@ def generator(config: RealConfig, run: Any) -> Iterator[tuple[str, Any]]:
     vae, dit = work / "vae/checkpoints/best.pt", work / "diffusion/checkpoints/best.pt"
     run(
         "latents", "VAE.save_latent", "--checkpoint", vae, "--csv", work / "train.csv", work / "val.csv", "--out",
-        work / "latents", "--cache-dir", work / "cache",
+        work / "latents", "--mirrored", "--cache-dir", work / "cache",
     )  # fmt: skip
-    rank = min(PRESETS[config.preset].model.linear_rank, len(read_table(work / "train.csv")) - 1)
+    mirrored = 2 * len(read_table(work / "train.csv"))
+    rank = min(PRESETS[config.preset].model.linear_rank, mirrored // 4)
     run(
         "DiT", "diffusion.train", config.preset, "--latents", work / "latents", "--vae", vae, "--run-dir",
         work / "diffusion", "--steps", config.diffusion_steps, "--model.linear-rank", rank,

@@ -155,9 +155,10 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     if config.model.dim % config.model.heads:
         raise InputError(f"--model.dim {config.model.dim} does not divide by --model.heads {config.model.heads}")
     rank, count = config.model.linear_rank, len(data.train)
-    if rank >= count and data.mixer is None:
+    if 2 * rank > count and data.mixer is None and config.init is None:
+        # Axes through nearly every subject leave no rest, in which all new people differ from these.
         advice = f"a quarter of them, {count // 4}, overfits little (VAE.save_latent --mirrored doubles them)"
-        raise InputError(f"--model.linear-rank {rank} needs more than the {count} latents; {advice}")
+        raise InputError(f"--model.linear-rank {rank}: {count} latents bear {count // 2} axes at most; {advice}")
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = DiT(replace(config.model, sides=config.model.sides and data.train.has_sides), shape, process)
     if config.init is not None:

@@ -116,7 +116,7 @@ def test_another_vae_is_refused(random_vae: Path, latents: Path, tmp_path: Path)
         (("--model.patch", 32, 2, 2), "larger than the latent"),
         (("--val-split", "nowhere"), "no latents"),
         (("--model.dim", 65, "--model.heads", 2), "does not divide"),
-        (("--model.linear-rank", 12), "needs more than the 12 latents"),
+        (("--model.linear-rank", 7), "12 latents bear 6 axes at most; a quarter of them, 3"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(latents: Path, tmp_path: Path, words: tuple, message: str) -> None:
