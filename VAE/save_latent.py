@@ -121,9 +121,8 @@ def list_items(frame: pd.DataFrame, copies: int, *, mirrored: bool = False) -> l
     """All latents of a table, named by subject, and session where there is one: each scan, its mirror image where
     asked, and `copies` variants.
     """
-    names = {0: "", MIRRORED: "_mirrored"} | {variant: f"_variant{variant}" for variant in range(1, copies + 1)}
-    if not mirrored:
-        del names[MIRRORED]
+    names = {0: "", **({MIRRORED: "_mirrored"} if mirrored else {})}
+    names |= {variant: f"_variant{variant}" for variant in range(1, copies + 1)}
     return [
         (row, variant, f"{latents.stem(entry)}{ending}.pkl")
         for row, entry in enumerate(frame.itertuples())

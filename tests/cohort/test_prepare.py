@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +24,10 @@ from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime.cli import parse
 from runtime.errors import InputError, InputWarning
-from runtime.files import ROOT, locked, read_json, sha256
+from runtime.files import read_json, sha256
 from tests.support.heads import dice
-from tests.support.processes import children, fill, memory_limit, run_here, small_disk
+from tests.support.preparing import config, status, words
+from tests.support.processes import run_here
 from tests.support.scans import edit, template_bids, template_scan, template_table
 
 GRID = GRIDS["smoke"]
@@ -47,20 +42,6 @@ def table(tmp_path: Path) -> Path:
 def in_this_process(monkeypatch):
     """Saves the start of processes, which are tested as such by the tests that run the command."""
     monkeypatch.setattr(job, "start_process", lambda: ThreadPoolExecutor(1))
-
-
-def config(table: Path, **changes) -> Config:
-    folder = table.parent
-    given = {"out": folder / "out", "index": folder / "index.csv", "grid": "smoke", "assume_mni": True, "workers": 1}
-    return Config(participants=table, **(given | changes))
-
-
-def status(chosen: Config) -> int:
-    try:
-        main(chosen)
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 def content(folder: Path) -> dict[str, tuple[str, int]]:
@@ -205,118 +186,6 @@ def test_an_absent_scan_stops_no_other_and_is_named(table):
         assert failed["name"].tolist() == [lost]
         assert ("no such file" if lost == "P1" else "no anat/*_T1w.nii.gz") in failed["reason"][0]
         assert status(replace(chosen, partial=True)) == 0
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_takes_no_scan_with_it(table):
-    """As the kernel does where memory ends."""
-    done = subprocess.Popen(words(config(table, workers=2)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    victim = None
-    deadline = time.monotonic() + 120
-    while victim is None and time.monotonic() < deadline:
-        commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children(done.pid)}
-        victim = next((child for child, words in commands.items() if b"spawn_main" in words), None)
-        time.sleep(0.05)
-    os.kill(victim, signal.SIGKILL)
-    assert done.wait(timeout=300) == 0, done.stderr.read()
-    assert len(read_table(table.parent / "index.csv")) == 4
-
-
-@pytest.mark.slow
-def test_a_scan_that_needs_more_memory_than_there_is_fails_alone_and_by_name(table):
-    whole, times = nib.load(table.parent / "raw/P1.nii.gz"), 14  # of voxels along each axis: 300 MB as float32
-    large = np.kron(whole.get_fdata().astype(np.uint8), np.ones((times, times, times), np.uint8))
-    smaller = np.diag([1 / times] * 3 + [1.0])
-    smaller[:3, 3] = 0.5 / times - 0.5
-    nib.save(nib.Nifti1Image(large, whole.affine @ smaller), table.parent / "raw/P1.nii.gz")
-    chosen = config(table, workers=2)
-    process = subprocess.Popen(words(chosen), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with memory_limit(process, megabytes=1050) as killed:
-        out, err = process.communicate(timeout=300)
-    assert (process.returncode, len(killed)) == (1, 2), err  # once beside others, once alone
-    assert read_table(chosen.index)["subject"].tolist() == ["P0", "P2", "P3"]
-    assert pd.read_csv(chosen.out / "failures.csv")["name"].tolist() == ["P1"]
-    assert "failed: P1: its process was killed, and again when it ran alone" in out
-    assert 0.1 < float(re.search(r"a process had at most (\S+) GB of memory", out)[1]) < 1.11
-
-
-@pytest.mark.slow
-def test_parts_give_what_the_whole_gives(table, capsys):
-    (table.parent / "raw/P2.nii.gz").write_bytes(b"no scan")
-    whole = config(table, out=table.parent / "whole", index=table.parent / "whole.csv")
-    assert status(whole) == 1
-    capsys.readouterr()
-    parts = [config(table, part=f"{number}/3") for number in (1, 2, 3)]
-    for part, failed in ((parts[2], 1), (parts[0], 0)):
-        assert status(part) == failed
-        assert "the one that ends last writes the index" in capsys.readouterr().out
-        assert not part.index.exists()
-    assert status(parts[1]) == 1  # for P2, which is of the last part
-    assert "3 scans in" in (told := capsys.readouterr().out)
-    assert "failed: P2" in told
-    columns = [column for column in read_table(whole.index) if column != "file"]
-    assert read_table(parts[1].index)[columns].equals(read_table(whole.index)[columns])
-    for name in ("failures.csv", "qc.html"):
-        assert (parts[1].out / name).read_text() == (whole.out / name).read_text()
-    # Mended, its own part is enough; other settings are another preparation.
-    template_scan(table.parent / "raw/P2.nii.gz", 2)
-    assert status(parts[2]) == 0
-    assert len(read_table(whole.index)) == 3
-    assert len(read_table(parts[2].index)) == 4
-    assert status(replace(parts[2], reset_affine="RAS")) in (0, 1)
-    assert "other parts are not done" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_parts_run_at_once_in_one_folder(table):
-    running = [
-        subprocess.Popen([*words(config(table)), "--part", part], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for part in ("1/2", "2/2")
-    ]
-    told = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], told
-    assert any("4 scans in" in text for text in told)
-    assert len(read_table(config(table).index)) == 4
-
-
-def test_parts_that_would_meet_are_refused(table):
-    for text in ("0/2", "3/2", "2", "1/0", "a/b"):
-        with pytest.raises(InputError, match=f"--part {text}: expected k/n"):
-            main(config(table, part=text))
-    out = config(table).out
-    with locked(out), pytest.raises(InputError, match="another process"):
-        main(config(table, part="1/2"))
-    with locked(out, shared=True), pytest.raises(InputError, match="another process"):
-        main(config(table))
-    with locked(out / "parts" / "1_of_2"), pytest.raises(InputError, match="another process"):
-        main(config(table, part="1/2"))
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_said_and_nothing_is_half_written(table):
-    with small_disk(table.parent / "small", megabytes=4) as out:
-        filler = fill(out, leave_kilobytes=200)
-        done = command(config(table, out=out))
-        assert done.returncode == 2
-        assert "No space left on device" in done.stderr
-        for scan in (out / "scans").glob("*"):
-            assert nib.load(scan).get_fdata().shape == GRID.shape
-        assert not list(out.rglob(".tmp-*"))
-        filler.unlink()
-        assert status(config(table, out=out)) == 0
-        assert len(read_table(table.parent / "index.csv")) == 4
-
-
-def words(chosen: Config) -> list[str]:
-    """The command line of a configuration."""
-    given = ["--participants", chosen.participants, "--out", chosen.out, "--index", chosen.index, "--grid", chosen.grid]
-    given += ["--workers", chosen.workers, *(["--assume-mni"] if chosen.assume_mni else [])]
-    return [sys.executable, "-m", "cohort.prepare", *map(str, given)]
-
-
-def command(chosen: Config) -> subprocess.CompletedProcess:
-    """The script in a process of its own."""
-    return subprocess.run(words(chosen), cwd=ROOT, capture_output=True, text=True)
 
 
 def test_scans_without_an_orientation_are_prepared_by_the_users_word(table, capsys):
