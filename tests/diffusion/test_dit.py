@@ -13,7 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
-from diffusion.model.dit import Attention, patchify, position_embedding, rotary_table, rotate, unpatchify
+from diffusion.model.dit import (
+    FEW_TOKENS,
+    Attention,
+    attend,
+    patchify,
+    position_embedding,
+    rotary_table,
+    rotate,
+    unpatchify,
+)
 from diffusion.process import build_process
 from runtime.errors import InputError
 from tests.support.checkpoints import awake
@@ -225,6 +234,20 @@ def test_attention_equals_the_formula(qk_norm: bool, rotary: bool) -> None:
     mixed = (q @ k.transpose(2, 3) / 12**0.5).softmax(-1) @ v
     expected = layer.out(mixed.transpose(1, 2).reshape(2, 72, 24))
     torch.testing.assert_close(layer(x, rotation), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [FEW_TOKENS, FEW_TOKENS + 1])  # by hand, and by the fused kernel
+def test_attention_in_bfloat16_and_its_gradient_are_those_of_float64(tokens: int) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(1, 2, tokens, 12, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    short = [part.detach().bfloat16().requires_grad_() for part in exact]
+    q, k, v = exact
+    expected, found = (q @ k.mT / 12**0.5).softmax(-1) @ v, attend(*short)
+    assert found.dtype == torch.bfloat16
+    for mixed in (expected, found):
+        mixed.double().square().sum().backward()
+    pairs = [(expected, found), *((a.grad, b.grad) for a, b in zip(exact, short, strict=True))]
+    assert all((a - b).norm() < 0.02 * a.norm() for a, b in pairs)
 
 
 def logits(shift: tuple[int, int, int]) -> torch.Tensor:
