@@ -19,6 +19,7 @@ from cohort.scans import normalise
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import list_volumes, read_volume
 from diffusion.checkpoint import load_diffusion
+from evaluation.posteriors import Codec
 from evaluation.privacy import membership
 from evaluation.privacy.audit import latent_space, spaces_of
 from evaluation.privacy.canary_plan import (
@@ -35,10 +36,10 @@ from evaluation.privacy.embedding import EncoderConfig
 from runtime import distributed
 from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_module, run_script
-from runtime.device import Device, pick_device
+from runtime.device import pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
-from VAE.checkpoint import LoadedVAE, load_vae
+from VAE.checkpoint import load_vae
 from VAE.latents import Latent, read_split
 
 FORMAT = 3
@@ -100,16 +101,15 @@ def main(config: CanaryConfig) -> None:
     plant(config, plan)
     checkpoint = generate(config)
     device = pick_device("float32", config.threads)
-    vae = load_vae(config.vae)
-    device.module(vae.model)
+    codec = Codec(load_vae(config.vae), pick_device(threads=config.threads))
     synthetic = read_synthetic(config)
     sides = {"train": train, "test": held_out}
-    reals = {side: decoded(own, vae, device) for side, own in sides.items()}
+    reals = {side: decoded(own, codec) for side, own in sides.items()}
     names = {side: np.array([latent.subject for latent in own]) for side, own in sides.items()}
-    spacing = vae.grid.spacing_mm
+    spacing = codec.vae.grid.spacing_mm
     spaces = spaces_of(reals, names, synthetic, spacing, device, seed=config.seed, config=config.encoder)
     mus = {side: np.stack([latent.mu for latent in own]) for side, own in sides.items()}
-    spaces["latents"] = latent_space(mus, names, synthetic, vae, device)
+    spaces["latents"] = latent_space(mus, names, synthetic, codec)
     audit = audit_spaces(spaces, seed=config.seed)
     once = [latent for latent in train if plan.get(latent.subject, 1) == 1]
     result = {
@@ -123,7 +123,7 @@ def main(config: CanaryConfig) -> None:
         },
         "audit": audit,
         "membership": membership.dit_attack(
-            load_diffusion(checkpoint), stacked(once), stacked(held_out), device, seed=config.seed
+            load_diffusion(checkpoint), stacked(once), stacked(held_out), codec.device, seed=config.seed
         ),
     }
     write_json(config.run_dir / "canaries.json", result)
@@ -164,13 +164,9 @@ def read_synthetic(config: CanaryConfig) -> np.ndarray:
 
 
 @torch.no_grad()
-def decoded(latents: list[Latent], vae: LoadedVAE, device: Device) -> np.ndarray:
+def decoded(latents: list[Latent], codec: Codec) -> np.ndarray:
     """Real scans as the VAE gives them back, normalised like scans, (N, D, H, W)."""
-    volumes = []
-    for latent in latents:
-        x = vae.model.decode(device.tensor(torch.from_numpy(latent.mu).unsqueeze(0)))
-        volumes.append(normalise(x[0, 0].float().cpu().numpy()))
-    return np.stack(volumes)
+    return np.stack([normalise(codec.decode(latent.mu)) for latent in latents])
 
 
 def control_alarms(space: dict) -> dict[str, float] | None:

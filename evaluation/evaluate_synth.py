@@ -24,7 +24,7 @@ from evaluation.effects import class_counts
 from evaluation.features import CACHE, WEIGHTS_SHA256, SliceProtocol
 from evaluation.inputs import Synthetic, check_counts, check_ledgers, fingerprint, folders_of, read_synthetic
 from evaluation.networks import Weights, open_networks, read_weights
-from evaluation.posteriors import encode
+from evaluation.posteriors import Codec
 from evaluation.privacy import audit as privacy
 from evaluation.references import controls
 from runtime import distributed
@@ -83,6 +83,8 @@ class EvaluateConfig:
     """Evaluate even on subjects that the volumes' checkpoints were trained on; the result then says so."""
     precision: Precision = "float32"
     """Of the feature network. float32 makes figures of different machines comparable."""
+    model_precision: Precision = "auto"
+    """Of VAE and diffusion model: that in which latents were saved and volumes made; auto as in these scripts."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     cache_dir: Path = CACHE
@@ -103,8 +105,9 @@ def main(config: EvaluateConfig) -> None:
     leak, warnings = check_ledgers(tables, made, allow_leak=config.allow_leak, audit="privacy" in config.parts)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
     files = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
-    numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed, config.precision)
-    settings = [FORMAT, *numbers, config.allow_leak, sorted(config.parts)]
+    numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed)
+    precisions = (config.precision, config.model_precision)
+    settings = [FORMAT, *numbers, *precisions, config.allow_leak, sorted(config.parts)]
     inputs = fingerprint(scans, folders | swap, files, weights, settings)
     if is_done(config, inputs):
         print(f"{config.out}: done already, for the same inputs")
@@ -148,12 +151,12 @@ def measure(
     print("distances")
     networks, skipped = open_networks(grid, weights, per_axis=config.slices)
     draws = {"repeats": config.repeats, "seed": config.seed}
-    vae = None if config.vae is None else load_vae(config.vae)
-    posteriors = None
-    if vae is not None:
-        posteriors = {name: encode(stack.volumes, vae, device) for name, stack in scans.items()}
+    codec, posteriors = None, None
+    if config.vae is not None:
+        codec = Codec(load_vae(config.vae), pick_device(config.model_precision, config.threads))
+        posteriors = {name: codec.encode(stack.volumes) for name, stack in scans.items()}
     result, support, warnings = realism.measure(
-        scans, synthetic, vae, posteriors, networks, device, config.cache_dir, **draws
+        scans, synthetic, codec, posteriors, networks, device, config.cache_dir, **draws
     )
     result["views"] |= {name: {"skipped": reason} for name, reason in skipped.items()}
     result |= {"protocol": protocol_of(config, grid, result["dimensions"]), "warnings": warnings}
@@ -169,7 +172,7 @@ def measure(
     if "privacy" in config.parts:
         print("privacy")
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)
-        found = privacy.measure(scans, synthetic.volumes, grid, vae, posteriors, diffusion, device, config.seed)
+        found = privacy.measure(scans, synthetic.volumes, grid, codec, posteriors, diffusion, device, config.seed)
         if "skipped" not in found:
             pairs = found["audit"]["spaces"]["voxels"]["synthetic"]["pairs"]
             figures.draw_pairs(figure_path(config, "closest"), synthetic.volumes, scans["train"].volumes, pairs)
@@ -232,6 +235,7 @@ def protocol_of(config: EvaluateConfig, grid: Grid, dimensions: int) -> dict:
         "repeats": config.repeats,
         "seed": config.seed,
         "precision": config.precision,
+        "model_precision": config.model_precision,
     }
 
 

@@ -15,11 +15,10 @@ from evaluation.distances import frechet
 from evaluation.features import FeatureNetwork, describe, features_of
 from evaluation.fid import GROUPS, ROLES, Draw, FeatureSet, draw_all, pairs, project, shared_views, summary
 from evaluation.inputs import Synthetic
-from evaluation.posteriors import Posteriors
+from evaluation.posteriors import Codec, Posteriors
 from evaluation.references import controls, ladder, sharpness
 from runtime import seeding
 from runtime.device import Device
-from VAE.checkpoint import LoadedVAE
 
 PERMUTATIONS = 999
 HEADLINE = "efficientnet_lite0"
@@ -35,7 +34,7 @@ SUBSETS = 4
 def measure(
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
-    vae: LoadedVAE | None,
+    codec: Codec | None,
     posteriors: dict[str, Posteriors] | None,
     networks: Mapping[str, FeatureNetwork],
     device: Device,
@@ -52,8 +51,8 @@ def measure(
     labels = {name: stack.labels for name, stack in scans.items()} | {"synthetic": synthetic.labels}
     n = fid.per_draw(labels["train"], labels["test"], labels["synthetic"])
     rungs = {}
-    if vae is not None and posteriors is not None:
-        rungs = ladder.build(labels, posteriors, vae, device, cache_dir / "ladder", per_class=n, seed=seed)
+    if codec is not None and posteriors is not None:
+        rungs = ladder.build(labels, posteriors, codec, cache_dir / "ladder", per_class=n, seed=seed)
     volumes |= {"synthetic": synthetic.volumes} | {name: made for name, (made, _) in rungs.items()}
     surroundings = ladder.surroundings(volumes)
     sharp = sharpness.measure(volumes | {"blurred": spoiled["blurred"]})

@@ -8,7 +8,7 @@ import numpy as np
 from cohort.scans import Grid, normalise
 from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
-from evaluation.posteriors import Posteriors, decode, encode
+from evaluation.posteriors import Codec, Posteriors
 from evaluation.privacy import membership
 from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import FINE_MM, EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored, shrink
@@ -16,7 +16,6 @@ from evaluation.privacy.nearest import LEAST_SUBJECTS, Reals, Space
 from evaluation.references import controls
 from runtime import seeding
 from runtime.device import Device
-from VAE.checkpoint import LoadedVAE
 
 SIDES = ("train", "test")
 MOST_ATTACKED = 100
@@ -39,7 +38,7 @@ def measure(
     scans: dict[str, ScanStack],
     volumes: Sequence[np.ndarray],
     grid: Grid,
-    vae: LoadedVAE | None,
+    codec: Codec | None,
     posteriors: dict[str, Posteriors] | None,
     diffusion: LoadedDiffusion | None,
     device: Device,
@@ -54,14 +53,14 @@ def measure(
     if fewest < LEAST_SUBJECTS:
         return {"skipped": f"{fewest} volumes or subjects on a side, an audit needs {LEAST_SUBJECTS} of each"}
     decoded = None
-    if vae is not None and posteriors is not None:
+    if codec is not None and posteriors is not None:
         decoded = {}
         for place, side in enumerate(SIDES):
             rows = np.arange(len(scans[side]))
             if side == "train":  # all of the others have a place among the controls
                 rows = np.sort(seeding.rng(seed, "decoded subjects", place).permutation(rows)[:MOST_DECODED])
-            decoded[side] = reconstruct(scans[side].volumes, posteriors[side].mu, rows, vae, grid, device)
-    spaces = build_spaces(scans, volumes, grid, vae, posteriors, decoded, device, seed)
+            decoded[side] = reconstruct(scans[side].volumes, posteriors[side].mu, rows, codec, grid)
+    spaces = build_spaces(scans, volumes, grid, codec, posteriors, decoded, device, seed)
     audit = audit_spaces(spaces, seed=seed)
     attacks: dict[str, dict | str] = {
         f"synthetic volumes alone, {name}": membership.exposure_attack(space["synthetic"]["exposure"])
@@ -71,24 +70,22 @@ def measure(
         "skipped: no --vae" if decoded is None else membership.attack(*(-decoded[side].errors for side in SIDES))
     )
     attacks["DiT: loss"] = "skipped: needs --vae and --diffusion"
-    if posteriors is not None and diffusion is not None:
+    if codec is not None and posteriors is not None and diffusion is not None:
         count = min(MOST_ATTACKED, *(len(scans[side]) for side in SIDES))
         attacked = []
         for place, side in enumerate(SIDES):
             rows = seeding.rng(seed, "membership subjects", place).permutation(len(scans[side]))[:count]
             own = posteriors[side]
             attacked.append((own.mu[rows], own.logvar[rows], scans[side].labels[rows]))
-        attacks["DiT: loss"] = membership.dit_attack(diffusion, *attacked, device, seed=seed)
+        attacks["DiT: loss"] = membership.dit_attack(diffusion, *attacked, codec.device, seed=seed)
     return {"audit": audit, "attacks": attacks}
 
 
-def reconstruct(
-    volumes: Sequence[np.ndarray], mus: np.ndarray, rows: np.ndarray, vae: LoadedVAE, grid: Grid, device: Device
-) -> Decoded:
+def reconstruct(volumes: Sequence[np.ndarray], mus: np.ndarray, rows: np.ndarray, codec: Codec, grid: Grid) -> Decoded:
     """Decodes the posterior means of some scans, one at a time."""
     parts = []
     for row in rows:
-        x_hat = decode(mus[row], vae, device)
+        x_hat = codec.decode(mus[row])
         parts.append((shrink([normalise(x_hat)], grid.spacing_mm, FINE_MM)[0], head_error(volumes[int(row)], x_hat)))
     return Decoded(*(np.stack(part) for part in zip(*parts, strict=True)))
 
@@ -103,7 +100,7 @@ def build_spaces(
     scans: dict[str, ScanStack],
     volumes: Sequence[np.ndarray],
     grid: Grid,
-    vae: LoadedVAE | None,
+    codec: Codec | None,
     posteriors: dict[str, Posteriors] | None,
     decoded: dict[str, Decoded] | None,
     device: Device,
@@ -118,8 +115,8 @@ def build_spaces(
     if decoded is not None:
         smooth["through the VAE"] = decoded["test"].reconstructions
     spaces = spaces_of(fine, names, made, spacing, device, seed=seed, smooth=smooth)
-    if vae is not None and posteriors is not None:
-        spaces["latents"] = latent_space({side: posteriors[side].mu for side in SIDES}, names, volumes, vae, device)
+    if codec is not None and posteriors is not None:
+        spaces["latents"] = latent_space({side: posteriors[side].mu for side in SIDES}, names, volumes, codec)
     return spaces
 
 
@@ -162,13 +159,12 @@ def latent_space(
     mus: dict[str, np.ndarray],
     names: dict[str, np.ndarray],
     volumes: Sequence[np.ndarray],
-    vae: LoadedVAE,
-    device: Device,
+    codec: Codec,
 ) -> Space:
     """Posterior means as vectors: of real scans, (N, C, d, h, w) for each of SIDES, and of volumes (D, H, W)."""
     return Space(
         *(Reals(mus[side].reshape(len(names[side]), -1), names[side]) for side in SIDES),
-        synthetic=encode(volumes, vae, device).mu.reshape(len(volumes), -1),
+        synthetic=codec.encode(volumes).mu.reshape(len(volumes), -1),
     )
 
 

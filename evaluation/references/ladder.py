@@ -15,10 +15,8 @@ from cohort.stacks import VolumeStack
 from cohort.tables import CLASS_NAMES
 from evaluation.fid import BASELINES, RECONSTRUCTED
 from evaluation.inputs import keep
-from evaluation.posteriors import Posteriors, decode
+from evaluation.posteriors import Codec, Posteriors
 from runtime import seeding
-from runtime.device import Device
-from VAE.checkpoint import LoadedVAE
 
 RANK = 64
 """Principal axes of the narrower Gaussian."""
@@ -34,8 +32,7 @@ Made = tuple[VolumeStack, np.ndarray]
 def build(
     labels: Mapping[str, np.ndarray],
     posteriors: Mapping[str, Posteriors],
-    vae: LoadedVAE,
-    device: Device,
+    codec: Codec,
     cache_dir: Path,
     *,
     per_class: int,
@@ -54,10 +51,10 @@ def build(
     centred = latents - means[classes]
 
     def decoded(z: np.ndarray) -> Path:
-        return keep(decode(z, vae, device), cache_dir)
+        return keep(codec.decode(z), cache_dir)
 
     again = [decoded(mu) for mu in posteriors["test"].mu]
-    shape = vae.grid.shape
+    shape = codec.vae.grid.shape
     made: dict[str, Made] = {RECONSTRUCTED: (VolumeStack(again, shape), labels["test"])}
     codes = np.repeat(np.arange(len(CLASS_NAMES)), per_class)
     for name, rank in zip(BASELINES, (RANK, None), strict=True):

@@ -12,6 +12,8 @@ import torch
 
 from cohort.stacks import load_scans
 from cohort.tables import read_table
+from evaluation.posteriors import Codec
+from runtime.device import pick_device
 from tests.support.processes import run_here, script
 from VAE.checkpoint import load_vae
 from VAE.latents import read_latent, read_split, read_statistics, write_latent
@@ -45,6 +47,20 @@ def test_save_latent_is_resumable_and_sharded(cohort_dir: Path, tmp_path: Path, 
     other = run_here(*words[:2], trained / "checkpoints/last.pt", *words[3:], ok=False)
     assert other.returncode == 2
     assert "made by VAE" in other.stderr
+
+
+@pytest.mark.slow
+def test_an_evaluation_encodes_scans_as_they_were_saved(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    checkpoint, tables = trained / "checkpoints/best.pt", [cohort_dir / f"{split}.csv" for split in ("train", "val")]
+    words = ("VAE.save_latent", "--checkpoint", checkpoint, "--threads", 1, "--out", tmp_path, "--csv", *tables)
+    run_here(*words)
+    codec, table = Codec(load_vae(checkpoint), pick_device(threads=1)), read_table(tables[0])
+    scans = load_scans(table, codec.vae.grid)
+    found = dict(zip(table["subject"], zip(*codec.encode(scans.volumes), strict=True), strict=True))
+    for latent in read_split(tmp_path, "train"):
+        mu, logvar = found[latent.subject]
+        assert np.array_equal(mu, latent.mu)
+        assert np.array_equal(logvar, latent.logvar)
 
 
 @pytest.mark.slow

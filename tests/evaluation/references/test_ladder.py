@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from cohort.scans import GRIDS
 from evaluation.fid import FeatureSet, compare
-from evaluation.posteriors import encode
+from evaluation.posteriors import Codec
 from evaluation.references import ladder
 from runtime.device import Device
 from VAE.checkpoint import load_vae
@@ -29,21 +29,21 @@ def test_gaussians_have_the_covariance_of_the_latents_or_of_its_first_axes(rank:
 
 
 def test_every_rung_is_on_the_grid_with_its_class_mean(random_vae, tmp_path) -> None:
-    vae, draw = load_vae(random_vae), np.random.default_rng(0)
+    codec, draw = Codec(load_vae(random_vae), CPU), np.random.default_rng(0)
     shape = GRIDS["smoke"].shape
     labels, posteriors = {}, {}
     for name, count in (("train", 8), ("test", 4)):
         labels[name] = np.arange(count) % 2
         volumes = draw.random((count, *shape), dtype=np.float32) * 0.1 + 0.5 * labels[name][:, None, None, None]
-        posteriors[name] = encode(volumes.astype(np.float32), vae, CPU)
-    made = ladder.build(labels, posteriors, vae, CPU, tmp_path, per_class=3, seed=0)
+        posteriors[name] = codec.encode(volumes.astype(np.float32))
+    made = ladder.build(labels, posteriors, codec, tmp_path, per_class=3, seed=0)
     assert set(made) == {"reconstructed", "gaussian_64", "gaussian"}
     assert len(made["reconstructed"][0]) == 4
     for name in ("gaussian", "gaussian_64"):
         volumes, codes = made[name]
         assert codes.tolist() == [0, 0, 0, 1, 1, 1]
         assert volumes.shape == (6, *shape)
-    again = ladder.build(labels, posteriors, vae, CPU, tmp_path, per_class=3, seed=0)
+    again = ladder.build(labels, posteriors, codec, tmp_path, per_class=3, seed=0)
     assert again["gaussian"][0].files == made["gaussian"][0].files  # named by their content
 
 
