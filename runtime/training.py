@@ -66,14 +66,21 @@ def descend(
 
 
 def copy_weights(network: nn.Module) -> Weights:
-    """A copy of a network's weights, from which an average starts."""
-    return {name: value.clone() for name, value in network.state_dict().items()}
+    """A copy of a network's weights, from which an average starts.
+
+    Modules whose attribute ``fixed`` is true have buffers that nothing changes after the network was built: these are
+    shared with it, and so take memory and room in a checkpoint once.
+    """
+    modules = [(place, module) for place, module in network.named_modules() if getattr(module, "fixed", False)]
+    shared = {f"{place}.{name}" for place, module in modules for name, _ in module.named_buffers()}
+    return {name: value if name in shared else value.clone() for name, value in network.state_dict().items()}
 
 
 def average(ema: Weights, network: nn.Module, rate: float) -> None:
     """One step of an exponential moving average of the weights, in place: `rate` of the way to the network's."""
     state = network.state_dict()
-    torch._foreach_lerp_(list(ema.values()), [state[name] for name in ema], rate)
+    own = [name for name, value in ema.items() if value.data_ptr() != state[name].data_ptr()]
+    torch._foreach_lerp_([ema[name] for name in own], [state[name] for name in own], rate)
 
 
 def rate_of_decay(decay: float, step: int) -> float:

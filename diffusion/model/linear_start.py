@@ -29,6 +29,9 @@ class LinearStart(nn.Module):
     a mean of their own, m_L or m_R; the mean of the class, which those of unknown side get, is that of the mixture.
     """
 
+    fixed = True
+    """Once fitted: see `runtime.training.copy_weights`."""
+
     def __init__(
         self, rank: int, latent_shape: tuple[int, int, int, int], classes: int, process: Process, *, sides: bool = False
     ) -> None:

@@ -89,6 +89,26 @@ def test_swapped_weights_come_back() -> None:
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
 
 
+class Fixed(nn.Module):
+    fixed = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("axes", torch.arange(10_000.0))
+
+
+def test_what_nothing_changes_is_shared_by_averages_and_saved_once(tmp_path) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), Fixed())
+    ema = copy_weights(network)
+    nn.init.constant_(network[0].bias, 3.0)
+    average(ema, network, 1.0)
+    assert torch.equal(ema["0.bias"], network[0].bias)
+    assert ema["0.bias"].data_ptr() != network[0].bias.data_ptr()
+    torch.save({"weights": network.state_dict(), "ema": ema}, tmp_path / "whole.pt")
+    assert (tmp_path / "whole.pt").stat().st_size < 1.5 * 4 * 10_000
+    assert torch.equal(torch.load(tmp_path / "whole.pt")["ema"]["1.axes"], network[1].axes)
+
+
 def state_of(seed: int) -> State:
     torch.manual_seed(seed)
     network = nn.Linear(2, 2)
