@@ -14,6 +14,7 @@ from diffusion.process import Process, build_process
 from diffusion.upstream import read_upstream
 from runtime import checkpoints
 from runtime.errors import InputError
+from VAE.checkpoint import LoadedVAE
 
 KIND = "diffusion"
 Weights = Literal["ema", "raw"]
@@ -64,6 +65,17 @@ def load_diffusion(path: Path | str, *, weights: Weights = "ema") -> LoadedDiffu
         checkpoints.checkpoint_hash(path), record["ledger"], record["step"], record["label_dropout"],
         {name: tuple(scale) for name, scale in record["covariates"].items()}, process_config,
     )  # fmt: skip
+
+
+def refuse_other_vae(diffusion: LoadedDiffusion, vae: LoadedVAE) -> None:
+    """InputError where a diffusion model was not trained on the latents of this VAE."""
+    origin = diffusion.space.statistics.vae
+    # Files of other programs do not say which VAE their latents came from; the shape is all there is to check.
+    if origin not in ("", vae.hash):
+        raise InputError(f"the VAE is checkpoint {vae.hash}, the diffusion model was trained on latents of {origin}")
+    ours, theirs = tuple(diffusion.model.latent_shape), tuple(vae.model.latent_shape(vae.grid.shape))
+    if ours != theirs:
+        raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
 
 
 def start_from(path: Path, model: DiT, process: ProcessConfig) -> LoadedDiffusion:

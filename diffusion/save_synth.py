@@ -27,7 +27,7 @@ from cohort.pictures import gallery
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, read_volume, volume_name, write_nifti
 from diffusion import bids_derivative
-from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion
+from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refuse_other_vae
 from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
 from diffusion.model import DiT
@@ -155,13 +155,7 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     """Both checkpoints on the device; refuses two that do not belong together or cannot make what is asked for."""
     device = pick_device(config.precision, config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion, weights=config.weights)
-    origin = diffusion.space.statistics.vae
-    # Files of other programs do not say which VAE their latents came from; the shape is all there is to check.
-    if origin not in ("", vae.hash):
-        raise InputError(f"the VAE is checkpoint {vae.hash}, the diffusion model was trained on latents of {origin}")
-    ours, theirs = tuple(diffusion.model.latent_shape), tuple(vae.model.latent_shape(vae.grid.shape))
-    if ours != theirs:
-        raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
+    refuse_other_vae(diffusion, vae)
     check_request(config, wanted, diffusion)
     device.module(vae.model)
     device.module(diffusion.model)
