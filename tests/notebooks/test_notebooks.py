@@ -33,8 +33,13 @@ def small_notebook(*sources: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[text, *(nbformat.v4.new_code_cell(source) for source in sources)])
 
 
-def test_both_notebooks_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["data_split", "visualize"]
+def test_all_notebooks_are_there():
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "data_split",
+        "explore_volumes",
+        "visualize",
+        "your_scan",
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
