@@ -113,15 +113,21 @@ class Viewer:
             view.broadcast_to([other for other in self._views.values() if other is not view])
         width = widgets.Layout(width=f"{100 / len(self.names):.0f}%")
         columns = [widgets.VBox([self._titles[name], self._views[name]], layout=width) for name in self.names]
-        self.widget = widgets.HBox(columns)
+        again = widgets.Button(description="draw again", tooltip="where a column stayed black")
+        again.on_click(lambda _: [self._send(name) for name in self.shown])
+        self.widget = widgets.VBox([widgets.HBox(columns), again])
 
     def show(self, name: str, shown: Shown) -> None:
         """Puts a volume into a column, in the place of the one that was there; nothing is sent where it is the same."""
         before = self.shown.get(name)
         self.shown[name] = shown
         self._titles[name].value = f"<b>{name}</b>: {escape(shown.name)}"
-        if before is not None and np.array_equal(before.image, shown.image):
-            return
+        if before is None or not np.array_equal(before.image, shown.image):
+            self._send(name)
+
+    def _send(self, name: str) -> None:
+        """A column's volume, and what lies under it, to the browser."""
+        shown = self.shown[name]
         grey = {"colormap": "gray", "cal_min": 0.0, "cal_max": 1.0}
         red = {"colormap": "red", "colormap_negative": "blue", "cal_min": shown.signed / 10, "cal_max": shown.signed}
         layers = [{"name": f"{name}.nii", "data": as_nifti(shown), **(red if shown.signed else grey)}]

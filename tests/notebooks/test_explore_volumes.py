@@ -124,6 +124,18 @@ def test_between_two_scans(models, results):
     assert np.allclose(panel.viewer.shown["between"].image, models.reconstruct(last), atol=1e-5)
 
 
+def test_drawing_again_sends_the_same_volumes_anew():
+    viewer = viewing.Viewer(["one"])
+    viewer.show("one", viewing.Shown("a", np.ones(GRID.shape, np.float32), GRID.affine))
+    (first,) = viewer._views["one"].volumes
+    viewer.show("one", viewing.Shown("b", np.ones(GRID.shape, np.float32), GRID.affine))
+    assert viewer._views["one"].volumes == [first]  # the same voxels: nothing is sent
+    viewer.widget.children[1].click()
+    (again,) = viewer._views["one"].volumes
+    assert again is not first
+    assert again.data == first.data
+
+
 def test_a_scan_that_is_elsewhere_is_shown_and_not_reconstructed(models, tmp_path):
     shifted = GRID.affine + np.array([[0, 0, 0, 500.0], *np.zeros((3, 4))])
     nib.save(nib.Nifti1Image(np.random.default_rng(0).uniform(size=GRID.shape), shifted), tmp_path / "away.nii.gz")
