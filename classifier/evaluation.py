@@ -1,6 +1,5 @@
 """What a finished run says about held-out subjects: predictions, measures, the side, and the baselines beside it."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from runtime import seeding
 from runtime.checkpoints import checkpoint_hash, git_commit
 from runtime.device import Device
 from runtime.files import write_json
-from runtime.runs import Run
+from runtime.runs import Run, read_log
 
 FIELDS = ("grid", "seed", "sample_seed", "resamples", "folds", "fold", "augmentation", "shuffle", "steps", "batch_size")
 EVAL_BATCH = 16
@@ -59,7 +58,7 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
     measured = {name: measure(frame, threshold, config, name) for name, frame in predictions.items()}
     others, scores, side_scores = measure_baselines(stacks, predictions["test"], config)
     write_predictions(run.path / "predictions.csv", pd.concat(predictions.values(), ignore_index=True))
-    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = read_log(run.path)
     test, y = predictions["test"], stacks["test"].labels
     scores = {"network": test["probability"].to_numpy(), **scores}
     legend = {f"{name}, AUC {metrics.auc(y, row):.3f}": (y, row) for name, row in scores.items()}

@@ -12,6 +12,10 @@ class InputError(ValueError):
         lines = "".join(f"\n  - {problem}" for problem in problems)
         return cls(f"{title} ({len(problems)}):{lines}")
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a traceback."""
+        return [f"error: {self}"]
+
 
 class InputWarning(UserWarning):
     """Input was accepted, and something about it has to be said; scripts print its message alone."""

@@ -146,6 +146,17 @@ def environment(device: Device) -> dict[str, Any]:
     return {"commit": git_commit(), "processes": distributed.world_size(), **versions, **device.describe()}
 
 
+def read_log(run_dir: Path) -> list[dict[str, float]]:
+    """The lines of log.jsonl: step, time, then names with their units; without a last one that a kill left half."""
+    try:
+        lines = (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in takewhile(lambda line: line.endswith("\n"), lines)]
+    except FileNotFoundError:
+        raise InputError(f"{run_dir}: no log.jsonl, so not the folder of a training run") from None
+    except ValueError as error:
+        raise InputError(f"{run_dir / 'log.jsonl'}: not a log of a training run: {error}") from None
+
+
 def _settle_config(run: Run, config: Any, stage: str) -> None:
     """Writes config.json, or checks it once something has been learned by it."""
     path, new = run.path / "config.json", {"stage": stage, **plain_config(config)}
