@@ -1,5 +1,6 @@
 """Pictures of attributions over anatomy. Left of the picture is left of the patient."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,47 @@ def over_anatomy(
 
     `ends` are what blue (negative) and red (positive) mean; None for a map that has no sign: yellow is then much.
     """
-    inside = np.abs(attribution) * head_mask(anatomy)
-    peak = np.array(np.unravel_index(np.argmax(inside), attribution.shape))
-    at = tuple((index + 0.5) / size for index, size in zip(peak, attribution.shape, strict=True))
     limit = colour_limit(attribution)
-    look = {"cmap": "RdBu_r", "vmin": -limit} if ends else {"cmap": "autumn", "vmin": 0.0}
-    slices = [planes(volume, at) for volume in (anatomy, attribution)]
-    widths, height = [plane.shape[1] for plane in slices[0]], max(plane.shape[0] for plane in slices[0])
     # A fixed layout: looking for one takes longer than all else, and there are many of these pictures.
+    widths, height = plane_sizes(anatomy)
     figure = Figure(figsize=(9.6, 8.0 * height / sum(widths) + 0.75))
     top = 1 - 0.65 / figure.get_figheight()
     place = {"left": 0.01, "right": 0.86, "bottom": 0.02, "top": top, "wspace": 0.03}
     axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw=place)
-    x, y, z = affine[:3, :3] @ peak + affine[:3, 3]
+    image = three_planes(axes, anatomy, attribution, affine, strongest(anatomy, attribution), signed=ends is not None)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.88, 0.08, 0.015, top - 0.16)))
+    bar.solids.set_alpha(1)
+    marks = [-limit, 0, limit] if ends else [0, limit]
+    bar.set_ticks(marks, labels=[f"{mark:.1e}" if mark else "0" for mark in marks], fontsize=8)
+    bar.set_label(f"← {ends[0]}    {ends[1]} →\n{unit}" if ends else f"{unit}\n(no sign)", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def plane_sizes(volume: np.ndarray) -> tuple[list[int], int]:
+    """Widths of the three planes of (D, H, W), and the largest height."""
+    shapes = [plane.shape for plane in planes(volume)]
+    return [width for _, width in shapes], max(height for height, _ in shapes)
+
+
+def strongest(anatomy: np.ndarray, attribution: np.ndarray) -> tuple[int, ...]:
+    """The voxel (d, h, w) inside the head with the largest absolute attribution."""
+    return tuple(map(int, np.unravel_index(np.argmax(np.abs(attribution) * head_mask(anatomy)), attribution.shape)))
+
+
+def three_planes(
+    axes: Sequence[Axes], anatomy: np.ndarray, attribution: np.ndarray, affine: np.ndarray, voxel: Sequence[int], *,
+    signed: bool,
+) -> AxesImage:  # fmt: skip
+    """Draws a map over a scan in [0, 1], planes through a voxel (d, h, w) on three axes; returns the last map's image.
+
+    Colours run from blue (negative) to red, without a sign from nothing to yellow.
+    """
+    at = tuple((index + 0.5) / size for index, size in zip(voxel, attribution.shape, strict=True))
+    limit = colour_limit(attribution)
+    look = {"cmap": "RdBu_r", "vmin": -limit} if signed else {"cmap": "autumn", "vmin": 0.0}
+    slices = [planes(volume, at) for volume in (anatomy, attribution)]
+    x, y, z = affine[:3, :3] @ voxel + affine[:3, 3]
     side = "" if abs(x) < 0.5 else " (left side)" if x < 0 else " (right side)"  # a sagittal plane does not show it
     where = (f"x = {x:.0f} mm{side}", f"y = {y:.0f} mm", f"z = {z:.0f} mm")
     for axis, below, above, name, at_mm, letters in zip(axes, *slices, PLANES, where, ("PA", "LR", "LR"), strict=True):
@@ -43,13 +72,7 @@ def over_anatomy(
         for across, align, letter in ((0.02, "left", letters[0]), (0.98, "right", letters[1])):
             axis.text(across, 0.98, letter, transform=axis.transAxes, ha=align, va="top", color="white", fontsize=11,
                       fontweight="bold", bbox=_LETTER_BOX)  # fmt: skip
-    bar = figure.colorbar(image, cax=figure.add_axes((0.88, 0.08, 0.015, top - 0.16)))
-    bar.solids.set_alpha(1)
-    marks = [-limit, 0, limit] if ends else [0, limit]
-    bar.set_ticks(marks, labels=[f"{mark:.1e}" if mark else "0" for mark in marks], fontsize=8)
-    bar.set_label(f"← {ends[0]}    {ends[1]} →\n{unit}" if ends else f"{unit}\n(no sign)", fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    return image
 
 
 def colour_limit(map_: np.ndarray) -> float:
