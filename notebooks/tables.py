@@ -123,8 +123,13 @@ def attacks(result: dict) -> pd.DataFrame:
 
 
 def differences_of_arms(path: Path) -> pd.DataFrame:
+    """Paired tests that classifier.compare has written."""
+    return tests_of_arms(pd.read_csv(path))
+
+
+def tests_of_arms(tests: pd.DataFrame) -> pd.DataFrame:
     """Paired tests of classifier.compare: difference of areas with interval, corrected p-values, verdict."""
-    tests = pd.read_csv(path, index_col="b").rename_axis(None)
+    tests = tests.set_index("b").rename_axis(None)
     areas = "{auc_difference:+.3f} [{auc_difference_low:+.3f}, {auc_difference_high:+.3f}]"
     tests["AUC minus the reference's"] = [areas.format(**test) for test in tests.to_dict("records")]
     kinds = {"bootstrap_p_holm": "p (Holm)", "delong_p_holm": "DeLong p (Holm)", "mcnemar_p_holm": "McNemar p (Holm)"}
