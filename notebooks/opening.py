@@ -1,20 +1,21 @@
-"""What a newcomer sees first: what was trained, whether it works, how far, and what not to believe; three pictures."""
+"""What a newcomer sees first: what was trained, whether it works, how far, and what not to believe; and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
+from classifier.measures.resampling import cell_text
 from cohort.atlas import atlas
 from cohort.pictures import COLOURS, new_figure
 from cohort.scans import Grid, normalise
 from cohort.volumes import list_volumes, read_volume
 from evaluation.cards import RUNGS
 from evaluation.fid import BASELINES
+from notebooks.results import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,35 +23,86 @@ if TYPE_CHECKING:
 
 MARGIN_VOXELS = 4
 """Around both hippocampi, in the picture of one noise."""
+NOISE_CAPTION = (
+    "One noise, decoded as a control and as a patient of either side: the hippocampus (yellow) of the side of the "
+    "epilepsy should shrink and the horn beside it widen."
+)
+LADDER_CAPTION = (
+    "A good generator beats the Gaussians and comes near the reconstructions; bars hold the range of 95 % of the draws "
+    "of subjects, on the leading axes of EfficientNet features."
+)
 
 
-def sentences(fid: dict, arms: pd.DataFrame, results: dict, counts: Mapping[str, int], *, simulated: bool) -> list[str]:
-    """Four sentences with the figures of a run.
+def sentences(
+    trained: Sequence[str], counts: Mapping[str, int], networks: Mapping[str, dict], reconstructed: dict | None,
+    fid: dict | None, *, simulated: bool,
+) -> list[str]:  # fmt: skip
+    """What is known of a run, in four sentences at most.
 
     Args:
+        trained: those of `notebooks.results.STAGES` that were.
+        counts: scans of each diagnosis to train on.
+        networks: results.json of each classifier, by what it was trained on: real, synthetic, ...
+        reconstructed: summary.json of VAE.infer.
         fid: result of evaluation.evaluate_synth.
-        arms: table of classifier.compare, indexed by what a network was trained on: real, synthetic, ...
-        results: of the classifier that was trained on real scans.
-        counts: scans of each diagnosis that all models were trained on.
         simulated: whether the cohort is.
     """
-    trained = ", ".join(f"{count} {name}" for name, count in counts.items())
-    side = results["side"].get("test")
+    realism = reconstruction_sentence(reconstructed)
+    if fid:
+        realism = distance_sentence(fid["results"]["overall"]["held_out"])
+    found = [training_sentence(trained, counts), classifier_sentence(networks), realism]
+    return [*filter(None, found), belief_sentence(fid, simulated=simulated)]
+
+
+def training_sentence(trained: Sequence[str], counts: Mapping[str, int]) -> str:
+    """Which models there are, and the scans they had."""
+    scans = ", ".join(f"{count} {name}" for name, count in counts.items())
+    if not trained:
+        return f"There are scans to train on, of {scans}, and no model." if scans else ""
+    *others, last = [STAGES[stage] for stage in trained]
+    models = f"{', '.join(others)} and {last}" if others else last
+    verb = "were" if others else "was"
+    return f"{models[0].upper()}{models[1:]} {verb} trained{f' on {scans}' if scans else ''}."
+
+
+def classifier_sentence(networks: Mapping[str, dict]) -> str:
+    """How well classifiers of real and of synthetic scans do; empty where there is neither."""
+    areas = {name: cell_text(found["metrics"]["test"]["auc"], ".2f") for name, found in networks.items()}
+    if "real" not in areas:
+        what = "A classifier trained on synthetic volumes alone finds the disease in unseen scans with an AUC of"
+        return f"{what} {areas['synthetic']}." if "synthetic" in areas else ""
+    side = networks["real"]["side"].get("test")
     sided = f" and the right side of the epilepsy in {side['accuracy']['value']:.0%} of the patients" if side else ""
-    attack = fid["privacy"].get("attacks", {}).get("DiT: loss")
+    found = f"The classifier finds the disease in unseen scans with an AUC of {areas['real']}{sided}"
+    if "synthetic" in areas:
+        found += f"; trained on synthetic volumes alone it reaches {areas['synthetic']} on the same scans"
+    return f"{found}."
+
+
+def reconstruction_sentence(reconstructed: dict | None) -> str:
+    """How far the VAE's reconstructions are from scans it has not seen; empty where that was not measured."""
+    if reconstructed is None:
+        return ""
+    mean = reconstructed["mean"]
+    return (
+        f"The VAE reconstructs {reconstructed['scans']} unseen scans with a PSNR of {mean['psnr_head']:.1f} dB and an "
+        f"SSIM of {mean['ssim_head']:.3f} inside the head."
+    )
+
+
+def belief_sentence(fid: dict | None, *, simulated: bool) -> str:
+    """What not to believe."""
+    subject = "the scans are simulated" if simulated else "nothing here was measured on another cohort"
+    holds = f"that any of this holds for {'patients' if simulated else 'other patients'}: {subject}"
+    if fid is None:
+        return f"Do not believe {holds}."
+    attack = fid.get("privacy", {}).get("attacks", {}).get("DiT: loss")
     told = (
         f": the model's loss tells who was trained on with an AUC of {attack['auc']:.2f}"
         if isinstance(attack, dict)
         else ""
     )
-    subject = "the scans are simulated" if simulated else "nothing here was measured on another cohort"
-    return [
-        f"A VAE, a diffusion model and a classifier were trained on {trained}.",
-        f"The classifier finds the disease in unseen scans with an AUC of {area(arms.loc['real'])}{sided}; trained on "
-        f"synthetic volumes alone it reaches {area(arms.loc['synthetic'])} on the same scans.",
-        distance_sentence(fid["results"]["overall"]["held_out"]),
-        f"Do not believe that synthetic volumes are private{told}, nor that any of this holds for patients: {subject}.",
-    ]
+    return f"Do not believe that synthetic volumes are private{told}, nor {holds}."
 
 
 def distance_sentence(samples: dict) -> str:
@@ -73,23 +125,32 @@ def distance_sentence(samples: dict) -> str:
     )
 
 
-def area(row: pd.Series) -> str:
-    """An area under the ROC curve with its interval."""
-    return f"{row.auc_value:.2f} [{row.auc_low:.2f}, {row.auc_high:.2f}]"
-
-
 def draw(
-    runs: Path, grid: Grid, arms: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]], samples: dict
-) -> list[Figure]:
-    """One noise as all three diagnoses, where there are such volumes; what classifiers find; the ladder."""
-    controls, patients = (runs / f"synthetic_data_pkls_{name}" for name in ("HC", "TLE"))
-    found = triples(controls, patients, runs / "synthetic_swap")
-    return [*([one_noise(found, grid)] if found else []), areas(arms, baselines), rungs(samples)]
+    triples: Sequence[Sequence[np.ndarray]], grid: Grid | None, scores: Mapping[str, dict], samples: Mapping[str, dict]
+) -> list[tuple[Figure, str]]:
+    """Figures and how to read them: one noise as all diagnoses, what classifiers find, the ladder; of what is there.
+
+    Args:
+        triples: see `one_noise`.
+        scores: cells of areas under the curve, by network or baseline.
+        samples: distances to held-out scans, by sample.
+    """
+    drawn = []
+    if triples and grid:
+        drawn.append((one_noise(triples, grid), NOISE_CAPTION))
+    if scores:
+        drawn.append((areas(scores), "Brackets are 95 % intervals over subjects; 0.5 is guessing."))
+    if samples:
+        drawn.append((rungs(samples), LADDER_CAPTION))
+    return drawn
 
 
-def triples(controls: Path, patients: Path, other_side: Path) -> list[list[np.ndarray]]:
-    """Volumes of HC, TLE-L and TLE-R from one noise each, where all three are there; `other_side` holds TLE-R."""
-    right = {read_volume(path).seed: path for path in (list_volumes(other_side) if other_side.exists() else [])}
+def triples(runs: Path) -> list[list[np.ndarray]]:
+    """Volumes of HC, TLE-L and TLE-R from one noise each, where a preset's runs have made all three."""
+    controls, patients, other_side = (runs / f"synthetic_{name}" for name in ("data_pkls_HC", "data_pkls_TLE", "swap"))
+    if not all(folder.is_dir() for folder in (controls, patients, other_side)):
+        return []
+    right = {read_volume(path).seed: path for path in list_volumes(other_side)}
     found = []
     for path in list_volumes(patients) if right else []:
         volume = read_volume(path)
@@ -137,12 +198,12 @@ def _show(axis: Axes, image: np.ndarray, outlines: np.ndarray, **look: object) -
     axis.set_axis_off()
 
 
-def areas(arms: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> Figure:
-    """AUC with interval of each network and baseline, on unseen scans."""
-    rows = {f"network, trained on {name}": (row.auc_value, row.auc_low, row.auc_high) for name, row in arms.iterrows()}
-    for name, found in baselines.items():
-        ends = (found[end] for end in ("value", "low", "high"))
-        rows[f"baseline: {name}"] = tuple(np.nan if end is None else end for end in ends)
+def areas(scores: Mapping[str, dict[str, Any]]) -> Figure:
+    """Cells of AUC with interval, by name: networks black, what they have to beat grey, on unseen scans."""
+    rows = {
+        name: [np.nan if found[end] is None else found[end] for end in ("value", "low", "high")]
+        for name, found in scores.items()
+    }
     figure = new_figure(figsize=(9, 0.32 * len(rows) + 0.9), layout="constrained")
     axis = figure.subplots()
     for place, (name, (value, low, high)) in enumerate(reversed(rows.items())):

@@ -2,8 +2,9 @@
 
     python -m notebooks.report demo
 
-The file needs nothing beside it and nothing from a network. It begins with a hash of all that the notebook reads; while
-that has not changed the command has nothing to do. The notebook itself is not written to.
+Sections whose files are not there are left out, with a line that says what makes them (`notebooks.results`). The file
+needs nothing beside it and nothing from a network. It begins with a hash of all that the notebook reads; while that has
+not changed the command has nothing to do. The notebook itself is not written to.
 """
 
 import hashlib
@@ -20,12 +21,14 @@ import tyro
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
+from notebooks.results import Results
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
-from runtime.files import ROOT, atomic_write, read_json, sha256
+from runtime.files import ROOT, atomic_write, sha256
 
 NOTEBOOK, STYLE = ROOT / "notebooks" / "visualize.ipynb", ROOT / "notebooks" / "report.css"
 CELL_TIMEOUT_S = 600
@@ -36,93 +39,61 @@ FAVICON = re.compile(r"&lt;link rel=&quot;icon&quot;.*?&gt;", re.DOTALL)
 @dataclass(frozen=True)
 class ReportConfig(ScriptConfig):
     preset: tyro.conf.Positional[str]
-    """Name of the preset: its results are in runs/PRESET and fid_results/PRESET.json."""
+    """Name of the preset, or of a workflow's configuration: results are in runs/NAME and fid_results/NAME.json."""
     tables: Path | None = None
-    """Folder of train.csv, val.csv and test.csv; by default data/PRESET."""
+    """Folder of train.csv, val.csv and test.csv; by default data/NAME."""
+    root: Path = ROOT
+    """Holds runs, data and fid_results."""
     out: Path | None = None
-    """The report; by default runs/PRESET/report.html."""
+    """The report; by default runs/NAME/report.html."""
 
 
 def main(config: ReportConfig) -> None:
-    tables = config.tables or ROOT / "data" / config.preset
-    out = config.out or ROOT / "runs" / config.preset / "report.html"
-    mark = f"<!-- inputs {fingerprint(inputs(config.preset, tables))} -->"
+    root = config.root.resolve()
+    results = Results(config.preset, config.tables or root / "data" / config.preset, root)
+    results.refuse_nothing()
+    out = config.out or results.path("{runs}/report.html")
+    mark = f"<!-- inputs {fingerprint(results.files())} -->"
     if out.is_file() and mark in out.read_text(encoding="utf-8", errors="replace")[:500]:
         print(f"{out}: done already, for the same results")
         return
-    parameters = {"REPORT_PRESET": config.preset, "REPORT_TABLES": str(tables.resolve())}
-    html = page(execute(NOTEBOOK, parameters), mark)
+    tables = str(results.tables.resolve())
+    parameters = {"REPORT_PRESET": config.preset, "REPORT_ROOT": str(root), "REPORT_TABLES": tables}
+    notebook = without_missing(nbformat.read(NOTEBOOK, as_version=4), results)
+    html = page(run_cells(notebook, parameters), mark)
     with atomic_write(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
-def inputs(preset: str, tables: Path, root: Path = ROOT) -> list[Path]:
-    """All files that the report depends on, in runs, fid_results and data of `root` and in the folder of the tables.
-
-    Raises InputError where results are missing, with the command that makes each.
-    """
-    runs, results = root / "runs" / preset, root / "fid_results"
-    arms = [runs / name for name in ("classifier", "classifier_real_synthetic", "classifier_synthetic")]
-    log = ("config.json", "environment.json", "log.jsonl")
-    needed = {
-        "cohort.split": [tables / f"{name}.csv" for name in ("train", "val", "test")],
-        "VAE.train": [runs / "vae" / name for name in log],
-        "VAE.infer": [runs / "infer" / name for name in ("summary.json", "worst_and_best.png")],
-        "diffusion.train": [runs / "diffusion" / name for name in log],
-        "evaluation.evaluate_synth": [
-            results / f"{preset}{end}"
-            for end in (".json", "_fid.png", "_sharpness.png", "_nearest.png", "_effects.png")
-        ],
-        "classifier.train": [arm / name for arm in arms for name in (*log, "predictions.csv", "results.json")],
-        "classifier.compare": [
-            *(runs / f"{name}.csv" for name in ("arms", "arms_tests")),
-            *(runs / "comparison" / f"{name}.png" for name in ("reliability", "confusion")),
-        ],
-        "classifier.generate_saliency_maps": [
-            runs / "saliency" / name for name in ("maps.json", "region_ranking.csv")
-        ],
-    }  # fmt: skip
-    refuse_missing(needed)
-    config = read_json(arms[0] / "config.json")
-    manifests = [root / config[name] / "manifest.csv" for name in ("synth_hc", "synth_tle")]
-    refuse_missing({"diffusion.save_synth": manifests})
-    optional = [
-        runs / "synthetic_swap/manifest.csv",
-        *(root / "data" / preset / name for name in ("settings.json", "truth.json", "truth.csv")),
-        *(results / f"{preset}{end}" for end in ("_steps.json", "_closest.png")),
-        runs / "arms_truth.csv",
-        *(runs / name for name in ("arms_study.json", "arms_study_tests.csv", "controls/controls.json")),
-        *(runs / name / "validation.json" for name in ("validate_saliency", "validate_saliency_doses")),
-    ]
-    return [*(path for paths in needed.values() for path in paths), *manifests, *filter(Path.exists, optional)]
-
-
-def refuse_missing(needed: dict[str, list[Path]]) -> None:
-    """`needed` holds files by the module that makes them."""
-    missing = [
-        f"{path}, made by `python -m {module}`"
-        for module, paths in needed.items()
-        for path in paths
-        if not path.is_file()
-    ]
-    if missing:
-        raise InputError.of("results are missing (`make demo` makes all of them)", missing)
-
-
 def fingerprint(files: list[Path]) -> str:
-    """Hash of the results and of the code that shows them, 64 hexadecimal digits."""
-    shown_by = (ROOT / name for name in ("cohort/pictures.py", "notebooks/tables.py", "notebooks/opening.py"))
-    code = [NOTEBOOK, STYLE, Path(__file__), *shown_by]
-    return hashlib.sha256("".join(map(sha256, [*files, *code])).encode()).hexdigest()
+    """Hash of the results, of their names, and of the code that shows them, 64 hexadecimal digits."""
+    modules = ("opening", "report", "results", "run_folders", "saliency", "tables")
+    code = [NOTEBOOK, STYLE, ROOT / "cohort/pictures.py", *(NOTEBOOK.with_name(f"{name}.py") for name in modules)]
+    return hashlib.sha256("".join(f"{path} {sha256(path)}\n" for path in [*files, *code]).encode()).hexdigest()
+
+
+def without_missing(notebook: nbformat.NotebookNode, results: Results) -> nbformat.NotebookNode:
+    """The notebook with one line in the place of each section that lacks files; sections begin with ``## title``."""
+    cells, line = [], ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            line = results.left_out(cell.source.splitlines()[0].removeprefix("## "))
+            cells += [nbformat.v4.new_markdown_cell(line)] if line else []
+        cells += [] if line else [cell]
+    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
 def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
+    """`run_cells` of a notebook's file, which stays as it is."""
+    return run_cells(nbformat.read(path, as_version=4), parameters)
+
+
+def run_cells(notebook: nbformat.NotebookNode, parameters: dict[str, str]) -> nbformat.NotebookNode:
     """Runs a notebook in this very Python, whatever kernels are installed, and returns it with its outputs.
 
-    `parameters` are environment variables that its first cell reads. The file stays as it is.
+    `parameters` are environment variables that its first cell reads. InputError where a cell ends with one.
     """
-    notebook = nbformat.read(path, as_version=4)
     # Without folders to search, "python3" is the interpreter that runs this, and no user's kernel of the same name.
     specifications = KernelSpecManager(kernel_dirs=[])
     # A backend without inline pictures, as servers set it, would leave the report without figures.
@@ -134,7 +105,12 @@ def execute(path: Path, parameters: dict[str, str]) -> nbformat.NotebookNode:
         )  # fmt: skip
         resources = {"metadata": {"path": str(ROOT)}}
         client = NotebookClient(notebook, km=kernel, timeout=CELL_TIMEOUT_S, resources=resources)
-        client.execute(env=environment, cleanup_kc=True)
+        try:
+            client.execute(env=environment, cleanup_kc=True)
+        except CellExecutionError as error:
+            if error.ename != InputError.__name__:
+                raise
+            raise InputError(error.evalue) from None
     return notebook
 
 

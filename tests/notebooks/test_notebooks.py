@@ -15,7 +15,7 @@ import pytest
 from cohort.splitting.record import write_record
 from cohort.tables import read_table, write_table
 from notebooks import report
-from runtime.errors import InputError
+from notebooks.results import Results
 from runtime.files import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -33,13 +33,10 @@ def small_notebook(*sources: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[text, *(nbformat.v4.new_code_cell(source) for source in sources)])
 
 
-def test_all_notebooks_are_there():
-    assert {path.stem for path in NOTEBOOKS} >= {
-        "data_split",
-        "explore_volumes",
-        "visualize",
-        "your_scan",
-    }
+def test_the_notebooks_are_there():
+    assert {path.stem for path in NOTEBOOKS} == {
+        "compare_runs", "data_split", "explore_saliency", "explore_volumes", "visualize", "your_scan",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -143,21 +140,13 @@ def test_page_stands_alone_and_hides_code(capsys):
     assert "&lt;p&gt;" in html
 
 
-def test_missing_results_are_all_named_with_their_commands(tmp_path):
-    with pytest.raises(InputError) as refusal:
-        report.inputs("demo", tmp_path / "tables", root=tmp_path)
-    message = str(refusal.value)
-    for module in ("cohort.split", "VAE.train", "VAE.infer", "diffusion.train", "evaluation.evaluate_synth",
-                   "classifier.train", "classifier.compare", "classifier.generate_saliency_maps"):  # fmt: skip
-        assert f"python -m {module}" in message
-
-
 def test_report_is_made_when_due(tmp_path, monkeypatch, capsys):
     result, out = tmp_path / "result.json", tmp_path / "report.html"
     result.write_text("1")
-    monkeypatch.setattr(report, "inputs", lambda preset, tables: [result])
+    monkeypatch.setattr(Results, "files", lambda self: [result])
+    monkeypatch.setattr(Results, "left_out", lambda self, title: "")
     runs = []
-    monkeypatch.setattr(report, "execute", lambda path, parameters: runs.append(parameters) or small_notebook())
+    monkeypatch.setattr(report, "run_cells", lambda notebook, parameters: runs.append(parameters) or small_notebook())
     config = report.ReportConfig(preset="demo", tables=tmp_path, out=out)
     report.main(config)
     first = out.read_bytes()

@@ -104,6 +104,14 @@ def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
     assert own in " ".join(arms[0])
 
 
+def test_a_report_is_one_of_what_else_is_wanted(tmp_path: Path) -> None:
+    found = counts(run(tmp_path, TINY | {"run": ["report", "vae"]}, "--dry-run"))
+    assert set(found) == {"cohort", "split", "vae", "report", "all", "total"}
+    found = counts(run(tmp_path, TINY | {"run": ["maps"]}, "report", "--dry-run"))
+    assert {"maps", "report"} <= set(found)
+    assert "evaluation" not in found
+
+
 def test_bad_input_ends_with_one_message_before_anything_runs(tmp_path: Path) -> None:
     output = run(tmp_path, TINY | {"grid": "papre"}, ok=False)
     assert output.splitlines()[-1] == "  - grid: 'papre': expected one of paper, demo, smoke"
