@@ -159,10 +159,10 @@ class Results:
             missing += one_of
         if not missing:
             return ""
-        shown = [f"`{path.relative_to(self.root) if path.is_relative_to(self.root) else path}`" for path in missing]
-        more = f" and {len(shown) - 2} more files are" if len(shown) > 2 else " are" if len(shown) == 2 else " is"
+        first = missing[0].relative_to(self.root) if missing[0].is_relative_to(self.root) else missing[0]
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         made_by = section.made_by.format(configuration=self.configuration)
-        return f"**{title}**: left out. {', '.join(shown[:2])}{more} not there; {made_by}."
+        return f"**{title}**: left out. `{first}`{more} not there; {made_by}."
 
     def has(self, title: str) -> bool:
         """Whether a section can be shown; shows the line of `left_out` where not."""

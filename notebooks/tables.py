@@ -40,7 +40,7 @@ def feature_spaces(result: dict) -> pd.DataFrame:
 
 def variety(result: dict) -> pd.DataFrame:
     """Precision, recall, density and coverage of each sample against held-out scans, both classes together."""
-    support = result["diversity"]["support"]["support"]["overall"]
+    support = result.get("diversity", {}).get("support", {}).get("support", {}).get("overall", {})
     metrics = ("precision", "recall", "density", "coverage")
     rows = {
         sample: {metric: figure(found[metric], ".2f") for metric in metrics}
@@ -54,7 +54,7 @@ def likeness(result: dict) -> pd.DataFrame:
     """MS-SSIM of pairs of synthetic volumes and of pairs of scans, by group."""
     rows = {
         group: {side: figure(found[side]) for side in ("synthetic", "real", "difference")}
-        for group, found in result["diversity"]["ms_ssim"].get("results", {}).items()
+        for group, found in result.get("diversity", {}).get("ms_ssim", {}).get("results", {}).items()
         if "skipped" not in found
     }
     return pd.DataFrame(rows).T
@@ -114,7 +114,7 @@ def effects_by_side(result: dict) -> pd.DataFrame:
 def attacks(result: dict) -> pd.DataFrame:
     """Membership attacks: AUC with interval, and the share of training subjects found at 1 % false alarms."""
     rows = {}
-    for name, found in result["privacy"].get("attacks", {}).items():
+    for name, found in result.get("privacy", {}).get("attacks", {}).items():
         rows[name] = {"AUC": found}
         if not isinstance(found, str):
             area = figure({**found, "mean": found["auc"]}, ".2f")

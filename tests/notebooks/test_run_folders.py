@@ -26,7 +26,7 @@ def write_run(folder: Path, stage: str, rows: list[dict], **config) -> Path:
 def folders(tmp_path: Path) -> list[Path]:
     """Two VAEs and a diffusion model; the one without figures of its checkpoint is `vae/b`."""
     runs = tmp_path / "runs"
-    losses = [{"step": 10, "loss/reconstruction": 0.2}, {"step": 10, "val/psnr_head": 30.0},
+    losses = [{"step": 10, "loss/reconstruction": 0.2, "loss/train": 3.0}, {"step": 10, "val/psnr_head": 30.0},
               {"step": 20, "loss/reconstruction": 0.1}, {"step": 20, "val/psnr_head": 29.0}]  # fmt: skip
     a = write_run(runs / "vae/a", "VAE.train", losses, model={"blocks": 1, "channels": [8]}, lr=0.1, threads=1)
     b = write_run(runs / "vae/b", "VAE.train", losses[:2], model={"blocks": 2, "channels": [8]}, lr=0.1, threads=2)
@@ -42,9 +42,10 @@ def folders(tmp_path: Path) -> list[Path]:
         {"scans": 4, "vae": vae, "mean": measured, "std": {"psnr_head": 2.0, "ssim_head": 0.1}},
     )
     cell = {"mean": 17.0, "low": 15.5, "high": 19.25}
-    fid = {"results": {"overall": {"held_out": {"synthetic": {"fid": cell, "kid": cell}}}}}
-    write_json(tmp_path / "fid_results/one.json", {"checkpoints": {"diffusion": [diffusion]}, **fid})
-    write_json(tmp_path / "fid_results/other.json", {"checkpoints": {"diffusion": ["another"]}, **fid})
+    for name, checkpoint, distance in (("one", diffusion, cell), ("other", "another", {**cell, "mean": 18.0})):
+        found = {"overall": {"held_out": {"synthetic": {"fid": distance, "kid": distance}}}}
+        result = {"checkpoints": {"diffusion": [checkpoint]}, "results": found}
+        write_json(tmp_path / f"fid_results/{name}.json", result)
     write_json(tmp_path / "fid_results/one_steps.json", {"rows": []})
     return [dit, b, a]
 
