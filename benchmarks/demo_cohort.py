@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.timing import expect, print_table, time_command
-from cohort.anatomy.regional_volumes import volume_column
+from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import REGIONS
 from cohort.simulation.effects import effect_targets
 from runtime.cli import describe, run_script

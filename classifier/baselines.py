@@ -1,11 +1,11 @@
-"""Logistic regressions to hold a network against: regional volumes, brain size, age and sex, site, and true volumes.
+"""Logistic regressions to hold a network against: regional volumes, ours and a tool's, brain size, age and sex, site.
 
-The volumes are tissue inside fixed, dilated regions of the template, with no registration of the individual. At 4 mm
-they follow a person's true volumes only in part, so that beating them proves little; the true volumes of simulated
-scans (`truth_features`) are the other end.
+Our volumes are tissue inside fixed, dilated regions of the template, with no registration of the individual. At 4 mm
+they follow a person's true volumes only in part, so that beating them proves little. The volumes of --volumes, of a
+tool or of the simulation itself (`known_features`), are the other end.
 """
 
-from pathlib import Path
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,16 @@ from cohort.anatomy.regional_volumes import (
     contrast_of,
     one_contrast,
     region_volumes,
-    true_volumes,
 )
-from cohort.atlas import REGIONS, SIDES
+from cohort.anatomy.volume_tables import VolumeTable, crossed_sides
+from cohort.atlas import REGIONS, SIDES, STRUCTURES
 from cohort.scans import head_mask
 from cohort.stacks import ScanStack
 from runtime import seeding
+from runtime.errors import InputWarning
 
+KNOWN = {"known_hippocampus": ("Hippocampus",), "known_regional": STRUCTURES}
+"""Baselines on the volumes of a table, and their structures."""
 HIPPOCAMPI = tuple(f"{side} Hippocampus" for side in SIDES)
 
 
@@ -62,9 +65,35 @@ def brain_features(scans: ScanStack) -> np.ndarray:
     return scans.measured("brain1", lambda volume: [np.count_nonzero(head_mask(volume)) * voxel_ml])
 
 
-def truth_features(frame: pd.DataFrame, truth_csv: Path) -> np.ndarray:
-    """True volumes (ml) of REGIONS and their asymmetries for the rows of a table of simulated scans; (N, 24)."""
-    return with_asymmetry(true_volumes(truth_csv, frame["subject"]))
+def two_sided(table: VolumeTable) -> list[str]:
+    """Those of REGIONS, left before right, that a table has on both sides."""
+    names = [name for name in STRUCTURES if all(f"{side} {name}" in table.regions for side in SIDES)]
+    return [f"{side} {name}" for name in names for side in SIDES]
+
+
+def known_features(
+    stacks: dict[str, ScanStack], measured: dict[str, np.ndarray], table: VolumeTable
+) -> dict[str, str | dict[str, np.ndarray]]:
+    """The inputs KNOWN of stacks of scans: volumes (ml) of a table, left and right, and asymmetries, (N, 3 S) each.
+
+    NaN where unknown. Warns of scans that the table does not know, and where left and right seem exchanged against our
+    own `measured` volumes (N, 16) of REGIONS.
+    """
+    regions = two_sided(table)
+    everybody = pd.concat([stack.frame for stack in stacks.values()], ignore_index=True)
+    ml = table.of(everybody, regions)
+    table.warn(everybody, regions)
+    own = np.concatenate([volumes[:, [REGIONS.index(name) for name in regions]] for volumes in measured.values()])
+    if told := crossed_sides(table, ml, own, regions):
+        warnings.warn(told, InputWarning, stacklevel=2)
+    ends = np.cumsum([len(stack) for stack in stacks.values()])[:-1]
+    found: dict[str, str | dict[str, np.ndarray]] = {}
+    for name, structures in KNOWN.items():
+        places = [place for place, region in enumerate(regions) if region.partition(" ")[2] in structures]
+        parts = np.split(with_asymmetry(ml[:, places]), ends)
+        absent = f"{table.name} has none of these volumes on both sides"
+        found[name] = dict(zip(stacks, parts, strict=True)) if places else absent
+    return found
 
 
 def age_sex_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
@@ -81,22 +110,26 @@ def site_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
     return np.stack([(frame["site"] == site).to_numpy(dtype=float) for site in sites], axis=1)
 
 
-def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str | dict[str, np.ndarray]]:
+def features(
+    train: ScanStack, held_out: dict[str, ScanStack], known: VolumeTable | None = None
+) -> dict[str, str | dict[str, np.ndarray]]:
     """The inputs of each baseline, {"train": (N, F), and one for each held-out stack}, or why there are none.
 
     ``hippocampus`` comes from all training scans, synthetic ones too; all others from the real ones alone, in the order
-    of the table. ``permuted`` is ``regional`` with the training rows in random order: labels that belong to other
-    people. It can miss an area of 0.5 by more than its interval over test subjects: see `permutation_null`.
+    of the table. KNOWN are of the table `known`. ``permuted`` is ``regional`` with the training rows in random order:
+    labels that belong to other people. It can miss an area of 0.5 by more than its interval over test subjects: see
+    `permutation_null`.
     """
     all_scans = {"train": train, **held_out}
     real = train.take(np.flatnonzero(~train.frame["synthetic"].to_numpy(dtype=bool)))
     stacks, table = {"train": real, **held_out}, real.frame
     found: dict[str, Any] = {"hippocampus": {name: hippocampal_features(stack) for name, stack in all_scans.items()}}
     if table["label"].nunique() < 2:
-        names = ("regional", "brain_volume", "age_sex", "site", "permuted")
+        names = ["regional", *KNOWN, "brain_volume", "age_sex", "site", "permuted"]
         return {**found, **dict.fromkeys(names, "no real training scans of both classes")}
     volumes = {name: tissue_volumes(stack, REGIONS, f"regions{VERSION}") for name, stack in stacks.items()}
     found["regional"] = regional = {name: with_asymmetry(ml) for name, ml in volumes.items()}  # (N, 24)
+    found |= dict.fromkeys(KNOWN, "no --volumes") if known is None else known_features(stacks, volumes, known)
     found["brain_volume"] = {name: brain_features(stack) for name, stack in stacks.items()}
     found["age_sex"] = "the training table has neither age nor sex"
     if table["age"].notna().any() or table["sex"].ne("").any():
@@ -108,21 +141,27 @@ def features(train: ScanStack, held_out: dict[str, ScanStack]) -> dict[str, str 
     return {**found, "permuted": {**regional, "train": regional["train"][order]}}
 
 
-def side_scores(regional: str | dict[str, np.ndarray], sides: np.ndarray) -> dict[str, np.ndarray]:
+def side_scores(inputs_of: dict[str, str | dict[str, np.ndarray]], sides: np.ndarray) -> dict[str, np.ndarray]:
     """Probability of right against left for each test scan, (N,), by a logistic regression on one number.
 
-    ``asymmetry_index`` is (L - R) / (L + R) of the hippocampal volumes in `regional`; fitted to the training patients
-    whose side is known (`sides` (N,) of 0, 1 and -1). Nothing where there are none of both sides.
+    ``asymmetry_index`` is (L - R) / (L + R) of the hippocampi as we measure them, ``known_asymmetry_index`` by a table
+    of volumes (NaN where unknown); `inputs_of` are all `features`. Fitted to the training patients whose side is known
+    (`sides` (N,) of 0, 1 and -1). Nothing where there are none of both sides.
     """
-    if isinstance(regional, str) or not {0, 1} <= {*sides.tolist()}:
-        return {}
-    places = [REGIONS.index(f"{side} Hippocampus") for side in SIDES]
-    index = {}
-    for name, inputs in regional.items():
-        left, right = inputs[:, places].T
-        index[name] = ((left - right) / np.maximum(left + right, 1e-6))[:, None]
-    model = fit(index["train"][sides >= 0], sides[sides >= 0])
-    return {"asymmetry_index": model.predict_proba(index["test"])[:, 1]}
+    found = {}
+    for name, source in (("asymmetry_index", "regional"), ("known_asymmetry_index", "known_hippocampus")):
+        inputs = inputs_of[source]
+        if isinstance(inputs, str):
+            continue
+        left, right = ({part: values[:, place] for part, values in inputs.items()} for place in (0, 1))
+        index = {part: (left[part] - right[part]) / np.maximum(left[part] + right[part], 1e-6) for part in inputs}
+        learned = (sides >= 0) & np.isfinite(index["train"])
+        if {0, 1} <= {*sides[learned].tolist()}:
+            known = np.isfinite(index["test"])
+            model = fit(index["train"][learned, None], sides[learned])
+            found[name] = np.full(len(known), np.nan)
+            found[name][known] = model.predict_proba(index["test"][known, None])[:, 1]
+    return found
 
 
 def fit(inputs: np.ndarray, labels: np.ndarray) -> LogisticRegression:

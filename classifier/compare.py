@@ -19,10 +19,11 @@ import pandas as pd
 import tyro
 
 from classifier.measures import figures
-from classifier.measures.comparison import Comparison, against_truth, compare_arms
+from classifier.measures.comparison import Comparison, against_volumes, compare_arms
 from classifier.measures.metrics import MEASURES
 from classifier.measures.resampling import cell_text, draws_of
 from classifier.measures.runs import ArmRuns, arms_of, single_runs
+from cohort.anatomy.volume_tables import KnownVolumes
 from cohort.tables import write_csv
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
@@ -31,7 +32,7 @@ from runtime.files import write_json
 
 
 @dataclass(frozen=True)
-class CompareConfig(ScriptConfig):
+class CompareConfig(KnownVolumes, ScriptConfig):
     """What to compare."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -42,10 +43,8 @@ class CompareConfig(ScriptConfig):
     """With --arms: the arm that the others are held against."""
     margin: float = 0.05
     """Largest difference of areas that does not matter, for the verdicts; to be stated before looking."""
-    truth: Path | None = None
-    """truth.csv of a simulated cohort: also holds every arm against a regression on the true volumes."""
     train_csv: tuple[Path, ...] = ()
-    """With --truth: tables with the training scans of the runs."""
+    """With --volumes, which also hold every arm against a regression on them: the tables of the training scans."""
     resamples: int = 2000
     """Bootstrap resamples of subjects and seeds for the intervals."""
     seed: int = 0
@@ -62,14 +61,15 @@ def main(config: CompareConfig) -> None:
     runs = single_runs(config.runs) if config.arms is None else arms_of(config.arms, config.reference)
     draws = draws_of(runs, config.resamples, config.seed)
     found = compare_arms(runs, draws, margin=config.margin)
-    truth = against_truth(runs, draws, found.areas, config.truth, config.train_csv) if config.truth else None
+    known = config.known_volumes()
+    volumes = against_volumes(runs, draws, found.areas, known, config.train_csv) if known else None
     print(*_head_lines(runs), *_row_lines(found), sep="\n")
     for test in found.tests:
         print(TEST_TEXT.format(**{**test, "leak": test["leak"] * "  LEAK ALLOWED"}))
-    if truth:
-        print(*_truth_lines(truth), sep="\n")
+    if volumes:
+        print(*_volumes_lines(volumes), sep="\n")
     if config.out is not None:
-        _write(config, runs, found, truth)
+        _write(config, runs, found, volumes)
     if config.figures is not None:
         config.figures.mkdir(parents=True, exist_ok=True)
         figures.roc(config.figures / "roc.png", figures.roc_bands(runs, draws), found.rows)
@@ -83,7 +83,7 @@ def _check(config: CompareConfig) -> None:
         "give run folders or --arms, not both": config.arms and config.runs,
         f"--margin {config.margin}: a difference of areas above 0": config.margin <= 0,
         f"--resamples {config.resamples}: at least 20": config.resamples < 20,
-        "--truth and --train-csv go together": (config.truth is None) != (not config.train_csv),
+        "--volumes and --train-csv go together": (config.volumes is None) != (not config.train_csv),
     }
     if problems := [text for text, found in faults.items() if found]:
         raise InputError.of("the configuration contradicts itself", problems)
@@ -123,20 +123,20 @@ p {delong_p:.3g} (Holm {delong_p_holm:.3g})
     right only in one {only_b_right} : {only_a_right}, McNemar p {mcnemar_p:.3g} (Holm {mcnemar_p_holm:.3g})"""
 
 
-def _truth_lines(truth: dict[str, Any]) -> list[str]:
-    lines = [f"regression on the true volumes of all changed regions: AUC {cell_text(truth['auc'])}"]
-    for row in truth["arms"]:
+def _volumes_lines(volumes: dict[str, Any]) -> list[str]:
+    lines = [f"regression on {len(volumes['regions'])} volumes ({volumes['tool']}): AUC {cell_text(volumes['auc'])}"]
+    for row in volumes["arms"]:
         what = "ABOVE IT BY MORE THAN CHANCE: a shortcut?" if row["above"] else "not above it by more than chance"
         text = "    {run} minus it: {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3g}; {what}"
         lines.append(text.format(**row, what=what))
     return lines
 
 
-def _write(config: CompareConfig, runs: ArmRuns, found: Comparison, truth: dict[str, Any] | None) -> None:
+def _write(config: CompareConfig, runs: ArmRuns, found: Comparison, volumes: dict[str, Any] | None) -> None:
     about = {"resamples": config.resamples, "reference": next(iter(runs.arms)), "margin": config.margin}
     about |= {name: getattr(runs, name) for name in ("seeds", "folds", "subjects", "left_out")}
-    write_json(config.out, {**about, "runs": found.rows, "tests": found.tests, "truth": truth})
-    tables = {"": [flat(row) for row in found.rows], "_tests": found.tests, "_truth": truth and truth["arms"]}
+    write_json(config.out, {**about, "runs": found.rows, "tests": found.tests, "volumes": volumes})
+    tables = {"": [flat(row) for row in found.rows], "_tests": found.tests, "_volumes": volumes and volumes["arms"]}
     for name, rows in tables.items():
         if rows is not None:
             write_csv(config.out.with_name(f"{config.out.stem}{name}.csv"), pd.DataFrame(rows))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cohort.anatomy.volume_tables import KnownVolumes
 from runtime.config import RunConfig
 from runtime.files import ROOT
 
@@ -67,7 +68,7 @@ STRENGTH = {"none": 0.0, "standard": 1.0, "strong": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
+class TrainConfig(KnownVolumes, RunConfig):
     """Everything one classifier run depends on. Every arm of an experiment takes the same steps, however many volumes
     it has; half of each batch is HC and half TLE.
     """
@@ -120,12 +121,10 @@ class TrainConfig(RunConfig):
     Hemispheres learns the side always, by the cross-entropy over HC, TLE-L and TLE-R; this comes on top."""
     volumes_weight: float = 0.0
     """Weight of the loss of an auxiliary task, the volumes of --structures on either side, for those training scans
-    whose volumes are known; 0 leaves it out. It changes what is learned, and nothing of how the network is used."""
-    volumes: Path | None = None
-    """Table of volumes by subject (such as the demo's truth.csv), with columns such as volume_left_hippocampus_mm3; by
-    default such columns of the training table. Its column mri_negative (0 or 1) says who has no sclerosis."""
+    whose volumes are known, by --volumes or columns of the training table; 0 leaves it out. It changes what is learned,
+    and nothing of how the network is used."""
     structures: tuple[str, ...] = ("Hippocampus", "Amygdala")
-    """Structures of --volumes-weight, as in the names of its columns."""
+    """Structures of --volumes-weight, as the atlas calls them."""
     ema_decay: float = 0.998
     """Decay per step of the averaged weights; validation, the best checkpoint and the results use them."""
     temperature: bool = True

@@ -18,6 +18,7 @@ from classifier.measures.predictions import by_subject, write_predictions
 from classifier.measures.resampling import cell_text
 from classifier.measures.side import SIDE_PARTS, part_of, threshold_of
 from classifier.selection import Selection
+from cohort.anatomy.volume_tables import VolumeTable
 from cohort.stacks import ScanStack
 from runtime import seeding
 from runtime.checkpoints import checkpoint_hash, git_commit
@@ -42,7 +43,14 @@ def predict(network: Callable[[torch.Tensor], torch.Tensor], volumes: Volumes) -
     return torch.cat([network(volumes.batch(part)).float().cpu() for part in rows])[:count].double().numpy()
 
 
-def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], device: Device, config: TrainConfig) -> None:
+def evaluate(
+    run: Run,
+    selection: Selection,
+    stacks: dict[str, ScanStack],
+    known: VolumeTable | None,
+    device: Device,
+    config: TrainConfig,
+) -> None:
     """The best checkpoint on held-out subjects: predictions.csv, results.json, curves.png and the printed table."""
     from classifier.measures import figures  # slow to import
 
@@ -53,15 +61,18 @@ def evaluate(run: Run, selection: Selection, stacks: dict[str, ScanStack], devic
     labels = stacks["val"].labels
     temperature = metrics.fit_temperature(labels, logits["val"][:, 0]) if config.temperature else 1.0
     predictions = {name: predicted(stacks[name], logits[name], temperature, name, config) for name in logits}
+    for frame in predictions.values():
+        frame["mri_negative"] = mri_negative(frame, known)
     threshold = metrics.choose_threshold(labels, predictions["val"]["probability"].to_numpy())
     set_operating_point(path, temperature=temperature, threshold=threshold)
     measured = {name: measure(frame, threshold, config, name) for name, frame in predictions.items()}
-    others, scores, side_scores = measure_baselines(stacks, predictions["test"], config)
+    others, scores, side_scores = measure_baselines(stacks, known, predictions["test"], config)
     write_predictions(run.path / "predictions.csv", pd.concat(predictions.values(), ignore_index=True))
     log = read_log(run.path)
     test, y = predictions["test"], stacks["test"].labels
     scores = {"network": test["probability"].to_numpy(), **scores}
-    legend = {f"{name}, AUC {metrics.auc(y, row):.3f}": (y, row) for name, row in scores.items()}
+    drawn = {name: (y[~np.isnan(row)], row[~np.isnan(row)]) for name, row in scores.items()}
+    legend = {f"{name}, AUC {metrics.auc(*curve):.3f}": curve for name, curve in drawn.items()}
     figures.curves(run.path / "curves.png", legend, log, title=f"trained on {counts_text(stacks['train'])}")
     results = {
         "commit": git_commit(), "checkpoint": checkpoint_hash(path), "step": loaded.step,
@@ -82,7 +93,6 @@ def predicted(
     """A table with its predictions; the side's probability (of right) is empty where none was learned."""
     side = expit(logits[:, 1]) if logits.shape[1] > 1 else np.nan
     found = {"logit": logits[:, 0], "probability": expit(logits[:, 0] / temperature), "side_probability": side}
-    found["mri_negative"] = mri_negative(scans.frame, config)
     return scans.frame.assign(**found, split=split, seed=config.seed, fold=config.fold)
 
 
@@ -121,41 +131,48 @@ def measure_parts(
 
 
 def measure_baselines(
-    stacks: dict[str, ScanStack], network: pd.DataFrame, config: TrainConfig
+    stacks: dict[str, ScanStack], known: VolumeTable | None, network: pd.DataFrame, config: TrainConfig
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Fits each baseline and measures it like the network, whose test predictions are `network`.
+    """Fits each baseline and measures it like the network, whose test predictions are `network`, on the same scans.
 
-    Returns results by name ({"skipped": reason} where there is nothing to fit), test probabilities for the curves, and
-    those of right against left.
+    Returns results by name ({"skipped": reason} where there is nothing to fit), test probabilities for the curves (NaN
+    for scans of which a baseline knows nothing), and those of right against left.
     """
     from classifier import baselines  # slow to import
 
     train = stacks["train"]  # each scan once: what is fitted in closed form gains nothing from a repeated row
     train = train.take(np.flatnonzero(~train.frame["repeated"].to_numpy(dtype=bool)))
-    real = train.labels[~train.frame["synthetic"].to_numpy(dtype=bool)]
+    real = ~train.frame["synthetic"].to_numpy(dtype=bool)
+    labels = {"train": train.labels[real], **{split: stacks[split].labels for split in ("val", "test")}}
     results, scores = {}, {}
-    inputs_of = baselines.features(train, {name: stacks[name] for name in ("val", "test")})
+    inputs_of = baselines.features(train, {name: stacks[name] for name in ("val", "test")}, known)
     for name, inputs in inputs_of.items():
         if isinstance(inputs, str):
             results[name] = {"skipped": inputs}
             continue
-        model = baselines.fit(inputs["train"], train.labels if name == "hippocampus" else real)
-        val, scores[name] = (model.predict_proba(inputs[split])[:, 1] for split in ("val", "test"))
-        threshold = metrics.choose_threshold(stacks["val"].labels, val)
-        frame = network.assign(probability=scores[name])
-        theirs, ours = by_subject(frame), by_subject(network)
+        own = labels | {"train": train.labels} if name == "hippocampus" else labels
+        there = {split: np.isfinite(values).all(axis=1) for split, values in inputs.items()}
+        if min(np.bincount(own[split][there[split]], minlength=2).min() for split in there) < 1:
+            results[name] = {"skipped": "these volumes are known of too few scans, of both classes in each table"}
+            continue
+        model = baselines.fit(inputs["train"][there["train"]], own["train"][there["train"]])
+        val, test = (model.predict_proba(inputs[split][there[split]])[:, 1] for split in ("val", "test"))
+        scores[name] = np.full(len(network), np.nan)
+        scores[name][there["test"]] = test
+        threshold = metrics.choose_threshold(labels["val"][there["val"]], val)
+        frame = network.assign(probability=scores[name])[there["test"]]
+        theirs, ours = by_subject(frame), by_subject(network[there["test"]])
         columns = (ours["label"], theirs["probability"], ours["probability"])
         if ours["label"].value_counts().min() < 2:
             difference = {"skipped": "DeLong's variance needs two test subjects of each class"}
         else:
             difference = delong_test(*([column.to_numpy()] for column in columns))
         measured = {"test": measure(frame, threshold, config, "test"), "network_minus_baseline": difference}
-        results[name] = {"threshold": threshold, **measured}
+        results[name] = {"threshold": threshold, "test_scans": len(frame), **measured}
         if name == "permuted":
-            null = (inputs_of["regional"], real, stacks["test"].labels, PERMUTATIONS, config.seed)
+            null = (inputs_of["regional"], labels["train"], labels["test"], PERMUTATIONS, config.seed)
             results[name]["null"] = baselines.permutation_null(*null)
-    real_frame = train.frame[~train.frame["synthetic"].to_numpy(dtype=bool)]
-    return results, scores, baselines.side_scores(inputs_of["regional"], sides(real_frame))
+    return results, scores, baselines.side_scores(inputs_of, sides(train.frame[real]))
 
 
 def report(run: Run, results: dict[str, Any]) -> None:

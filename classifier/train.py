@@ -52,7 +52,7 @@ def main(config: TrainConfig) -> None:
     """Trains, validates, saves, evaluates; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
     grid = GRIDS[config.grid]
-    selection = select(config)  # before the folder: a refusal leaves nothing behind
+    selection, known = select(config), config.known_volumes()  # before the folder: a refusal leaves nothing behind
     stacks = load_stacks(selection, config, grid)
     copies = refuse_duplicates({name: stack.frame for name, stack in stacks.items()}, allow_leak=config.allow_leak)
     selection.leaks.extend(copies.across)
@@ -60,7 +60,7 @@ def main(config: TrainConfig) -> None:
     with open_run(config.run_dir, config, stage="classifier.train", device=device) as run:
         targets = None
         if config.volumes_weight:
-            targets = volume_targets(stacks["train"].frame, config)
+            targets = volume_targets(stacks["train"].frame, known, config.structures)
             selection.notes.append(f"volumes were known of {np.isfinite(targets).any((1, 2)).sum()} training scans")
         train, val = Volumes(stacks["train"], device, targets), Volumes(stacks["val"], device)
         run.say(f"training on {counts_text(stacks['train'])}; grid {grid.name} {grid.shape}")
@@ -95,7 +95,7 @@ def main(config: TrainConfig) -> None:
                 guard.check(run)
                 save(run, "last", state)
         if distributed.dismiss() and not is_evaluated(run, config):
-            evaluate(run, selection, stacks, device, config)
+            evaluate(run, selection, stacks, known, device, config)
 
 
 def is_evaluated(run: Run, config: TrainConfig) -> bool:

@@ -25,7 +25,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from cohort.anatomy.regional_volumes import volume_column
+from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.simulation.acquisition import darkened
 from cohort.simulation.effects import LARGEST_PLANTED_D, Effect, Subject, sclerotic_region, subjects

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.anatomy.regional_volumes import volume_column
+from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import SIDES, native_atlas
 from cohort.decoding import read_voxels
 from cohort.listing.reading import Reading

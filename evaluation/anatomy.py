@@ -1,9 +1,11 @@
 """Whether synthetic volumes have the anatomy of scans, and the disease where scans have it."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from cohort.anatomy.regional_volumes import (
     METHOD,
@@ -13,17 +15,25 @@ from cohort.anatomy.regional_volumes import (
     columns_of,
     contrast_of,
     region_table,
-    true_volumes,
 )
+from cohort.anatomy.volume_tables import VolumeTable, crossed_sides
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.scans import Grid
 from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES, SIDES
+from cohort.volumes import volume_name
 from evaluation import figures
-from evaluation.effects import class_effects, compare_distributions, effect_agreement, paired_effect, recovery
+from evaluation.effects import (
+    class_counts,
+    class_effects,
+    compare_distributions,
+    effect_agreement,
+    paired_effect,
+    recovery,
+)
 from evaluation.inputs import Synthetic
 from runtime import seeding
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 
 Table = tuple[np.ndarray, np.ndarray]
 """Measures (N, M) and class codes (N,)."""
@@ -73,7 +83,7 @@ class Sided:
 
 
 def measure(
-    scans: dict[str, ScanStack], synthetic: Synthetic, grid: Grid, truth: Path | None, figure: Path, seed: int
+    scans: dict[str, ScanStack], synthetic: Synthetic, grid: Grid, known: VolumeTable | None, figure: Path, seed: int
 ) -> dict:
     """Everything about regional volumes, as JSON values; draws the effects of the diagnosis.
 
@@ -81,8 +91,7 @@ def measure(
         ``method``, ``licence``; ``distributions`` (class -> synthetic against held-out reals, and training against
         held-out reals as the same under no difference), ``effects`` (set -> Cohen's d by measure), ``agreement``
         (synthetic, and held-out reals, against training reals), ``label_swap`` (same seeds as HC and as TLE),
-        ``laterality`` (all this by the side of the epilepsy), and with a truth ``true_effects``, ``recovery`` and the
-        agreement with it.
+        ``laterality`` (all this by the side of the epilepsy), and with a table of volumes `against_known`.
     """
     sets = {**{key: stack.volumes for key, stack in scans.items()}, "synthetic": synthetic.volumes}
     contrasts = {key: contrast_of(volumes, grid) for key, volumes in sets.items()}
@@ -117,12 +126,16 @@ def measure(
     sides = {key: stack.frame["side"].to_numpy(dtype=str) for key, stack in scans.items()}
     sides["synthetic"] = synthetic.sides
     sided = {key: Sided(names, *table, sides[key]) for key, table in tables.items()}
-    if truth is not None:
-        true = [true_volumes(truth, scans[key].frame["subject"]) for key in ("train", "test")]
+    if known is not None:
+        own = pd.concat([scans[key].frame.assign(side=sides[key]) for key in ("train", "test")], ignore_index=True)
         seen = tuple(np.concatenate(parts) for parts in zip(narrow["train"], narrow["test"], strict=True))
-        found |= against_truth(modelled, np.concatenate(true), seen, narrow["synthetic"], seed)
-        values = np.concatenate(true)[:, columns_of(REGIONS, modelled)]
-        sided["truth"] = Sided(modelled, values, seen[1], np.concatenate([sides["train"], sides["test"]]))
+        shared, ml = volumes_in_table(known, own, modelled, seen[0])
+        there, places = np.isfinite(ml).all(axis=1), columns_of(modelled, shared)
+        real, measured = (ml[there], seen[1][there]), (seen[0][there][:, places], seen[1][there])
+        ours = narrow["synthetic"][0][:, places], narrow["synthetic"][1]
+        found |= against_known(shared, real, measured, ours, same_tool(known, synthetic, shared), seed)
+        found["known"] = {"tool": known.tool, "scans": int(there.sum()), "of": len(there), "regions": list(shared)}
+        sided["known"] = Sided(shared, *real, own["side"].to_numpy(dtype=str)[there])
     found["laterality"] = laterality(sided, modelled, seed)
     if "skipped" not in found["laterality"]:
         made, swapped = sided["synthetic"].by_seed(synthetic.seeds, modelled), {}
@@ -131,8 +144,8 @@ def measure(
             swapped = swapped.by_seed(other.seeds, modelled)
         found["laterality"]["label_swap"] = swaps_by_side(modelled, made, swapped, seed)
     shown = {"training scans": found["effects"]["train"], "synthetic": found["effects"]["synthetic"]}
-    known = {name: effect["d"] for name, effect in found.get("true_effects", {}).get("measures", {}).items()}
-    figures.draw_effects(figure, shown, names=modelled if known else None, truth=known)
+    d = {name: effect["d"] for name, effect in found.get("known_effects", {}).get("measures", {}).items()}
+    figures.draw_effects(figure, shown, names=tuple(d) or None, known=d)
     return found
 
 
@@ -166,7 +179,7 @@ def laterality(sets: dict[str, Sided], modelled: tuple[str, ...], seed: int) -> 
     if not known:
         return {"skipped": "of no patients the side is known", "sides": counts}
     wanted = by_side(modelled, np.zeros((1, len(modelled))), np.array(["L"]))[0]
-    pairs = (("synthetic", "train"), ("test", "train"), ("synthetic", "truth"), ("train", "truth"))
+    pairs = (("synthetic", "train"), ("test", "train"), ("synthetic", "known"), ("train", "known"))
     return {
         "method": OF_SIDES,
         "sides": counts,
@@ -212,15 +225,68 @@ def paired(names: tuple[str, ...], first: np.ndarray, second: np.ndarray, seed: 
     return paired_effect(names, first, second, seed=seed)
 
 
-def against_truth(names: tuple[str, ...], true: np.ndarray, seen: Table, synthetic: Table, seed: int) -> dict:
-    """How far measured volumes (`seen`) follow true ones (N, 16) of REGIONS, and measured effects true effects."""
-    values = true[:, columns_of(REGIONS, names)]
-    reference = (values, seen[1])
-    return {
-        "true_effects": class_effects(names, *reference, seed=seed),
-        "recovery": recovery(names, seen[0], values, seed=seed),
-        "agreement_with_truth": {
-            "real": effect_agreement(reference, seen, seed=seed),
-            "synthetic": effect_agreement(reference, synthetic, seed=seed),
+def volumes_in_table(
+    known: VolumeTable, frame: pd.DataFrame, modelled: tuple[str, ...], measured: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Those of the modelled regions that a table has, and their volumes (ml, N rows of the frame; NaN where unknown).
+
+    Warns of regions and scans that it lacks, and where left and right seem exchanged against what we `measured`
+    (N, modelled).
+    """
+    shared = tuple(region for region in modelled if region in known.regions)
+    if not shared:
+        raise InputError(
+            f"{known.name}: has none of the regions {', '.join(modelled)}; it has {', '.join(known.regions)}"
+        )
+    if absent := [region for region in modelled if region not in shared]:
+        warnings.warn(f"{known.name}: has no volumes of {', '.join(absent)}", InputWarning, stacklevel=2)
+    ml = known.of(frame, shared)
+    known.warn(frame, shared)
+    if told := crossed_sides(known, ml, measured[:, columns_of(modelled, shared)], shared):
+        warnings.warn(told, InputWarning, stacklevel=2)
+    labels = frame.loc[np.isfinite(ml).all(axis=1), "label"]
+    if np.bincount(labels, minlength=2).min() < 2:
+        raise InputError(f"{known.name}: the volumes of too few scans are known, two of each class are needed")
+    return shared, ml
+
+
+def same_tool(known: VolumeTable, synthetic: Synthetic, regions: tuple[str, ...]) -> Table | None:
+    """What the tool that measured the scans says of the synthetic volumes, in rows called as their files (HC_000012);
+    None where it has none, or not two of each class.
+    """
+    seeds = [-1 if number is None else number for number in synthetic.seeds]
+    names = [Path(volume_name(*made)).stem for made in zip(synthetic.labels, seeds, strict=True)]
+    frame = pd.DataFrame({"subject": names})
+    if not known.knows_any(frame):
+        return None
+    ml = known.of(frame, regions)
+    known.warn(frame, regions)
+    there = np.isfinite(ml).all(axis=1)
+    return (ml[there], synthetic.labels[there]) if min(class_counts(synthetic.labels[there]).values()) > 1 else None
+
+
+def against_known(
+    names: tuple[str, ...], known: Table, seen: Table, synthetic: Table, same: Table | None, seed: int
+) -> dict:
+    """How far measured volumes (`seen`) follow those of a table, of the same scans, and effects on them its effects.
+
+    Where the table also has the synthetic volumes (`same`): effects on these, and their distributions, by one tool.
+    """
+    found: dict = {
+        "known_effects": class_effects(names, *known, seed=seed),
+        "recovery": recovery(names, seen[0], known[0], seed=seed),
+        "agreement_with_known": {
+            "real": effect_agreement(known, seen, seed=seed),
+            "synthetic": effect_agreement(known, synthetic, seed=seed),
         },
     }
+    if same is not None:
+        found["agreement_with_known"]["synthetic by the same tool"] = effect_agreement(known, same, seed=seed)
+        found["known_effects_synthetic"] = class_effects(names, *same, seed=seed)
+        found["known_distributions"] = {
+            label: compare_distributions(
+                names, *(values[labels == code] for values, labels in (known, same)), seed=seed
+            )
+            for code, label in enumerate(CLASS_NAMES)
+        }
+    return found

@@ -175,8 +175,8 @@ def anatomy(found: dict) -> str:
             f"{label}: {made['significant']} of {len(made['measures'])} regional measures differ from held-out scans "
             f"(training scans: {real['significant']})"
         )
-    with_truth = {f"{name} with truth": value for name, value in found.get("agreement_with_truth", {}).items()}
-    for name, effects in {**with_truth, **found["agreement"]}.items():
+    given = {f"{name} with known": value for name, value in found.get("agreement_with_known", {}).items()}
+    for name, effects in {**given, **found["agreement"]}.items():
         lines.append(
             f"effects, {name}: {effects['skipped']}"
             if "skipped" in effects
@@ -186,8 +186,8 @@ def anatomy(found: dict) -> str:
         )
     lines.append(
         "synthetic volumes agree with training scans more than other scans do: the generator knows these scans' class "
-        "means, their chance differences with them. Agreement with the truth, or with held-out scans, says how well "
-        "the disease is met"
+        "means, their chance differences with them. Agreement with known volumes, or with held-out scans, says how "
+        "well the disease is met"
     )
     swap = found["label_swap"]
     if "skipped" in swap:
@@ -199,6 +199,8 @@ def anatomy(found: dict) -> str:
                 f"label alone, {swap['n']} seeds as HC and as TLE, {name}: {change['difference']:+.3f} ml "
                 f"[{change['difference_low']:+.3f}, {change['difference_high']:+.3f}]"
             )
+    if "known" in found:
+        lines.append("known volumes: {tool}, of {scans} of {of} scans".format(**found["known"]))
     return listed([*lines, *laterality(found.get("laterality", {})), found["method"]])
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from cohort.anatomy.volume_tables import KnownVolumes, VolumeTable
 from cohort.scans import GRIDS, Grid
 from cohort.stacks import ScanStack, load_scans
 from cohort.tables import read_table
@@ -36,12 +37,12 @@ from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import load_vae
 
-FORMAT = 5
+FORMAT = 6
 PARTS = ("diversity", "anatomy", "privacy")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(KnownVolumes):
     """What is compared with what."""
 
     real_train: Path = ROOT / "data_csvs" / "train.csv"
@@ -60,8 +61,6 @@ class EvaluateConfig:
     cannot (reconstructions), and to the privacy part a latent space and an attack on the VAE."""
     diffusion: Path | None = None
     """The generator's diffusion checkpoint: adds an attack on the DiT (needs --vae too)."""
-    truth: Path | None = None
-    """True regional volumes of simulated scans (truth.csv), to hold the anatomy part against."""
     weights: tuple[str, ...] = ()
     """Weights of more feature networks, NAME=FILE=SHA256 each: inception_v3, radimagenet_resnet50,
     medicalnet_resnet10, medicalnet_resnet50. Without them these are reported as skipped."""
@@ -104,10 +103,11 @@ def main(config: EvaluateConfig) -> None:
     made = (config.synth_hc, config.synth_tle, *([config.synth_swap] if swap else []))
     leak, warnings = check_ledgers(tables, made, allow_leak=config.allow_leak, audit="privacy" in config.parts)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
-    files = {"vae": config.vae, "diffusion": config.diffusion, "truth": config.truth}
+    known = config.known_volumes() if "anatomy" in config.parts else None
+    files = {"vae": config.vae, "diffusion": config.diffusion}
     numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed)
     precisions = (config.precision, config.model_precision)
-    settings = [FORMAT, *numbers, *precisions, config.allow_leak, sorted(config.parts)]
+    settings = [FORMAT, *numbers, *precisions, config.allow_leak, sorted(config.parts), known and known.digest()]
     inputs = fingerprint(scans, folders | swap, files, weights, settings)
     if is_done(config, inputs):
         print(f"{config.out}: done already, for the same inputs")
@@ -116,7 +116,7 @@ def main(config: EvaluateConfig) -> None:
     check_checkpoints(config, synthetic)
     warnings += check_counts(scans, synthetic)
     device = pick_device(config.precision, config.threads)
-    result = measure(config, grid, scans, synthetic, weights, device)
+    result = measure(config, grid, scans, synthetic, known, weights, device)
     sets = {"real_train": scans["train"], "real_test": scans["test"], "synthetic": synthetic}
     result = {
         "format": FORMAT,
@@ -144,6 +144,7 @@ def measure(
     grid: Grid,
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
+    known: VolumeTable | None,
     weights: dict[str, Weights],
     device: Device,
 ) -> dict:
@@ -168,7 +169,7 @@ def measure(
     if "anatomy" in config.parts:
         print("anatomy")
         figure = figure_path(config, "effects")
-        result["anatomy"] = anatomy.measure(scans, synthetic, grid, config.truth, figure, config.seed)
+        result["anatomy"] = anatomy.measure(scans, synthetic, grid, known, figure, config.seed)
     if "privacy" in config.parts:
         print("privacy")
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)

@@ -91,7 +91,7 @@ def draw_effects(
     effects: Mapping[str, dict],
     *,
     names: Sequence[str] | None = None,
-    truth: Mapping[str, float | None] | None = None,
+    known: Mapping[str, float | None] | None = None,
     shown: int = 24,
 ) -> None:
     """Cohen's d of TLE against HC with 95 % intervals, one row per measure, the first set's largest effects at the top.
@@ -99,10 +99,10 @@ def draw_effects(
     Args:
         effects: name of a set -> result of `effects.class_effects`; the real one first, 4 at most.
         names: the measures to choose from; by default all of the first set.
-        truth: d of the true volumes, for those measures that have one; a cross.
+        known: d of volumes that a table gives, for those measures that have one; a cross.
         shown: how many measures have room; those of largest d in the first set. What is not finite is left out.
     """
-    first, truth = next(iter(effects.values()))["measures"], truth or {}
+    first, given = next(iter(effects.values()))["measures"], known or {}
     known = [name for name in (first if names is None else names) if first[name]["d"] is not None]
     chosen = sorted(known, key=lambda name: abs(first[name]["d"]))[-shown:]
     figure = new_figure(figsize=(7.0, 1.4 + 0.24 * len(chosen)), layout="constrained")
@@ -114,11 +114,11 @@ def draw_effects(
         sizes = ", ".join(f"{count} {name}" for name, count in result["n"].items())
         axes.hlines(height, low, high, color=_COLOURS[place], linewidth=1)
         axes.plot(d, height, "o", color=_COLOURS[place], markersize=3.5, label=f"{label} ({sizes})")
-    true = [(truth[name], height) for height, name in enumerate(chosen) if truth.get(name) is not None]
-    if true:
-        axes.plot(*zip(*true, strict=True), "x", color="tab:gray", label="true volumes")
+    crosses = [(given[name], height) for height, name in enumerate(chosen) if given.get(name) is not None]
+    if crosses:
+        axes.plot(*zip(*crosses, strict=True), "x", color="tab:gray", label="volumes of the table")
     axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(chosen)), chosen, fontsize=7)
     axes.set_xlabel("Cohen's d, TLE against HC (lines: 95 % of resamples of subjects)", fontsize=8)
-    figure.legend(fontsize=7, ncols=len(effects) + bool(true), loc="outside lower center")
+    figure.legend(fontsize=7, ncols=len(effects) + bool(crosses), loc="outside lower center")
     save(figure, path)

@@ -80,7 +80,7 @@ SECTIONS = {
     "Calibration, and one network against another": Section(
         rule("classifiers"),
         needs=("{runs}/comparison/reliability.png", "{runs}/comparison/confusion.png"),
-        shows=("{runs}/arms_tests.csv", "{runs}/arms_truth.csv"),
+        shows=("{runs}/arms_tests.csv", "{runs}/arms_volumes.csv"),
     ),
     "Arms over training seeds": Section(
         rule("arms"), needs=("{runs}/arms_study.json", "{runs}/arms_study_tests.csv")
@@ -187,7 +187,7 @@ class Results:
     def baselines(self) -> dict[str, dict]:
         """Measures of the regressions beside the classifier of real scans, by name."""
         found = (self.read("{runs}/classifier/results.json") or {"baselines": {}})["baselines"]
-        return {name.replace("_", " and "): row["test"] for name, row in found.items() if "test" in row}
+        return {name.replace("_", " "): row["test"] for name, row in found.items() if "test" in row}
 
     def grid(self) -> Grid | None:
         """Of the scans; None where no run names it."""

@@ -77,8 +77,8 @@ def regions_that_differ(result: dict) -> pd.DataFrame:
 def agreements(result: dict) -> pd.DataFrame:
     """Effects of the diagnosis over regions, one set against another."""
     anatomy = result["anatomy"]
-    truth = {f"{name} with true volumes": found for name, found in anatomy.get("agreement_with_truth", {}).items()}
-    table = pd.DataFrame({**truth, **anatomy["agreement"]}).T
+    given = {f"{name} with known volumes": found for name, found in anatomy.get("agreement_with_known", {}).items()}
+    table = pd.DataFrame({**given, **anatomy["agreement"]}).T
     columns = ["correlation", "correlation_low", "correlation_high", "slope", "same_sign", "p"]
     return table.filter(columns).astype(float).round(3)
 

@@ -1,5 +1,6 @@
 """Arms of an experiment against a reference: measures with intervals, paired tests, and the check for shortcuts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from classifier.measures.predictions import by_subject
 from classifier.measures.resampling import Draws, cell, closed_form, interval, two_sided_p, without_width_zero
 from classifier.measures.runs import ArmRuns, FinishedRun
 from classifier.measures.side import PARTS, SIDE_PARTS, part_of, threshold_of
+from cohort.anatomy.volume_tables import VolumeTable
 from cohort.tables import CLASS_NAMES, read_table
 from runtime.errors import InputError
 
@@ -141,35 +143,50 @@ def _seed_averaged(runs: ArmRuns, arm: str, fold: int) -> pd.DataFrame:
     return frame.assign(call=frame["probability"] >= threshold)
 
 
-def against_truth(
-    runs: ArmRuns, draws: Draws, areas: dict[str, np.ndarray], truth_csv: Path, tables: tuple[Path, ...]
+def against_volumes(
+    runs: ArmRuns, draws: Draws, areas: dict[str, np.ndarray], known: VolumeTable, tables: tuple[Path, ...]
 ) -> dict[str, Any]:
-    """Areas of the arms beside that of a logistic regression on the true volumes of all changed regions.
+    """Areas of the arms beside that of a logistic regression on the volumes of a table, left and right.
 
     In a simulated cohort the classes differ by these volumes and nothing else, so the regression is close to what a
     scan can tell; its ridge penalty is chosen within the training subjects. An arm above it by more than chance raises
-    the question of a shortcut. It is no proof: the regression is fitted to few subjects, which costs it some area, and
-    a network may use volumes in a way that no linear model can.
+    the question of a shortcut. It is no proof: the regression is fitted to few subjects, which costs it some area, a
+    network may use volumes in a way that no linear model can, and patients differ by more than volumes.
 
-    `tables` are the training tables of the runs; subjects that a fold holds out are left out of that fold's fit.
-    Differences of ``arms`` are their area minus the truth's, ``above`` where the interval lies above 0.
+    `tables` are the training tables of the runs; subjects that a fold holds out are left out of that fold's fit, and
+    all scans whose volumes are not known of the areas of either.
+    Differences of ``arms`` are their area minus the regression's, ``above`` where the interval lies above 0.
     """
     table = pd.concat([read_table(path) for path in tables], ignore_index=True)
-    inputs = baselines.truth_features(table, truth_csv)
-    scores, sizes = {}, []
-    for fold in runs.folds:
+    regions = baselines.two_sided(known)
+    if not regions:
+        raise InputError(
+            f"{known.name}: has no structure of the atlas on both sides; it has {', '.join(known.regions)}"
+        )
+    frames = {fold: runs.frame(fold) for fold in runs.folds}
+    everybody = pd.concat([table, *frames.values()], ignore_index=True).drop_duplicates(["subject", "session"])
+    known.warn(everybody, regions)
+    inputs, scores, sizes, weights = baselines.with_asymmetry(known.of(table, regions)), {}, [], {}
+    for fold, frame in frames.items():
         held_out = frozenset().union(*(run.held_out for arm in runs.arms for run in runs.cells(arm, fold)))
-        learned = ~table["subject"].isin(held_out).to_numpy()
+        learned = ~table["subject"].isin(held_out).to_numpy() & np.isfinite(inputs).all(axis=1)
         if np.bincount(table.loc[learned, "label"], minlength=2).min() < 2:
             raise InputError(f"fold {fold}: the tables hold too few training subjects, two of each class are needed")
         model = baselines.fit_closely(inputs[learned], table.loc[learned, "label"].to_numpy())
-        scores[fold] = model.decision_function(baselines.truth_features(runs.frame(fold), truth_csv))
+        tested = baselines.with_asymmetry(known.of(frame, regions))
+        there = np.isfinite(tested).all(axis=1)
+        scores[fold] = model.decision_function(np.where(there[:, None], tested, 0.0))
+        weights[fold] = draws.subjects[fold] * there
         sizes.append(int(table.loc[learned, "subject"].nunique()))
-    true = resampling.auc_of_scores(runs, scores, draws)
+    some = replace(draws, subjects=weights)
+    if any((weights[fold] != draws.subjects[fold]).any() for fold in frames):  # all areas on the same scans
+        areas = {arm: resampling.by_seed(runs, arm, some)["auc"] for arm in runs.arms}
+    reached = resampling.auc_of_scores(runs, scores, some)
     arms = []
     for arm, area in areas.items():
-        difference = resampling.spread_over_seeds(area - true[:, None], draws)
+        difference = resampling.spread_over_seeds(area - reached[:, None], draws)
         low, high = interval(difference[1:])
         row = {"run": arm, "difference": float(difference[0]), "low": low, "high": high}
         arms.append({**row, "p": two_sided_p(difference[1:]), "above": low > 0})
-    return {"auc": cell(float(true[0]), true[1:]), "training_subjects": sizes, "arms": arms}
+    about = {"tool": known.tool, "regions": regions, "training_subjects": sizes}
+    return {"auc": cell(float(reached[0]), reached[1:]), **about, "arms": arms}

@@ -1,20 +1,15 @@
-"""Volumes of tissue by anatomical region, measured on scans as they are: no registration, no trained network.
-
-Beside them the true volumes of simulated scans, from the table truth.csv that `cohort.make_demo` writes.
-"""
+"""Volumes of tissue by anatomical region, measured on scans as they are: no registration, no trained network."""
 
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy import ndimage, sparse
 
 from cohort.anatomy.grey_matter import TISSUES, is_grey_matter_map, tissue_fractions, tissue_levels, without_bias
-from cohort.atlas import REGIONS, SIDES, Atlas, atlas, tissue
+from cohort.atlas import SIDES, Atlas, atlas, tissue
 from cohort.scans import Grid
 from runtime.errors import InputError
 
@@ -176,22 +171,3 @@ def by_side(names: tuple[str, ...], values: np.ndarray, sides: np.ndarray) -> tu
 def columns_of(names: tuple[str, ...], wanted: Iterable[str]) -> list[int]:
     """The places of the wanted measures in `names`, in the order wanted; those that are not measured are left out."""
     return [names.index(name) for name in wanted if name in names]
-
-
-def volume_column(region: str) -> str:
-    """The column of truth.csv: ``Left Hippocampus`` to ``volume_left_hippocampus_mm3``."""
-    return f"volume_{region.lower().replace(' ', '_')}_mm3"
-
-
-def true_volumes(path: Path, subjects: Iterable[str]) -> np.ndarray:
-    """True volumes (ml) of REGIONS, float64 (N, 16), a row for each subject asked for; InputError if it lacks any."""
-    columns = [volume_column(region) for region in REGIONS]
-    try:
-        truth = pd.read_csv(path, dtype={"subject": str}, usecols=["subject", *columns])
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{path}: not the table that cohort.make_demo writes beside the scans: {error}") from None
-    truth, wanted = truth.drop_duplicates("subject").set_index("subject"), list(subjects)
-    unknown = sorted(set(wanted) - set(truth.index))
-    if unknown:
-        raise InputError.of(f"{path}: subjects that are not in it", unknown[:10])
-    return truth.loc[wanted, columns].to_numpy(dtype=np.float64) / 1000

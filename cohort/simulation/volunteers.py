@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.anatomy.regional_volumes import volume_column
+from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import SIDES
 from cohort.decoding import RefusedError, naming, read_voxels
 from cohort.preparation.placing import read_place

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import cache
 
 import numpy as np
@@ -5,13 +6,17 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
-from classifier import baselines
+from classifier import baselines, train
 from classifier.measures import metrics
-from cohort.anatomy.regional_volumes import dilated_mask, region_volumes, volume_column
+from cohort.anatomy.regional_volumes import dilated_mask, region_volumes
+from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.scans import GRIDS
-from cohort.stacks import ScanStack, VolumeStack
-from runtime.errors import InputError
+from cohort.stacks import ScanStack, VolumeStack, load_scans
+from cohort.tables import read_table
+from runtime.errors import InputError, InputWarning
+from runtime.files import read_json
+from tests.support.volumes import volumes_ml, write_synthseg
 
 GRID = GRIDS["smoke"]
 
@@ -66,7 +71,7 @@ def test_only_real_scans_train_what_is_not_the_hippocampus(scans):
     """So that train.py's real labels fit; permuted rows are the regional ones in another order."""
     mixed = type(scans)(scans.frame.assign(synthetic=np.arange(24) >= 20), scans.volumes, scans.grid, scans.hashes)
     found = baselines.features(mixed, {"val": scans})
-    assert {name: len(inputs["train"]) for name, inputs in found.items()} == {
+    assert {name: len(inputs["train"]) for name, inputs in found.items() if not isinstance(inputs, str)} == {
         "hippocampus": 24, "regional": 20, "brain_volume": 20, "age_sex": 20, "site": 20, "permuted": 20,
     }  # fmt: skip
     regional, permuted = found["regional"]["train"], found["permuted"]["train"]
@@ -75,7 +80,7 @@ def test_only_real_scans_train_what_is_not_the_hippocampus(scans):
     np.testing.assert_allclose(np.sort(regional, axis=0), np.sort(permuted, axis=0))
     none = type(scans)(scans.frame.assign(synthetic=True), scans.volumes, scans.grid, scans.hashes)
     reasons = [inputs for inputs in baselines.features(none, {"val": scans}).values() if isinstance(inputs, str)]
-    assert len(reasons) == 5
+    assert len(reasons) == 7
 
 
 template = cache(tissue)
@@ -133,14 +138,45 @@ def test_brain_volume_is_that_of_the_mask(tmp_path):
     assert 0.3 < half / whole < 0.7
 
 
-def test_truth_features_are_volumes_and_asymmetries(tmp_path):
-    frame = pd.DataFrame(np.arange(1, 33).reshape(2, 16) * 100.0, columns=map(volume_column, REGIONS), index=["b", "a"])
-    frame.rename_axis("subject").to_csv(tmp_path / "truth.csv")
-    got = baselines.truth_features(pd.DataFrame({"subject": ["a", "b", "a"]}), tmp_path / "truth.csv")
-    assert got.shape == (3, 24)
-    np.testing.assert_allclose(got[1, :3], [0.1, 0.2, 0.3])
-    np.testing.assert_allclose(got[1, 16:18], [1 / 3, 1 / 7])
-    np.testing.assert_allclose(got[0], got[2])
+@pytest.fixture
+def known(scans, tmp_path):
+    """Volumes of a tool for all but the last two scans: the left hippocampus tells the classes apart."""
+    ml = volumes_ml(24)
+    ml[:, 0] *= np.where(scans.labels == 1, 0.7, 1)
+    return read_volumes(write_synthseg(tmp_path, ml[:22], scans.frame["subject"][:22])), ml
+
+
+def test_known_features_are_the_tables_volumes_and_asymmetries_and_unknown_where_it_has_none(scans, known):
+    table, ml = known
+    with pytest.warns(InputWarning, match=f"2 of 24 scans .*\n  - {scans.frame['subject'][22]}: no row"):
+        found = baselines.features(scans.take(np.arange(20)), {"val": scans.take(np.arange(20, 24))}, table)
+    hippocampus, regional = found["known_hippocampus"], found["known_regional"]
+    np.testing.assert_allclose(hippocampus["train"][:, :2], ml[:20, :2], rtol=1e-4)
+    left, right = ml[:20, :2].T
+    np.testing.assert_allclose(hippocampus["train"][:, 2], np.abs(left - right) / (left + right), rtol=1e-3)
+    assert regional["train"].shape == (20, 24)
+    assert np.isnan(regional["val"]).all(axis=1).tolist() == [False, False, True, True]
+    assert baselines.features(scans, {"val": scans})["known_regional"] == "no --volumes"
+
+
+def test_what_a_table_has_on_one_side_alone_is_left_out(scans, known, tmp_path):
+    _, ml = known
+    table = read_volumes(write_synthseg(tmp_path / "one", ml, scans.frame["subject"], drop="left hippocampus"))
+    found = baselines.features(scans, {"val": scans}, table)
+    assert "has none of these volumes on both sides" in found["known_hippocampus"]
+    assert found["known_regional"]["val"].shape == (24, 21)
+
+
+def test_the_side_by_the_tables_asymmetry_is_unknown_where_the_table_is():
+    draw = np.random.default_rng(0)
+    sides = np.arange(60) % 2
+    volumes = 4 + 0.1 * draw.normal(size=(60, 2)) - 0.8 * np.eye(2)[sides]
+    hidden = np.where(np.arange(60)[:, None] % 10 == 0, np.nan, volumes)
+    inputs = {"regional": "none", "known_hippocampus": {"train": hidden, "test": hidden}}
+    (score,) = baselines.side_scores(inputs, np.where(np.arange(60) < 50, sides, -1)).values()
+    assert np.isnan(score).tolist() == [k % 10 == 0 for k in range(60)]
+    assert ((score > 0.5) == sides)[~np.isnan(score)].all()
+    assert baselines.side_scores(inputs, np.zeros(60, dtype=int)) == {}
 
 
 def test_the_close_fit_leaves_noise_out():
@@ -166,3 +202,24 @@ def test_permuted_labels_find_nothing_though_the_features_could():
     assert abs(null["value"] - 0.5) < 0.06
     fitted = baselines.fit(parts["train"], labels[:80]).predict_proba(parts["test"])[:, 1]
     assert metrics.auc(labels[80:], fitted) > null["high"]
+
+
+@pytest.mark.slow
+def test_training_measures_known_volumes_where_they_are_known_and_says_what_is_wrong_with_them(
+    cohort, config, tmp_path
+):
+    """Our own measure, written as a tool's with left and right exchanged, for all but one test subject."""
+    frames = [read_table(cohort / f"{name}.csv") for name in ("train", "val", "test")]
+    everybody = pd.concat(frames, ignore_index=True)
+    ml = region_volumes(load_scans(everybody, GRID, cache_dir=config.cache_dir).volumes, GRID, REGIONS)
+    ml += 0.01 * ml.mean(axis=0)  # none is 0
+    names = list(everybody["subject"])
+    config = dataclasses.replace(config, volumes=write_synthseg(tmp_path, ml[:-1, np.arange(16) ^ 1], names[:-1]))
+    with pytest.warns(InputWarning) as said:
+        train.main(config)
+    messages = [str(warning.message) for warning in said]
+    assert any("left and right look exchanged" in message for message in messages)
+    assert any(message.endswith(f"\n  - {names[-1]}: no row") for message in messages)
+    found = read_json(config.run_dir / "results.json")["baselines"]
+    assert (found["known_regional"]["test_scans"], found["regional"]["test_scans"]) == (11, 12)
+    assert found["known_hippocampus"]["test_scans"] == 11

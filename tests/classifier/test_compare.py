@@ -139,8 +139,8 @@ def test_the_same_command_gives_the_same_numbers(tmp_path):
         ({"runs": ("a", "b"), "arms": "c"}, "not both"),
         ({"margin": 0.0}, "--margin 0.0"),
         ({"resamples": 5}, "--resamples 5"),
-        ({"truth": "truth.csv"}, "--truth and --train-csv go together"),
-        ({"train_csv": ("train.csv",)}, "--truth and --train-csv go together"),
+        ({"volumes": "truth.csv"}, "--volumes and --train-csv go together"),
+        ({"train_csv": ("train.csv",)}, "--volumes and --train-csv go together"),
     ],
 )
 def test_flags_that_contradict_each_other(flags, message):

@@ -1,13 +1,21 @@
-"""Effects by the side of the epilepsy: planted on one side, found there, whichever side is larger in everyone."""
+"""Effects by the side of the epilepsy: planted on one side, found there, whichever side is larger in everyone; and on
+volumes of a table.
+"""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cohort.anatomy.regional_volumes import by_side
-from evaluation.anatomy import Sided, laterality, swaps_by_side
+from cohort.anatomy.volume_tables import read_volumes
+from cohort.atlas import REGIONS
+from evaluation.anatomy import Sided, against_known, laterality, same_tool, swaps_by_side, volumes_in_table
 from evaluation.effects import cohens_d
+from runtime.errors import InputError, InputWarning
+from tests.support.volumes import volumes_ml, write_synthseg
 
 NAMES = ("Left Hippocampus", "Right Hippocampus", "Left Thalamus", "Right Thalamus", "Brain Stem")
 ASYMMETRIES = ("asymmetry of Hippocampus", "asymmetry of Thalamus")
@@ -105,3 +113,62 @@ def test_volumes_are_keyed_by_class_side_and_seed():
     found = Sided(MODELLED, np.arange(16.0).reshape(4, 4), np.array([0, 1, 1, 1]), np.array(["", "L", "", "R"]))
     rows = found.by_seed([5, 5, 6, None], ("Right Thalamus",))
     assert {key: row.tolist() for key, row in rows.items()} == {("HC", 5): [3], ("TLE-L", 5): [7], ("TLE-", 6): [11]}
+
+
+class Scans(NamedTuple):
+    """What `volumes_in_table` and `same_tool` look at."""
+
+    labels: np.ndarray
+    seeds: list[int | None]
+
+
+def written(tmp_path, ml, names):
+    return read_volumes(write_synthseg(tmp_path, ml, names))
+
+
+def test_effects_on_known_volumes_are_those_of_the_table_and_ours_are_held_against_them():
+    """The hippocampi are a tenth smaller in patients; our measure sees half of a volume, and noise."""
+    ml, labels = volumes_ml(200), np.arange(200) % 2
+    ml[:, :2] *= np.where(labels == 1, 0.9, 1)[:, None]
+    seen = 0.5 * ml + ml.mean(axis=0) * 0.1 * np.random.default_rng(3).normal(size=ml.shape)
+    found = against_known(REGIONS, (ml, labels), (seen, labels), (seen, labels), (ml[:100], labels[:100]), seed=0)
+    d = [found["known_effects"]["measures"][name]["d"] for name in REGIONS]
+    np.testing.assert_allclose(d, cohens_d(ml, labels), rtol=1e-9)
+    assert 0.2 < found["recovery"]["measures"]["Left Hippocampus"]["correlation"] < 0.9
+    same = found["agreement_with_known"]["synthetic by the same tool"]
+    assert same["correlation"] > 0.8
+    assert found["known_distributions"]["HC"]["n_synthetic"] == 50
+    assert "known_distributions" not in against_known(REGIONS, *[(ml, labels)] * 3, None, seed=0)
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_table_is_read_for_the_scans_that_it_knows_and_its_gaps_and_exchanged_sides_are_said(tmp_path):
+    ml, names = volumes_ml(40), [f"s{k}" for k in range(40)]
+    frame = pd.DataFrame({"subject": names, "label": np.arange(40) % 2})
+    table = written(tmp_path, ml[:38], names[:38])
+    with pytest.warns(InputWarning, match="2 of 40 scans .*\n  - s38: no row") as said:
+        shared, found = volumes_in_table(table, frame, REGIONS, ml)
+    assert (shared, len(said)) == (REGIONS, 1)
+    np.testing.assert_allclose(found[:38], ml[:38], rtol=1e-4)
+    with pytest.warns(InputWarning, match="left and right look exchanged"):
+        volumes_in_table(written(tmp_path, ml[:, np.arange(16) ^ 1], names), frame, REGIONS, ml)
+    table = read_volumes(write_synthseg(tmp_path, ml, names, drop="right caudate"))
+    with pytest.warns(InputWarning, match="has no volumes of Right Caudate"):
+        shared, _ = volumes_in_table(table, frame, REGIONS, ml)
+    assert set(REGIONS) - set(shared) == {"Right Caudate"}
+    with (
+        pytest.warns(InputWarning, match="37 of 40 scans"),
+        pytest.raises(InputError, match="the volumes of too few scans are known"),
+    ):
+        volumes_in_table(written(tmp_path, ml[:3], names[:3]), frame, REGIONS, ml)
+
+
+def test_rows_that_are_called_as_synthetic_volumes_are_of_these(tmp_path):
+    ml = volumes_ml(6)
+    table = written(tmp_path, ml, ["HC_000000", "HC_000001", "TLE_000000", "TLE_000007", "HC_000002", "s1"])
+    made = Scans(np.array([0, 0, 0, 1, 1, 1]), [0, 1, 2, 0, 7, None])
+    with pytest.warns(InputWarning, match="1 of 6 scans"):
+        values, labels = same_tool(table, made, REGIONS)
+    np.testing.assert_allclose(values, ml[[0, 1, 4, 2, 3]], rtol=1e-4)
+    assert labels.tolist() == [0, 0, 0, 1, 1]
+    assert same_tool(written(tmp_path, ml, [f"s{k}" for k in range(6)]), made, REGIONS) is None

@@ -184,5 +184,5 @@ def test_forest_plot_is_written_also_where_a_set_has_no_effect(tmp_path):
     real = effects.class_effects(NAMES, *cohort(0, 40), resamples=20)
     collapsed = effects.class_effects(NAMES, np.ones((8, 4)), np.arange(8) % 2, resamples=20)
     path = tmp_path / "forest.png"
-    figures.draw_effects(path, {"real": real, "synthetic": collapsed}, truth={"a": -0.3}, shown=3)
+    figures.draw_effects(path, {"real": real, "synthetic": collapsed}, known={"a": -0.3}, shown=3)
     assert path.stat().st_size > 5000

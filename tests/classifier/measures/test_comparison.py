@@ -4,12 +4,15 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from classifier import baselines
-from classifier.measures.comparison import against_truth, compare_arms
+from classifier.measures.comparison import against_volumes, compare_arms
+from classifier.measures.metrics import auc
 from classifier.measures.paired_tests import delong_test
 from classifier.measures.resampling import draws_of, evaluate
 from classifier.measures.runs import arms_of, single_runs
+from cohort.anatomy.volume_readers import volume_column
+from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 from tests.support.arm_folders import write_arms, write_run
 
 
@@ -81,26 +84,26 @@ def test_more_variable_training_widens_the_interval(tmp_path):
     assert width["wild"] > 1.3 * width["stable"]
 
 
-def truth_files(tmp_path, subjects, labels, effect):
-    """A truth table in which the left hippocampus tells the classes apart, and the table of scans."""
+def known_files(tmp_path, subjects, labels, effect):
+    """A table of volumes in which the left hippocampus tells the classes apart, and the table of scans."""
     rng = np.random.default_rng(5)
     volumes = rng.normal(5000, 300, size=(len(subjects), len(REGIONS)))
     volumes[:, 0] -= 300 * effect * labels
-    columns = [f"volume_{region.lower().replace(' ', '_')}_mm3" for region in REGIONS]
-    truth = pd.DataFrame(volumes, columns=columns).assign(subject=subjects)
-    truth.to_csv(tmp_path / "truth.csv", index=False)
+    pd.DataFrame(volumes, columns=map(volume_column, REGIONS)).assign(subject=subjects).to_csv(
+        tmp_path / "truth.csv", index=False
+    )
     files = [f"{name}.nii.gz" for name in subjects]
     for name in files:
         (tmp_path / name).touch()
     rows = {"subject": subjects, "file": files, "diagnosis": np.where(labels == 1, "TLE-L", "HC")}
     pd.DataFrame(rows).to_csv(tmp_path / "all.csv", index=False)
-    return tmp_path / "truth.csv", tmp_path / "all.csv", volumes
+    return read_volumes(tmp_path / "truth.csv"), tmp_path / "all.csv", volumes
 
 
 @pytest.mark.slow
-def test_a_shortcut_is_above_the_truth_and_the_truth_is_not(tmp_path):
+def test_a_shortcut_is_above_the_volumes_and_they_are_not(tmp_path):
     subjects, labels = [f"s{k:03d}" for k in range(200)], np.arange(200) % 2
-    truth, table, volumes = truth_files(tmp_path, subjects, labels, effect=1.0)
+    known, table, volumes = known_files(tmp_path, subjects, labels, effect=1.0)
     held = np.arange(120, 200)
     names = [subjects[k] for k in held]
     learned = baselines.with_asymmetry(volumes / 1000)
@@ -115,7 +118,7 @@ def test_a_shortcut_is_above_the_truth_and_the_truth_is_not(tmp_path):
     )
     draws = draws_of(runs, 300, seed=0)
     found = compare_arms(runs, draws, margin=0.05)
-    got = against_truth(runs, draws, found.areas, truth, (table,))
+    got = against_volumes(runs, draws, found.areas, known, (table,))
     assert got["training_subjects"] == [120]
     assert 0.65 < got["auc"]["value"] < 0.9
     by_name = {row["run"]: row for row in got["arms"]}
@@ -124,12 +127,34 @@ def test_a_shortcut_is_above_the_truth_and_the_truth_is_not(tmp_path):
     assert above == {"anatomy": False, "shortcut": True}
 
 
-def test_the_truth_is_fitted_without_held_out_subjects(tmp_path):
+def test_scans_of_unknown_volume_are_left_out_of_both_areas(tmp_path):
+    """The arm is right about those alone, and no better than chance about the others."""
+    subjects, labels = [f"s{k:03d}" for k in range(120)], np.arange(120) % 2
+    _, table, _ = known_files(tmp_path, subjects, labels, effect=2.0)
+    held = np.arange(60, 120)
+    unknown = held >= 100
+    truth = pd.read_csv(tmp_path / "truth.csv")
+    truth.loc[held[unknown], volume_column("Left Hippocampus")] = 0
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    scores = np.where(unknown, 9.0 * labels[held] - 4.5, np.random.default_rng(0).normal(size=60))
+    names = [subjects[k] for k in held]
+    runs = single_runs(tuple(write_run(tmp_path / arm, scores, labels[held], names) for arm in "ab"))
+    draws = draws_of(runs, 100, seed=0)
+    with pytest.warns(
+        InputWarning, match=r"20 of 120 scans .*\n  - s100: no volume of Left Hippocampus \(0 or empty\)"
+    ):
+        got = against_volumes(runs, draws, compared(runs).areas, read_volumes(tmp_path / "truth.csv"), (table,))
+    alone = auc(labels[held][~unknown], scores[~unknown])
+    assert got["arms"][0]["difference"] == pytest.approx(alone - got["auc"]["value"])
+    assert got["auc"]["value"] > 0.85
+
+
+def test_the_regression_is_fitted_without_held_out_subjects(tmp_path):
     """With all subjects held out in the fold, there is nothing to fit to."""
     subjects, labels = [f"s{k:03d}" for k in range(40)], np.arange(40) % 2
-    truth, table, _ = truth_files(tmp_path, subjects, labels, effect=1.0)
+    known, table, _ = known_files(tmp_path, subjects, labels, effect=1.0)
     scores = np.linspace(-1, 1, 40)
     runs = single_runs(tuple(write_run(tmp_path / arm, scores, labels, subjects) for arm in "ab"))
     draws = draws_of(runs, 20, seed=0)
     with pytest.raises(InputError, match="too few training subjects"):
-        against_truth(runs, draws, compared(runs).areas, truth, (table,))
+        against_volumes(runs, draws, compared(runs).areas, known, (table,))

@@ -3,12 +3,10 @@
 from functools import cache
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import ndimage
 
 from cohort.anatomy import grey_matter, regional_volumes
-from cohort.anatomy.regional_volumes import true_volumes, volume_column
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.scans import GRIDS
 from runtime.errors import InputError
@@ -96,32 +94,6 @@ def test_measures_do_not_depend_on_the_scale_of_intensity():
 
 def test_wanted_columns_are_found_in_their_order():
     assert regional_volumes.columns_of(("x", "Left Caudate", "y"), ("y", *REGIONS)) == [2, 1]
-
-
-@pytest.fixture
-def truth(tmp_path):
-    frame = pd.DataFrame(np.arange(1, 33).reshape(2, 16) * 100.0, columns=map(volume_column, REGIONS), index=["b", "a"])
-    frame.rename_axis("subject").to_csv(tmp_path / "truth.csv")
-    return tmp_path / "truth.csv"
-
-
-def test_true_volumes_are_in_ml_in_the_order_asked_for(truth):
-    found = true_volumes(truth, ["a", "b", "a"])
-    np.testing.assert_allclose(found[1], np.arange(1, 17) / 10)
-    np.testing.assert_allclose(found[[0, 2]], np.tile(np.arange(17, 33) / 10, (2, 1)))
-
-
-def test_truth_that_does_not_fit_is_refused(truth, tmp_path):
-    with pytest.raises(InputError, match=r"truth.csv: subjects that are not in it \(1\):\n  - c"):
-        true_volumes(truth, ["a", "c"])
-    with pytest.raises(InputError, match=r"not the table that cohort\.make_demo writes.*No such file"):
-        true_volumes(tmp_path / "absent.csv", ["a"])
-    pd.read_csv(truth).drop(columns="volume_left_caudate_mm3").to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(InputError, match=r"not the table.*volume_left_caudate_mm3"):
-        true_volumes(tmp_path / "other.csv", ["a"])
-    (tmp_path / "empty.csv").touch()
-    with pytest.raises(InputError, match="not the table"):
-        true_volumes(tmp_path / "empty.csv", ["a"])
 
 
 def grey_matter_map(loss: float = 0.0, scale: float = 1.0) -> np.ndarray:
