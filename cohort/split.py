@@ -1,9 +1,9 @@
 """Divides a cohort into train.csv, val.csv and test.csv, by subject and group, balanced.
 
 Reads an index (a table, see data_csvs/README.md), and its scans, so that copies of one scan under two names come into
-one split. Writes the three tables, a picture of how alike they are (balance.png) and how they were made (split.json,
-see cohort/splitting/record.py). Or k folds, each in its own folder; or sites held out for test. Splits that exist and
-differ are not overwritten unless asked.
+one split; with --volumes also a tool's volumes of the hippocampus, to balance them. Writes the three tables, a picture
+of how alike they are (balance.png) and how they were made (split.json, see cohort/splitting/record.py). Or k folds,
+each in its own folder; or sites held out for test. Splits that exist and differ are not overwritten unless asked.
 
     python -m cohort.split --index data/demo/pickle_prep_demo.csv --out data/demo --val-percent 15 --test-percent 25
     python -m cohort.split --index data/demo/pickle_prep_demo.csv --out data_csvs/folds --folds 5
@@ -11,6 +11,7 @@ differ are not overwritten unless asked.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,11 +19,13 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
+from cohort.anatomy.volume_tables import KnownVolumes, VolumeTable
+from cohort.atlas import SIDES
 from cohort.checking.checked import CACHE_DIR, find_copies
 from cohort.listing.reading import Reading
 from cohort.pictures import save
 from cohort.preparation.quality import flags, looks
-from cohort.splitting.balance import balance, balance_figure
+from cohort.splitting.balance import VOLUME, balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
 from cohort.splitting.ties import join_groups, read_copies
@@ -34,7 +37,7 @@ from runtime.files import ROOT
 
 
 @dataclass(frozen=True)
-class Config(Reading, ScriptConfig):
+class Config(Reading, KnownVolumes, ScriptConfig):
     index: Path
     """Table of all scans, or a BIDS participants.tsv."""
     out: Path = ROOT / "data_csvs"
@@ -55,6 +58,8 @@ class Config(Reading, ScriptConfig):
     """Leave scans of other sites out where their subject or group (copies included) is at a held-out one, too."""
     groups: Path | None = None
     """groups.csv of cohort.check: these copies are kept in one split, and none are looked for."""
+    structures: tuple[str, ...] = ("Hippocampus",)
+    """With --volumes: structures whose volume, left and right together, is balanced within each class, too."""
     keep_flagged: bool = False
     """Take scans that cohort.prepare flagged (column qc), too. Without it they are named, and nothing is divided."""
     check: bool = True
@@ -86,20 +91,30 @@ class Division(NamedTuple):
 
 def main(config: Config) -> None:
     """Index, splits, tables, balance."""
-    index = read_table(config.index, config)
+    index, known = read_table(config.index, config), config.known_volumes()
     if not config.keep_flagged:
         refuse_flagged(config.index, index)
     if config.groups:  # copies: per row the set that it is in, empty for none
         copies = read_copies(config.groups, index["file"])
     else:
         copies = find_copies(index, config.cache_dir) if config.check else [""] * len(index)
-    divisions = divide(join_groups(index, copies), config)
+    divisions = divide(with_volumes(join_groups(index, copies), known, config.structures), config)
     refuse_others(config, divisions)
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
-        write(division, config)
+        write(division, config, known)
     report(divisions, sum(name != "" for name in copies))
     if odd := int((looks(index) != "").sum()):
         print(f"{odd} scans that cohort.prepare found worth a look (column qc) are in this index")
+
+
+def with_volumes(index: pd.DataFrame, known: VolumeTable | None, structures: Sequence[str]) -> pd.DataFrame:
+    """The index with a column of ml for each structure, both sides together; NaN, and a warning, where unknown."""
+    if known is None:
+        return index
+    regions = [f"{side} {structure}" for structure in structures for side in SIDES]
+    ml = known.of(index, regions).reshape(len(index), -1, 2).sum(axis=2)
+    known.warn(index, regions)
+    return index.assign(**{VOLUME + structure: ml[:, place] for place, structure in enumerate(structures)})
 
 
 def refuse_flagged(path: Path, index: pd.DataFrame) -> None:
@@ -162,17 +177,23 @@ def refuse_others(config: Config, divisions: list[Division]) -> None:
 
 
 def tables_of(divisions: list[Division]) -> list[tuple[Path, pd.DataFrame]]:
-    """Every split's file and its rows."""
-    return [(division.folder / f"{name}.csv", rows) for division in divisions for name, rows in division.splits.items()]
+    """Every split's file and its rows, as they are written: without the volumes, which have a table of their own."""
+    return [
+        (division.folder / f"{name}.csv", rows.drop(columns=rows.filter(like=VOLUME).columns))
+        for division in divisions
+        for name, rows in division.splits.items()
+    ]
 
 
-def write(division: Division, config: Config) -> None:
+def write(division: Division, config: Config, known: VolumeTable | None) -> None:
     """Writes the tables, then how they were made, then their picture."""
     for path, rows in tables_of([division]):
         write_table(path, rows)
     looked_for = "given" if config.groups else "looked for" if config.check else "not looked for"
+    settings = {**division.settings, "copies": looked_for}
+    settings |= {"volumes": known.digest(), "structures": list(config.structures)} if known else {}
     write_record(
-        division.folder, division.splits, settings={**division.settings, "copies": looked_for}, index=config.index,
+        division.folder, division.splits, settings=settings, index=config.index,
         groups=config.groups, left_out=division.left_out,
     )  # fmt: skip
     if config.figure:

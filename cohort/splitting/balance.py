@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
+VOLUME = "ml of "
+"""Begins the names of columns with volumes that are balanced, too: thirds of each class, by rank."""
+VOLUME_BANDS = 3
 AGE_BAND_YEARS, AGE_BIN_YEARS = 10, 5
 """Of the balance, and of the histograms."""
 
 # How much an uneven share of a trait costs. Each step down gives way to the one above: the size of the parts and the
 # class first, then the side, then what confounds the class when it is uneven.
-_WEIGHTS = {"all": 1000.0, "class": 1000.0, "diagnosis": 100.0, "age": 10.0, "sex": 10.0, "site": 10.0}
+_WEIGHTS = {"all": 1000.0, "class": 1000.0, "diagnosis": 100.0, "age": 10.0, "sex": 10.0, "site": 10.0, VOLUME: 10.0}
 _EMPTY_CLASS = 1e9
 _PROPOSALS_PER_UNIT = 20
 
@@ -36,8 +39,8 @@ def place_rows(frame: pd.DataFrame, shares: Sequence[float], draw: np.random.Gen
     """Divides a table's rows, in whatever order, among parts, by subject and group, balanced as far as it goes.
 
     Units are what subjects and groups tie together (subjects of one group, groups that share a subject). The largest
-    units are placed first, each where the shares of all its traits (class, side, age band, sex, site) stay nearest to
-    the wanted ones; then random moves and exchanges are tried and kept when they bring the shares nearer.
+    units are placed first, each where the shares of all its traits (class, side, age band, sex, site, volume) stay
+    nearest to the wanted ones; then random moves and exchanges are tried and kept when they bring the shares nearer.
 
     `shares` of the subjects are above 0, their sum is 1. Returns the part of each row, int (rows,); a class may be
     missing from a part when it has too few units.
@@ -88,9 +91,16 @@ def _traits(frame: pd.DataFrame, units: np.ndarray) -> tuple[np.ndarray, np.ndar
         "sex": names + " " + people["sex"],
         "site": names + " " + people["site"],
     }
+    for column in people.filter(like=VOLUME):
+        bands = np.ceil(VOLUME_BANDS * people.groupby("label")[column].rank(pct=True))
+        traits[column] = names + " " + bands.map("{:g}".format)
     counts = {kind: pd.crosstab(people["unit"], values).to_numpy(float) for kind, values in traits.items()}
     kinds = np.repeat(list(counts), [table.shape[1] for table in counts.values()])
-    return np.hstack(list(counts.values())), np.array([_WEIGHTS[kind] for kind in kinds]), kinds == "class"
+    return (
+        np.hstack(list(counts.values())),
+        np.array([_WEIGHTS.get(kind, _WEIGHTS[VOLUME]) for kind in kinds]),
+        kinds == "class",
+    )
 
 
 def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -111,6 +121,8 @@ def balance(splits: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 "age": f"{ages.mean():.1f} ({ages.std(ddof=0):.1f})" if len(ages) else "",
                 "site": ", ".join(f"{site or '?'} {count}" for site, count in sites),
             }  # fmt: skip
+            for column, values in people.filter(like=VOLUME).items():
+                rows[name, label][column] = f"{values.mean():.2f} ({values.std(ddof=0):.2f})"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["split", "class"])
 
 
