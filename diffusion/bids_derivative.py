@@ -65,6 +65,7 @@ def sidecar(wanted: Wanted, settings: Settings, grid: Grid) -> dict[str, Any]:
         "Side": wanted.side or None,
         "Age": wanted.age,
         "Sex": wanted.sex or None,
+        **({"VolumesMl": dict(wanted.volumes)} if wanted.volumes else {}),
         "Seed": wanted.seed,
         "VAE": settings.vae,
         "Diffusion": settings.diffusion,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from cohort.anatomy.volume_tables import KnownVolumes
 from runtime.config import RunConfig
 from runtime.files import ROOT
 
@@ -28,7 +29,8 @@ class ModelConfig:
     gelu: Literal["tanh", "exact"] = "tanh"
     """Form of the MLPs' activation; exact is that of older checkpoints."""
     covariates: tuple[str, ...] = ()
-    """Continuous conditions besides the class, for example age and sex; each may be unknown."""
+    """Continuous conditions besides the class, each of which may be unknown: age, sex, and of --volumes (ml)
+    hippocampus_left, hippocampus_right, ventricles and so on."""
     linear_rank: int = 0
     """Principal axes of the linear start: the network adds to the closed-form denoiser of a Gaussian fitted to the
     training latents. A quarter as many as latents overfit little. For runs of minutes; 0 is the plain DiT."""
@@ -79,7 +81,7 @@ class ProcessConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
+class TrainConfig(KnownVolumes, RunConfig):
     """Everything one diffusion training run depends on."""
 
     latents: Path = ROOT / "latents/paper"
@@ -89,7 +91,7 @@ class TrainConfig(RunConfig):
     val_split: str = "val"
     """Subfolder whose loss chooses the best checkpoint."""
     tables: tuple[Path, ...] = ()
-    """Tables with the subjects' covariates, when --model.covariates names any."""
+    """Tables with the subjects' age and sex, when --model.covariates names these."""
     vae: Path | None = None
     """VAE checkpoint, to decode pictures during training; without it there are none."""
     init: Path | None = None

@@ -1,4 +1,4 @@
-"""Continuous conditions besides the class: age in years and sex, as numbers that a network can take.
+"""Continuous conditions besides the class: age in years, sex, and volumes in ml, as numbers that a network can take.
 
 Standardised by the training subjects' mean and standard deviation, which travel in the checkpoint; NaN is unknown.
 """
@@ -6,26 +6,48 @@ Standardised by the training subjects' mean and standard deviation, which travel
 import math
 from pathlib import Path
 
+import pandas as pd
 import torch
 
+from cohort.anatomy.volume_tables import VolumeTable
+from cohort.atlas import SIDES, STRUCTURES
 from cohort.tables import read_table
 from runtime.errors import InputError
 
 SEX_CODES = {"F": 0.0, "M": 1.0, "": math.nan}
-KNOWN = ("age", "sex")
+VOLUMES = {
+    f"{structure}_{side}".lower().replace(" ", "_"): (f"{side} {structure}",)
+    for structure in STRUCTURES
+    for side in SIDES
+} | {"ventricles": ("Left Lateral Ventricle", "Right Lateral Ventricle")}
+"""Names of volumes (hippocampus_left and so on), and the regions of the atlas that each is the sum of."""
+KNOWN = ("age", "sex", *VOLUMES)
 
 Scales = dict[str, tuple[float, float]]
 """Mean and standard deviation of each covariate, in the order in which the network takes them."""
 
 
-def covariates_of(subjects: list[str], names: tuple[str, ...], tables: tuple[Path, ...]) -> torch.Tensor:
-    """Covariates ``age`` (years) and ``sex`` (F 0, M 1) of N subjects from tables that hold them all between them:
-    (N, K) float32 in the order of `names`, NaN where a table leaves a value out.
+def covariates_of(
+    subjects: list[str], names: tuple[str, ...], tables: tuple[Path, ...], volumes: VolumeTable | None = None
+) -> torch.Tensor:
+    """Covariates ``age`` (years) and ``sex`` (F 0, M 1) of N subjects from tables that hold them all between them, and
+    VOLUMES (ml) of a table: (N, K) float32 in the order of `names`, NaN where a table leaves a value out.
     """
     if not set(names) <= set(KNOWN) or len(set(names)) < len(names):
         raise InputError(f"--model.covariates {' '.join(names)}: expected each of {', '.join(KNOWN)} at most once")
-    if not names:
-        return torch.zeros(len(subjects), 0)
+    columns = of_people(subjects, tables) if {"age", "sex"} & set(names) else {}
+    if asked := {name: VOLUMES[name] for name in names if name in VOLUMES}:
+        if volumes is None:
+            raise InputError(f"--model.covariates {' '.join(asked)} needs --volumes, a table of them")
+        frame, regions = pd.DataFrame({"subject": subjects}), [*dict.fromkeys(sum(asked.values(), ()))]
+        ml = pd.DataFrame(volumes.of(frame, regions), columns=regions)
+        volumes.warn(frame, regions)
+        columns |= {name: ml[list(parts)].sum(axis=1, skipna=False).to_list() for name, parts in asked.items()}
+    return torch.tensor([columns[name] for name in names], dtype=torch.float32).reshape(len(names), len(subjects)).T
+
+
+def of_people(subjects: list[str], tables: tuple[Path, ...]) -> dict[str, list[float]]:
+    """``age`` and ``sex`` of the subjects; InputError for one that is in no table."""
     if not tables:
         raise InputError("--model.covariates needs --tables, for example data_csvs/train.csv data_csvs/val.csv")
     known = {
@@ -37,7 +59,7 @@ def covariates_of(subjects: list[str], names: tuple[str, ...], tables: tuple[Pat
     if missing:
         shown = ", ".join(missing[:5])
         raise InputError(f"--tables: {len(missing)} of {len(subjects)} subjects are in no table: {shown}")
-    return torch.tensor([[known[subject][name] for name in names] for subject in subjects])
+    return {name: [known[subject][name] for subject in subjects] for name in ("age", "sex")}
 
 
 def fit_scales(values: torch.Tensor, names: tuple[str, ...]) -> Scales:

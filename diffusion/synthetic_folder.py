@@ -28,7 +28,7 @@ from cohort.listing.cells import MISSING, parse_age, parse_sex
 from cohort.listing.delimited import read_column, read_delimited
 from cohort.tables import CLASS_NAMES, LABELS, SIDES
 from cohort.volumes import Volume, list_volumes, read_volume, volume_name, write_volume
-from diffusion.covariates import SEX_CODES
+from diffusion.covariates import SEX_CODES, VOLUMES
 from runtime import distributed
 from runtime.checkpoints import plain_fields
 from runtime.errors import InputError, differences
@@ -40,7 +40,7 @@ COLUMNS = (
 )  # fmt: skip
 """Of manifest.csv. `side`: empty where it is unknown, and absent in older files; `seconds`: to make it, a batch's time
 shared evenly; `made`: UTC; empty where it is not known; `refused`: samples of this seed that were too near to a
-training subject, absent in older files."""
+training subject, absent in older files. Then those of `diffusion.covariates.VOLUMES` that were asked for (ml)."""
 LATER = {"side": "", "refused": ""}
 """Columns that older files lack, and what they then hold."""
 
@@ -61,15 +61,18 @@ class Wanted:
     """F or M; empty where unknown."""
     side: str = ""
     """Of a TLE, L or R; empty where unknown."""
+    volumes: tuple[tuple[str, float], ...] = ()
+    """Those of `diffusion.covariates.VOLUMES` that are known, with ml."""
 
     def value(self, covariate: str) -> float:
-        """``age`` or ``sex`` as a number in its own unit; NaN where unknown."""
-        return {"age": math.nan if self.age is None else self.age, "sex": SEX_CODES[self.sex]}[covariate]
+        """A covariate as a number in its own unit; NaN where unknown."""
+        age = math.nan if self.age is None else self.age
+        return {"age": age, "sex": SEX_CODES[self.sex], **dict(self.volumes)}.get(covariate, math.nan)
 
     def texts(self) -> dict[str, str]:
-        """Side, age and sex as tables write them, empty where unknown."""
+        """Side, age and sex as tables write them, empty where unknown, and the volumes that are known."""
         age = "" if self.age is None else str(self.age).removesuffix(".0")
-        return {"side": self.side, "age": age, "sex": self.sex}
+        return {"side": self.side, "age": age, "sex": self.sex, **{name: f"{ml:g}" for name, ml in self.volumes}}
 
 
 @dataclass(frozen=True)
@@ -147,17 +150,18 @@ class SyntheticFolder:
             return {row["file"]: {**LATER, **row} for row in table}
 
     def missing(self, wanted: list[Wanted]) -> list[Wanted]:
-        """What is not in the folder yet; InputError where a volume has another side, age or sex than is wanted."""
+        """What is not in the folder yet; InputError where one has another side, age, sex or anatomy than is wanted."""
         rows = self.rows()
         found = [(item, rows.get(volume_name(item.label, item.seed))) for item in wanted]
+        unknown = dict.fromkeys(VOLUMES, "")
         problems = [
-            f"{row['file']}: {name} {row[name] or 'unknown'}, wanted {text or 'unknown'}"
+            f"{row['file']}: {name} {row.get(name) or 'unknown'}, wanted {text or 'unknown'}"
             for item, row in found
-            for name, text in (item.texts().items() if row else ())
-            if row[name] != text
+            for name, text in ((unknown | item.texts()).items() if row else ())
+            if (row.get(name) or "") != text
         ]
         if problems:
-            title = f"{self.path}: volumes with another side, age or sex; choose other seeds or --out"
+            title = f"{self.path}: volumes with another side, age, sex or anatomy; choose other seeds or --out"
             raise InputError.of(title, problems)
         return [item for item, row in found if row is None]
 
@@ -199,8 +203,9 @@ class SyntheticFolder:
 
     def _write(self, rows: dict[str, Row]) -> None:
         ordered = sorted(rows.values(), key=lambda row: int(row["seed"]))
+        asked = [name for name in VOLUMES if any(row.get(name) for row in ordered)]
         with atomic_write(self.path / "manifest.csv") as temporary:
-            pd.DataFrame(ordered, columns=list(COLUMNS)).to_csv(temporary, index=False)
+            pd.DataFrame(ordered, columns=[*COLUMNS, *asked]).to_csv(temporary, index=False)
         for part in self.path.glob(".rows-*.jsonl"):
             part.unlink()
 
@@ -229,8 +234,8 @@ def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
     """Reads a table of wanted volumes: one entry per volume, in the order of the rows.
 
     The columns are `label` (HC or TLE) and, optionally, `seed`, `age` (years), `sex` (F or M), `count` (consecutive
-    seeds) and `side` (L or R, of a TLE); empty and ``n/a`` are unknown. Rows without a seed get the lowest ones from
-    `first_seed` on that no row of their class names.
+    seeds), `side` (L or R, of a TLE) and VOLUMES (ml, such as `hippocampus_left`); empty and ``n/a`` are unknown. Rows
+    without a seed get the lowest ones from `first_seed` on that no row of their class names.
 
     Raises:
         InputError: lists every fault with file, line and column; among them seeds that one class has twice.
@@ -242,7 +247,7 @@ def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
     columns = [read_column(raw, name, read, default) for name, (read, default) in _READERS.items()]
     rows = list(zip(*columns, strict=True))
     taken: dict[tuple[int, int], int] = {}
-    for index, (label, first, _, _, count, side) in enumerate(rows if not raw.problems else ()):
+    for index, (label, first, _, _, count, side, *_) in enumerate(rows if not raw.problems else ()):
         if side and not label:
             raw.fault(index, "side", f"{side}, but HC has no side")
         for seed in range(first, first + count) if first is not None else ():
@@ -256,8 +261,8 @@ def read_wanted(path: Path | str, first_seed: int = 0) -> list[Wanted]:
         for label in LABELS.values()
     }
     return [
-        Wanted(label, seed, age, sex, side)
-        for label, first, age, sex, count, side in rows
+        Wanted(label, seed, age, sex, side, tuple((name, ml) for name, ml in zip(VOLUMES, volumes, strict=True) if ml))
+        for label, first, age, sex, count, side, *volumes in rows
         for seed in itertools.islice(free[label] if first is None else itertools.count(first), count)
     ]
 
@@ -272,6 +277,18 @@ def _side(text: str) -> str:
     if text not in {*SIDES.values(), *MISSING}:
         raise ValueError(f"{text!r}; expected L or R")
     return "" if text in MISSING else text
+
+
+def _ml(text: str) -> float | None:
+    if text in MISSING:
+        return None
+    try:
+        ml = float(text)
+    except ValueError:
+        ml = math.nan
+    if not 0 < ml < math.inf:
+        raise ValueError(f"{text!r}; expected a volume in ml, above 0")
+    return ml
 
 
 def _whole(text: str, least: int, absent: int | None) -> int | None:
@@ -289,5 +306,6 @@ _READERS: dict[str, tuple[Callable[[str], Any], Any]] = {
     "sex": (parse_sex, ""),
     "count": (lambda text: _whole(text, 1, 1), 1),
     "side": (_side, ""),
+    **dict.fromkeys(VOLUMES, (_ml, None)),
 }
 """How each column of a table of wanted volumes is read, and its value where the table has no such column."""

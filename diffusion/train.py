@@ -117,7 +117,8 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
             raise InputError(f"{config.latents / split}: {found}")
     if train.shape != val.shape:
         raise InputError(f"{config.latents}: training latents {train.shape}, held-out latents {val.shape}")
-    values = [covariates_of(split.subjects, config.model.covariates, config.tables) for split in (train, val)]
+    volumes, names = config.known_volumes(), config.model.covariates
+    values = [covariates_of(split.subjects, names, config.tables, volumes) for split in (train, val)]
     scales = fit_scales(values[0], config.model.covariates)
     for split, own in zip((train, val), values, strict=True):
         split.covariates = standardise(own, scales).to(device.kind)

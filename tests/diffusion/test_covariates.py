@@ -1,15 +1,19 @@
-"""Age and sex from tables: units, order, scales, and what is refused."""
+"""Age, sex and volumes from tables: units, order, scales, and what is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from cohort.anatomy.volume_tables import read_volumes
+from cohort.atlas import REGIONS
 from diffusion.covariates import covariates_of, fit_scales, standardise
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
+from tests.support.volumes import volumes_ml, write_synthseg
 
 
 @pytest.fixture
@@ -33,6 +37,20 @@ def test_values_follow_the_subjects_and_the_names(table: Path) -> None:
     assert values[2, 0] == 1.0
     assert values[2, 1].isnan()
     assert covariates_of(["c", "a"], (), ()).shape == (2, 0)
+
+
+def test_volumes_are_in_ml_beside_the_others_and_unknown_where_their_table_is(table: Path, tmp_path: Path) -> None:
+    ml = volumes_ml()[:2]
+    known = read_volumes(write_synthseg(tmp_path, ml, ["c", "a"]))
+    with pytest.warns(InputWarning, match="1 of 3 scans .*\n  - b: no row"):
+        values = covariates_of(["a", "b", "c"], ("ventricles", "age", "hippocampus_right"), (table,), known)
+    places = [REGIONS.index(f"{side} Lateral Ventricle") for side in ("Left", "Right")]
+    np.testing.assert_allclose(values[[2, 0], 0], ml[:, places].sum(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(values[[2, 0], 2], ml[:, 1], rtol=1e-4)
+    assert values[0, 1] == 20
+    assert values[1].isnan().all()  # nor is b's age known
+    with pytest.raises(InputError, match="hippocampus_left needs --volumes"):
+        covariates_of(["a"], ("age", "hippocampus_left"), (table,))
 
 
 def test_scales_standardise_what_is_known_and_keep_what_is_not(table: Path) -> None:

@@ -207,6 +207,24 @@ def test_covariates_as_numbers_and_as_text() -> None:
     assert Wanted(1, 0, 33.5, side="L").texts() == {"side": "L", "age": "33.5", "sex": ""}
 
 
+def test_volumes_are_wanted_in_ml_and_kept_beside_the_volume(folder: SyntheticFolder, tmp_path: Path) -> None:
+    path = write(tmp_path, "label,seed,hippocampus_left,ventricles\nHC,0,2.5,\nHC,1,n/a,31\n")
+    first, second = read_wanted(path)
+    assert (first.value("hippocampus_left"), second.value("ventricles")) == (2.5, 31)
+    assert math.isnan(first.value("ventricles"))
+    folder.settle([], adopt=True)
+    folder.add(volume(0), first, 1.0, 0)
+    folder.merge()
+    assert folder.rows()["HC_000000.pkl"]["hippocampus_left"] == "2.5"
+    assert "ventricles" not in folder.rows()["HC_000000.pkl"]
+    assert folder.missing([first, second]) == [second]
+    for other, found in ((Wanted(0, 0), "2.5, wanted unknown"), (replace(first, volumes=()), "2.5, wanted unknown")):
+        with pytest.raises(InputError, match=f"HC_000000.pkl: hippocampus_left {found}"):
+            folder.missing([other])
+    with pytest.raises(InputError, match="line 2, column ventricles: '-3'; expected a volume in ml, above 0"):
+        read_wanted(write(tmp_path, "label,ventricles\nHC,-3\n"))
+
+
 def test_every_fault_is_named_with_its_line_and_column(tmp_path: Path) -> None:
     rows = [
         "XX,0,40,F,1", "HC,-1,40,F,1", "HC,0,inf,F,1", "HC,0,121,F,1", "HC,0,old,F,1", 'HC,0,"40,5",F,1',
