@@ -26,7 +26,7 @@ from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
 from classifier.saliency import attribution, figures
 from classifier.saliency.cases import read_cases, with_outcomes
-from classifier.saliency.regions import Relevance, choose_regions, region_means, tables_of
+from classifier.saliency.regions import Relevance, choose_regions, region_means, region_sums, tables_of
 from cohort.atlas import LICENCE_NOTE, Atlas, atlas
 from cohort.ledger import refuse_overlap
 from cohort.stacks import load_scans
@@ -185,12 +185,13 @@ def gather(job: Job, method: str, origin: str) -> tuple[Relevance, list[float | 
     Returns how strong each map is in each region, and how far it is from complete, in logits (None: it need not be).
     """
     cases = job.cases[job.cases["origin"] == origin]
-    magnitudes, sums, errors = np.empty((len(cases), len(job.regions.names))), defaultdict(float), []
+    magnitudes, logits = np.empty((2, len(cases), len(job.regions.names)))
+    sums, errors = defaultdict(float), []
     for place, (row, case) in enumerate(cases.iterrows()):
         note, nifti, picture = job.files(method, row)
         map_ = read_map(nifti)
         errors.append(read_json(note)["completeness_error_logits"])
-        magnitudes[place] = region_means(np.abs(map_), job.regions)
+        magnitudes[place], logits[place] = region_means(np.abs(map_), job.regions), region_sums(map_, job.regions)
         for group in case["groups"]:
             sums[group] = sums[group] + map_.astype(np.float64)
         if place < job.config.pictures:
@@ -199,7 +200,7 @@ def gather(job: Job, method: str, origin: str) -> tuple[Relevance, list[float | 
             draw(job, method, picture, job.volumes.scans.volumes[row], map_, title)
     write_means(job, method, origin, sums)
     columns = cases["label"].to_numpy(np.int64), cases["diagnosis"].to_numpy(str), cases["group"].to_numpy(str)
-    return Relevance(magnitudes, *columns), errors
+    return Relevance(magnitudes, *columns, logits if method in attribution.COMPLETE else None), errors
 
 
 def draw(job: Job, method: str, picture: Path, anatomy: np.ndarray, map_: np.ndarray, title: str) -> None:

@@ -48,6 +48,7 @@ def main(config: ValidationConfig) -> None:
             "nulls": f"{config.effort.nulls} places of that region elsewhere in the brain, the same for all patients",
             "patients": config.effort.patients, "controls": config.effort.controls,
             "checks": {name: check.question for name, check in checks.CHECKS.items()},
+            "not_counted": [name for name, check in checks.CHECKS.items() if not check.counted],
             "rule": "A check looks at one number with its interval or p-value (5 %).", "licence": LICENCE_NOTE,
             "checkpoints": {name: result["checkpoint"] for name, result in results.items()},
         }  # fmt: skip

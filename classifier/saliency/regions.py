@@ -18,6 +18,11 @@ from cohort.atlas import Atlas, bilateral_pairs
 from runtime import seeding
 from runtime.errors import InputError
 
+QUANTITIES = ("mean_abs", "TLE_minus_HC")
+"""What rankings of regions are compared by."""
+HALVINGS = 100
+"""Random halves of the subjects for the ceiling of a correlation."""
+
 
 @dataclass(frozen=True)
 class Relevance:
@@ -31,6 +36,8 @@ class Relevance:
     """(N,) such as HC, TLE-L, TLE-R or TLE (of unknown side)."""
     clusters: np.ndarray
     """(N,) names of what is resampled as a whole."""
+    sums: np.ndarray | None = None
+    """(N, regions), `region_sums` of each signed map, in logits; of methods that are complete only."""
 
 
 def choose_regions(atlas: Atlas, names: Sequence[str]) -> Atlas:
@@ -48,20 +55,29 @@ def choose_regions(atlas: Atlas, names: Sequence[str]) -> Atlas:
 def region_means(map_: np.ndarray, atlas: Atlas) -> np.ndarray:
     """Mean over each region's voxels of a map (D, H, W), regions in the order of `atlas.names`; NaN without voxels.
 
-    A mean, not a sum: the largest region would lead every ranking otherwise.
+    For rankings of strength a mean, not a sum: the largest region would lead every one otherwise.
+    """
+    sums, voxels = region_sums(map_, atlas), region_sums(np.ones_like(map_), atlas)
+    return np.divide(sums, voxels, out=np.full(len(sums), np.nan), where=voxels > 0)
+
+
+def region_sums(map_: np.ndarray, atlas: Atlas) -> np.ndarray:
+    """Sum over each region's voxels of a map (D, H, W), 0 without voxels.
+
+    Of a signed map that is complete: how many logits the region contributes. With what lies outside every region, the
+    contributions of all add up to the logit minus the baseline's.
     """
     codes = np.array(list(atlas.names))
     size = int(max(codes.max(), atlas.labels.max())) + 1
-    sums = np.bincount(atlas.labels.ravel(), weights=map_.ravel().astype(np.float64), minlength=size)[codes]
-    voxels = np.bincount(atlas.labels.ravel(), minlength=size)[codes]
-    return np.divide(sums, voxels, out=np.full(len(codes), np.nan), where=voxels > 0)
+    return np.bincount(atlas.labels.ravel(), weights=map_.ravel().astype(np.float64), minlength=size)[codes]
 
 
 def rank_regions(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
     """One row per region that has voxels, strongest mean |attribution| over subjects first.
 
     Columns: rank, region, voxels, mean_abs with low and high, mean_abs_HC, mean_abs_TLE, and TLE_minus_HC with
-    difference_low and difference_high (NaN with one class only).
+    difference_low and difference_high (NaN with one class only). Of complete methods also the mean of the signed sums,
+    in logits: logits_HC and logits_TLE, and logits_TLE_minus_HC with logits_low and logits_high.
     """
     kept = np.flatnonzero(np.isfinite(maps.magnitudes).all(0))
     weights = _weights(maps.labels, maps.clusters, resamples, rng)
@@ -73,29 +89,60 @@ def rank_regions(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamp
         "mean_abs_HC": controls[0], "mean_abs_TLE": patients[0],
         **_interval(patients - controls, "TLE_minus_HC", "difference_low", "difference_high"),
     })  # fmt: skip
+    if maps.sums is not None:
+        _, controls, patients = _means_by_class(weights, maps.labels, maps.sums[:, kept])
+        added = _interval(patients - controls, "logits_TLE_minus_HC", "logits_low", "logits_high")
+        table = table.assign(logits_HC=controls[0], logits_TLE=patients[0], **added)
     table = table.sort_values("mean_abs", ascending=False, kind="stable", ignore_index=True)
     table.insert(0, "rank", table.index + 1)
     return table
 
 
 def agreement(a: Relevance, b: Relevance, rng: np.random.Generator, resamples: int) -> dict[str, dict[str, float]]:
-    """Spearman's correlation of two rankings of the same regions: {quantity: {"value", "low", "high"}}.
+    """Spearman's correlation of two rankings of the same regions: {quantity: {"value", "low", "high", "ceiling"}}.
 
     The quantities are ``mean_abs`` and, where both sets have both classes, ``TLE_minus_HC``, which says more: strength
     follows the image's edges in any set of heads. Subjects that are in both sets are drawn together. Resampling adds
     its own noise to both rankings, so that percentiles would lie too low and could miss the value itself: the interval
-    is by Fisher's z with the resamples' standard deviation. Few subjects pull all three below what many would show.
+    is by Fisher's z with the resamples' standard deviation. Few subjects pull all three below what many would show:
+    ``ceiling`` is what two rankings that were the same but for the choice of subjects would reach (`reliability`), NaN
+    where that cannot be told. Maps of the same subjects share some of this noise, and may correlate beyond it.
     """
     kept = np.isfinite(a.magnitudes).all(0) & np.isfinite(b.magnitudes).all(0)
     estimates = []
     for part, weights in zip((a, b), _joint_weights(a, b, resamples, rng), strict=True):
         overall, controls, patients = _means_by_class(weights, part.labels, part.magnitudes[:, kept])
         estimates.append((overall, patients - controls))
+    known = [reliability(part, kept, rng) for part in (a, b)]
     return {
-        name: correlation_interval(rank_correlations(*pair), int(kept.sum()))
-        for name, pair in zip(("mean_abs", "TLE_minus_HC"), zip(*estimates, strict=True), strict=True)
+        name: {
+            **correlation_interval(rank_correlations(*pair), int(kept.sum())),
+            "ceiling": float(np.sqrt(max(known[0][name], 0) * max(known[1][name], 0))),
+        }
+        for name, pair in zip(QUANTITIES, zip(*estimates, strict=True), strict=True)
         if np.isfinite(pair).all() and kept.sum() > 2
     }
+
+
+def reliability(maps: Relevance, kept: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    """How well a ranking repeats itself in other subjects, by quantity: the mean rank correlation of random halves of
+    the subjects of each class, brought to their full number by 2 r / (1 + r) (Spearman 1910 and Brown 1910, British
+    Journal of Psychology 3:271 and 3:296); NaN where a half would be empty.
+    """
+    names = np.array([f"{label}:{name}" for label, name in zip(maps.labels, maps.clusters, strict=True)])
+    halves = np.zeros((HALVINGS, len(names)))
+    for label in np.unique(maps.labels):
+        every = np.unique(names[maps.labels == label])
+        if len(every) < 2:
+            return dict.fromkeys(QUANTITIES, np.nan)
+        for half in halves:
+            half[np.isin(names, rng.permutation(every)[: len(every) // 2])] = 1
+    found = []
+    for weights in (halves, 1 - halves):
+        overall, controls, patients = _means_by_class(weights, maps.labels, maps.magnitudes[:, kept])
+        found.append((overall, patients - controls))
+    means = (np.mean(rank_correlations(*pair)) for pair in zip(*found, strict=True))
+    return {name: float(2 * r / (1 + r)) if r > 0 else r for name, r in zip(QUANTITIES, means, strict=True)}
 
 
 def lateralisation(maps: Relevance, atlas: Atlas, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
@@ -143,7 +190,18 @@ def tables_of(
         pair = ("origins" if method_a == method_b else "methods", method_a, origin_a, method_b, origin_b)
         cells = agreement(a, b, seeding.rng(seed, "agreement"), resamples)
         agreements += [(*pair, quantity, *cell.values()) for quantity, cell in cells.items()]
-    columns = ["between", "method_a", "origin_a", "method_b", "origin_b", "quantity", "spearman", "low", "high"]
+    columns = [
+        "between",
+        "method_a",
+        "origin_a",
+        "method_b",
+        "origin_b",
+        "quantity",
+        "spearman",
+        "low",
+        "high",
+        "ceiling",
+    ]
     return {
         "region_ranking": joined(rank_regions, "regions"),
         "lateralisation": joined(lateralisation, "sides"),

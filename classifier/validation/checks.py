@@ -25,6 +25,9 @@ class Check:
     passed: Callable[[Evidence], bool]
     """Whether the answer is yes, for that number."""
     question: str
+    counted: bool = True
+    """False where it is passed by failing to reject: too few patients, or a blunt method, pass it as well as a true one
+    does. Its answer is shown and not counted."""
 
 
 CHECKS: dict[str, Check] = {
@@ -37,7 +40,7 @@ CHECKS: dict[str, Check] = {
     "difference": Check(lambda found: found["group"]["enrichment"], lambda number: number["p"] < ALPHA,
         "does the mean map of patients minus that of controls lie in the changed region (enrichment)?"),
     "silence": Check(lambda found: found["nothing"]["enrichment"], lambda number: number["p"] >= ALPHA,
-        "is there no such concentration when nothing was planted?"),
+        "is there no such concentration when nothing was planted?", counted=False),
     "response": Check(
         lambda found: found["response"].get("signal") or found["response"]["dose"], lambda number: number["low"] > 0,
         "does enrichment grow with the strength of the planted change (Spearman, interval above 0)?"),
@@ -46,7 +49,7 @@ CHECKS: dict[str, Check] = {
     "forgetting": Check(lambda found: {"value": found["cascade_end"]}, lambda number: abs(number["value"]) < FORGOTTEN,
         f"does the map change when all weights are random (|rank correlation| below {FORGOTTEN})?"),
     "permuted": Check(lambda found: found["permuted"]["enrichment"], lambda number: number["p"] >= ALPHA,
-        "is there no concentration when the network was trained on permuted labels?"),
+        "is there no concentration when the network was trained on permuted labels?", counted=False),
     "deletion": Check(lambda found: found["deletion_gain"], lambda number: number["low"] > 0,
         "does the logit fall faster when regions are replaced in the map's order than in random order?"),
     "insertion": Check(lambda found: found["insertion_gain"], lambda number: number["low"] > 0,
@@ -65,11 +68,13 @@ def answers(evidence: Evidence) -> dict[str, bool | None]:
 
 
 def table(methods: dict[str, Evidence], *, judged: bool) -> pd.DataFrame:
-    """One row per method: every number with its interval and p-value, and, where judged, every answer."""
+    """One row per method: every number with its interval and p-value, and, where judged, every answer, and how many of
+    the checks that count were passed.
+    """
     rows = []
     for name, evidence in methods.items():
         found = answers(evidence) if judged else {}
-        asked = [answer for answer in found.values() if answer is not None]
+        asked = [answer for check, answer in found.items() if answer is not None and CHECKS[check].counted]
         counts = {"passed": sum(asked), "asked": len(asked)} if judged else {}
         passes = {f"passes_{check}": answer for check, answer in found.items()}
         rows.append({"method": name, **counts, **passes, **_flat(evidence)})

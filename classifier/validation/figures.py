@@ -33,12 +33,14 @@ def scores(path: Path, methods: dict[str, Evidence], *, title: str, judged: bool
                 look = {"ha": "center", "va": "center", "color": "black" if answer is None else "white"}
                 axis.text(column, row, text, fontsize=9, **look)
     axis.set(xlim=(-0.5, len(CHECKS) - 0.5), ylim=(len(methods) - 0.5, -0.5))
-    axis.set_xticks(range(len(CHECKS)), list(CHECKS), fontsize=9)
+    labels = [name if check.counted else f"({name})" for name, check in CHECKS.items()]
+    axis.set_xticks(range(len(CHECKS)), labels, fontsize=9)
     axis.xaxis.tick_top()
     axis.set_yticks(range(len(methods)), list(methods), fontsize=9)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    key = "blue: passed, orange: failed, grey: not judged" if judged else "not judged: the network has learned nothing"
+    key = "blue: passed, orange: failed, grey: not judged; in brackets: passed by failing to reject, not counted"
+    key = key if judged else "not judged: the network has learned nothing"
     axis.set_xlabel(f"{key}\n{_UNITS}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

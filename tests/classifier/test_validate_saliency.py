@@ -167,7 +167,9 @@ def test_what_is_written_has_one_row_per_method(study, found, tmp_path, monkeypa
     assert list(written["methods"]) == table["method"].tolist()
     assert set(written["skipped"]) | set(table["method"]) == set(METHODS)
     assert set(written["checks"]) == set(checks.CHECKS)
-    passes = table[[f"passes_{name}" for name in checks.CHECKS]]
+    assert written["not_counted"] == ["silence", "permuted"]
+    assert {f"passes_{name}" for name in checks.CHECKS} <= set(table)
+    passes = table[[f"passes_{name}" for name in checks.CHECKS if name not in written["not_counted"]]]
     assert (table["passed"] == passes.fillna(False).sum(axis=1)).all()
     assert (table["asked"] == passes.notna().sum(axis=1)).all()
     assert {"raw_enrichment", "raw_enrichment_low", "raw_enrichment_high", "raw_enrichment_p"} <= set(table)
@@ -180,7 +182,12 @@ def test_a_mark_that_no_network_learned_is_not_asked_for(found):
     unlearned = {**exact, "shortcut": {**exact["shortcut"], "learned": False}}
     assert checks.answers(unlearned)["shortcut"] is None
     table = checks.table({"method": unlearned}, judged=True)
-    assert table.loc[0, "asked"] == len(checks.CHECKS) - 1
+    assert table.loc[0, "asked"] == len(checks.CHECKS) - 3  # two are not counted
+    blunt = {**exact, "nothing": {"enrichment": {"value": 1.0, "p": 0.9}}, "permuted": {"enrichment": {"p": 0.9}}}
+    sharp = {**exact, "nothing": {"enrichment": {"value": 9.0, "p": 0.001}}, "permuted": {"enrichment": {"p": 0.001}}}
+    both = checks.table({"blunt": blunt, "sharp": sharp}, judged=True)
+    assert both["passes_silence"].tolist() == [True, False]
+    assert both["passed"].nunique() == 1
 
 
 def test_presets_judge_what_they_say_and_share_no_folder():

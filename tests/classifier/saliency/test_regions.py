@@ -12,6 +12,7 @@ from classifier.saliency.regions import (
     lateralisation,
     rank_regions,
     region_means,
+    region_sums,
 )
 from cohort.atlas import Atlas, atlas
 from cohort.scans import GRIDS
@@ -60,6 +61,26 @@ def test_ranking_has_intervals_and_the_difference_of_the_classes():
     assert table.iloc[1]["TLE_minus_HC"] == pytest.approx(0.0, abs=1e-12)
 
 
+def test_sums_in_logits_add_up_with_what_is_outside_and_keep_their_sign():
+    small = small_atlas()
+    map_ = np.random.default_rng(0).normal(size=(4, 4, 4))
+    sums = region_sums(map_, small)
+    assert sums[2] == 0
+    assert sums.sum() + map_[small.labels == 0].sum() == pytest.approx(map_.sum())
+    assert sums[0] == pytest.approx(map_[0].sum())
+
+    labels = np.arange(20) % 2
+    maps = [np.where(small.labels == 7, -0.5 * label, 0.01) for label in labels]  # 4 voxels speak for HC, 16 hardly
+    columns = (labels, labels, np.arange(20))
+    means, sums = (np.array([of(part, small) for part in parts]) for of, parts in (
+        (region_means, np.abs(maps)), (region_sums, maps)))  # fmt: skip
+    table = rank_regions(Relevance(means, *columns, sums), small, np.random.default_rng(0), 50).set_index("region")
+    assert table.loc["small", ["logits_HC", "logits_TLE"]].tolist() == pytest.approx([0, -2])
+    assert table.loc["small", ["logits_low", "logits_TLE_minus_HC", "logits_high"]].tolist() == pytest.approx([-2] * 3)
+    assert table.loc["big", "logits_TLE"] == pytest.approx(0.16)
+    assert "logits_HC" not in rank_regions(Relevance(means, *columns), small, np.random.default_rng(0), 50)
+
+
 def test_the_strength_of_a_region_does_not_grow_with_its_size():
     small = small_atlas()
     means = region_means(np.ones((4, 4, 4)), small)
@@ -95,11 +116,26 @@ def test_agreement_is_spearmans_with_an_interval():
     assert agreement(a, reverse, np.random.default_rng(0), 10)["mean_abs"]["value"] == pytest.approx(-expected)
 
 
+def test_the_ceiling_is_what_other_subjects_of_the_same_population_reach():
+    """Rankings of two samples that differ in their subjects alone: their correlation, on average, is the ceiling."""
+    for quantity, noise, least in (("mean_abs", 9.0, 0.7), ("TLE_minus_HC", 3.0, 0.3)):
+        draws = [relevance(24, 12, seed, noise=noise) for seed in range(80)]
+        found = [agreement(a, b, np.random.default_rng(0), 5) for a, b in zip(draws[:40], draws[40:], strict=True)]
+        reached, ceilings = ([cell[quantity][key] for cell in found] for key in ("value", "ceiling"))
+        assert np.mean(ceilings) == pytest.approx(np.mean(reached), abs=0.04)
+        assert least < np.mean(ceilings) < 0.9
+    alone = relevance(3, 12, 0)
+    one = agreement(alone, alone, np.random.default_rng(0), 5)["mean_abs"]
+    assert np.isnan(one["ceiling"])  # one patient has no halves
+
+
 def test_subjects_of_both_sets_are_drawn_together():
     """A ranking agrees with itself in every resample; with its own copy under other names it does not."""
     a = relevance(12, 10, 0, noise=20.0)
     itself = agreement(a, a, np.random.default_rng(0), resamples=200)["mean_abs"]
-    assert itself == pytest.approx({"value": 1, "low": 1, "high": 1}, abs=0.01)  # a step of ranks is 0.012
+    ends = [itself[name] for name in ("low", "value", "high")]
+    assert ends == pytest.approx([1, 1, 1], abs=0.01)  # a step of ranks is 0.012
+    assert itself["ceiling"] < 0.95  # who looks at the same people shares their noise
     other = dataclasses.replace(a, clusters=np.char.add("copy ", a.clusters))
     assert agreement(a, other, np.random.default_rng(0), resamples=200)["mean_abs"]["low"] < itself["low"] - 0.02
 
