@@ -58,10 +58,10 @@ class CompareConfig(KnownVolumes, ScriptConfig):
 def main(config: CompareConfig) -> None:
     """Reads, tests, prints, writes, draws."""
     _check(config)
+    known = config.known_volumes()
     runs = single_runs(config.runs) if config.arms is None else arms_of(config.arms, config.reference)
     draws = draws_of(runs, config.resamples, config.seed)
     found = compare_arms(runs, draws, margin=config.margin)
-    known = config.known_volumes()
     volumes = against_volumes(runs, draws, found.areas, known, config.train_csv) if known else None
     print(*_head_lines(runs), *_row_lines(found), sep="\n")
     for test in found.tests:

@@ -30,7 +30,7 @@ from cohort.listing.delimited import RawTable, read_delimited
 from runtime.errors import InputError
 
 TITLES = {
-    "own": "columns of our own names", "freesurfer": "FreeSurfer or FastSurfer", "synthseg": "SynthSeg",
+    "own": "our own columns", "freesurfer": "FreeSurfer or FastSurfer", "synthseg": "SynthSeg",
     "hippunfold": "HippUnfold", "deepmriprep": "deepmriprep", "muse": "MUSE",
 }  # fmt: skip
 """The tools, as volume_names.csv and as messages call them."""
@@ -154,10 +154,16 @@ def _stats_of(file: Path) -> dict[str, str]:
     return found
 
 
+def _need(raw: RawTable, *columns: str) -> None:
+    if absent := [name for name in columns if name not in raw.columns]:
+        raise InputError(f"{raw.path}: no column {', '.join(absent)}; it has {', '.join(raw.columns[:8])}")
+
+
 def _hippunfold(tables: Iterable[RawTable]) -> Measured:
     """The hippocampus of each hemisphere, L and R: the sum of its subfields without cysts; 0 where one of them is."""
     found: dict[Key, dict[str, str]] = {}
     for raw in tables:
+        _need(raw, "subject", "hemi")
         fields = [name for name in raw.columns if name not in _NO_SUBFIELDS]
         for index, row in enumerate(raw.rows):
             session = next((row[name] for name in _SESSIONS if name in row), key_of(raw.path.name)[1])
@@ -179,8 +185,10 @@ def _deepmriprep(files: Iterable[Path]) -> Measured:
     """The tissue of each region of its Neuromorphometrics atlas; names are the region's and the tissue's."""
     found = {}
     for file in files:
-        rows = read_delimited(file).rows
-        texts = {f"{row['ROIname']} {tissue}": row[tissue] for row in rows for tissue in row if tissue.endswith("_mm3")}
+        raw = read_delimited(file)
+        _need(raw, "ROIname")
+        tissues = [name for name in raw.columns if name.endswith("_mm3")]
+        texts = {f"{row['ROIname']} {tissue}": row[tissue] for row in raw.rows for tissue in tissues}
         head = file.with_name(file.name.replace(_ATLAS, "tiv", 1))
         if file.parent.name == _ATLAS:
             head = file.parents[1] / "tiv" / file.name

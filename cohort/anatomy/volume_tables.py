@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +70,7 @@ class VolumeTable:
     texts: pd.DataFrame
     """The table as it was written."""
 
-    @cached_property
+    @property
     def regions(self) -> tuple[str, ...]:
         """What it has, in the order of the table."""
         return tuple(self.ml.columns)
@@ -112,7 +111,7 @@ class VolumeTable:
             lines |= {f"{subject}: {'no row' if row < 0 else f'{whole} (0 or empty)'}": None} if unknown else {}
         if lines:
             told = [*lines][:SHOWN] + [f"and {len(lines) - SHOWN} more"] * (len(lines) > SHOWN)
-            title = f"{self.name}: {len(lines)} of {len(frame)} scans lack some of these volumes, and are left out"
+            title = f"{self.name}: {len(lines)} of {len(frame)} scans lack some of these volumes; nothing is filled in"
             warnings.warn("".join([title, *(f"\n  - {line}" for line in told)]), InputWarning, stacklevel=2)
 
     def digest(self) -> str:

@@ -74,7 +74,7 @@ def test_subjects_without_a_row_and_failed_cases_are_named_and_divided_all_the_s
     with pytest.warns(InputWarning) as said:
         split(index, "--out", tmp_path / "out", "--volumes", known(index, ml, people=slice(0, 58)))
     title, *lines = str(said[0].message).splitlines()
-    assert title.endswith("3 of 60 scans lack some of these volumes, and are left out")
+    assert title.endswith("3 of 60 scans lack some of these volumes; nothing is filled in")
     assert lines == ["  - s003: no volume of Left Hippocampus (0 or empty)", "  - s058: no row", "  - s059: no row"]
     assert sum(len(read_table(tmp_path / f"out/{name}.csv")) for name in ("train", "val", "test")) == 60
 

@@ -15,9 +15,10 @@ from diffusion.checkpoint import load_diffusion
 from diffusion.config import PRESETS
 from runtime.checkpoints import load_checkpoint
 from runtime.cli import parse
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 from runtime.pickles import load_pickle, save_pickle
 from tests.support.processes import kill_at_step, run_here, script
+from tests.support.volumes import volumes_ml, write_synthseg
 from VAE import save_latent
 from VAE.latents import read_latent, read_statistics, write_latent
 
@@ -168,6 +169,19 @@ def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, l
     loaded = load_diffusion(tmp_path / "checkpoints/best.pt")
     assert loaded.covariates["age"] == pytest.approx((25.5, 13**0.5))  # 12 training subjects aged 20 to 31
     assert loaded.model.config.covariates == ("age", "sex")
+
+
+def test_volumes_travel_from_a_tools_table_to_the_checkpoint(latents: Path, tmp_path: Path) -> None:
+    """Of three of the subjects nothing is known; the scale is that of the others, in ml."""
+    words = ("--latents", latents, "--run-dir", tmp_path / "run", "--model.covariates", "hippocampus_left")
+    refused("hippocampus_left needs --volumes", *words)
+    names = [path.stem for split in ("train", "val") for path in sorted((latents / split).glob("*.pkl"))]
+    ml = volumes_ml(len(names))
+    ml[:3, 0] = 0
+    with pytest.warns(InputWarning, match="3 of 12 scans"):
+        run(*words, "--volumes", write_synthseg(tmp_path, ml, names))
+    scale = load_diffusion(tmp_path / "run/checkpoints/best.pt").covariates["hippocampus_left"]
+    assert scale == pytest.approx((ml[3:12, 0].mean(), ml[3:12, 0].std(ddof=1)), rel=1e-4)
 
 
 @pytest.mark.slow

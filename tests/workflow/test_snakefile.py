@@ -102,6 +102,9 @@ def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
     arms = [words for words in commands if "runs/mine/arms/synthetic/seed1_fold2" in words]
     own = "--volumes None --volumes-weight 0 --real 0 --synth-count 200 --seed 1 --folds 3 --fold 2;"
     assert own in " ".join(arms[0])
+    known = run(tmp_path, config | {"known_volumes": "/fs/subjects", "run": ["classifiers", "evaluation"]}, "--dry-run")
+    assert known.count("--volumes /fs/subjects") == 3 + 1 + 1  # classifiers, their comparison, evaluation
+    assert "--volumes-weight 0" not in known
 
 
 def test_a_report_is_one_of_what_else_is_wanted(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from classifier import baselines
+from classifier import baselines, compare
 from classifier.measures.comparison import against_volumes, compare_arms
 from classifier.measures.metrics import auc
 from classifier.measures.paired_tests import delong_test
@@ -13,6 +13,7 @@ from cohort.anatomy.volume_readers import volume_column
 from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS
 from runtime.errors import InputError, InputWarning
+from runtime.files import read_json
 from tests.support.arm_folders import write_arms, write_run
 
 
@@ -125,6 +126,21 @@ def test_a_shortcut_is_above_the_volumes_and_they_are_not(tmp_path):
     assert [by_name["anatomy"][key] for key in ("difference", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-12)
     above = {row["run"]: row["above"] for row in got["arms"]}
     assert above == {"anatomy": False, "shortcut": True}
+
+
+def test_the_command_names_the_tool_and_writes_what_it_found(tmp_path, capsys):
+    subjects, labels = [f"s{k:03d}" for k in range(60)], np.arange(60) % 2
+    _, table, _ = known_files(tmp_path, subjects, labels, effect=2.0)
+    scores, held = np.random.default_rng(0).normal(size=30), slice(30, 60)
+    arms = tuple(write_run(tmp_path / arm, scores, labels[held], subjects[held]) for arm in "ab")
+    files = {"volumes": tmp_path / "truth.csv", "train_csv": (table,), "out": tmp_path / "out.json"}
+    compare.main(compare.CompareConfig(runs=arms, resamples=20, **files))
+    assert "regression on 16 volumes (our own columns): AUC 0." in capsys.readouterr().out
+    written = read_json(tmp_path / "out.json")["volumes"]
+    assert (written["training_subjects"], len(written["arms"])) == ([30], 2)
+    assert len(pd.read_csv(tmp_path / "out_volumes.csv")) == 2
+    with pytest.raises(InputError, match="does not say how large heads are; add a column head_mm3"):
+        compare.main(compare.CompareConfig(runs=arms, per_head=True, **files))
 
 
 def test_scans_of_unknown_volume_are_left_out_of_both_areas(tmp_path):

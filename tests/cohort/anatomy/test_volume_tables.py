@@ -182,6 +182,9 @@ def test_a_subfield_of_volume_0_is_a_failed_hippocampus(tmp_path):
     (file.parent / "again_volumes.tsv").write_bytes(file.read_bytes())
     with pytest.raises(InputError, match="s0 has L twice; give one table of one atlas"):
         read_volumes(path)
+    file.write_text("region\tvolume\nCA1\t500\n")
+    with pytest.raises(InputError, match="no column subject, hemi; it has region, volume"):
+        read_volumes(path)
 
 
 def test_exchanged_sides_are_noticed_by_our_own_measure(tmp_path):
