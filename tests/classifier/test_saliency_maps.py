@@ -128,7 +128,11 @@ def test_real_synthetic_and_reconstructed_volumes_in_one_call(config, cohort, re
             np.testing.assert_allclose(image(folder / f"mean_{group}.nii.gz"), mean, atol=1e-6 * np.abs(mean).max())
     ranking = pd.read_csv(config.out / "region_ranking.csv")
     assert set(ranking["origin"]) == {"real", "synthetic", "reconstruction"}
+    complete = ranking["method"].isin(attribution.COMPLETE)
+    assert 0 < complete.sum() < len(ranking)
+    assert ranking["logits_TLE_minus_HC"].notna().equals(complete)  # sums of other maps mean nothing
     agreement = pd.read_csv(config.out / "agreement.csv")
+    assert agreement["ceiling"].between(0, 1).all()
     between = agreement.groupby("between").size()
     assert between["origins"] == 3 * 2 * 2  # pairs of origins, methods, quantities
     assert between["methods"] == 3 * 2

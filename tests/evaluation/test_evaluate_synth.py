@@ -8,19 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cohort.atlas import REGIONS
 from cohort.ledger import ledger_of, ledger_of_subjects
 from cohort.scans import GRIDS
 from cohort.tables import LABELS, read_table
 from cohort.volumes import Volume, volume_name, write_nifti, write_volume
 from evaluation import evaluate_synth
+from evaluation.effects import cohens_d
 from evaluation.evaluate_synth import EvaluateConfig
 from evaluation.privacy.embedding import EncoderConfig
 from evaluation.references import controls
 from runtime import distributed
 from runtime.cli import run_script
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 from runtime.files import read_json, write_json
 from runtime.pickles import save_pickle
+from tests.support.volumes import volumes_ml, write_synthseg
 
 GRID = GRIDS["smoke"]
 
@@ -112,9 +115,24 @@ def written(config):
 @pytest.mark.slow
 def test_all_parts_and_both_cards(config):
     swap = write_synthetic(config.out.parent.parent / "swap", "TLE", 4, 400, sides="RL")
+    ml, names = volumes_ml(16), [f"{name}{k}" for name in ("train", "test") for k in range(8)]
+    ml[3] = 0  # the tool failed there
     config = dataclasses.replace(config, parts=evaluate_synth.PARTS, pairs=6, synth_swap=swap)
-    evaluate_synth.main(config)
+    config = dataclasses.replace(config, volumes=write_synthseg(config.out.parent.parent, ml, names))
+    with pytest.warns(InputWarning, match=r"1 of 16 scans .*\n  - train3: no volume \(0 or empty\)"):
+        evaluate_synth.main(config)
+    other = write_synthseg(config.out.parent.parent / "other", 1.1 * ml, names)
+    with pytest.raises(InputError, match=r"holds a result of other inputs.*\(1\):\n  - settings"):
+        evaluate_synth.main(dataclasses.replace(config, volumes=other))
     result = read_json(config.out)
+    known = result["anatomy"]["known"]
+    assert (known["tool"], known["scans"], known["of"]) == ("SynthSeg", 15, 16)
+    there = np.arange(16) != 3
+    d = cohens_d(ml[there], np.arange(16)[there] % 2)
+    found = result["anatomy"]["known_effects"]["measures"]
+    assert [found[name]["d"] for name in known["regions"]] == pytest.approx(
+        [d[REGIONS.index(name)] for name in known["regions"]], rel=1e-3
+    )
     assert {"smoke_effects.png", "smoke_closest.png", "smoke_privacy.md", "smoke.md"} <= written(config)
     assert set(result["privacy"]["audit"]["spaces"]) == {"voxels", "encoder"}
     assert result["privacy"]["attacks"]["DiT: loss"] == "skipped: needs --vae and --diffusion"
@@ -130,6 +148,7 @@ def test_all_parts_and_both_cards(config):
         assert "train0" not in text  # no subject is named
         assert "no memorization" not in text.lower()
     card = config.out.with_suffix(".md").read_text()
+    assert "known volumes: SynthSeg, of 15 of 16 scans" in card
     assert "TLE-L to TLE-R, 4 seeds, same noise: Left Hippocampus" in card
     for heading in ("Realism", "Diversity", "Anatomy", "Privacy", "Use", "Limits", "Licences"):
         assert f"## {heading}" in card
