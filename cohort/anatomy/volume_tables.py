@@ -35,7 +35,7 @@ USUAL_HEAD_ML = 1500.0
 SHOWN = 10
 """Scans that a message names; it counts the others."""
 FEWEST_FOR_SIDES = 20
-"""Scans from which on left and right are compared with our own measure; fewer say nothing."""
+"""Scans from which on asymmetries are compared with our own; fewer say nothing."""
 _DECADES = 1.0
 """How far the middle volumes of a table may be from the atlas's, in powers of ten, for their unit to be known."""
 
@@ -226,24 +226,22 @@ def _first(frame: pd.DataFrame) -> tuple[str, str]:
 def crossed_sides(table: VolumeTable, known: np.ndarray, own: np.ndarray, regions: Sequence[str]) -> str:
     """A sentence where left and right of a table seem exchanged, else empty.
 
-    `known` and `own` (N, regions) are its volumes and our own measures of the same scans. Both sides follow a person's
-    size alike, so that each correlates with the other side, too; exchanged ones do so better than with their own, by
-    more than three standard errors of correlations of nothing.
+    `known` and `own` (N, regions) are its volumes and our own measures of the same scans. Both sides follow the size of
+    a person's structure; (L - R) / (L + R) does not, and that of exchanged sides runs against ours: its correlation,
+    the mean over structures, lies more than three standard errors below 0.
     """
-    straight, crossed, scans = [], [], 0
+    found, scans = [], 0
     for structure in _structures(regions):
-        places = [regions.index(f"{side} {structure}") for side in SIDES]
-        rows = np.isfinite(known[:, places]).all(axis=1)
-        pair = np.hstack([part[rows][:, places] for part in (known, own)])
-        if len(pair) >= FEWEST_FOR_SIDES and pair.std(axis=0).min() > 0:
-            r = np.corrcoef(pair.T)[:2, 2:]
-            straight.append((r[0, 0] + r[1, 1]) / 2)
-            crossed.append((r[0, 1] + r[1, 0]) / 2)
-            scans += len(pair)
-    if not straight or np.mean(crossed) - np.mean(straight) <= 3 / np.sqrt(scans):
+        left, right = ([values[:, regions.index(f"{side} {structure}")] for values in (known, own)] for side in SIDES)
+        rows = np.isfinite(left[0] + right[0]) & (left[1] + right[1] > 0)
+        index = np.stack([(a - b)[rows] / (a + b)[rows] for a, b in zip(left, right, strict=True)])
+        if rows.sum() >= FEWEST_FOR_SIDES and index.std(axis=1).min() > 0:
+            found.append(np.corrcoef(index)[0, 1])
+            scans += int(rows.sum())
+    if not found or np.mean(found) >= -3 / np.sqrt(scans):
         return ""
-    figures = f"r {np.mean(crossed):.2f} against {np.mean(straight):.2f} over {len(straight)} structures"
-    return f"{table.name}: left and right look exchanged: each follows our measure of the other side better ({figures})"
+    figures = f"r {np.mean(found):.2f}, the mean of {len(found)} structures"
+    return f"{table.name}: left and right look exchanged: asymmetries run against those that we measure ({figures})"
 
 
 def _structures(regions: Sequence[str]) -> list[str]:
