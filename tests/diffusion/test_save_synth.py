@@ -157,6 +157,23 @@ def test_a_table_makes_both_classes_with_their_covariates(
         assert np.abs(other - first).max() > 1e-3, name
 
 
+def test_a_wanted_hippocampus_reaches_the_network_and_one_it_does_not_know_is_refused(
+    config: SaveSynthConfig, random_diffusion: Callable[..., Path], tmp_path: Path
+) -> None:
+    knowing = random_diffusion(covariates={"hippocampus_left": (3.0, 0.5)})
+    config = replace(config, diffusion=knowing, label=None, count=None)
+    images = {}
+    for ml in ("2", "4", "n/a"):
+        wanted = table(tmp_path, f"label,seed,hippocampus_left\nHC,4,{ml}\n")
+        out = tmp_path / f"made_{ml[0]}"
+        save_synth.main(replace(config, table=wanted, out=out))
+        images[ml] = read_volume(out / "HC_000004.pkl").image
+    assert np.abs(images["2"] - images["4"]).max() > 1e-3
+    assert np.abs(images["2"] - images["n/a"]).max() > 1e-3
+    wanted = table(tmp_path, "label,seed,ventricles\nHC,4,30\n")
+    refused(replace(config, table=wanted), "asks for ventricles", "hippocampus_left")
+
+
 def test_sides_alternate_with_the_seed_and_are_written_everywhere(
     config: SaveSynthConfig, random_diffusion: Callable[..., Path], tmp_path: Path
 ) -> None:
