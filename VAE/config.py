@@ -156,7 +156,7 @@ PRESETS = {
     "demo": TrainConfig(
         grid="demo", train_csv=ROOT / "data/demo/train.csv", val_csv=ROOT / "data/demo/val.csv",
         cache_dir=ROOT / "data/demo/cache", run_dir=ROOT / "runs/demo/vae",
-        model=ModelConfig(channels=(32,), latent_channels=4, stem_patch=2, linear_path=True, support=True),
+        model=ModelConfig(channels=(32,), latent_channels=6, stem_patch=2, linear_path=True, support=True),
         loss=LossConfig(kl=3e-3),
         steps=500, batch_size=4, lr=2e-3, warmup_steps=30, ema_decay=0.99,
         log_every_steps=20, val_every_steps=100, save_every_steps=100,

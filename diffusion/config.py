@@ -138,7 +138,7 @@ PRESETS = {
         model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=512, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
         steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
-        log_every_steps=20, val_every_steps=150, sample_every_steps=300, save_every_steps=150,
+        log_every_steps=20, val_every_steps=300, sample_every_steps=300, save_every_steps=150,
     ),
     "paper": _PAPER,
     # The recipe we would start from on the full grid: rotary positions, rectified flow, warm-up-stable-decay.

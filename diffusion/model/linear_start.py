@@ -62,12 +62,12 @@ class LinearStart(nn.Module):
         self.means.copy_(class_means(flat, y, len(self.means)))
         if self.sides:
             self.means[self.classes + 1 :] = class_means(flat, rows, len(self.means))[self.classes + 1 :]
-        flat -= self.means.double()[rows]
+        flat = (flat - self.means.double()[rows]).float()
         axes, variances = principal_axes(flat, rank)
         self.axes.copy_(axes)
         self.variances.copy_(variances)
         flat -= (flat @ axes.T) @ axes
-        parts = flat.float().view_as(z).split(64)
+        parts = flat.view_as(z).split(64)
         self.spectrum.copy_(sum(self.cosine_transform(part).square().sum(0) for part in parts) / len(flat))
 
     def cosine_transform(self, z: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
@@ -101,13 +101,16 @@ class LinearStart(nn.Module):
 
 
 def principal_axes(centred: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `rank` principal axes (rank, F) of rows (N, F), orthonormal, and the variances along them."""
+    """The first `rank` principal axes (rank, F) of rows (N, F), orthonormal, and the variances along them.
+
+    Only eigenvalues need float64; products, in which nearly all of the time goes, have the type of `centred`.
+    """
     N, size = centred.shape
     if size < N:
-        values, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
-        return axes.T.flip(0)[:rank], values.flip(0)[:rank] / N
-    values, weights = torch.linalg.eigh(centred @ centred.T)  # smaller, and of the same values
-    axes = weights.T.flip(0)[:rank] @ centred
+        values, axes = torch.linalg.eigh((centred.T @ centred).double())  # ascending
+        return axes.T.flip(0)[:rank].to(centred), values.flip(0)[:rank] / N
+    values, weights = torch.linalg.eigh((centred @ centred.T).double())  # smaller, and of the same values
+    axes = weights.T.flip(0)[:rank].to(centred) @ centred
     # Orthogonal already, but for those without variance: rows that sum to zero span fewer than N dimensions.
     return torch.linalg.qr(axes.T)[0].T, values.flip(0)[:rank].clamp(min=0) / N
 
