@@ -29,7 +29,6 @@ from cohort.scans import GRIDS, Grid, fill_holes, load_scan, resample, to_ras
 from cohort.simulation.simulator import demo_grid
 from cohort.simulation.volunteers import read_head, usable, with_volumes
 from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table
-from diffusion.config import PRESETS
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.device import pick_device
@@ -271,11 +270,9 @@ def generator(config: RealConfig, run: Any) -> Iterator[tuple[str, Any]]:
         "latents", "VAE.save_latent", "--checkpoint", vae, "--csv", work / "train.csv", work / "val.csv", "--out",
         work / "latents", "--mirrored", "--cache-dir", work / "cache",
     )  # fmt: skip
-    mirrored = 2 * len(read_table(work / "train.csv"))
-    rank = min(PRESETS[config.preset].model.linear_rank, mirrored // 4)
     run(
         "DiT", "diffusion.train", config.preset, "--latents", work / "latents", "--vae", vae, "--run-dir",
-        work / "diffusion", "--steps", config.diffusion_steps, "--model.linear-rank", rank,
+        work / "diffusion", "--steps", config.diffusion_steps,
     )  # fmt: skip
     folders = {label: work / f"synthetic_data_pkls_{label}" for label in CLASS_NAMES}
     for label, folder in folders.items():

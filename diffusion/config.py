@@ -33,7 +33,8 @@ class ModelConfig:
     hippocampus_left, hippocampus_right, ventricles and so on."""
     linear_rank: int = 0
     """Principal axes of the linear start: the network adds to the closed-form denoiser of a Gaussian fitted to the
-    training latents. A quarter as many as latents overfit little. For runs of minutes; 0 is the plain DiT."""
+    training latents. A quarter as many as latents overfit little, and are taken where this is more than half as many.
+    For runs of minutes; 0 is the plain DiT."""
     classes: int = 2
     """Classes; one more embedding, the null class, stands for an unknown one (classifier-free guidance)."""
     sides: bool = False

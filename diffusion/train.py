@@ -70,6 +70,9 @@ def main(config: TrainConfig) -> None:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
         if config.model.sides and not model.config.sides:
             run.say("sides are no condition: training latents do not name both, L and R (VAE.save_latent adds them)")
+        if (rank := model.config.linear_rank) < config.model.linear_rank:
+            latents = f"a quarter of the {len(data.train)} latents; VAE.save_latent --mirrored doubles them"
+            run.say(f"a linear start of {rank} axes instead of {config.model.linear_rank}: {latents}")
         state = fresh_state(model, config)
         resume(run, state, data, config)
         network, guard = distributed.wrap(model), training.LossGuard(device.kind)
@@ -158,10 +161,10 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     rank, count = config.model.linear_rank, len(data.train)
     if 2 * rank > count and data.mixer is None and config.init is None:
         # Axes through nearly every subject leave no rest, in which all new people differ from these.
-        advice = f"a quarter of them, {count // 4}, overfits little (VAE.save_latent --mirrored doubles them)"
-        raise InputError(f"--model.linear-rank {rank}: {count} latents bear {count // 2} axes at most; {advice}")
+        rank = count // 4
     torch.manual_seed(seeding.address(config.seed, "weights"))
-    model = DiT(replace(config.model, sides=config.model.sides and data.train.has_sides), shape, process)
+    here = replace(config.model, sides=config.model.sides and data.train.has_sides, linear_rank=rank)
+    model = DiT(here, shape, process)
     if config.init is not None:
         start = start_from(config.init, model, config.process)
         known = start.space.statistics

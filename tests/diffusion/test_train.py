@@ -117,11 +117,21 @@ def test_another_vae_is_refused(random_vae: Path, latents: Path, tmp_path: Path)
         (("--model.patch", 32, 2, 2), "larger than the latent"),
         (("--val-split", "nowhere"), "no latents"),
         (("--model.dim", 65, "--model.heads", 2), "does not divide"),
-        (("--model.linear-rank", 7), "12 latents bear 6 axes at most; a quarter of them, 3"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(latents: Path, tmp_path: Path, words: tuple, message: str) -> None:
     refused(message, "--latents", latents, "--run-dir", tmp_path, *words)
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(6, 6), (7, 3)])
+def test_a_linear_start_has_axes_that_the_latents_bear(
+    latents: Path, tmp_path: Path, asked: int, taken: int, capsys: pytest.CaptureFixture
+) -> None:
+    """Of 12; a checkpoint says how many it has."""
+    run("--latents", latents, "--run-dir", tmp_path, "--model.linear-rank", asked)
+    assert load_diffusion(tmp_path / "checkpoints/best.pt").model.config.linear_rank == taken
+    said = f"a linear start of {taken} axes instead of {asked}: a quarter of the 12 latents"
+    assert (said in capsys.readouterr().out) == (taken < asked)
 
 
 def test_latents_of_two_vaes_and_missing_statistics_are_refused(latents: Path, tmp_path: Path) -> None:
