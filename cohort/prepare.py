@@ -2,8 +2,9 @@
 
 Takes a table, a folder or a BIDS dataset. Writes one scan, one picture and one record for each, a quality page
 (qc.html, worst first), the index of what was prepared, and the list of what failed. One scan that fails does not stop
-the others. The exit status is 1 where a scan failed or was flagged; the last line says which. Outliers of the cohort
-are named too, as worth a look. Running the command again makes only what is missing or was made otherwise.
+the others. The exit status is 1 where a scan failed or was flagged (--keep-flagged: 0); the last line says which.
+Outliers of the cohort are named too, as worth a look. Running the command again makes only what is missing or was made
+otherwise.
 
     python -m cohort.prepare --participants bids --out data/mine --index data_csvs/pickle_prep_mine.csv --grid paper
 """
@@ -60,6 +61,8 @@ class Config(Reading):
     part: str = ""
     """k/n, such as 2/8: every n-th scan from the k-th on. Parts may run at once, on machines that share --out and
     --index; the one that finds all scans done writes page and index, as the same command without --part does."""
+    keep_flagged: bool = False
+    """End with status 0 where scans were flagged or failed, too: you looked, and go on with those and without these."""
     dry_run: bool = False
     """Print the configuration and stop."""
 
@@ -81,9 +84,10 @@ def main(config: Config) -> None:
             print(f"a process had at most {outcome.peak_bytes / 1e9:.2f} GB of memory")
         if failures is None:
             report_part(config, len(part.share(jobs)), outcome.failures)
-            sys.exit(bool(outcome.failures))
+            sys.exit(bool(outcome.failures) and not config.keep_flagged)
         flagged = report(config, listed, jobs, failures)
-    if failures or flagged or (listed.differences() and not config.partial):
+    told = (failures or flagged) and not config.keep_flagged
+    if told or len(failures) == len(jobs) or (listed.differences() and not config.partial):
         sys.exit(1)
 
 

@@ -88,6 +88,12 @@ def test_a_flagged_scan_is_told_by_status_last_line_and_index(table, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("flagged: P2;")
     assert "qc.html" in last
+    (table.parent / "raw/P1.nii.gz").write_bytes(b"no scan")
+    assert status(chosen) == 1
+    assert status(replace(chosen, keep_flagged=True)) == 0
+    for name in ("P0", "P2", "P3"):
+        (table.parent / f"raw/{name}.nii.gz").write_bytes(b"no scan")
+    assert status(replace(chosen, keep_flagged=True)) == 1  # nothing to go on with
 
 
 @pytest.mark.slow

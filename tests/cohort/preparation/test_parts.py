@@ -40,6 +40,7 @@ def test_parts_give_what_the_whole_gives(table, capsys):
         assert status(part) == failed
         assert "the one that ends last writes the index" in capsys.readouterr().out
         assert not part.index.exists()
+        assert status(replace(part, keep_flagged=True)) == 0
     assert status(parts[1]) == 1  # for P2, which is of the last part
     assert "3 scans in" in (told := capsys.readouterr().out)
     assert "failed: P2" in told
