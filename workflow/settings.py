@@ -1,8 +1,5 @@
-"""What a configuration of the workflow says and what this machine has, checked before anything runs."""
+"""What a configuration of the workflow says, checked before anything runs."""
 
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +82,7 @@ def with_defaults(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, A
 
 
 def path_problems(settings: dict[str, Any]) -> list[str]:
-    """Files and folders that are not there; a table of arms that is none, or lacks an arm of `references`."""
+    """Files and folders that are not there; a table of arms that is none, or asks for what there will not be."""
     problems = []
     source = settings.get("participants")
     if source is not None and not Path(source).exists():
@@ -93,50 +90,23 @@ def path_problems(settings: dict[str, Any]) -> list[str]:
     if "tables" in settings:
         paths = [Path(settings["tables"]) / f"{split}.csv" for split in ("train", "val", "test")]
         problems += [f"tables: {path}: {why}" for path in paths if (why := absence(path, "table"))]
-    study = settings["arms"]
+    return problems + study_problems(settings["arms"], 2 * settings["volumes"]["each"], "arms" in settings["run"])
+
+
+def study_problems(study: dict[str, Any], made: int, wanted: bool) -> list[str]:
+    """What is wrong with a table of arms; where they are wanted, also arms that need more than the volumes `made`."""
+    table = study["table"]
     try:
-        unknown = set(study["references"]) - set(read_arms(ROOT / study["table"]))
+        arms = read_arms(ROOT / table)
     except InputError as error:
-        return [*problems, f"arms.table: {error}"]
-    return problems + [f"arms.references: {study['table']} has no arm {arm}" for arm in sorted(unknown)]
-
-
-def gpus_here() -> int:
-    """How many NVIDIA GPUs processes of this machine may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(gpu_memory_mb())
-
-
-def gpu_memory_mb() -> list[int]:
-    """Memory of each NVIDIA GPU of this machine, in MiB; empty where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return [int(line) for line in done.stdout.split()] if done.returncode == 0 else []
-
-
-def refuse_machine(settings: dict[str, Any], executor: str, here: int) -> None:
-    """Raises InputError where the machine that is to run the jobs lacks what the settings ask for.
-
-    Args:
-        settings: Those of `read_settings`.
-        executor: Snakemake's executor, such as ``local`` or ``slurm``.
-        here: GPUs of this machine.
-    """
-    if executor == "slurm" and shutil.which("sbatch") is None:
-        raise InputError("Slurm is not here (no sbatch): start from a login node, or leave out the Slurm profile")
-    if executor != "local":
-        return
-    asked, nodes = settings["gpus"], settings["nodes"]
-    if asked != "auto" and asked > here:
-        why = f"{here} there (nvidia-smi, CUDA_VISIBLE_DEVICES)"
-        raise InputError(f"gpus: {asked} asked for, {why}; gpus: 0 uses the CPU")
-    if nodes > 1:
-        hint = "add --workflow-profile workflow/profiles/slurm"
-        raise InputError(f"nodes: {nodes} asked for, and this is one machine; {hint}")
+        return [f"arms.table: {error}"]
+    problems = [f"arms.references: {table} has no arm {arm}" for arm in sorted({*study["references"]} - {*arms})]
+    for arm, cells in arms.items() if wanted else ():
+        count = cells.get("synth_count", "")
+        if count.isdigit() and int(count) > made and not {"synth_hc", "synth_tle"} & {*cells}:
+            needs = f"arm {arm} needs {count} synthetic volumes, and volumes.each makes {made} of both classes"
+            problems.append(f"arms.table: {table}: {needs}")
+    return problems
 
 
 def claim(settings: dict[str, Any], folder: Path) -> None:

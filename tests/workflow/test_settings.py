@@ -8,7 +8,7 @@ import yaml
 
 from runtime.errors import InputError
 from runtime.files import ROOT
-from workflow.settings import checked, claim, gpu_memory_mb, gpus_here, read_settings, refuse_machine
+from workflow.settings import checked, claim, read_settings
 
 CONFIGS = sorted(path for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "schema")
 SMALL = {"name": "small", "grid": "smoke", "simulate": True}
@@ -84,6 +84,15 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         read_settings(SMALL | {"arms": arms}, [])
 
 
+def test_arms_that_need_more_volumes_than_are_made_are_refused_before_the_first_training(tmp_path: Path) -> None:
+    table = tmp_path / "arms.csv"
+    table.write_text("arm,synth_count,synth_hc\nreal,,\nmany,25,\nfew,24,\nothers,900,elsewhere\n")
+    config = SMALL | {"volumes": {"each": 12}, "arms": {"table": str(table)}}
+    read_settings(config, [])
+    with pytest.raises(InputError, match=r"there \(1\):\n.*arm many needs 25 .*, and volumes.each makes 24 of both"):
+        read_settings(config | {"run": ["report", "arms"]}, [])
+
+
 def test_no_configuration_says_where_to_begin() -> None:
     with pytest.raises(InputError, match=r"give --configfile workflow/config/demo.yaml, or .*mine.example.yaml"):
         read_settings({}, [])
@@ -97,38 +106,6 @@ def test_one_folder_holds_one_run(tmp_path: Path) -> None:
         claim(mine | {"simulate": None, "participants": "bids"}, tmp_path)
     assert "holds another run; choose another name" in str(refused.value)
     assert "participants: the folder has None, this command 'bids'" in str(refused.value)
-
-
-def test_a_machine_without_what_is_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = read_settings(SMALL | {"gpus": 2}, [])
-    refuse_machine(settings, "local", here=2)
-    with pytest.raises(InputError, match="gpus: 2 asked for, 1 there"):
-        refuse_machine(settings, "local", here=1)
-    with pytest.raises(InputError, match=r"nodes: 2 asked for, and this is one machine; .*profiles/slurm"):
-        refuse_machine(settings | {"nodes": 2}, "local", here=2)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="Slurm is not here"):
-        refuse_machine(settings, "slurm", here=0)
-    (tmp_path / "sbatch").touch(mode=0o755)
-    refuse_machine(settings, "slurm", here=0)
-
-
-def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,1", 2)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert gpus_here() == count
-
-
-def test_memory_of_gpus_is_the_drivers_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_memory_mb() == []
-    driver = tmp_path / "nvidia-smi"
-    driver.touch(mode=0o755)
-    for text, found in (("echo 143771; echo 81559", [143771, 81559]), ("exit 9", [])):
-        driver.write_text(f"#!/bin/sh\n{text}\n")
-        assert gpu_memory_mb() == found
-        assert gpus_here() == len(found)
 
 
 def test_what_a_user_can_mend_ends_the_program_with_its_message() -> None:

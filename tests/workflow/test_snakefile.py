@@ -50,6 +50,11 @@ def run(folder: Path, config: dict | str, *words: str, ok: bool = True) -> str:
     return done.stdout
 
 
+def block(output: str, rule: str) -> str:
+    """What is printed of one job of a rule: its input, its command."""
+    return output.split(f"rule {rule}:\n", 1)[1].split("\n\n", 1)[0]
+
+
 def counts(output: str) -> dict[str, int]:
     """Jobs by rule, of a dry run."""
     table = output.split("Job stats:", 1)[1].split("\n\n", 1)[0]
@@ -63,6 +68,29 @@ def test_a_dry_run_lists_what_the_smoke_pipeline_needs(tmp_path: Path) -> None:
     assert "python -m VAE.train smoke --grid smoke --train-csv data/smoke/train.csv" in output
     assert "reason: Missing output files: runs/smoke/vae/.done" in output
     assert not list(tmp_path.glob("[!.]*"))
+
+
+def test_studies_that_are_there_are_shown_and_arms_awaited_where_wanted(tmp_path: Path) -> None:
+    studies = [
+        f"runs/smoke/{name}.json" for name in ("arms_study", "controls/controls", "validate_saliency/validation")
+    ]
+    for path in map(tmp_path.joinpath, studies):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    shown = block(run(tmp_path, "smoke", "--dry-run"), "report")
+    assert all(study in shown for study in studies)
+    assert "runs/smoke/arms/.done" not in shown
+    smoke = yaml.safe_load((ROOT / "workflow/config/smoke.yaml").read_text())
+    shown = block(run(tmp_path, smoke | {"run": ["report", "arms"]}, "--dry-run"), "report")
+    assert "runs/smoke/arms/.done" in shown
+    assert "arms_study" not in shown
+
+
+def test_cores_of_a_job_are_those_asked_for_whatever_is_here(tmp_path: Path) -> None:
+    """As where a login node has few."""
+    cores = len(os.sched_getaffinity(0)) + 5
+    output = run(tmp_path, TINY, "--dry-run", "--cores", "999", "--max-threads", str(cores))
+    assert f"threads: {cores}\n" in block(output, "vae")
 
 
 @pytest.mark.parametrize("target", ["arms", "memorisation", "smoke-studies"])
@@ -86,15 +114,22 @@ def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "workflow/config/mine.example.yaml").read_text())
     config |= {"participants": str(bids), "grid": "demo", "arms": {"seeds": [0, 1], "folds": 3}}
     config["options"] = {"cohort.prepare": "--label-column x", "VAE.train": "--steps 7"}
+    config |= {"parts": 3, "accept_flagged": True}
     output = run(tmp_path, config, "--dry-run")
     found = counts(output)
+    assert found["part"] == 3
     assert {found[rule] for rule in ("cohort", "check", "split", "vae", "diffusion", "maps", "arms", "report")} == {1}
     assert found["classifier"] == 3 + 5 * 2 * 3
     commands = [line.removeprefix("Shell command: ").split() for line in output.splitlines() if "python -m " in line]
     by_module = {words[words.index("-m") + 1]: " ".join(words) for words in commands}
-    assert f"--participants '{bids}'" in by_module["cohort.prepare"]
-    assert "--grid demo" in by_module["cohort.prepare"]
-    assert "--label-column x" in by_module["cohort.prepare"]
+    prepare = [" ".join(words) for words in commands if "cohort.prepare" in words]
+    for part in (f"--participants '{bids}'", "--grid demo", "--keep-flagged --label-column x"):
+        assert [part in line for line in prepare] == [True] * 4
+    assert [f"--part {part}/3;" in " ".join(prepare) for part in (1, 2, 3)] == [True] * 3
+    assert "--part " not in by_module["cohort.prepare"]  # the last of them, which awaits the parts
+    assert "data/mine/parts/2_of_3/.done" in block(output, "cohort")
+    assert "--keep-flagged" in by_module["cohort.check"]
+    assert "--keep-flagged" in by_module["cohort.split"]
     for part in ("VAE.train demo", "--train-csv data/mine/train.csv", "--run-dir runs/mine/vae", "--steps 7"):
         assert part in by_module["VAE.train"]
     assert "--latents runs/mine/latents" in by_module["diffusion.train"]

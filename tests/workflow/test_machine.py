@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InputError
+from workflow import machine
+from workflow.machine import all_gpus, await_jobs, by_turns, gpu_memory_mb, gpus_here, launcher, refuse_machine
+
+
+def test_a_machine_without_what_is_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = {"gpus": 2, "nodes": 1}
+    refuse_machine(settings, "local", here=2)
+    with pytest.raises(InputError, match="gpus: 2 asked for, 1 there"):
+        refuse_machine(settings, "local", here=1)
+    with pytest.raises(InputError, match=r"nodes: 2 asked for, and this is one machine; .*profiles/slurm"):
+        refuse_machine(settings | {"nodes": 2}, "local", here=2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="Slurm is not here"):
+        refuse_machine(settings, "slurm", here=0)
+    (tmp_path / "sbatch").touch(mode=0o755)
+    refuse_machine(settings, "slurm", here=0)
+    with pytest.raises(InputError, match="gpus: auto counts those of this machine; say how many a node has"):
+        refuse_machine(settings | {"gpus": "auto"}, "slurm", here=1)
+
+
+def test_jobs_of_one_machine_take_turns_among_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert by_turns(1) == "python -m "
+    assert by_turns(3) == "CUDA_VISIBLE_DEVICES=$(({jobid} % 3)) python -m "
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert by_turns(3) == "python -m "
+
+
+def test_a_training_starts_a_process_for_each_gpu_of_each_node() -> None:
+    assert (launcher(1, 0), launcher(1, 1)) == ("python -m ", "python -m ")
+    assert "--nproc-per-node 4 --standalone -m " in launcher(1, 4)
+    words = launcher(2, 4)
+    assert words.startswith("srun python -m torch.distributed.run --nproc-per-node 4 --nnodes 2 ")
+    assert "--standalone" not in words
+    assert all_gpus(1, 4) == {"gpu": 4}
+    assert all_gpus(2, 4) == {"nodes": 2, "tasks": 2, "mpi": "srun", "slurm_extra": "'--gpus-per-node=4'"}
+    assert "--nproc-per-node 1 --nnodes 2" in launcher(2, 0)
+    assert "slurm_extra" not in all_gpus(2, 0)
+
+
+def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,1", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpus_here() == count
+
+
+def test_memory_of_gpus_is_the_drivers_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_memory_mb() == []
+    driver = tmp_path / "nvidia-smi"
+    driver.touch(mode=0o755)
+    for text, found in (("echo 143771; echo 81559", [143771, 81559]), ("exit 9", [])):
+        driver.write_text(f"#!/bin/sh\n{text}\n")
+        assert gpu_memory_mb() == found
+        assert gpus_here() == len(found)
+
+
+def test_jobs_that_a_killed_command_left_are_awaited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By a squeue that shows job 7 twice, and then no more; only those of the command before are asked for."""
+    record, queue = tmp_path / "slurm_jobs.txt", tmp_path / "queue"
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\necho "$3" >> {tmp_path}/asked; head -n 1 {queue}; sed -i 1d {queue}\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(machine, "POLL_S", 0.0)
+    queue.write_text("7\n7\n\n")
+    await_jobs(record, "first")
+    assert (record.read_text(), queue.read_text()) == ("first", "7\n7\n\n")
+    await_jobs(record, "second")
+    assert (record.read_text(), queue.read_text()) == ("second", "")
+    assert (tmp_path / "asked").read_text().split() == ["first"] * 3
+    assert capsys.readouterr().out.count("waiting for Slurm jobs 7:") == 1
+    squeue.write_text("#!/bin/sh\necho no answer >&2; exit 1\n")
+    with pytest.raises(InputError, match="squeue: no answer"):
+        await_jobs(record, "third")
+    assert record.read_text() == "second"
