@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cohort.tables import read_table
 from runtime.files import ROOT, locked
 from tests.support.processes import environment, last_step
+from tests.support.scans import template_table
 
 pytestmark = pytest.mark.slow  # Snakemake starts in two seconds
 
@@ -159,6 +161,19 @@ def test_bad_input_ends_with_one_message_before_anything_runs(tmp_path: Path) ->
         output = run(tmp_path, TINY, ok=False)
     assert "another process is running in this folder" in output.splitlines()[-1]
     assert not (tmp_path / "data").exists()
+
+
+def test_a_scan_that_fails_stops_the_workflow_until_it_is_accepted(tmp_path: Path) -> None:
+    table = template_table(tmp_path)
+    (tmp_path / "raw/P2.nii.gz").write_bytes(b"no scan")
+    config = {"name": "own", "grid": "smoke", "participants": str(table), "run": ["cohort"], "parts": 2}
+    config["options"] = {"cohort.prepare": "--assume-mni"}
+    output = run(tmp_path, config, ok=False)
+    assert "failed: P2: " in output
+    assert "once you have looked, accept_flagged: true goes on" in output.splitlines()
+    assert not list((tmp_path / "data/own/parts").glob("1_of_2/.done"))  # P0 and P2
+    assert "accept_flagged" not in run(tmp_path, config | {"accept_flagged": True})
+    assert read_table(tmp_path / "data/own/pickle_prep_own.csv")["subject"].tolist() == ["P0", "P1", "P3"]
 
 
 def stamps(paths: Iterable[Path]) -> dict[Path, int]:
