@@ -13,6 +13,7 @@ each in its own folder; or sites held out for test. Splits that exist and differ
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,7 @@ from cohort.splitting.balance import VOLUME, balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
 from cohort.splitting.ties import join_groups, read_copies
-from cohort.tables import CLASS_NAMES, read_table, table_text, write_table
+from cohort.tables import CLASS_NAMES, LABELS, read_table, table_text, write_table
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
@@ -60,6 +61,8 @@ class Config(Reading, KnownVolumes, ScriptConfig):
     """groups.csv of cohort.check: these copies are kept in one split, and none are looked for."""
     structures: tuple[str, ...] = ("Hippocampus",)
     """With --volumes: structures whose volume, left and right together, is balanced within each class, too."""
+    least: int = 0
+    """Fewest subjects of either class in train and in test; with fewer, nothing is divided."""
     keep_flagged: bool = False
     """Take scans that cohort.prepare flagged (column qc), too. Without it they are named, and nothing is divided."""
     check: bool = True
@@ -99,6 +102,7 @@ def main(config: Config) -> None:
     else:
         copies = find_copies(index, config.cache_dir) if config.check else [""] * len(index)
     divisions = divide(with_volumes(join_groups(index, copies), known, config.structures), config)
+    refuse_few(divisions, config.least)
     refuse_others(config, divisions)
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config, known)
@@ -158,6 +162,18 @@ def divide_by_site(index: pd.DataFrame, config: Config) -> list[Division]:
         Division(config.out / name, splits, {"holdout_site": list(sites), **settings}, left_out)
         for sites, name, (splits, left_out) in zip(wanted, names, hold_out(index, wanted, **settings), strict=True)
     ]
+
+
+def refuse_few(divisions: list[Division], least: int) -> None:
+    """Raises InputError that names training and test splits with fewer subjects of a class than `least`."""
+    few = []
+    for division, name in product(divisions, ("train", "test")):
+        people = division.splits[name].drop_duplicates("subject")["label"]
+        counts = {label: int((people == code).sum()) for label, code in LABELS.items()}
+        few += [f"{division.folder / name}.csv: {n} of class {label}" for label, n in counts.items() if n < least]
+    if few:
+        advice = "take other shares (--val-percent, --test-percent), or more people"
+        raise InputError.of(f"fewer than {least} subjects of a class (--least); {advice}", few)
 
 
 def refuse_others(config: Config, divisions: list[Division]) -> None:

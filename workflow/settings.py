@@ -14,6 +14,8 @@ from runtime.errors import InputError, differences
 from runtime.files import ROOT, absence, read_json, write_json
 
 SCHEMA = Path(__file__).parent / "config" / "schema.yaml"
+EVALUATED = 4
+"""`evaluation.fid.MINIMUM_PER_CLASS`, without the seconds that its import takes."""
 SOURCES = ("simulate", "participants", "tables")
 """Where scans come from; a configuration has one of these."""
 IDENTITY = (*SOURCES, "grid", "presets")
@@ -107,6 +109,11 @@ def study_problems(study: dict[str, Any], made: int, wanted: bool) -> list[str]:
             needs = f"arm {arm} needs {count} synthetic volumes, and volumes.each makes {made} of both classes"
             problems.append(f"arms.table: {table}: {needs}")
     return problems
+
+
+def least(settings: dict[str, Any]) -> str:
+    """A flag for cohort.split where an evaluation is wanted: it needs so many people, and comes after all trainings."""
+    return f"--least {EVALUATED}" if {"evaluation", "report"} & {*settings["run"]} else ""
 
 
 def claim(settings: dict[str, Any], folder: Path) -> None:

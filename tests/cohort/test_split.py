@@ -80,6 +80,13 @@ def test_script_warns_of_splits_with_few_subjects_of_a_class(index, split):
     few.to_csv(index, index=False)
     _, printed, _ = split("--index", index, "--out", index.parent / "out")
     assert "test.csv has 1 subject of class TLE" in printed
+    out = index.parent / "least"
+    status, _, error = split("--index", index, "--out", out, "--least", 2)
+    assert status == 2
+    assert f"{out / 'test.csv'}: 1 of class TLE" in error
+    assert "of class HC" not in error
+    assert not out.exists()
+    assert split("--index", index, "--out", out, "--least", 1)[0] == 0
 
 
 def test_flagged_scans_are_refused_by_name_unless_asked_for(index, split):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evaluation.fid import MINIMUM_PER_CLASS
 from runtime.errors import InputError
 from runtime.files import ROOT
-from workflow.settings import checked, claim, read_settings
+from workflow.settings import EVALUATED, checked, claim, least, read_settings
 
 CONFIGS = sorted(path for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "schema")
 SMALL = {"name": "small", "grid": "smoke", "simulate": True}
@@ -96,6 +97,12 @@ def test_arms_that_need_more_volumes_than_are_made_are_refused_before_the_first_
 def test_no_configuration_says_where_to_begin() -> None:
     with pytest.raises(InputError, match=r"give --configfile workflow/config/demo.yaml, or .*mine.example.yaml"):
         read_settings({}, [])
+
+
+def test_too_few_people_for_an_evaluation_are_refused_when_they_are_divided() -> None:
+    assert EVALUATED == MINIMUM_PER_CLASS
+    assert least(read_settings(SMALL, [])) == f"--least {EVALUATED}"
+    assert least(read_settings(SMALL | {"run": ["vae", "arms"]}, [])) == ""
 
 
 def test_one_folder_holds_one_run(tmp_path: Path) -> None:
