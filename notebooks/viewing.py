@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +11,6 @@ import ipywidgets as widgets
 import nibabel as nib
 import numpy as np
 from ipyniivue import NiiVue
-from IPython import get_ipython
 
 from cohort.decoding import ENDINGS, naming, read_voxels
 from cohort.reading.intensities import plain
@@ -35,15 +33,6 @@ class Shown:
     """Where colours end, of a difference or map: red is this much, blue as much below 0. 0: a grey picture."""
     under: np.ndarray | None = None
     """float32 (D, H, W) in [0, 1]: the anatomy that a difference or map lies over, and shows where it is near 0."""
-
-
-def plain_errors() -> None:
-    """Refused input ends a cell with its sentence alone, as it ends a script: no traceback."""
-
-    def tell(_shell: object, _kind: type, error: Exception, _traceback: object, tb_offset: int | None = None) -> None:
-        print(f"error: {error}", file=sys.stderr)
-
-    get_ipython().set_custom_exc((InputError,), tell)
 
 
 def made_by(path: Path, command: str) -> str:
