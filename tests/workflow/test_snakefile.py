@@ -131,7 +131,7 @@ def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
     assert "--part " not in by_module["cohort.prepare"]  # the last of them, which awaits the parts
     assert "data/mine/parts/2_of_3/.done" in block(output, "cohort")
     assert "--keep-flagged" in by_module["cohort.check"]
-    assert "--keep-flagged" in by_module["cohort.split"]
+    assert "--keep-flagged --least 4" in by_module["cohort.split"]
     for part in ("VAE.train demo", "--train-csv data/mine/train.csv", "--run-dir runs/mine/vae", "--steps 7"):
         assert part in by_module["VAE.train"]
     assert "--latents runs/mine/latents" in by_module["diffusion.train"]
