@@ -67,15 +67,21 @@ def training_sentence(trained: Sequence[str], counts: Mapping[str, int]) -> str:
 
 def classifier_sentence(networks: Mapping[str, dict]) -> str:
     """How well classifiers of real and of synthetic scans do; empty where there is neither."""
-    areas = {name: cell_text(found["metrics"]["test"]["auc"], ".2f") for name, found in networks.items()}
+    areas = {name: found["metrics"]["test"]["auc"] for name, found in networks.items()}
+    texts = {name: cell_text(area, ".2f") for name, area in areas.items()}
+    verbs = {
+        name: "finds the disease" if area["low"] > 0.5 else "cannot be told from chance" for name, area in areas.items()
+    }
     if "real" not in areas:
-        what = "A classifier trained on synthetic volumes alone finds the disease in unseen scans with an AUC of"
-        return f"{what} {areas['synthetic']}." if "synthetic" in areas else ""
+        what = "A classifier trained on synthetic volumes alone"
+        return f"{what} {verbs['synthetic']} in unseen scans, AUC {texts['synthetic']}." if "synthetic" in areas else ""
     side = networks["real"]["side"].get("test")
-    sided = f" and the right side of the epilepsy in {side['accuracy']['value']:.0%} of the patients" if side else ""
-    found = f"The classifier finds the disease in unseen scans with an AUC of {areas['real']}{sided}"
+    share = (
+        f", and names the right side of the epilepsy in {side['accuracy']['value']:.0%} of the patients" if side else ""
+    )
+    found = f"The classifier {verbs['real']} in unseen scans, AUC {texts['real']}{share}"
     if "synthetic" in areas:
-        found += f"; trained on synthetic volumes alone it reaches {areas['synthetic']} on the same scans"
+        found += f"; trained on synthetic volumes alone it {verbs['synthetic']} there, AUC {texts['synthetic']}"
     return f"{found}."
 
 

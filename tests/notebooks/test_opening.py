@@ -36,8 +36,8 @@ def test_four_sentences_hold_the_figures():
     text = " ".join(found)
     for part in (
         "A VAE, a diffusion model and a classifier were trained on 20 HC, 9 TLE-L.",
-        "AUC of 0.81 [0.70, 0.90] and the right side of the epilepsy in 88% of the patients",
-        "it reaches 0.74 [0.60, 0.85]", "; further than a Gaussian of all latent axes (30)",
+        "finds the disease in unseen scans, AUC 0.81 [0.70, 0.90], and names the right side of the epilepsy in 88% of",
+        "it finds the disease there, AUC 0.74 [0.60, 0.85]", "; further than a Gaussian of all latent axes (30)",
         "; closer than a Gaussian of 64 latent axes (50)", "of reconstructed scans 25", "with an AUC of 0.97",
         "the scans are simulated",
     ):  # fmt: skip
@@ -67,7 +67,10 @@ def test_of_part_of_a_run_only_that_part_is_said():
     assert real[0] == "A classifier was trained."
     assert "synthetic" not in " ".join(real)
     synthetic = opening.classifier_sentence({"synthetic": NETWORKS["synthetic"]})
-    assert "trained on synthetic volumes alone finds the disease in unseen scans with an AUC of 0.74" in synthetic
+    assert "trained on synthetic volumes alone finds the disease in unseen scans, AUC 0.74" in synthetic
+    chance = opening.classifier_sentence({"real": network(0.62, 0.49, 0.73), "synthetic": NETWORKS["synthetic"]})
+    assert "The classifier cannot be told from chance in unseen scans, AUC 0.62 [0.49, 0.73]" in chance
+    assert "alone it finds the disease" in chance
     assert "no model" in opening.sentences([], {"HC": 2}, {}, None, None, simulated=True)[0]
     assert opening.draw([], None, {}, {}) == []
 
