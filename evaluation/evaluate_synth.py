@@ -37,7 +37,7 @@ from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from VAE.checkpoint import load_vae
 
-FORMAT = 6
+FORMAT = 7
 PARTS = ("diversity", "anatomy", "privacy")
 
 

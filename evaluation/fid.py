@@ -67,11 +67,16 @@ class FeatureSet:
     """(N,) class codes."""
     views: tuple[str, ...] = AXES
     """Name of each view, an axis for example; a figure is the average of the views."""
+    noises: np.ndarray | None = None
+    """(N,) what tells the noises apart that volumes were made from. HC and TLE of one noise are nearly one volume, so a
+    draw takes both only when there are no others left. None: all differ."""
 
     @classmethod
-    def of(cls, features: np.ndarray, labels: np.ndarray, views: tuple[str, ...]) -> FeatureSet:
+    def of(
+        cls, features: np.ndarray, labels: np.ndarray, views: tuple[str, ...], noises: np.ndarray | None = None
+    ) -> FeatureSet:
         """From the features of a network, (N, V, F)."""
-        return cls(np.ascontiguousarray(np.moveaxis(features, 1, 0), dtype=np.float64), labels, views)
+        return cls(np.ascontiguousarray(np.moveaxis(features, 1, 0), dtype=np.float64), labels, views, noises)
 
 
 def project(sets: Mapping[str, FeatureSet], dimensions: int) -> dict[str, FeatureSet]:
@@ -105,11 +110,19 @@ def draw_once(sets: Mapping[str, FeatureSet], n: int, draw: np.random.Generator)
         rows = {name: draw.permutation(np.flatnonzero(sets[name].labels == code)) for name in sorted(ROLES)}
         drawn["reference"][code], drawn["partner"][code] = rows["test"][:n], rows["test"][n : 2 * n]
         drawn["train"][code], drawn["train_partner"][code] = rows["train"][:n], rows["train"][n : 2 * n]
-        drawn["synthetic"][code] = rows["synthetic"][:n]
+        drawn["synthetic"][code] = of_other_noises(rows["synthetic"], sets["synthetic"].noises, drawn["synthetic"])[:n]
     for name in sorted(sets.keys() & set(BASELINES)):  # last, so that the draws of the others do not depend on them
         labels = sets[name].labels
         drawn[name] = {code: draw.permutation(np.flatnonzero(labels == code))[:n] for code in range(len(CLASS_NAMES))}
     return drawn
+
+
+def of_other_noises(rows: np.ndarray, noises: np.ndarray | None, before: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Rows in their order, but those of a noise that classes drawn `before` have taken come last."""
+    if noises is None or not before:
+        return rows
+    taken = np.isin(noises[rows], noises[np.concatenate(list(before.values()))])
+    return np.concatenate([rows[~taken], rows[taken]])
 
 
 def draw_all(sets: Mapping[str, FeatureSet], n: int, repeats: int, seed: int) -> list[Draw]:

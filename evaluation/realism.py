@@ -59,13 +59,16 @@ def measure(
     volumes |= spoiled
     labels |= {name: codes for name, (_, codes) in rungs.items()}
     settings = {"dimensions": fid.dimensions_for(n * len(CLASS_NAMES)), "n": n, "repeats": repeats, "seed": seed}
+    noises = [-1 - place if seed is None else seed for place, seed in enumerate(synthetic.seeds)]
     found: dict[str, dict] = {}
     support: dict = {}
     warnings: list[str] = []
     for name, network in networks.items():
         features = {key: features_of(stack, network, device, cache_dir) for key, stack in volumes.items()}
         sets = {
-            key: FeatureSet.of(values, labels.get(key, labels["test"]), network.views)
+            key: FeatureSet.of(
+                values, labels.get(key, labels["test"]), network.views, np.array(noises) if key == "synthetic" else None
+            )
             for key, values in features.items()
         }
         results = fid.compare(sets, **settings)

@@ -47,6 +47,19 @@ def test_draws_share_no_volume_and_hold_n_of_each_class():
         assert {len(drawn[role][code]) for role in drawn} == {n}
 
 
+@pytest.mark.parametrize(("n", "shared"), [(10, 0), (15, 10)])
+def test_a_draw_takes_two_volumes_of_one_noise_only_where_no_others_are_left(n, shared):
+    noises = np.tile(np.arange(20), 2)  # 20 HC and 20 TLE of the same noises
+    made = gaussian(1, 40, np.zeros(3), np.ones(3))[:, None]
+    sets = feature_sets(n_test=60, n_train=60) | {
+        "synthetic": FeatureSet.of(made, np.repeat([0, 1], 20), ("only",), noises)
+    }
+    for draw in fid.draw_all(sets, n=n, repeats=5, seed=0):
+        hc, tle = (noises[draw["synthetic"][code]] for code in (0, 1))
+        assert len({*hc}) == len({*tle}) == n
+        assert len({*hc} & {*tle}) == shared
+
+
 def test_every_pair_has_the_same_number_of_volumes_and_controls_share_none_with_the_reference():
     sets = feature_sets()
     drawn = fid.draw_once(sets, 6, np.random.default_rng(0))
