@@ -104,6 +104,10 @@ class TrainConfig(KnownVolumes, RunConfig):
     """Noising process and prediction target."""
     decay_share: float = 0.2
     """Share of the steps, at the end, over which the rate falls to a hundredth; 0 keeps it constant."""
+    sample_posterior: bool = True
+    """Train on draws from the VAE's posteriors, as latent diffusion does; else on their means, of which
+    reconstructions are made. Where posteriors are wide against the differences between people, a short run learns
+    little but their noise, and draws it (benchmarks/RESULTS.md)."""
     mix_mm: float = 0.0
     """Train on mixtures of two people of one class and side, whose shares vary over about so many mm, so that no
     training latent is a person's (diffusion/mixing.py); 0 trains on people as they are."""
@@ -138,7 +142,7 @@ PRESETS = {
         latents=ROOT / "runs/demo/latents", run_dir=ROOT / "runs/demo/diffusion",
         model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=512, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
-        steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4,
+        steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4, sample_posterior=False,
         log_every_steps=20, val_every_steps=300, sample_every_steps=300, save_every_steps=150,
     ),
     "paper": _PAPER,

@@ -126,6 +126,9 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
     for split, own in zip((train, val), values, strict=True):
         split.covariates = standardise(own, scales).to(device.kind)
     space = fit_space(train.mu.cpu(), train.logvar.cpu(), statistics, centred=config.process.centre)
+    if not config.sample_posterior:  # the space is the same: what posteriors cannot tell apart stays small in it
+        for split in (train, val):
+            split.logvar.fill_(-math.inf)  # every draw is the mean
     ledgers = [
         read_ledger(config.latents, name, part.subjects) for name, part in zip(splits, (train, val), strict=True)
     ]

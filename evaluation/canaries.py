@@ -175,10 +175,9 @@ def control_alarms(space: dict) -> dict[str, float] | None:
     return read_canaries({}, exposure)["alarms"] if can_find(len(exposure["held_out"])) else None
 
 
-def stacked(latents: list[Latent]) -> membership.Posteriors:
+def stacked(latents: list[Latent]) -> membership.Known:
     """What the loss attack needs of some subjects."""
-    mu, logvar = (np.stack([getattr(latent, name) for latent in latents]) for name in ("mu", "logvar"))
-    return mu, logvar, np.array([latent.label for latent in latents])
+    return np.stack([latent.mu for latent in latents]), np.array([latent.label for latent in latents])
 
 
 def report(result: dict) -> str:

@@ -75,8 +75,7 @@ def measure(
         attacked = []
         for place, side in enumerate(SIDES):
             rows = seeding.rng(seed, "membership subjects", place).permutation(len(scans[side]))[:count]
-            own = posteriors[side]
-            attacked.append((own.mu[rows], own.logvar[rows], scans[side].labels[rows]))
+            attacked.append((posteriors[side].mu[rows], scans[side].labels[rows]))
         attacks["DiT: loss"] = membership.dit_attack(diffusion, *attacked, codec.device, seed=seed)
     return {"audit": audit, "attacks": attacks}
 

@@ -26,8 +26,8 @@ LEVELS = (0.1, 0.25, 0.4, 0.55, 0.7)
 DRAWS = 4
 """Noises per level."""
 
-Posteriors = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Raw mu and logvar (N, C, d, h, w), and classes (N,)."""
+Known = tuple[np.ndarray, np.ndarray]
+"""Raw posterior means (N, C, d, h, w), and classes (N,)."""
 
 
 def attack(members: np.ndarray, others: np.ndarray) -> dict:
@@ -118,22 +118,22 @@ def loss_attack(members: np.ndarray, others: np.ndarray, levels: Sequence[float]
 
 @torch.no_grad()
 def dit_losses(
-    diffusion: LoadedDiffusion, mu: np.ndarray, logvar: np.ndarray, labels: np.ndarray, device: Device, *, seed: int
+    diffusion: LoadedDiffusion, mu: np.ndarray, labels: np.ndarray, device: Device, *, seed: int
 ) -> np.ndarray:
     """The losses of a diffusion model, float64 (N, DRAWS, LEVELS), for `loss_attack`.
 
-    All subjects, with raw posteriors (N, C, d, h, w), get the same noises, so that these do not add to the differences
-    between subjects. Covariates and sides are unknown to the model.
+    Of posterior means (N, C, d, h, w), also for a model that learned from draws: their noise says nothing about a
+    subject. All get the same noises, so that these do not add to the differences between subjects. Covariates and sides
+    are unknown to the model.
     """
     model, process, space = device.module(diffusion.model), diffusion.process, diffusion.space
     count, shape = DRAWS * len(LEVELS), mu.shape[1:]
     draw = seeding.generator(seed, "membership noise")
-    posterior, eps = (device.tensor(torch.randn((count, *shape), generator=draw)) for _ in range(2))
+    eps = device.tensor(torch.randn((count, *shape), generator=draw))
     t = process.spread_times(torch.tensor(LEVELS, dtype=torch.float32).repeat(DRAWS)).to(device.kind)
     losses = np.empty((len(mu), DRAWS, len(LEVELS)))
     for row, label in enumerate(labels):
-        mean, log = (device.tensor(torch.from_numpy(np.asarray(part[row : row + 1]))) for part in (mu, logvar))
-        z = space.enter(mean + torch.exp(0.5 * log) * posterior)
+        z = space.enter(device.tensor(torch.from_numpy(np.asarray(mu[row])).expand(count, *shape)))
         y = torch.full((count,), int(label), device=device.kind)
         with device.autocast():
             prediction = model(process.noised(z, eps, t), t, y, None)
@@ -141,9 +141,7 @@ def dit_losses(
     return losses
 
 
-def dit_attack(
-    diffusion: LoadedDiffusion, members: Posteriors, others: Posteriors, device: Device, *, seed: int
-) -> dict | str:
+def dit_attack(diffusion: LoadedDiffusion, members: Known, others: Known, device: Device, *, seed: int) -> dict | str:
     """`loss_attack` on a diffusion model, or why there is none; see `dit_losses` for what it takes of both sides."""
     M, N = len(members[0]), len(others[0])
     if min(M, N) < 2 * LEAST:

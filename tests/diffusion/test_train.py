@@ -15,6 +15,7 @@ from diffusion.checkpoint import load_diffusion
 from diffusion.config import PRESETS
 from runtime.checkpoints import load_checkpoint
 from runtime.cli import parse
+from runtime.device import pick_device
 from runtime.errors import InputError, InputWarning
 from runtime.pickles import load_pickle, save_pickle
 from tests.support.processes import kill_at_step, run_here, script
@@ -170,6 +171,18 @@ def test_training_stops_early_and_stays_stopped(
     assert load_checkpoint(tmp_path / "checkpoints/last.pt", "diffusion")["step"] == 4
     run(*words)
     assert log(tmp_path)[-1]["step"] == 4
+
+
+def test_means_are_learned_without_the_noise_of_posteriors(latents: Path) -> None:
+    config = replace(PRESETS["smoke"], latents=latents, sample_posterior=False)
+    data = train.load_latents(config, pick_device(threads=1))
+    draws = train.load_latents(replace(config, sample_posterior=True), pick_device(threads=1))
+    noise = torch.randn(data.train.mu.shape)
+    for split, other in ((data.train, draws.train), (data.val, draws.val)):
+        part = torch.arange(len(split))
+        assert torch.equal(split.batch(part, noise[: len(part)]).z, split.mu)
+        assert not torch.equal(other.batch(part, noise[: len(part)]).z, other.mu)
+    assert torch.equal(data.space.spread, draws.space.spread)
 
 
 def test_covariates_travel_from_the_tables_to_the_checkpoint(cohort_dir: Path, latents: Path, tmp_path: Path) -> None:
