@@ -16,6 +16,7 @@ from cohort.tables import LABELS
 from diffusion.checkpoint import LoadedDiffusion, load_diffusion, refuse_other_vae
 from diffusion.config import SIDE_CODES
 from diffusion.sampler import DEFAULT, SAMPLERS, check_sampler, guided
+from evaluation.posteriors import Codec
 from runtime import seeding
 from runtime.device import Device, pick_device
 from runtime.errors import InputError
@@ -33,18 +34,18 @@ class Models:
     diffusion: LoadedDiffusion | None
     device: Device
 
-    @torch.no_grad()
+    @property
+    def codec(self) -> Codec:
+        """The VAE as all other evaluations use it."""
+        return Codec(self.vae, self.device)
+
     def encode(self, volume: np.ndarray) -> torch.Tensor:
         """Posterior mean (1, C, d, h, w) of a volume (D, H, W) in [0, 1] on the VAE's grid."""
-        x = self.device.tensor(torch.from_numpy(np.ascontiguousarray(volume))[None, None])
-        with self.device.autocast():
-            return self.vae.model.encode(x)[0].float()
+        return torch.from_numpy(self.codec.encode([volume]).mu)
 
-    @torch.no_grad()
     def decode(self, mu: torch.Tensor) -> np.ndarray:
         """The volume, float32 (D, H, W), of a latent (1, C, d, h, w)."""
-        with self.device.autocast():
-            return self.vae.model.decode(self.device.tensor(mu))[0, 0].float().cpu().numpy()
+        return self.codec.decode(mu[0].cpu().numpy())
 
     def reconstruct(self, volume: np.ndarray) -> np.ndarray:
         """A volume (D, H, W) through the VAE and back, from the posterior's mean."""

@@ -19,19 +19,13 @@ from cohort.splitting.folds import SPLITS, refuse_shared
 from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError, InputWarning
-from tests.support.people import cohort, homes
+from tests.support.people import cohort, homes, index_of_empty_scans
 from tests.support.scans import brain
 
 
 @pytest.fixture
 def index(tmp_path):
-    frame = cohort(30)
-    (tmp_path / "scans").mkdir()
-    frame["file"] = [str(tmp_path / "scans" / name) for name in frame["file"]]
-    for file in frame["file"]:
-        open(file, "w").close()
-    write_table(tmp_path / "index.csv", frame)
-    return tmp_path / "index.csv"
+    return index_of_empty_scans(tmp_path, 30)
 
 
 @pytest.fixture

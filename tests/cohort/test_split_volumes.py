@@ -8,22 +8,16 @@ import pandas as pd
 import pytest
 
 import cohort.split
-from cohort.tables import read_table, write_table
+from cohort.tables import read_table
 from runtime.cli import parse
 from runtime.errors import InputError, InputWarning
-from tests.support.people import cohort as people_of
+from tests.support.people import index_of_empty_scans
 from tests.support.volumes import volumes_ml, write_synthseg
 
 
 @pytest.fixture
 def index(tmp_path):
-    frame = people_of(60)
-    (tmp_path / "scans").mkdir()
-    frame["file"] = [str(tmp_path / "scans" / name) for name in frame["file"]]
-    for file in frame["file"]:
-        open(file, "w").close()
-    write_table(tmp_path / "index.csv", frame)
-    return tmp_path / "index.csv"
+    return index_of_empty_scans(tmp_path, 60)
 
 
 def split(index, *words):

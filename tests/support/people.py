@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cohort.tables import DIAGNOSES
+from cohort.tables import DIAGNOSES, write_table
 
 
 def cohort(count=200, seed=0, sessions=1):
@@ -24,6 +24,17 @@ def cohort(count=200, seed=0, sessions=1):
     frame["group"] = frame["subject"]
     frame["file"] = frame["subject"] + "_" + frame["session"] + ".nii"
     return frame
+
+
+def index_of_empty_scans(folder, count):
+    """An index of so many people, whose scans are there and hold nothing; its path."""
+    frame = cohort(count)
+    (folder / "scans").mkdir()
+    frame["file"] = [str(folder / "scans" / name) for name in frame["file"]]
+    for file in frame["file"]:
+        open(file, "w").close()
+    write_table(folder / "index.csv", frame)
+    return folder / "index.csv"
 
 
 def homes(splits, column="subject"):

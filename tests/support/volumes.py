@@ -56,7 +56,8 @@ def write_synthseg(
 
 def write_stats(folder: Path, name: str, names: Sequence[str] = SUBJECTS) -> Path:
     """aseg.stats with eTIV, aseg+DKT.stats without."""
-    for subject, row, head in zip(names, _table("freesurfer", volumes_ml()).to_dict("records"), HEADS_ML, strict=False):
+    rows = _table("freesurfer", volumes_ml()).to_dict("records")[: len(names)]
+    for subject, row, head in zip(names, rows, HEADS_ML[: len(names)], strict=True):
         lines = [
             "# Title Segmentation Statistics",
             "# Measure BrainSeg, BrainSegVol, Brain Segmentation Volume, 1187285.000000, mm^3",
