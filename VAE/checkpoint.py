@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from cohort.scans import GRIDS, Grid
+from cohort.grids import GRIDS, Grid, refuse_other_grid
 from runtime import checkpoints
 from VAE.config import ModelConfig
 from VAE.model import Autoencoder
@@ -55,7 +55,7 @@ def import_monai(
 
     Args:
         path: a state dict, alone or in one of the usual containers (see `VAE.monai_weights`).
-        grid: the voxel grid to use it on; its axes divide by the network's reduction.
+        grid: the voxel grid to use it on.
         groups: of the GroupNorms, which the file does not state. By default 32, or 16 in files whose state dict is
             called ``vae_state_dict``.
         upsampling: nearest, linear or transposed, for files of MAISI and of the older package, which do not tell.
@@ -66,18 +66,19 @@ def import_monai(
     config, weights = translate(tensors, groups, upsampling, path)
     model = Autoencoder(config)
     checkpoints.load_weights(model, weights, path)
-    model.latent_shape(grid.shape)  # refuses a grid that does not divide
     model.eval().requires_grad_(False)
     return LoadedVAE(model, grid, checkpoints.checkpoint_hash(path), ledger=[], step=0)
 
 
-def start_from(path: Path, model: Autoencoder, grid: Grid) -> list[str]:
+def start_from(path: Path, model: Autoencoder, grid: Grid, *, other_grid: bool = False) -> list[str]:
     """Gives `model` the averaged weights of another run, or imported ones; the ledger that comes with them.
 
-    A model with a second output goes on from one that has none: that output then starts undecided.
+    A model with a second output goes on from one that has none: that output then starts undecided. Weights of another
+    grid than `grid` are refused, unless `other_grid` allows it.
     """
     loaded = load_vae(path)
-    record = {**_origin(loaded.model, loaded.grid), "weights": loaded.model.state_dict()}
+    refuse_other_grid(path, loaded.grid.to_dict(), grid.to_dict(), allowed=other_grid)
+    record = {**_origin(loaded.model, grid), "weights": loaded.model.state_dict()}
     if model.config.support and not loaded.model.config.support:
         record["model_config"]["support"], own = True, model.state_dict()
         for leaf in ("decoder.conv_out.weight", "decoder.conv_out.bias"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cohort.grids import GridName
 from runtime.config import RunConfig
 from runtime.errors import InputError
 from runtime.files import ROOT
@@ -112,15 +113,19 @@ class AugmentConfig:
 class TrainConfig(RunConfig):
     """Everything one VAE training run depends on."""
 
-    grid: Literal["smoke", "demo", "paper"] = "paper"
-    """Voxel grid: paper is 112x136x112 at 1.5 mm, demo 40x48x40 at 4 mm, smoke 20x24x20 at 8 mm."""
+    grid: GridName = "paper"
+    """Voxel grid: paper 112x136x112 at 1.5 mm, demo 40x48x40 at 4 mm, smoke 20x24x20 at 8 mm, 1mm, 2mm, a spacing in mm
+    such as 3 or 3@160x192x160 with the sides of its field of view, or a JSON file (cohort/grids.py). A preset's network
+    works on any: sizes that do not divide by its reduction are padded and cropped."""
     train_csv: Path = ROOT / "data_csvs/train.csv"
     """Table of training scans."""
     val_csv: Path = ROOT / "data_csvs/val.csv"
     """Table of held-out scans; the best checkpoint is chosen on them."""
     init: Path | None = None
     """Checkpoint of another run, or of VAE.import_weights, whose averaged weights this one starts from; of the same
-    grid and architecture."""
+    architecture, and of the same grid unless --init-other-grid."""
+    init_other_grid: bool = False
+    """Take the weights of --init although they were trained on another grid; convolutions have no size of their own."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tyro
 
-from cohort.scans import GRIDS
+from cohort.grids import GridName, parse_grid
 from runtime.checkpoints import checkpoint_hash, plain_fields
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
@@ -30,8 +30,8 @@ class ImportConfig(ScriptConfig):
     """A state dict of MONAI's AutoencoderKL or AutoencoderKlMaisi, alone or in a training program's file."""
     out: Path
     """The checkpoint to write (.pt)."""
-    grid: Literal["smoke", "demo", "paper"] = "paper"
-    """Voxel grid that the network will be used on."""
+    grid: GridName = "paper"
+    """Voxel grid that the network will be used on (cohort/grids.py)."""
     groups: int | None = None
     """Groups of its GroupNorms, which the file does not state. By default 32 (16 in files with a vae_state_dict)."""
     upsampling: Literal["nearest", "linear", "transposed"] | None = None
@@ -44,7 +44,7 @@ def main(config: ImportConfig) -> None:
     """Reads, translates, writes."""
     if config.out.exists():
         raise InputError(f"{config.out}: exists already; choose another --out")
-    loaded = import_monai(config.file, grid=GRIDS[config.grid], groups=config.groups, upsampling=config.upsampling)
+    loaded = import_monai(config.file, grid=parse_grid(config.grid), groups=config.groups, upsampling=config.upsampling)
     weights = loaded.model.state_dict()
     save_vae(config.out, loaded.model, grid=loaded.grid, ledger=loaded.ledger, step=0, ema=weights)
     print(f"{config.out}: checkpoint {checkpoint_hash(config.out)}")

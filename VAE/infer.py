@@ -150,20 +150,19 @@ def extremes(cases: list[Case]) -> list[Case]:
 
 def there_and_back(model: Autoencoder, x: torch.Tensor, tile: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """mu, logvar and the reconstruction from mu, of the whole volume or in overlapping tiles with Gaussian weights."""
+    D, H, W = x.shape[2:]
     if not tile:
         mu, logvar = model.encode(x)
-        return mu, logvar, model.decode(mu)
+        return mu, logvar, model.decode(mu, (D, H, W))
     from monai.inferers import sliding_window_inference  # slow to import
 
+    x = model.padded(x)
     size = [min(tile, extent) for extent in x.shape[2:]]
     latent = [extent // model.factor for extent in size]
     how = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sw_device": x.device, "device": "cpu"}
     mu, logvar = sliding_window_inference(x, size, predictor=model.encode, **how)
-    return (
-        mu,
-        logvar,
-        model.finish(sliding_window_inference(mu, latent, predictor=model.decode_raw, **how).to(x.device)),
-    )
+    raw = sliding_window_inference(mu, latent, predictor=model.decode_raw, **how)
+    return mu, logvar, model.finish(raw[..., :D, :H, :W].to(x.device))
 
 
 def write_regions(cases: list[Case], labels: Atlas, out: Path) -> dict:

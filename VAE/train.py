@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from cohort.checking.checked import refuse_duplicates
+from cohort.grids import Grid, parse_grid
 from cohort.ledger import ledger_of, refuse_overlap
-from cohort.scans import GRIDS, Grid
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import CLASS_NAMES, read_table
 from runtime import distributed, memory, seeding, training
@@ -47,11 +47,11 @@ class VAEState(training.State):
 def main(config: TrainConfig) -> None:
     """Trains, validates, saves; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
-    grid = GRIDS[config.grid]
+    grid = parse_grid(config.grid)
     model, networks = build(config, grid, device)  # data and model before the folder: a refusal leaves nothing behind
     train, val, ledger, copies = load_tables(config, grid, device)
     if config.init is not None:
-        ledger = sorted({*ledger, *start_from(config.init, model, grid)})
+        ledger = sorted({*ledger, *start_from(config.init, model, grid, other_grid=config.init_other_grid)})
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
         for line in copies:
@@ -107,7 +107,6 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     """The autoencoder with weights by the seed, and the networks that the loss weights ask for."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = Autoencoder(config.model)
-    model.latent_shape(grid.shape)  # refuses a grid that does not divide
     if config.recompute:
         model.recompute_activations()
     model = device.module(model)
@@ -185,7 +184,7 @@ def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
         draw = torch.randn(len(everyone), generator=seeding.generator(seed, "calibration Gaussian", row))
         gaussian = mean + torch.tensordot(draw / max(1, len(everyone) - 1) ** 0.5, everyone - mean, 1)
         with device.autocast():
-            both = averaged.decode_raw(torch.cat([z, gaussian[None].to(z)]))
+            both = averaged.decode_raw(torch.cat([z, gaussian[None].to(z)]), state.grid.shape)
         decoded.append(both.flatten(2).float().cpu()[..., places].transpose(0, 1).flatten(1))
     raw = torch.cat([part for parts in distributed.gather(decoded) for part in parts], dim=1)
     x = torch.cat([part.repeat(2) for parts in distributed.gather(scans) for part in parts])
@@ -209,7 +208,7 @@ def validate(run: Run, state: VAEState, val: Volumes) -> bool:
         for row in distributed.shard(range(len(val))):
             x = val.batch(torch.tensor([row]))  # one scan at a time: one shape to compile
             with val.device.autocast():
-                x_hat = state.model.decode(state.model.encode(x)[0])
+                x_hat = state.model.decode(state.model.encode(x)[0], state.grid.shape)
             pair = [volume[0, 0].float() for volume in (x_hat, x)]
             rows.append(reconstruction_metrics(*pair))
             if len(pictures) < 3:

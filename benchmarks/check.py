@@ -18,7 +18,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from benchmarks.timing import expect, print_table, time_command
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.tables import write_table
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig

@@ -11,7 +11,6 @@ second table is integrated gradients in float32.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +22,21 @@ from benchmarks.timing import AS_RUN, SET, Jobs, contest, print_table, time_turn
 from classifier.config import ModelConfig
 from classifier.model import build_model
 from classifier.saliency.attribution import Context, attribute
-from cohort.scans import GRIDS
+from cohort.grids import GridName, parse_grid, preset_of
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.device import Device, pick_device
 
 REFERENCES = ("DenseNet121", "ResNet18")
-RESNETS = {"demo": ModelConfig(widths=(16, 32, 64, 128), blocks=1), "paper": ModelConfig()}
+_SMALL = ModelConfig(widths=(16, 32, 64, 128), blocks=1)
+RESNETS = {"smoke": _SMALL, "demo": _SMALL, "paper": ModelConfig()}
+"""By the preset whose grid is nearest."""
 IG_STEPS, IG_BATCH = 64, 16
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig(ScriptConfig):
-    grid: Literal["demo", "paper"] = "demo"
+    grid: GridName = "demo"
     """Voxel grid; the networks are of a size for it."""
     batch_size: int = 16
     """Volumes at once."""
@@ -46,7 +47,7 @@ class BenchmarkConfig(ScriptConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
-    usual, shape = usual_device(), GRIDS[config.grid].shape
+    usual, shape = usual_device(), parse_grid(config.grid).shape
     x = torch.rand(config.batch_size, 1, *shape, generator=torch.Generator().manual_seed(0))
     for name, network in (ours(config) | monais("")).items():
         print(f"{name}: {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters")
@@ -66,7 +67,8 @@ def main(config: BenchmarkConfig) -> None:
 
 def ours(config: BenchmarkConfig) -> dict[str, nn.Module]:
     """A ResNet of the grid's size, the same on either half, and the EfficientNet with the stem that fits the grid."""
-    grid, resnet = GRIDS[config.grid], RESNETS[config.grid]
+    grid = parse_grid(config.grid)
+    resnet = RESNETS[preset_of(grid)]
     slices = ModelConfig(name="efficientnet", stem_stride=2 if min(grid.shape) > 64 else 1)
     models = {"ours, ResNet": resnet, "ours, hemispheres": replace(resnet, name="hemispheres")}
     models["ours, EfficientNet-B0 on slices"] = slices
@@ -107,7 +109,7 @@ def jobs_of(network: nn.Module, x: torch.Tensor, device: Device) -> Jobs:
 
 
 def explain(config: BenchmarkConfig, device: Device) -> None:
-    shape = GRIDS[config.grid].shape
+    shape = parse_grid(config.grid).shape
     empty = torch.zeros(1, 1, *shape, device=device.kind)
     context = Context(mean_hc=empty, regions=empty.long(), ig_steps=IG_STEPS, batch=IG_BATCH)
     x = device.tensor(torch.rand(config.subjects, 1, *shape, generator=torch.Generator().manual_seed(1)))

@@ -12,7 +12,7 @@ over training seeds.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from benchmarks.timing import print_table, time_command
 from classifier.measures.intervals import mean_interval
 from classifier.measures.resampling import cell_text
-from cohort.scans import GRIDS, normalise
+from cohort.grids import GridName, parse_grid, preset_of
+from cohort.scans import normalise
 from cohort.stacks import load_scans
 from cohort.tables import CLASS_NAMES, read_table, write_csv
 from cohort.volumes import list_volumes, read_volume
@@ -44,8 +45,8 @@ Command = tuple[str, list[object]]
 class ControlsConfig(ScriptConfig):
     """What is planted, how often everything is trained, and for how long."""
 
-    grid: Literal["smoke", "demo"] = "smoke"
-    """Voxel grid, and the preset of every command: smoke 8 mm, demo 4 mm."""
+    grid: GridName = "smoke"
+    """Voxel grid; the preset of every command is that of the nearest voxel size."""
     out: Path = ROOT / "runs/demo/controls"
     """Folder of both controls and of controls.json."""
     subjects: int = 240
@@ -128,7 +129,7 @@ def commands_of(config: ControlsConfig, control: str) -> Iterator[Command]:
     planted = ["--darker", config.darker] if control == "positive" else []
     yield "cohort.make_demo", [
         "--out", folder / "cohort", "--index", index, "--subjects", config.subjects,
-        "--spacing-mm", GRIDS[config.grid].spacing_mm, "--effect", "hippocampus", "--effect-size", 0, *planted,
+        "--grid", config.grid, "--effect", "hippocampus", "--effect-size", 0, *planted,
     ]  # fmt: skip
     yield "cohort.split", [
         "--index", index, "--out", folder, "--val-percent", 15, "--test-percent", 35, "--no-figure",
@@ -150,17 +151,17 @@ def generator(config: ControlsConfig, folder: Path, seed: int) -> Iterator[Comma
     here = folder / f"seed{seed}"
     vae, diffusion = (here / f"{stage}/checkpoints/best.pt" for stage in ("vae", "diffusion"))
     tables = {name: folder / f"{name}.csv" for name in ("train", "val", "test")}
-    shared = ["--threads", config.threads]
+    shared, preset = ["--threads", config.threads], preset_of(parse_grid(config.grid))
     cached = ["--cache-dir", config.out / "cache", *shared]
     yield "VAE.train", [
-        config.grid, "--train-csv", tables["train"], "--val-csv", tables["val"], "--run-dir", here / "vae",
-        "--steps", config.vae_steps, "--seed", seed, *cached,
+        preset, "--grid", config.grid, "--train-csv", tables["train"], "--val-csv", tables["val"],
+        "--run-dir", here / "vae", "--steps", config.vae_steps, "--seed", seed, *cached,
     ]  # fmt: skip
     yield "VAE.save_latent", [
         "--checkpoint", vae, "--csv", tables["train"], tables["val"], "--out", here / "latents", *cached,
     ]  # fmt: skip
     yield "diffusion.train", [
-        config.grid, "--latents", here / "latents", "--vae", vae, "--run-dir", here / "diffusion",
+        preset, "--latents", here / "latents", "--vae", vae, "--run-dir", here / "diffusion",
         "--steps", config.diffusion_steps, "--seed", seed, *shared,
     ]  # fmt: skip
     for label in CLASS_NAMES:
@@ -188,8 +189,8 @@ def arms(config: ControlsConfig, folder: Path) -> Iterator[Command]:
     write_csv(folder / "arms.csv", table)
     tables = [word for name in ("train", "val", "test") for word in (f"--train.{name}-csv", folder / f"{name}.csv")]
     yield "classifier.run_arms", [
-        config.grid, folder / "arms.csv", "--out", folder / "arms", "--seeds", *config.seeds,
-        *tables, "--train.volumes-weight", 0, "--train.steps", config.classifier_steps,
+        preset_of(parse_grid(config.grid)), folder / "arms.csv", "--out", folder / "arms", "--seeds", *config.seeds,
+        *tables, "--train.grid", config.grid, "--train.volumes-weight", 0, "--train.steps", config.classifier_steps,
         "--train.threads", config.threads, "--train.cache-dir", config.out / "cache",
     ]  # fmt: skip
     yield "classifier.compare", ["--arms", folder / "arms", "--reference", "real", "--out", folder / "arms.json"]
@@ -208,7 +209,7 @@ def measure(config: ControlsConfig, control: str) -> dict[str, Any]:
         the maps, by patients minus controls; ``nearer_to_training``, the share of synthetic volumes nearer to training
         than to held-out scans, in voxels; ``dit_loss``, AUC of the attack on the DiT's loss, where subjects suffice.
     """
-    folder, grid = config.out / control, GRIDS[config.grid]
+    folder, grid = config.out / control, parse_grid(config.grid)
     train, null = (read_table(path) for path in (folder / "train.csv", config.out / "null" / "index.csv"))
     null = null.set_index("subject", drop=False).loc[train["subject"]].reset_index(drop=True)
     after, before = (
@@ -240,7 +241,7 @@ def swap(here: Path, grid: str, spread: np.ndarray) -> float:
         for label in CLASS_NAMES
     }
     seeds = sorted(made["HC"].keys() & made["TLE"].keys())
-    hc, tle = (brightness([normalise(made[label][k].image) for k in seeds], GRIDS[grid]) for label in CLASS_NAMES)
+    hc, tle = (brightness([normalise(made[label][k].image) for k in seeds], parse_grid(grid)) for label in CLASS_NAMES)
     return ipsilateral_change(hc, tle, [made["TLE"][seed].side for seed in seeds], spread)
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.timing import count_flops, introduce, print_table, short, time_turns
+from cohort.grids import GRIDS
 from diffusion.config import VARIANTS, ProcessConfig
 from diffusion.model import DiT
 from diffusion.process import build_process
@@ -109,7 +110,7 @@ def sampling(variant: str, config: BenchmarkConfig, device: Device, rate: float)
 
     def decode() -> None:
         with device.autocast():
-            decoder.decode(device.tensor(z))
+            decoder.decode(device.tensor(z), GRIDS["paper"].shape)
 
     found = time_turns({"dpmpp": partial(latents, "dpmpp"), "decoding": decode}, config.repeats, device, warm_ups=1)
     found |= time_turns({"ddpm": partial(latents, "ddpm")}, 1, device, warm_ups=0)

@@ -14,7 +14,8 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.timing import expect, time_command
-from cohort.scans import GRIDS, resample, to_ras
+from cohort.grids import GRIDS
+from cohort.scans import resample, to_ras
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.files import ROOT, read_json, write_json

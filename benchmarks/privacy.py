@@ -15,7 +15,8 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.timing import expect, print_table
-from cohort.scans import GRIDS, normalise
+from cohort.grids import GridName, parse_grid
+from cohort.scans import normalise
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from evaluation.privacy.canary_plan import read_canaries
@@ -38,7 +39,7 @@ class BenchmarkConfig(ScriptConfig):
     tables: Path = ROOT / "data/demo"
     """Folder with train.csv (whose scans are copied), test.csv (people held out, who say what is usual) and val.csv
     (people in neither). By default the demo's, or where there is none, one simulated like it and deleted at the end."""
-    grid: str = "demo"
+    grid: GridName = "demo"
     """Voxel grid."""
     copies: int = 100
     """Training scans that are copied."""
@@ -64,7 +65,7 @@ def main(config: BenchmarkConfig) -> None:
 
 def measure(config: BenchmarkConfig) -> None:
     """Embeds all, copies some, counts what is found."""
-    grid, device = GRIDS[config.grid], pick_device("float32", config.threads)
+    grid, device = parse_grid(config.grid), pick_device("float32", config.threads)
     files = {"train": "train.csv", "held_out": "test.csv", "others": "val.csv"}
     tables = {name: read_table(config.tables / file) for name, file in files.items()}
     cache = config.tables / "cache"

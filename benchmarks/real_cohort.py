@@ -22,10 +22,11 @@ from cohort.anatomy.label_agreement import cut_off, placing_error
 from cohort.anatomy.regional_volumes import region_volumes
 from cohort.atlas import REGIONS, STRUCTURES, atlas, native_atlas
 from cohort.decoding import read_voxels
+from cohort.grids import GRIDS, Grid
 from cohort.preparation.participants import list_scans
 from cohort.preparation.placing import read_place
 from cohort.preparation.quality import RULES, flags
-from cohort.scans import GRIDS, Grid, fill_holes, load_scan, resample, to_ras
+from cohort.scans import fill_holes, load_scan, resample, to_ras
 from cohort.simulation.simulator import demo_grid
 from cohort.simulation.volunteers import read_head, usable, with_volumes
 from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table

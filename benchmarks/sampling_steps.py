@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.timing import print_table, time_command
+from cohort.grids import GridName
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import list_volumes, read_volume
 from diffusion.checkpoint import load_diffusion
@@ -32,7 +33,7 @@ class StepsConfig(ScriptConfig):
     """Folder of the runs vae and diffusion; volumes and evaluations of each setting go to sampling_steps in it."""
     tables: Path = ROOT / "data/demo"
     """Folder of train.csv and test.csv."""
-    grid: str = "demo"
+    grid: GridName = "demo"
     """Grid of scans and volumes."""
     steps: tuple[int, ...] = (5, 10, 15, 25, 50, 100, 1000)
     """Numbers of steps."""

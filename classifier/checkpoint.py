@@ -8,7 +8,7 @@ import torch
 
 from classifier.config import ModelConfig
 from classifier.model import Classifier, build_model
-from cohort.scans import Grid
+from cohort.grids import Grid
 from runtime import checkpoints
 from runtime.config import with_defaults
 from runtime.errors import InputError

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cohort.anatomy.volume_tables import KnownVolumes
+from cohort.grids import GridName
 from runtime.config import RunConfig
 from runtime.files import ROOT
 
@@ -73,8 +74,8 @@ class TrainConfig(KnownVolumes, RunConfig):
     it has; half of each batch is HC and half TLE.
     """
 
-    grid: Literal["smoke", "demo", "paper"] = "paper"
-    """Voxel grid: paper is 112x136x112 at 1.5 mm, demo 40x48x40 at 4 mm, smoke 20x24x20 at 8 mm."""
+    grid: GridName = "paper"
+    """Voxel grid (cohort/grids.py); a preset's network works on any."""
     train_csv: Path = ROOT / "data_csvs/train.csv"
     """Table of training scans."""
     val_csv: Path = ROOT / "data_csvs/val.csv"

@@ -28,7 +28,7 @@ from classifier.measures import metrics
 from classifier.model import Classifier, Everything, build_model
 from classifier.selection import Selection, select
 from cohort.checking.checked import refuse_duplicates
-from cohort.scans import GRIDS, Grid
+from cohort.grids import Grid, parse_grid
 from cohort.stacks import ScanStack, load_scans
 from runtime import distributed, memory, seeding, training
 from runtime.cli import describe, run_script
@@ -51,7 +51,7 @@ class ClassifierState(training.State):
 def main(config: TrainConfig) -> None:
     """Trains, validates, saves, evaluates; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
-    grid = GRIDS[config.grid]
+    grid = parse_grid(config.grid)
     selection, known = select(config), config.known_volumes()  # before the folder: a refusal leaves nothing behind
     stacks = load_stacks(selection, config, grid)
     copies = refuse_duplicates({name: stack.frame for name, stack in stacks.items()}, allow_leak=config.allow_leak)

@@ -15,7 +15,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cohort.scans import Grid, antialias_sigma
+from cohort.grids import Grid
+from cohort.scans import antialias_sigma
 from runtime.errors import InputError
 
 LICENCE_NOTE = (

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
+from cohort.grids import GridName, parse_grid
 from cohort.simulation.acquisition import darkened
 from cohort.simulation.effects import LARGEST_PLANTED_D, Effect, Subject, sclerotic_region, subjects
-from cohort.simulation.simulator import SIMULATION, Simulator, demo_grid
+from cohort.simulation.simulator import SIMULATION, Simulator
 from cohort.tables import write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
@@ -38,6 +39,8 @@ from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json, write_json
 from runtime.workers import start_workers
 
+SPACINGS_MM = (1.0, 16.0)
+"""Voxel sizes that can be simulated: templates have 1 mm, and above 16 mm nothing is left of a brain."""
 simulator_of = cache(Simulator)
 """One for all scans of a process on a grid."""
 
@@ -82,8 +85,9 @@ class DemoConfig(ScriptConfig):
     of being simulated again: their scans are the same."""
     seed: int = 0
     """Seed of the cohort. Subject k is the same whatever the number of subjects and of workers."""
-    spacing_mm: float = 4.0
-    """Voxel size in mm, 1 to 16; the field of view stays 160 x 192 x 160 mm."""
+    grid: GridName = "demo"
+    """Voxels of the scans, 1 to 16 mm: demo 4 mm, smoke 8 mm, paper 1.5 mm, 1mm, 2mm, a spacing in mm such as 3 or
+    3@160x192x160 with the sides of its field of view, or a JSON file (cohort/grids.py)."""
     index: Path = ROOT / "data" / "demo" / "pickle_prep_demo.csv"
     """The table of scans to write."""
     workers: int = 0
@@ -114,7 +118,7 @@ def main(config: DemoConfig) -> None:
 def check(config: DemoConfig) -> None:
     """Refuses settings that make no cohort."""
     limits = {
-        "subjects": (1, math.inf), "spacing_mm": (1, 16), "workers": (0, math.inf), "seed": (0, math.inf),
+        "subjects": (1, math.inf), "workers": (0, math.inf), "seed": (0, math.inf),
         "effect_size": (0, LARGEST_PLANTED_D), "darker": (0, 1),
     }  # fmt: skip
     problems = [
@@ -122,6 +126,9 @@ def check(config: DemoConfig) -> None:
         for name, (low, high) in limits.items()
         if not low <= getattr(config, name) <= high
     ]
+    (low, high), spacing = SPACINGS_MM, parse_grid(config.grid).spacing_mm
+    if not low <= spacing <= high:
+        problems.append(f"--grid {config.grid}: voxels of {spacing:g} mm, expected {low:g} to {high:g}")
     for name in ("effect_size", "darker"):
         if config.effect != "hippocampus" and getattr(config, name) != getattr(DemoConfig, name):
             problems.append(f"--{name.replace('_', '-')} {getattr(config, name):g}: only for --effect hippocampus")
@@ -139,14 +146,20 @@ def planted(config: DemoConfig) -> dict[str, Any]:
 def claim(config: DemoConfig) -> dict[str, Any]:
     """Marks the folder with the settings that all its scans have, or refuses a folder with others; returns them."""
     path = config.out / "settings.json"
-    settings = {
-        "simulation": SIMULATION, "seed": config.seed, "spacing_mm": config.spacing_mm, "effect": config.effect,
-        **planted(config),
-    }  # fmt: skip
+    made = {"simulation": SIMULATION, "seed": config.seed, "grid": parse_grid(config.grid).to_dict()}
+    settings = {**made, "effect": config.effect, **planted(config)}
     if not path.exists():
         write_json(path, settings)
-    elif (found := read_json(path)) != settings:
+    elif (found := settings_in(config.out)) != settings:
         raise InputError(f"{config.out} holds a cohort made with {found}, not {settings}; choose another --out")
+    return settings
+
+
+def settings_in(folder: Path) -> dict[str, Any]:
+    """What a cohort's folder says that it was made with; older ones had the demo's field of view at some spacing."""
+    settings = read_json(folder / "settings.json")
+    if "spacing_mm" in settings:
+        settings["grid"] = parse_grid(f"{settings.pop('spacing_mm'):g}@160x192x160").to_dict()
     return settings
 
 
@@ -155,7 +168,7 @@ def copy_controls(config: DemoConfig, ours: dict[str, Any], cohort: list[Subject
 
     Raises InputError if the other folder holds no cohort, or one of another seed, voxel size or version.
     """
-    theirs = read_json(config.controls_from / "settings.json")
+    theirs = settings_in(config.controls_from)
     differs = {"effect_size": None, "darker": None}
     if theirs | differs != ours | differs:
         raise InputError(f"--controls-from {config.controls_from}: made with {theirs}, not {ours}")
@@ -182,7 +195,7 @@ def simulated(config: DemoConfig, missing: list[Subject]) -> Iterator[None]:
 
 def make_scan(config: DemoConfig, subject: Subject) -> None:
     """Writes what is true of a scan, then the scan: where there is a scan, its truth is there too."""
-    simulator = simulator_of(demo_grid(config.spacing_mm))
+    simulator = simulator_of(parse_grid(config.grid))
     affine = simulator.grid.affine
     changed = sclerotic_region(subject.group, subject.side) if config.effect == "hippocampus" else ""
     image, facts, region = simulator.scan(config.seed, subject, changed)

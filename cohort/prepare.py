@@ -14,10 +14,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
+from cohort.grids import GridName, parse_grid
 from cohort.listing.bids import Unlisted
 from cohort.listing.reading import Reading
 from cohort.preparation.job import Job, prepare_all
@@ -44,8 +45,9 @@ class Config(Reading):
     index: Path
     """The table to write, such as data_csvs/pickle_prep_mine.csv: all scans that were prepared. Its column qc says
     ok, why a scan was flagged, or after "look:" why it is worth a look."""
-    grid: Literal["paper", "demo", "smoke"] = "paper"
-    """Voxels of the output: paper 1.5 mm, demo 4 mm, smoke 8 mm."""
+    grid: GridName = "paper"
+    """Voxels of the output: paper 1.5 mm, demo 4 mm, smoke 8 mm, 1mm, 2mm, a spacing in mm such as 3 or 3@160x192x160
+    with the sides of its field of view, or a JSON file (cohort/grids.py)."""
     assume_mni: bool = False
     """The scans are prepared and in MNI space already (T1 or grey-matter maps): only check and resample them."""
     reset_affine: str | None = None
@@ -71,10 +73,10 @@ def main(config: Config) -> None:
     """List, prepare what is missing, flag, write page and index."""
     if config.workers < 0:
         raise InputError(f"--workers {config.workers}: expected 0 (all cores) or more")
-    placement, part = placement_of(config), read_part(config.part)
+    grid, placement, part = parse_grid(config.grid), placement_of(config), read_part(config.part)
     listed = list_scans(config.participants, config, derivatives=config.derivatives)
     jobs = [
-        Job(row.name, row.file, row.mask, config.out, config.grid, config.assume_mni, placement)
+        Job(row.name, row.file, row.mask, config.out, grid, config.assume_mni, placement)
         for row in listed.there()[["name", "file", "mask"]].itertuples(index=False)
     ]
     with part.running(config.out):

@@ -6,17 +6,16 @@ Axes of every array: (D, H, W) = (left-right, back-front, foot-head), the first 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from cohort.decoding import RefusedError, naming, read_voxels
-from cohort.reading.headers import CENTRE_MM, HEAD_MM
+from cohort.grids import Grid
+from cohort.reading.headers import HEAD_MM
 from cohort.reading.intensities import plain
 from runtime.errors import InputError
 
@@ -36,62 +35,6 @@ WAY_ON = (
 """What to do with a scan that lies elsewhere."""
 PIPELINE = 4
 """Version of what `load_scan` computes. Raise it with any change of its output: cached scans are then made anew."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A box of voxels in MNI152 space (NLin2009a), its axes along those of the world."""
-
-    name: str
-    shape: tuple[int, int, int]
-    """Voxels (D, H, W)."""
-    spacing_mm: float
-    """Edge of a voxel, equal along the three axes."""
-    centre_mm: tuple[float, float, float]
-    """Middle of the field of view in world millimetres."""
-
-    @property
-    def affine(self) -> np.ndarray:
-        """From voxel indices to millimetres, RAS."""
-        affine = np.diag([self.spacing_mm] * 3 + [1.0])
-        affine[:3, 3] = np.array(self.centre_mm) - self.spacing_mm * (np.array(self.shape) - 1) / 2
-        return affine
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints, latents and JSON."""
-        return {**asdict(self), "shape": list(self.shape), "centre_mm": list(self.centre_mm)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Grid:
-        """The inverse of `to_dict`; raises InputError where `values` are no grid."""
-        try:
-            d, h, w = (int(size) for size in values["shape"])
-            x, y, z = (float(place) for place in values["centre_mm"])
-            grid = cls(str(values["name"]), (d, h, w), float(values["spacing_mm"]), (x, y, z))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a grid: {values!r} ({type(error).__name__}: {error})") from None
-        if min(d, h, w) < 1 or not grid.spacing_mm > 0:
-            raise InputError(f"not a grid: {values!r}")
-        return grid
-
-    def affine_of(self, image: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
-        """The affine of a scan; this grid's for one that has none and is of its shape."""
-        if affine is None and image.shape != self.shape:
-            raise RefusedError(f"no affine, and its shape {image.shape} is not that of {self.name}, {self.shape}")
-        return self.affine if affine is None else affine
-
-
-# The middle of the template's brain, stem included. `paper` (168 x 204 x 168 mm) holds it with 3 mm to spare at the
-# foot and 7 mm or more elsewhere; in the 160 x 192 x 160 mm of the others the lowest end of the brain stem touches the
-# foot of the field of view.
-GRIDS = {
-    grid.name: grid
-    for grid in (
-        Grid("paper", (112, 136, 112), 1.5, CENTRE_MM),
-        Grid("demo", (40, 48, 40), 4.0, CENTRE_MM),
-        Grid("smoke", (20, 24, 20), 8.0, CENTRE_MM),
-    )
-}
 
 
 def load_scan(path: Path | str, grid: Grid) -> np.ndarray:
@@ -130,7 +73,7 @@ def decode_scan(path: Path | str, grid: Grid) -> Decoded:
     with naming(path):
         image, affine, _ = read_voxels(Path(path))
         image, notes = plain(image)
-        image, affine = to_ras(image, grid.affine_of(image, affine))
+        image, affine = to_ras(image, affine_on(grid, image, affine))
         moved = image.shape != grid.shape or not np.allclose(affine, grid.affine, rtol=0, atol=1e-3)
         if moved:
             refuse_no_head(image.shape, affine)
@@ -139,6 +82,13 @@ def decode_scan(path: Path | str, grid: Grid) -> Decoded:
         if scan.min() == scan.max():
             raise RefusedError("constant within the grid")
     return Decoded(scan, notes, moved)
+
+
+def affine_on(grid: Grid, image: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+    """The affine of a scan; the grid's for one that has none and is of its shape."""
+    if affine is None and image.shape != grid.shape:
+        raise RefusedError(f"no affine, and its shape {image.shape} is not that of {grid.name}, {grid.shape}")
+    return grid.affine if affine is None else affine
 
 
 def refuse_no_head(shape: tuple[int, ...], affine: np.ndarray) -> None:

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from cohort.decoding import ending_and_hash, naming, of_each
+from cohort.grids import Grid
 from cohort.reading.place import place_of, refuse_misplaced
-from cohort.scans import PIPELINE, Grid, decode_scan
+from cohort.scans import PIPELINE, decode_scan
 from cohort.tables import write_csv
 from runtime.device import Device
 from runtime.errors import InputError

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from cohort.scans import Grid
+from cohort.grids import Grid
 from cohort.tables import CLASS_NAMES
 from cohort.volumes import Volume, write_nifti
 from diffusion.synthetic_folder import Settings, Wanted

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import torch
 
+from cohort.grids import refuse_other_grid
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.covariates import Scales
 from diffusion.dataset import LatentSpace, space_from_dict
 from diffusion.model import DiT
+from diffusion.model.dit import resized
 from diffusion.process import Process, build_process
 from diffusion.upstream import read_upstream
 from runtime import checkpoints
@@ -78,10 +80,22 @@ def refuse_other_vae(diffusion: LoadedDiffusion, vae: LoadedVAE) -> None:
         raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
 
 
-def start_from(path: Path, model: DiT, process: ProcessConfig) -> LoadedDiffusion:
-    """Gives `model` the averaged weights of a finished run of the same network and process; returns its checkpoint."""
+def start_from(
+    path: Path, model: DiT, process: ProcessConfig, grid: dict[str, Any], *, other_grid: bool = False
+) -> LoadedDiffusion:
+    """Gives `model` the averaged weights of a finished run of the same network and process; returns its checkpoint.
+
+    Weights of another grid than `grid` (`Grid.to_dict`) are refused, unless `other_grid` allows it: then positions are
+    interpolated, and a linear start keeps what `model` has.
+    """
     loaded = load_diffusion(path)
-    record = {**_configs(loaded.model, loaded.process_config), "weights": loaded.model.state_dict()}
+    theirs, weights = loaded.space.statistics.grid, loaded.model.state_dict()
+    refuse_other_grid(path, theirs, grid, allowed=other_grid)
+    if theirs != grid and other_grid:
+        weights |= {name: value for name, value in model.state_dict().items() if name.startswith("start.")}
+        if "positions" in weights:
+            weights["positions"] = resized(weights["positions"], loaded.model.tokens, model.tokens)
+    record = {**_configs(loaded.model, loaded.process_config), "weights": weights}
     checkpoints.resume(path, record, model, _configs(model, process))
     return loaded
 

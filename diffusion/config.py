@@ -97,7 +97,11 @@ class TrainConfig(KnownVolumes, RunConfig):
     """VAE checkpoint, to decode pictures during training; without it there are none."""
     init: Path | None = None
     """Checkpoint whose averaged weights and latent space the run starts from: one of this stage, or a file with
-    model_state and ema_state of NeuroLDM-3D. Architecture and process must be the same."""
+    model_state and ema_state of NeuroLDM-3D. Architecture and process must be the same, and the grid unless
+    --init-other-grid."""
+    init_other_grid: bool = False
+    """Take the weights of --init although their latents are of another grid: a table of positions is interpolated, and
+    the latent space, with the linear start if any, is fitted to the latents of this run."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     process: ProcessConfig = field(default_factory=ProcessConfig)

@@ -65,4 +65,5 @@ class Mixer:
 def spacing_of(grid: dict, shape: tuple[int, ...]) -> tuple[float, float, float]:
     """Millimetres between latent positions along each axis, of a grid as its files state it and latents of `shape`."""
     extents = zip(grid["shape"], shape[1:], strict=True)
-    return tuple(grid["spacing_mm"] * voxels / size for voxels, size in extents)  # type: ignore[return-value]
+    # Rounded up: the last position of an axis that does not divide stands for fewer voxels than the others.
+    return tuple(grid["spacing_mm"] * -(-voxels // size) for voxels, size in extents)  # type: ignore[return-value]

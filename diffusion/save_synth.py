@@ -271,7 +271,8 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
     """
     with models.device.autocast():
         z, refused = accepted(wanted, size, models, settings)
-        x = models.vae.model.decode(models.device.tensor(models.diffusion.space.leave(z)))
+        z = models.device.tensor(models.diffusion.space.leave(z))
+        x = models.vae.model.decode(z, models.vae.grid.shape)
     return x[: len(wanted), 0].float().cpu().numpy(), refused
 
 

@@ -168,13 +168,15 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     torch.manual_seed(seeding.address(config.seed, "weights"))
     here = replace(config.model, sides=config.model.sides and data.train.has_sides, linear_rank=rank)
     model = DiT(here, shape, process)
+    grid, other_grid = data.space.statistics.grid, False
     if config.init is not None:
-        start = start_from(config.init, model, config.process)
-        known = start.space.statistics
-        here = replace(data.space.statistics, mean=known.mean, std=known.std)
-        ledger = sorted({*data.ledger, *start.ledger})
-        data = replace(data, space=replace(start.space, statistics=here), ledger=ledger)
-    elif model.start is not None:
+        start = start_from(config.init, model, config.process, grid, other_grid=config.init_other_grid)
+        known, ledger = start.space.statistics, sorted({*data.ledger, *start.ledger})
+        other_grid = config.init_other_grid and known.grid != grid
+        statistics = replace(data.space.statistics, mean=known.mean, std=known.std)
+        space = data.space if other_grid else replace(start.space, statistics=statistics)
+        data = replace(data, space=space, ledger=ledger)
+    if model.start is not None and (config.init is None or other_grid):
         model.start.fit(*start_latents(data, rank, config.seed))
     model = device.module(model)
     if device.compiles(config.compile):
@@ -320,7 +322,7 @@ def draw_samples(
         steps = min(25, process.timesteps)
         denoise = guided(model, process, y, side=side)
         z = SAMPLERS[DEFAULT](denoise, noise.repeat(len(names), 1, 1, 1, 1), process, steps, lambda: noise)
-        x = vae.model.decode(device.tensor(space.leave(z)))[:, 0].float().cpu().numpy()
+        x = vae.model.decode(device.tensor(space.leave(z)), vae.grid.shape)[:, 0].float().cpu().numpy()
     rows, title = [(name, list(x[2 * k : 2 * k + 2])) for k, name in enumerate(names)], "same noise in each column"
     gallery(run.samples / f"samples_{state.step:06d}.png", rows, title=f"synthetic, step {state.step}; {title}")
 

@@ -18,7 +18,7 @@ from cohort.anatomy.regional_volumes import (
 )
 from cohort.anatomy.volume_tables import VolumeTable, crossed_sides
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.scans import Grid
+from cohort.grids import Grid
 from cohort.stacks import ScanStack
 from cohort.tables import CLASS_NAMES, SIDES
 from cohort.volumes import volume_name

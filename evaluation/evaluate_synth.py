@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cohort.anatomy.volume_tables import KnownVolumes, VolumeTable
-from cohort.scans import GRIDS, Grid
+from cohort.grids import Grid, GridName, parse_grid
 from cohort.stacks import ScanStack, load_scans
 from cohort.tables import read_table
 from cohort.volumes import list_volumes
@@ -68,8 +68,8 @@ class EvaluateConfig(KnownVolumes):
     """What to measure besides the distances."""
     out: Path = ROOT / "fid_results" / "demo.json"
     """The result."""
-    grid: str = "demo"
-    """Grid on which all volumes are compared: paper, demo or smoke."""
+    grid: GridName = "demo"
+    """Grid on which all volumes are compared (cohort/grids.py)."""
     slices: int = 4
     """Slices per volume and axis for 2D networks."""
     repeats: int = 40
@@ -194,11 +194,9 @@ def grid_of(config: EvaluateConfig) -> Grid:
     """The grid by name, and the other settings checked."""
     numbers = (("slices", config.slices, 1), ("repeats", config.repeats, 2), ("pairs", config.pairs, 2))
     problems = [f"--{name} {value}: expected at least {least}" for name, value, least in numbers if value < least]
-    if config.grid not in GRIDS:
-        problems.append(f"--grid {config.grid}: expected one of {', '.join(GRIDS)}")
     if problems:
         raise InputError.of("settings refused", problems)
-    return GRIDS[config.grid]
+    return parse_grid(config.grid)
 
 
 def is_done(config: EvaluateConfig, inputs: dict[str, str]) -> bool:

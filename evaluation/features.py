@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cohort.atlas import atlas
-from cohort.scans import Grid
+from cohort.grids import Grid
 from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD
 from runtime.device import Device
 from runtime.errors import InputError

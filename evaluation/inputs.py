@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from cohort.grids import Grid
 from cohort.ledger import ledger_beside, ledger_of, refuse_overlap, unseen
-from cohort.scans import Grid, normalise
+from cohort.scans import normalise
 from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, list_volumes, read_volume

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cohort.scans import Grid
+from cohort.grids import Grid
 from evaluation.features import FeatureNetwork, RegionIntensities, SliceNetwork, SliceProtocol, efficientnet
 from runtime.backbones import IMAGENET_MEAN, medicalnet, resnet, resnet_features
 from runtime.checkpoints import load_tensors

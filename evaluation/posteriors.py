@@ -41,5 +41,6 @@ class Codec:
     def decode(self, z: np.ndarray) -> np.ndarray:
         """One latent (C, d, h, w) as volume (D, H, W), float32."""
         with self.device.autocast():
-            x = self.device.module(self.vae.model).decode(self.device.tensor(torch.from_numpy(z)[None]))
+            z = self.device.tensor(torch.from_numpy(z)[None])
+            x = self.device.module(self.vae.model).decode(z, self.vae.grid.shape)
         return x[0, 0].float().cpu().numpy()

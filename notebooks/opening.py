@@ -10,8 +10,9 @@ import numpy as np
 
 from classifier.measures.resampling import cell_text
 from cohort.atlas import atlas
+from cohort.grids import Grid
 from cohort.pictures import COLOURS, new_figure
-from cohort.scans import Grid, normalise
+from cohort.scans import normalise
 from cohort.volumes import list_volumes, read_volume
 from evaluation.cards import RUNGS
 from evaluation.fid import BASELINES

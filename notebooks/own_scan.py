@@ -18,11 +18,12 @@ from scipy.stats import percentileofscore
 
 from cohort.anatomy.regional_volumes import ASYMMETRY, VERSION, region_table
 from cohort.atlas import atlas
+from cohort.grids import Grid, parse_grid
 from cohort.ledger import ledger_of_subjects
 from cohort.pictures import new_figure
 from cohort.preparation.job import Job, prepare_all
 from cohort.preparation.quality import RULES, Verdict, judge
-from cohort.scans import GRIDS, Grid, load_scan
+from cohort.scans import load_scan
 from cohort.stacks import ScanStack, load_scans
 from cohort.tables import read_table
 from runtime.errors import InputError
@@ -61,7 +62,7 @@ def grid_of(runs: Path) -> Grid:
     """The grid that a folder of runs was trained on, by the configuration of its VAE or its classifier."""
     for stage in ("vae", "classifier"):
         if (config := runs / stage / "config.json").is_file():
-            return GRIDS[read_json(config)["grid"]]
+            return parse_grid(read_json(config)["grid"])
     raise InputError(f"{runs}: no run of a VAE or a classifier in it; `make demo` makes the demo's in runs/demo")
 
 
@@ -80,7 +81,7 @@ def prepared(scan: Path, out: Path, grid: Grid, *, assume_mni: bool) -> Own:
         assume_mni: it was prepared before and lies in template space; otherwise it is a raw head.
     """
     name = scan.name.split(".")[0]
-    job = Job(name, str(scan), "", out, grid.name, assume_mni)
+    job = Job(name, str(scan), "", out, grid, assume_mni)
     if failures := prepare_all([job], workers=1).failures:
         raise InputError(f"{scan} could not be prepared: {failures[name]}")
     record = read_json(job.record)

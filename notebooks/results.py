@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
-from cohort.scans import GRIDS, Grid
+from cohort.grids import Grid, parse_grid
 from cohort.splitting.folds import SPLITS
 from cohort.tables import read_table
 from runtime.errors import InputError
@@ -192,7 +192,7 @@ class Results:
     def grid(self) -> Grid | None:
         """Of the scans; None where no run names it."""
         found = next(filter(None, map(self.read, GRID_NAMES)), None)
-        return found and GRIDS[found["grid"]]
+        return found and parse_grid(found["grid"])
 
     def splits(self) -> dict[str, pd.DataFrame]:
         """The tables of training, validation and test that are there."""

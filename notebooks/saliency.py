@@ -14,8 +14,9 @@ from classifier.measures.predictions import read_predictions
 from classifier.saliency.figures import plane_sizes, strongest, three_planes
 from classifier.saliency.regions import region_means
 from cohort.atlas import Atlas, atlas
+from cohort.grids import Grid
 from cohort.pictures import new_figure
-from cohort.scans import Grid, load_scan
+from cohort.scans import load_scan
 from cohort.tables import CLASS_NAMES
 from runtime.errors import InputError
 from runtime.files import read_json

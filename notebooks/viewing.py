@@ -13,8 +13,9 @@ import numpy as np
 from ipyniivue import NiiVue
 
 from cohort.decoding import ENDINGS, naming, read_voxels
+from cohort.grids import GRIDS
 from cohort.reading.intensities import plain
-from cohort.scans import GRIDS, edges_mm, normalise, to_ras
+from cohort.scans import edges_mm, normalise, to_ras
 from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import absence

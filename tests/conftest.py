@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from tests.support.scans import blob
 
 pytest_plugins = ("tests.support.checkpoints",)

@@ -35,7 +35,7 @@ def said(done: subprocess.CompletedProcess) -> str:
 def test_a_simulation_keeps_its_scans_and_goes_on(tmp_path: Path) -> None:
     scans = tmp_path / "demo/scans"
     words = ("cohort.make_demo", "--out", tmp_path / "demo", "--index", tmp_path / "index.csv", "--subjects", 6,
-             "--spacing-mm", 16)  # fmt: skip
+             "--grid", "16@160x192x160")  # fmt: skip
     done = interrupt_when(lambda: any(scans.glob("[!.]*.nii.gz")), sys.executable, "-m", *words, "--workers", 2)
     assert (done.returncode, said(done)) == (130, f"interrupted: what was finished is kept; {WAY_ON}")
     before = stamps(scans)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cohort.decoding import read_voxels
+from cohort.grids import GRIDS
 from cohort.preparation.qc_page import draw
 from cohort.prepare import Job
-from cohort.scans import GRIDS
 from cohort.tables import read_table
 from runtime.files import read_json, sha256, write_json
 from tests.support.labelled import as_prepared, people
@@ -22,7 +22,7 @@ def finished(table: Path, out: Path) -> Path:
     """`as_prepared`, so that cohort.prepare finds nothing left to do."""
     as_prepared(table, out, GRID)
     for row in read_table(table).itertuples():
-        job = Job(row.subject, row.file, "", out, GRID.name, assume_mni=False)
+        job = Job(row.subject, row.file, "", out, GRID, assume_mni=False)
         image = read_voxels(job.scan)[0]
         draw(job.picture, image, image > 0, GRID)
         more = {"source": row.file, "recipe": job.recipe(), "sha256": sha256(job.scan), "notes": []}

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from classifier.arms import read_arms
+from cohort.grids import kept_name
 from runtime.errors import InputError, differences
 from runtime.files import ROOT, absence, read_json, write_json
 
@@ -48,15 +49,25 @@ def read_settings(config: dict[str, Any], files: list[str]) -> dict[str, Any]:
         raise InputError(f"no configuration: give --configfile {advice}")
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     problems = [explained(error) for error in Draft202012Validator(schema).iter_errors(config)]
+    grid, refused = _grid(config.get("grid", "paper"))
+    problems += refused
     given = [source for source in SOURCES if source in config]
     if len(given) != 1:
         problems.append(f"give one of {', '.join(SOURCES)}; found {' and '.join(given) or 'none'}")
     if problems:
         raise InputError.of(f"{name}: the configuration was refused", problems)
-    settings = with_defaults(config, schema)
+    settings = with_defaults(config | {"grid": grid}, schema)
     if problems := path_problems(settings):
         raise InputError.of(f"{name}: what it names is not there", problems)
     return settings
+
+
+def _grid(text: Any) -> tuple[str, list[str]]:
+    """The name of the grid that a configuration says, as a command line keeps it; and why it is none."""
+    try:
+        return kept_name(str(text)), []
+    except InputError as error:
+        return "", [" ".join(str(error).split())]
 
 
 def explained(error: ValidationError) -> str:

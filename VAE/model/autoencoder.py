@@ -1,7 +1,8 @@
 """A 3D convolutional variational autoencoder: ResNet blocks, GroupNorm, SiLU; one page, in the order the data flow.
 
 Shapes: x (B, 1, D, H, W) in [0, 1], axes (left-right, back-front, foot-head); latent (B, C, D/f, H/f, W/f) with
-f = stem_patch * 2 ** (levels - 1). With stem_patch 1 and no linear path this is the autoencoder of latent diffusion
+f = stem_patch * 2 ** (levels - 1), rounded up: zeros, which are air, are added behind axes that do not
+divide, and cropped again. With stem_patch 1 and no linear path this is the autoencoder of latent diffusion
 (Rombach et al. 2022, https://arxiv.org/abs/2112.10752) as MONAI's AutoencoderKL has it.
 """
 
@@ -16,9 +17,10 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from runtime.errors import InputError
 from VAE.config import ModelConfig
 from VAE.model.output import OutputRule
+
+Sizes = tuple[int, int, int]
 
 
 def space_to_depth(x: torch.Tensor, p: int) -> torch.Tensor:
@@ -300,13 +302,16 @@ class Autoencoder(nn.Module):
         """Voxels per latent position along each axis."""
         return self.config.stem_patch * 2 ** (len(self.config.channels) - 1)
 
-    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
-        """(C, d, h, w) for a volume of (D, H, W); InputError where an axis is not a multiple of `factor`."""
-        if any(size % self.factor for size in shape):
-            raise InputError(f"a volume of {shape} does not divide by {self.factor}, the autoencoder's reduction")
-        return (self.config.latent_channels, *(size // self.factor for size in shape))  # type: ignore[return-value]
+    def latent_shape(self, shape: Sizes) -> tuple[int, int, int, int]:
+        """(C, d, h, w) for a volume of (D, H, W)."""
+        return (self.config.latent_channels, *(-(-size // self.factor) for size in shape))  # type: ignore[return-value]
 
-    def inference_bytes(self, shape: tuple[int, int, int]) -> int:
+    def padded(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., D, H, W) with zeros behind each axis whose size is no multiple of `factor`."""
+        padding = [side for size in x.shape[:-4:-1] for side in (0, -size % self.factor)]
+        return F.pad(x, padding) if any(padding) else x
+
+    def inference_bytes(self, shape: Sizes) -> int:
         """Memory that encoding or decoding one volume (D, H, W) takes besides the weights, about.
 
         The widest maps decide: at most seven copies of the finest level's are alive at once, float32 (counted for the
@@ -316,34 +321,40 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, 1, D, H, W) -> posterior mu and logvar, each (B, C, d, h, w), float32."""
+        x = self.padded(x)
         h = self.encoder(x)
         mu, logvar = self.to_mu(h).float(), self.to_logvar(h).float()
         if self.linear is not None:
             mu = mu + self.linear.encode(x).float()
         return mu, logvar.clamp(-30.0, 20.0)
 
-    def decode_raw(self, z: torch.Tensor) -> torch.Tensor:
+    def decode_raw(self, z: torch.Tensor, shape: Sizes | None = None) -> torch.Tensor:
         """z (B, C, d, h, w) -> intensities, and with `support` the logit of being inside the head after them:
         (B, 1 or 2, D, H, W), float32, unbounded. What training and a blend of tiles work with.
+
+        Cropped to `shape` (D, H, W), that of the volume that z stands for; without it, as large as z makes it.
         """
         raw = self.decoder(self.from_z(z))
-        if self.linear is None:
-            return raw
-        with full_precision(z):
-            x_hat = raw[:, :1] + self.linear.decode(z.float())
-        return torch.cat([x_hat, raw[:, 1:]], dim=1)
+        if self.linear is not None:
+            with full_precision(z):
+                x_hat = raw[:, :1] + self.linear.decode(z.float())
+            raw = torch.cat([x_hat, raw[:, 1:]], dim=1)
+        D, H, W = shape or raw.shape[2:]
+        return raw[..., :D, :H, :W]
 
     def finish(self, raw: torch.Tensor) -> torch.Tensor:
         """Volumes (B, 1, D, H, W) in [0, 1] of what `decode_raw` gave; with `support`, 0 outside the head."""
         return raw.clamp(0.0, 1.0) if self.output is None else self.output(raw)
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """z (B, C, d, h, w) -> a volume as everybody is given it, (B, 1, D, H, W) in [0, 1], float32."""
-        return self.finish(self.decode_raw(z))
+    def decode(self, z: torch.Tensor, shape: Sizes) -> torch.Tensor:
+        """z (B, C, d, h, w) -> a volume as everybody is given it, (B, 1, D, H, W) in [0, 1], float32; `shape` is its
+        (D, H, W), of which `latent_shape` is that of z.
+        """
+        return self.finish(self.decode_raw(z, shape))
 
     def forward(self, x: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What `decode_raw` makes of z = mu + exp(logvar / 2) eps, and mu and logvar of x (B, 1, D, H, W) in [0, 1];
         eps is (B, C, d, h, w), standard normal.
         """
         mu, logvar = self.encode(x)
-        return self.decode_raw(mu + torch.exp(0.5 * logvar) * eps), mu, logvar
+        return self.decode_raw(mu + torch.exp(0.5 * logvar) * eps, tuple(x.shape[2:])), mu, logvar

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier.config import ModelConfig
-from cohort.scans import Grid
+from cohort.grids import Grid
 from runtime import distributed
 
 

@@ -17,7 +17,7 @@ from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier, FeatureNorm, undecided
 from classifier.model.resnet import levels, shrunk
 from cohort.atlas import atlas
-from cohort.scans import Grid
+from cohort.grids import Grid
 from runtime.errors import InputError
 
 Box = tuple[slice, slice, slice]

@@ -11,7 +11,7 @@ from torch import nn
 
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier
-from cohort.scans import Grid
+from cohort.grids import Grid
 
 
 class DenseNet121(Classifier):

@@ -5,7 +5,7 @@ from classifier.model.classifier import Classifier
 from classifier.model.hemispheres import Hemispheres
 from classifier.model.published import CoronalEfficientNet, DenseNet121
 from classifier.model.resnet import ResNet3D
-from cohort.scans import Grid
+from cohort.grids import Grid
 from runtime.errors import InputError
 
 MODELS: dict[str, type[Classifier]] = {

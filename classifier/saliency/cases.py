@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import expit
 
 from cohort.decoding import RefusedError, read_voxels
-from cohort.scans import Grid
+from cohort.grids import Grid
 from cohort.tables import CLASS_NAMES, COLUMNS, read_table
 from cohort.volumes import list_volumes, read_volume
 from runtime.errors import InputError

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cohort.grids import GridName
 from cohort.simulation.effects import LARGEST_PLANTED_D
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
@@ -38,8 +39,8 @@ class Effort:
 class ValidationConfig(ScriptConfig):
     """What is planted, how networks are trained, and how much is measured."""
 
-    grid: Literal["smoke", "demo", "paper"] = "paper"
-    """Voxel grid of cohorts and networks, and the preset of classifier.train."""
+    grid: GridName = "paper"
+    """Voxel grid of cohorts and networks; the preset of classifier.train is that of the nearest voxel size."""
     out: Path = ROOT / "runs/paper/validate_saliency"
     """Folder for everything."""
     subjects: int = 1200

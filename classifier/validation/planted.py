@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from classifier.validation.config import ValidationConfig
-from cohort.scans import GRIDS, Grid
+from cohort.grids import Grid, parse_grid, preset_of
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError
 from runtime.files import ROOT, atomic_write, read_json
@@ -111,7 +111,7 @@ def make_cohort(config: ValidationConfig, condition: Condition, first: Condition
         return
     index = tables / f"{condition.cohort}.csv"
     words = ["--out", cohorts / condition.cohort, "--index", index, "--subjects", config.subjects]
-    words += ["--seed", config.seed, "--spacing-mm", GRIDS[config.grid].spacing_mm]
+    words += ["--seed", config.seed, "--grid", config.grid]
     words += ["--effect", "hippocampus", "--effect-size", condition.dose, "--darker", condition.signal]
     words += ["--controls-from", cohorts / first.cohort] if condition.cohort != first.cohort else []
     run_script("cohort.make_demo", *words)
@@ -132,7 +132,7 @@ def mark(config: ValidationConfig, condition: Condition, index: Path) -> Path:
     The mark is as bright as the median of the non-zero voxels, so that the percentiles that intensities are scaled by
     hardly move.
     """
-    frame, voxels = read_table(index), mark_of(GRIDS[config.grid])
+    frame, voxels = read_table(index), mark_of(parse_grid(config.grid))
     for row in frame.index[frame["label"] == 1]:
         path = config.out / "cohorts" / condition.data / Path(frame.loc[row, "file"]).name
         if not path.exists():
@@ -167,7 +167,7 @@ def train(config: ValidationConfig, condition: Condition) -> None:
         "--threads": threads,
     }
     words += [word for flag, value in numbers.items() if value for word in (flag, value)]
-    run_script("classifier.train", config.grid, *words)
+    run_script("classifier.train", preset_of(parse_grid(config.grid)), "--grid", config.grid, *words)
 
 
 def run_script(module: str, *words: object) -> None:

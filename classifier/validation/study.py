@@ -17,8 +17,9 @@ from classifier.validation.config import ValidationConfig
 from classifier.validation.evidence import Maps, Truth
 from classifier.validation.planted import Condition, levels, mark_of, region_share
 from cohort.atlas import Atlas, atlas
+from cohort.grids import parse_grid
 from cohort.ledger import refuse_overlap
-from cohort.scans import GRIDS, head_mask
+from cohort.scans import head_mask
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime import seeding
@@ -69,7 +70,7 @@ def open_study(config: ValidationConfig, device: Device, conditions: list[Condit
     in_turn = np.lexsort((patients["side"], patients.groupby("side").cumcount()))[: config.effort.patients]
     controls = frame.loc[frame["label"] == 0, "subject"].head(config.effort.controls)
     subjects = (patients["subject"].iloc[in_turn].tolist(), controls.tolist())
-    return Study(config, device, conditions, atlas(GRIDS[config.grid]), subjects, learned)
+    return Study(config, device, conditions, atlas(parse_grid(config.grid)), subjects, learned)
 
 
 def open_network(study: Study, condition: Condition, *, controls: bool) -> Network:
@@ -80,7 +81,7 @@ def open_network(study: Study, condition: Condition, *, controls: bool) -> Netwo
     names = study.subjects[0] + (study.subjects[1] if controls else [])
     frame = frame.loc[names].reset_index(drop=True)
     refuse_overlap(frame, loaded.ledger, what=f"the network of {condition.name}")
-    volumes = Volumes(load_scans(frame, GRIDS[config.grid], cache_dir=config.out / "cache"), study.device)
+    volumes = Volumes(load_scans(frame, parse_grid(config.grid), cache_dir=config.out / "cache"), study.device)
     study.device.module(loaded.model)
     numbers = {"ig_steps": config.effort.ig_steps, "noise_samples": config.effort.noise_samples, "seed": config.seed}
     context = attribution.context_for(loaded, study.regions, study.device, **numbers)
@@ -91,7 +92,7 @@ def truth_for(study: Study, network: Network) -> Truth:
     """The patients' own changed regions, through the simulator's map of each, and null places."""
     shares = [region_share(study.config.out, network.condition, name) for name in study.subjects[0]]
     head = head_mask(network.loaded.mean_hc.numpy())
-    spacing, nulls = GRIDS[study.config.grid].spacing_mm, study.config.effort.nulls
+    spacing, nulls = parse_grid(study.config.grid).spacing_mm, study.config.effort.nulls
     return measure.truth_of(shares, network.sides, head, spacing, nulls, study.rng("places"))
 
 
@@ -183,7 +184,7 @@ def compare(study: Study, network: Network, method: str, truth: Truth | None, fo
     """Adds what the network of another condition says about a method."""
     maps, condition, evidence = maps_of(study, network, method), network.condition, found.evidence[method]
     if condition.mark:
-        mark, weights = mark_of(GRIDS[study.config.grid]), study.weights(len(maps.patients))
+        mark, weights = mark_of(parse_grid(study.config.grid)), study.weights(len(maps.patients))
         exposure = measure.mark_exposure(maps.patients, mark, study.regions, weights)
         evidence["shortcut"] = {**exposure, "learned": condition.name in study.learned}
         return

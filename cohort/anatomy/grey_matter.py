@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from cohort.scans import Grid
+from cohort.grids import Grid
 
 SMOOTH_MM = 12.0
 """Standard deviation of the window over which `without_bias` compares a scan with its tissues. Of 6 to 45 mm on the

@@ -10,7 +10,7 @@ from scipy import ndimage, sparse
 
 from cohort.anatomy.grey_matter import TISSUES, is_grey_matter_map, tissue_fractions, tissue_levels, without_bias
 from cohort.atlas import SIDES, Atlas, atlas, tissue
-from cohort.scans import Grid
+from cohort.grids import Grid
 from runtime.errors import InputError
 
 DILATE_MM = 3.0

@@ -9,9 +9,10 @@ import numpy as np
 
 from cohort.checking.duplicates import block_means, thumbnail
 from cohort.decoding import RefusedError, naming, read_voxels
+from cohort.grids import GRIDS
 from cohort.reading import headers, place
 from cohort.reading.intensities import plain
-from cohort.scans import GRIDS, LEAST_COVERED, edges_mm, onto_grid, refuse_no_head, to_ras
+from cohort.scans import LEAST_COVERED, edges_mm, onto_grid, refuse_no_head, to_ras
 
 VERSION = 4
 """Of what `examine` finds. Raise it with any change: cached examinations are then made anew."""

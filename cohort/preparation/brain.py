@@ -10,8 +10,9 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from scipy import ndimage
 
+from cohort.grids import Grid
 from cohort.preparation.registration import Target, Working, itk_image, target
-from cohort.scans import Grid, largest_part, resample
+from cohort.scans import largest_part, resample
 from cohort.simulation import warps
 
 WARP_LEVELS = ((4.0, 60), (2.0, 30))

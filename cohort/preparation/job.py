@@ -15,10 +15,10 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cohort.decoding import ending_and_hash
+from cohort.grids import Grid
 from cohort.preparation.qc_page import draw
 from cohort.preparation.steps import PREPARATION, prepare
 from cohort.reading.headers import Placement
-from cohort.scans import GRIDS
 from cohort.volumes import write_scan
 from runtime.errors import InputError
 from runtime.files import absence, read_json, sha256, write_json
@@ -33,7 +33,7 @@ class Job:
     source: str
     mask: str
     out: Path
-    grid: str
+    grid: Grid
     assume_mni: bool
     placement: Placement | None = None
 
@@ -53,7 +53,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What the output depends on besides the source and its mask."""
         steps = dict.fromkeys(("bias", "register", "warp", "strip", "rescale"), not self.assume_mni)
-        settings = {"version": PREPARATION, "grid": GRIDS[self.grid].to_dict(), "steps": steps}
+        settings = {"version": PREPARATION, "grid": self.grid.to_dict(), "steps": steps}
         if self.placement:
             settings["placement"] = asdict(self.placement)
         return json.loads(json.dumps(settings))
@@ -129,10 +129,9 @@ def work(job: Job) -> int:
     """Prepares one scan and writes scan, picture and record; returns the most bytes that its process has had."""
     recipe = job.recipe()
     job.record.unlink(missing_ok=True)
-    grid = GRIDS[job.grid]
-    prepared = prepare(job.source, grid, job.mask or None, assume_mni=job.assume_mni, placement=job.placement)
-    draw(job.picture, prepared.whole, prepared.brain, grid)
-    write_scan(job.scan, prepared.image, grid.affine)
+    prepared = prepare(job.source, job.grid, job.mask or None, assume_mni=job.assume_mni, placement=job.placement)
+    draw(job.picture, prepared.whole, prepared.brain, job.grid)
+    write_scan(job.scan, prepared.image, job.grid.affine)
     facts = {"matrix": prepared.matrix.tolist(), "measures": prepared.measures, "notes": list(prepared.notes)}
     facts["sha256"] = sha256(job.scan)
     write_json(job.record, {"source": job.source, "mask": job.mask, "recipe": recipe} | facts)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from cohort.decoding import naming, read_voxels
+from cohort.grids import Grid
 from cohort.preparation.quality import judge
-from cohort.scans import Grid, onto_grid, to_ras
+from cohort.scans import onto_grid, to_ras
 from cohort.volumes import write_scan
 from runtime.errors import InputError
 from runtime.files import read_json

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cohort.atlas import load_template, resample
+from cohort.grids import Grid
 from cohort.pictures import new_figure, planes, save
 from cohort.preparation.quality import FEWEST, ROBUST_Z, RULES, SITE_FEWEST, Verdict, reference
-from cohort.scans import Grid
 from runtime.files import atomic_write
 
 EDGES = "#35b6ff"

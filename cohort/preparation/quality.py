@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cohort.atlas import load_template, resample, tissue
-from cohort.scans import Grid, fill_holes
+from cohort.grids import Grid
+from cohort.scans import fill_holes
 from cohort.tables import MISSING
 
 ROBUST_Z = 3.5

@@ -22,10 +22,9 @@ from scipy.spatial.transform import Rotation
 from cohort.atlas import load_template
 from cohort.atlas import resample as onto_grid
 from cohort.decoding import RefusedError
-from cohort.scans import Grid, antialias_sigma, fill_holes, head_mask
+from cohort.grids import CENTRE_MM, Grid
+from cohort.scans import antialias_sigma, fill_holes, head_mask
 
-CENTRE_MM = (0.0, -17.0, 8.0)
-"""Middle of the template's brain; rotations and scales turn about it."""
 _FIELD_MM = (184.0, 220.0, 184.0)
 """Field of view of the target: the brain and 20 mm around it."""
 

@@ -19,6 +19,7 @@ import SimpleITK as sitk  # noqa: N813, its documentation's own short name
 from scipy import ndimage
 
 from cohort.decoding import RefusedError, naming, read_voxels
+from cohort.grids import Grid
 from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
 from cohort.preparation.brain_network import network_brain
@@ -27,10 +28,10 @@ from cohort.preparation.registration import Working
 from cohort.reading import intensities
 from cohort.reading.headers import Placement
 from cohort.reading.place import place_of, refuse_misplaced
-from cohort.scans import (
+from cohort.scans import (  # fmt: skip
     LEAST_COVERED,
     MIN_OVERLAP,
-    Grid,
+    affine_on,
     box_mm,
     edges_mm,
     head_mask,
@@ -38,7 +39,7 @@ from cohort.scans import (
     refuse_no_head,
     resample,
     to_ras,
-)  # fmt: skip
+)
 
 PREPARATION = 3
 """Version of what `prepare` computes. Raise it with any change: prepared scans are then made anew."""
@@ -173,7 +174,7 @@ def _read(path: Path | str, grid: Grid, placement: Placement | None) -> tuple[np
     """Voxels as stored, and their affine."""
     with naming(path):
         image, affine, _ = read_voxels(Path(path), placement)
-        affine = grid.affine_of(image, affine)
+        affine = affine_on(grid, image, affine)
         refuse_no_head(image.shape, affine)
     return image, affine
 

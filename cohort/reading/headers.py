@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from cohort.grids import CENTRE_MM
+
 HEAD_MM = (100.0, 700.0)
 """Longest side of the field of view of a head; beyond these it is no head's, or not in mm."""
-CENTRE_MM = (0.0, -17.0, 8.0)
-"""Middle of the template's brain, and of every grid."""
 
 UNORIENTED = (
     "does not say where left and right are; if you know where its axes point, say so with cohort.prepare "

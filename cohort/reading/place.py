@@ -9,7 +9,8 @@ import numpy as np
 from cohort.atlas import load_template
 from cohort.atlas import resample as template_onto
 from cohort.decoding import RefusedError
-from cohort.scans import GRIDS, WAY_ON, head_mask, normalise, resample
+from cohort.grids import GRIDS
+from cohort.scans import WAY_ON, head_mask, normalise, resample
 
 COARSE = GRIDS["smoke"]
 """The grid on which scans are compared with the template."""

@@ -18,7 +18,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cohort.atlas import REGIONS, TEMPLATES, load_template, native_atlas, resample
-from cohort.scans import GRIDS, Grid, antialias_sigma
+from cohort.grids import CENTRE_MM, Grid
+from cohort.scans import antialias_sigma
 from cohort.simulation import warps
 from cohort.simulation.acquisition import SITES, acquire
 from cohort.simulation.effects import Subject
@@ -27,7 +28,7 @@ from runtime.seeding import rng
 SIMULATION = 2
 """Version of the simulation. To be raised with any change that gives the same subject another scan."""
 
-LATTICE = Grid("deformation", (44, 52, 44), 4.0, GRIDS["demo"].centre_mm)
+LATTICE = Grid("deformation", (44, 52, 44), 4.0, CENTRE_MM)
 """Lattice of the random deformation: the field of view and 8 mm around it."""
 
 SCALES_MM = ((20.0, 1.7), (12.0, 1.9), (6.0, 0.8))
@@ -154,13 +155,6 @@ class Simulator:
         inside = ndimage.gaussian_filter(inside, antialias_sigma(self.grid.spacing_mm, voxel_mm))
         at = (position_mm - warps.column(affine[:3, 3])) / warps.column(np.diag(affine)[:3])
         return warps.sample(inside[None], at)[0].clip(0, 1)
-
-
-def demo_grid(spacing_mm: float) -> Grid:
-    """The demo's field of view at another spacing; the demo grid itself at its own."""
-    demo = GRIDS["demo"]
-    shape = tuple(round(size * demo.spacing_mm / spacing_mm) for size in demo.shape)
-    return Grid("demo", shape, spacing_mm, demo.centre_mm)
 
 
 def _template_stack(grid: Grid) -> tuple[np.ndarray, np.ndarray]:

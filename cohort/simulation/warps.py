@@ -19,7 +19,7 @@ import numpy as np
 from scipy import fft, ndimage
 
 from cohort.atlas import REGIONS, native_atlas
-from cohort.scans import Grid
+from cohort.grids import Grid
 
 SQUARINGS = 3
 """Enough, with the second-order start, for flows up to two voxels: exp(-v) after exp(v) then misses the identity by

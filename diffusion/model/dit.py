@@ -62,6 +62,15 @@ def position_embedding(tokens: Sizes, dim: int) -> torch.Tensor:
     return F.pad(torch.cat(parts, dim=1), (0, dim - 3 * third))
 
 
+def resized(table: torch.Tensor, tokens: Sizes, wanted: Sizes) -> torch.Tensor:
+    """A table of positions (N, dim) of `tokens` along each axis for another number of them, linearly between them.
+
+    The first and the last token keep their place, so that no two of the new ones come to share one.
+    """
+    field = table.T.unflatten(1, tokens)[None]  # (1, dim, d, h, w)
+    return F.interpolate(field, wanted, mode="trilinear", align_corners=True)[0].flatten(1).T.contiguous()
+
+
 def rotary_table(tokens: Sizes, head_dim: int, longest: float = 100.0) -> torch.Tensor:
     """Cosines and sines (2, N, head_dim / 2) of the angles by which `rotate` turns each pair of a head.
 
@@ -182,7 +191,7 @@ class DiT(nn.Module):
         self.latent_shape = tuple(latent_shape)
         C, *sizes = latent_shape
         dim, width = config.dim, C * math.prod(config.patch)
-        tokens = tuple(-(-size // p) for size, p in zip(sizes, config.patch, strict=True))
+        self.tokens = tokens = tuple(-(-size // p) for size, p in zip(sizes, config.patch, strict=True))
         rotary, head_dim = config.positions == "rotary", dim // config.heads
         if rotary and (head_dim < 6 or head_dim % 2):
             raise InputError(f"rotary positions: heads of {head_dim} dimensions, expected an even number of at least 6")

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cohort.scans import Grid, normalise
+from cohort.grids import Grid
+from cohort.scans import normalise
 from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
 from evaluation.posteriors import Codec, Posteriors

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from cohort.atlas import atlas
-from cohort.scans import Grid
+from cohort.grids import Grid
 
 HIPPOCAMPI = {"L": "Left Hippocampus", "R": "Right Hippocampus"}
 

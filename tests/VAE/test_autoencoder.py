@@ -55,9 +55,32 @@ def test_the_paper_preset_has_the_published_latent() -> None:
     assert Autoencoder(PRESETS["paper"].model).latent_shape((112, 136, 112)) == (4, 28, 34, 28)
 
 
-def test_sizes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="does not divide by 4"):
-        Autoencoder(ModelConfig(channels=(16, 16, 16))).latent_shape((16, 18, 16))
+@pytest.mark.parametrize("linear_path", [False, True])
+def test_sizes_that_do_not_divide_are_padded_behind_and_cropped_again(linear_path: bool) -> None:
+    """The same as who pads with air and crops by hand; on sizes that divide, as if there were no padding."""
+    torch.manual_seed(0)
+    model = Autoencoder(ModelConfig(channels=(8, 8, 8), groups=4, linear_path=linear_path, support=True)).eval()
+    for layer in (model.to_mu, model.decoder.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    shape, whole = (16, 18, 21), (16, 20, 24)
+    assert model.latent_shape(shape) == model.latent_shape(whole) == (4, 4, 5, 6)
+    x = torch.rand(2, 1, *shape)
+    by_hand = torch.zeros(2, 1, *whole)
+    by_hand[..., :16, :18, :21] = x
+    assert torch.equal(model.padded(x), by_hand)
+    assert model.padded(by_hand) is by_hand
+    eps = torch.randn(2, 4, 4, 5, 6)
+    with torch.no_grad():
+        (raw, mu, logvar), expected = model(x, eps), model(by_hand, eps)
+        assert torch.equal(raw, expected[0][..., :16, :18, :21])
+        assert torch.equal(mu, expected[1])
+        assert torch.equal(logvar, expected[2])
+        assert torch.equal(model.decode(mu, shape), model.finish(model.decode_raw(mu))[..., :16, :18, :21])
+
+
+def test_padding_keeps_the_layout_that_convolutions_are_fast_in() -> None:
+    x = Device(torch.device("cpu"), torch.float32).tensor(torch.rand(2, 1, 7, 9, 5))
+    assert Autoencoder(ModelConfig(channels=(8, 8), groups=4)).padded(x).stride() == (480, 1, 60, 6, 1)
 
 
 @pytest.mark.parametrize("p", [2, 3, 4])
@@ -135,7 +158,7 @@ def test_the_first_block_has_the_layout_of_the_others(given: str) -> None:
 
 
 def test_every_preset_divides_its_grid() -> None:
-    from cohort.scans import GRIDS
+    from cohort.grids import GRIDS
 
     for preset in PRESETS.values():
         assert len(Autoencoder(preset.model).latent_shape(GRIDS[preset.grid].shape)) == 4

@@ -9,7 +9,7 @@ import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from monai.networks.nets import AutoencoderKL
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 from tests.support.monai_networks import file_of, monai, older
 from VAE.checkpoint import import_monai, load_vae, save_vae

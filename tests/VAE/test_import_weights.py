@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from tests.support.monai_networks import file_of, monai, older
 from tests.support.processes import run_here, script
 from VAE.checkpoint import load_vae

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cohort.scans import GRIDS, load_scan
+from cohort.grids import GRIDS
+from cohort.scans import load_scan
 from tests.support.processes import run_here, script
 from VAE.checkpoint import load_vae, save_vae
 from VAE.config import PRESETS

@@ -108,7 +108,7 @@ def test_decode_is_finish_of_decode_raw() -> None:
     raw = model.decode_raw(z)
     assert raw.shape == (2, 2, 12, 14, 12)
     model.output.fit(raw.detach().transpose(0, 1).flatten(1), scans(2)[..., :12, :14, :12].flatten())
-    assert torch.equal(model.decode(z), model.output(raw))
-    assert 0.2 < (model.decode(z) == 0).float().mean() < 0.9
+    assert torch.equal(model.decode(z, (12, 14, 12)), model.output(raw))
+    assert 0.2 < (model.decode(z, (12, 14, 12)) == 0).float().mean() < 0.9
     plain = Autoencoder(ModelConfig(channels=(8, 8), groups=4)).eval()
-    assert torch.equal(plain.decode(z), plain.decode_raw(z).clamp(0, 1))
+    assert torch.equal(plain.decode(z, (12, 14, 12)), plain.decode_raw(z).clamp(0, 1))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cohort.atlas import Atlas, atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from VAE import metrics
 
 

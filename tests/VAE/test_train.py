@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.checkpoints import load_checkpoint
 from runtime.device import Device
 from tests.support.processes import fill, kill_at_step, run_here, script, small_disk
@@ -120,15 +120,26 @@ def test_a_run_of_an_older_version_goes_on(cohort_dir: Path, tmp_path: Path, tra
     assert "continuing at step 12" in done.stdout
 
 
-def test_a_shared_subject_and_a_grid_that_does_not_divide_are_refused(cohort_dir: Path, tmp_path: Path) -> None:
+def test_a_shared_subject_is_refused(cohort_dir: Path, tmp_path: Path) -> None:
     words = tables(cohort_dir, tmp_path / "shared")
     refused = run_here("VAE.train", "smoke", *words[:3], cohort_dir / "train.csv", *words[4:], ok=False)
     assert refused.returncode == 2
     assert "train00" in refused.stderr
-    words = tables(cohort_dir, tmp_path / "stem")
-    refused = run_here("VAE.train", "smoke", *words, "--model.stem-patch", 16, ok=False)
+
+
+@pytest.mark.slow
+def test_weights_of_another_grid_are_taken_on_request_alone(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
+    start = trained / "checkpoints/best.pt"
+    words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, tmp_path), "--grid", "9@160x190x160", "--init", start)
+    refused = run_here(*words, ok=False)
     assert refused.returncode == 2
-    assert "does not divide by 16" in refused.stderr
+    assert "trained on the grid smoke (20, 24, 20), this run has 9@162x198x162 (18, 22, 18)" in refused.stderr
+    run_here(*words, "--init-other-grid", "--steps", 1, "--warmup-steps", 1, "--lr", 0)
+    old, new = load_vae(start), load_vae(tmp_path / "checkpoints/last.pt", weights="raw")
+    assert new.grid.shape == (18, 22, 18)
+    expected = old.model.state_dict()
+    moved = {name: value for name, value in new.model.state_dict().items() if not name.startswith("output.")}
+    assert all(torch.equal(expected[name], value) for name, value in moved.items())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cohort_dir: Path, tmp_path: Path) -> None:

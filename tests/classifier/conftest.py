@@ -12,8 +12,8 @@ import pytest
 from scipy import ndimage
 
 from classifier.config import PRESETS, TrainConfig
+from cohort.grids import GRIDS
 from cohort.ledger import ledger_of
-from cohort.scans import GRIDS
 from cohort.stacks import load_scans
 from cohort.tables import CLASS_NAMES, read_table, write_table
 from cohort.volumes import Volume, volume_name, write_volume

@@ -11,7 +11,7 @@ from classifier.measures import metrics
 from cohort.anatomy.regional_volumes import dilated_mask, region_volumes
 from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS, atlas, tissue
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.stacks import ScanStack, VolumeStack, load_scans
 from cohort.tables import read_table
 from runtime.errors import InputError, InputWarning

@@ -6,7 +6,7 @@ import torch
 from classifier.checkpoint import KIND, load_classifier, resume_classifier, save_classifier, set_operating_point
 from classifier.config import ModelConfig
 from classifier.model import MODELS, Classifier, build_model
-from cohort.scans import GRIDS, Grid
+from cohort.grids import GRIDS, Grid
 from runtime.checkpoints import load_checkpoint, save_checkpoint
 from runtime.errors import InputError
 

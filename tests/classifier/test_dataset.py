@@ -8,7 +8,7 @@ import torch
 
 from classifier.config import AugmentConfig
 from classifier.dataset import Answers, Volumes, augment, counts, counts_text, mirrored, sides
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume

@@ -12,7 +12,7 @@ from classifier.model import Hemispheres, build_model
 from classifier.model.hemispheres import box_of
 from classifier.saliency import attribution
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 from tests.support.scans import grid_of
 

@@ -11,7 +11,7 @@ from torch import nn
 from classifier.config import PRESETS, ModelConfig
 from classifier.model import MODELS, Classifier, Everything, build_model
 from classifier.model.classifier import FeatureNorm
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 from runtime.training import average
 from tests.support.scans import grid_of

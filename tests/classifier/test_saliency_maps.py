@@ -14,8 +14,8 @@ from classifier.config import ModelConfig
 from classifier.generate_saliency_maps import SaliencyConfig, main
 from classifier.model import build_model
 from classifier.saliency import attribution
+from cohort.grids import GRIDS
 from cohort.ledger import ledger_of
-from cohort.scans import GRIDS
 from cohort.tables import read_table, write_table
 from cohort.volumes import Volume, write_nifti, write_volume
 from runtime.errors import InputError

@@ -18,7 +18,7 @@ from classifier.validation import checks, evidence, planted
 from classifier.validation import study as map_study
 from classifier.validation.config import Effort, ValidationConfig
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cohort import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 
 
 def centroid_mm(mask, grid):

@@ -16,7 +16,7 @@ from cohort.checking import checked
 from cohort.checking import faults as scan_faults
 from cohort.checking.checked import Examined, examine_all
 from cohort.checking.faults import examine
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.tables import read_table
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError

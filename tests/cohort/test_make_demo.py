@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,14 +10,14 @@ import pandas as pd
 import pytest
 
 from cohort.atlas import REGIONS
+from cohort.grids import GRIDS
 from cohort.make_demo import DemoConfig, main
 from cohort.scans import load_scan
-from cohort.simulation.simulator import demo_grid
 from cohort.tables import read_table
 from runtime.errors import InputError
 from runtime.files import ROOT
 
-SPACING = 8.0
+GRID = GRIDS["smoke"]
 SIDE = {"L": "left", "R": "right"}
 PUBLISHED = [
     [587, 554, 483, 434, 486, 587, 372, 397, 486, 517, 388, 329, 437, 692, 612, 583],
@@ -28,7 +29,7 @@ PUBLISHED = [
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
     chosen = DemoConfig(
-        out=folder / "demo", index=folder / "tables" / "demo.csv", subjects=4, seed=7, spacing_mm=SPACING, workers=1
+        out=folder / "demo", index=folder / "tables" / "demo.csv", subjects=4, seed=7, grid="smoke", workers=1
     )
     main(chosen)
     return chosen
@@ -43,7 +44,7 @@ def test_index_and_scans_read_as_any_others(config):
     assert list(frame.columns[:3]) == ["subject", "file", "diagnosis"]
     assert len(frame) == 4
     assert set(frame.site) <= {"site-A", "site-B", "site-C"}
-    volume = load_scan(frame.file[0], demo_grid(SPACING))
+    volume = load_scan(frame.file[0], GRID)
     assert volume.shape == (20, 24, 20)
     assert volume.max() == 1
     first_line = config.index.read_text().splitlines()[1]
@@ -52,7 +53,7 @@ def test_index_and_scans_read_as_any_others(config):
 
 def test_scans_say_where_they_are_in_mni_space(config):
     image = nib.load(config.out / "scans" / "sim7-0001.nii.gz")
-    np.testing.assert_allclose(image.affine, demo_grid(SPACING).affine)
+    np.testing.assert_allclose(image.affine, GRID.affine)
     assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 4
     assert image.header.get_xyzt_units()[0] == "mm"
 
@@ -95,18 +96,30 @@ def test_folder_with_other_settings_is_refused(config):
 
 def test_bad_settings_are_all_named_and_end_with_status_2(tmp_path):
     command = [sys.executable, "-m", "cohort.make_demo", "--out", str(tmp_path / "no"), "--subjects", "0"]
-    command += ["--spacing-mm", "40", "--workers", "-1"]
+    command += ["--grid", "20", "--workers", "-1"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert all(flag in ended.stderr for flag in ("--subjects 0", "--spacing-mm 40", "--workers -1"))
+    assert all(
+        flag in ended.stderr
+        for flag in ("--subjects 0", "--grid 20@180x220x180: voxels of 20 mm, expected 1 to 16", "--workers -1")
+    )
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_a_cohort_of_an_older_version_goes_on(config, tmp_path, capsys):
+    """Its settings named a spacing, of the demo's field of view."""
+    shutil.copytree(config.out, tmp_path / "old")
+    older = {"simulation": 2, "seed": 7, "spacing_mm": 8.0, "effect": "sclerosis"}
+    (tmp_path / "old/settings.json").write_text(json.dumps(older))
+    main(replace(config, out=tmp_path / "old", index=tmp_path / "old.csv"))
+    assert "4 simulated scans (0 new)" in capsys.readouterr().out
 
 
 def planted(tmp_path, name, size, **changes):
     return DemoConfig(
         out=tmp_path / name, index=tmp_path / f"{name}.csv", effect="hippocampus", effect_size=size, subjects=6,
-        seed=1, spacing_mm=SPACING, workers=1, **changes,
+        seed=1, grid="smoke", workers=1, **changes,
     )  # fmt: skip
 
 
@@ -128,7 +141,7 @@ def test_the_published_cohort_is_what_it_has_always_been(config):
     """
     arrays = [np.asarray(nib.load(config.out / "scans" / f"sim7-000{k}.nii.gz").dataobj) for k in (0, 1)]
     np.testing.assert_allclose([array[10, 4:20, 10] for array in arrays], PUBLISHED, rtol=0, atol=1)
-    settings = {"simulation": 2, "seed": 7, "spacing_mm": SPACING, "effect": "sclerosis"}
+    settings = {"simulation": 2, "seed": 7, "grid": GRID.to_dict(), "effect": "sclerosis"}
     assert json.loads((config.out / "settings.json").read_text()) == settings
     truth = pd.read_csv(config.out / "truth.csv")
     assert set(truth.effect) == {"sclerosis"}
@@ -167,7 +180,7 @@ def test_the_changed_region_lies_where_the_scan_changes(doses):
     }
     for row in truth[truth.side != ""].itertuples():
         share = nib.load(doses[1].out / "regions" / f"{row.subject}.nii.gz").get_fdata()
-        volume = share.sum() * SPACING**3
+        volume = share.sum() * GRID.spacing_mm**3
         # The labels are low-passed to 8 mm before they are deformed, which moves their edge outwards.
         assert volume == pytest.approx(getattr(row, f"volume_{SIDE[row.side]}_hippocampus_mm3"), rel=0.2)
         scans = [nib.load(config.out / "scans" / f"{row.subject}.nii.gz") for config in doses]

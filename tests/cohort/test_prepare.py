@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 
 from cohort import prepare
+from cohort.grids import GRIDS, Grid
 from cohort.preparation import job
 from cohort.preparation.job import Job, finished
 from cohort.preparation.quality import FEWEST
 from cohort.prepare import Config, main
 from cohort.reading.headers import Placement
 from cohort.reading.intensities import plain
-from cohort.scans import GRIDS, Grid, load_scan, resample
+from cohort.scans import load_scan, resample
 from cohort.stacks import load_scans
 from cohort.tables import read_table
 from runtime.cli import parse
@@ -142,7 +143,7 @@ def test_second_run_does_only_what_is_missing_or_changed(table):
         assert after[f"scans/{name}.nii.gz"][1] != before[f"scans/{name}.nii.gz"][1]
         assert after[f"records/{name}.json"][0] == before[f"records/{name}.json"][0]
     assert after["scans/P2.nii.gz"][0] != before["scans/P2.nii.gz"][0]
-    first = Job("P0", str(table.parent / "raw/P0.nii.gz"), "", chosen.out, "smoke", assume_mni=True)
+    first = Job("P0", str(table.parent / "raw/P0.nii.gz"), "", chosen.out, GRIDS["smoke"], assume_mni=True)
     assert finished(first)
     assert not finished(replace(first, grid="demo"))
     assert not finished(replace(first, assume_mni=False))
@@ -217,8 +218,8 @@ def test_scans_without_an_orientation_are_prepared_by_the_users_word(table, caps
     scans = [nib.load(chosen.out / f"scans/P{number}.nii.gz").get_fdata() for number in range(4)]
     # P1 lies the other way round in its file, so that the same word mirrors it.
     assert np.corrcoef(scans[0].ravel(), scans[2].ravel())[0, 1] > np.corrcoef(scans[0].ravel(), scans[1].ravel())[0, 1]
-    assert finished(Job("P0", str(raw / "P0.nii.gz"), "", chosen.out, "smoke", True, Placement("LAS")))
-    assert not finished(Job("P0", str(raw / "P0.nii.gz"), "", chosen.out, "smoke", True, Placement("RAS")))
+    assert finished(Job("P0", str(raw / "P0.nii.gz"), "", chosen.out, GRIDS["smoke"], True, Placement("LAS")))
+    assert not finished(Job("P0", str(raw / "P0.nii.gz"), "", chosen.out, GRIDS["smoke"], True, Placement("RAS")))
     for wrong in (
         {"reset_affine": "LAX"},
         {"reset_affine": "LAS", "reset_spacing_mm": -1.0},

@@ -1,39 +1,17 @@
 """Scans: geometry against closed forms, number types, intensities."""
 
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
 
 from cohort import decoding
-from cohort.scans import DARKEST, GRIDS, Grid, head_mask, load_scan, normalise, resample
+from cohort.grids import GRIDS, Grid
+from cohort.scans import DARKEST, head_mask, load_scan, normalise, resample
 from cohort.volumes import Volume, write_volume
 from runtime.errors import InputError
 from tests.support.scans import brain, refusal, save
 
 GRID = GRIDS["smoke"]
-
-
-# Grids ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", GRIDS)
-def test_grids_share_their_centre_and_survive_json(name):
-    grid = GRIDS[name]
-    middle = grid.affine @ [*((np.array(grid.shape) - 1) / 2), 1]
-    assert np.allclose(middle[:3], (0, -17, 8))
-    assert np.array_equal(np.diag(grid.affine)[:3], [grid.spacing_mm] * 3)
-    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
-
-
-@pytest.mark.parametrize("change", [{"shape": [1, 2]}, {"spacing_mm": 0}, {"centre_mm": "here"}, {"name": None}])
-def test_what_is_no_grid(change):
-    values = {**GRID.to_dict(), **change}
-    if change == {"name": None}:
-        del values["name"]
-    with pytest.raises(InputError, match="not a grid"):
-        Grid.from_dict(values)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

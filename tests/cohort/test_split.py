@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
+from cohort.grids import GRIDS
 from cohort.ledger import ledger_of
-from cohort.scans import GRIDS
 from cohort.splitting.folds import SPLITS, refuse_shared
 from cohort.splitting.record import provenance, read_record
 from cohort.tables import read_table, write_table

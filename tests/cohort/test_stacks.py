@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cohort.scans import GRIDS, load_scan
+from cohort.grids import GRIDS
+from cohort.scans import load_scan
 from cohort.stacks import Volumes, load_scans
 from runtime.device import Device
 from runtime.errors import InputError

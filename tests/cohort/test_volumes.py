@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cohort.decoding import read_voxels
-from cohort.scans import GRIDS, load_scan
+from cohort.grids import GRIDS
+from cohort.scans import load_scan
 from cohort.volumes import (
     Volume,
     list_volumes,

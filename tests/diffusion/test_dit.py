@@ -19,6 +19,7 @@ from diffusion.model.dit import (
     attend,
     patchify,
     position_embedding,
+    resized,
     rotary_table,
     rotate,
     unpatchify,
@@ -111,6 +112,15 @@ def test_heads_that_cannot_be_rotated_are_refused() -> None:
 def test_positions_are_distinct_on_every_axis() -> None:
     positions = position_embedding((5, 6, 7), 48)
     assert torch.cdist(positions, positions).add(10 * torch.eye(210)).min() > 0.05
+
+
+def test_a_table_of_positions_is_interpolated_between_its_ends() -> None:
+    places = torch.stack(torch.meshgrid(*(torch.arange(n).float() for n in (3, 5, 2)), indexing="ij"), -1).view(-1, 3)
+    table = resized(places, (3, 5, 2), (5, 5, 3)).view(5, 5, 3, 3)
+    assert table[:, 0, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2]
+    assert table[0, :, 0, 1].tolist() == [0, 1, 2, 3, 4]
+    assert table[0, 0, :, 2].tolist() == [0, 0.5, 1]
+    assert torch.equal(resized(places, (3, 5, 2), (3, 5, 2)), places)
 
 
 def test_positions_travel_with_the_weights() -> None:

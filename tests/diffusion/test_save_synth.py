@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cohort.scans import GRIDS, load_scan
+from cohort.grids import GRIDS
+from cohort.scans import load_scan
 from cohort.tables import read_table
 from cohort.volumes import read_volume
 from diffusion import save_synth

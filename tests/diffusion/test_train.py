@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cohort.grids import parse_grid
 from diffusion import train
 from diffusion.checkpoint import load_diffusion
 from diffusion.config import PRESETS
+from diffusion.model.dit import resized
 from runtime.checkpoints import load_checkpoint
 from runtime.cli import parse
 from runtime.device import pick_device
@@ -21,6 +23,7 @@ from runtime.pickles import load_pickle, save_pickle
 from tests.support.processes import kill_at_step, run_here, script
 from tests.support.volumes import volumes_ml, write_synthseg
 from VAE import save_latent
+from VAE.checkpoint import load_vae, save_vae
 from VAE.latents import read_latent, read_statistics, write_latent
 
 COMMON = ("--steps", 12, "--save-every-steps", 3, "--val-every-steps", 6, "--log-every-steps", 1, "--threads", 1)
@@ -248,6 +251,37 @@ def test_a_run_goes_on_from_finished_weights_in_their_space(trained: Path, laten
     assert torch.equal(before.space.spread, after.space.spread)
     other = ("--latents", latents, "--init", best, "--run-dir", tmp_path / "other", "--model.depth", 3)
     refused("model_config.depth: the checkpoint has 2, this command 3", *other)
+
+
+@pytest.fixture(scope="module")
+def coarser(random_vae: Path, cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of the same scans on another grid, by the same weights."""
+    folder, loaded = tmp_path_factory.mktemp("coarser"), load_vae(random_vae)
+    weights = loaded.model.state_dict()
+    save_vae(folder / "vae.pt", loaded.model, grid=parse_grid("11@160x190x160"), ledger=[], step=1, ema=weights)
+    tables = (cohort_dir / "train.csv", cohort_dir / "val.csv")
+    config = save_latent.SaveLatentConfig(folder / "vae.pt", tables, folder / "latents", cache_dir=folder, threads=1)
+    save_latent.main(config)
+    return folder / "latents"
+
+
+def test_weights_of_another_grid_are_taken_on_request_alone(trained: Path, coarser: Path, tmp_path: Path) -> None:
+    """Their positions are interpolated; the latent space and the linear start are those of the latents here."""
+    best = trained / "checkpoints/best.pt"
+    words = ("--latents", coarser, "--init", best, "--run-dir", tmp_path / "run")
+    refused("trained on the grid smoke (20, 24, 20), this run has 11@165x198x165 (15, 18, 15)", *words)
+    run(*words, "--init-other-grid", "--lr", 0)
+    run("--latents", coarser, "--run-dir", tmp_path / "new", "--lr", 0)
+    old, moved, new = (
+        load_diffusion(path / "checkpoints/best.pt") for path in (trained, tmp_path / "run", tmp_path / "new")
+    )
+    assert (old.model.tokens, moved.model.tokens) == ((5, 6, 5), (4, 5, 4))
+    assert moved.model.latent_shape == (4, 8, 9, 8)
+    before, after, fresh = (loaded.model.state_dict() for loaded in (old, moved, new))
+    assert all(torch.equal(after[name], fresh[name]) for name in after if name.startswith("start."))
+    before["positions"] = resized(before["positions"], (5, 6, 5), (4, 5, 4))
+    assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("start."))
+    assert torch.equal(moved.space.spread, new.space.spread)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(latents: Path, tmp_path: Path) -> None:

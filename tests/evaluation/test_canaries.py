@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from evaluation import canaries
 from evaluation.privacy.canary_plan import (
     FOUND,

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from cohort.atlas import REGIONS
+from cohort.grids import GRIDS
 from cohort.ledger import ledger_of, ledger_of_subjects
-from cohort.scans import GRIDS
 from cohort.tables import LABELS, read_table
 from cohort.volumes import Volume, volume_name, write_nifti, write_volume
 from evaluation import evaluate_synth

@@ -6,7 +6,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from evaluation import features
 from evaluation.features import EfficientNetLite, RegionIntensities, SliceNetwork, SliceProtocol, features_of
 from runtime.device import pick_device

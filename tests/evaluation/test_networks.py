@@ -10,7 +10,7 @@ from monai.losses.perceptual import medicalnet_intensity_normalisation, subtract
 from monai.networks.nets import resnet as monai_resnet
 from torch import nn
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from evaluation import networks
 from evaluation.features import SliceProtocol, describe
 from evaluation.networks import OPTIONAL, Weights, open_networks, read_weights

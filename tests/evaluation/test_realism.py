@@ -8,7 +8,8 @@ import pytest
 from scipy import ndimage
 
 from cohort.atlas import load_template, resample
-from cohort.scans import GRIDS, normalise
+from cohort.grids import GRIDS
+from cohort.scans import normalise
 from evaluation import fid, realism
 from evaluation.features import features_of
 from evaluation.fid import FeatureSet

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cohort.scans import GRIDS, load_scan, normalise
+from cohort.grids import GRIDS
+from cohort.scans import load_scan, normalise
 from cohort.volumes import Volume, read_volume, write_volume
 from notebooks import exploring, generating, viewing
 from notebooks.report import execute

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from notebooks import opening, tables
 
 GRID = GRIDS["demo"]

@@ -11,7 +11,7 @@ import pytest
 
 from classifier.measures.predictions import write_predictions
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.volumes import write_nifti
 from notebooks import report, saliency
 from notebooks.saliency_explorer import Explorer

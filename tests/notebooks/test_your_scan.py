@@ -17,8 +17,9 @@ from classifier.measures.intervals import share_interval
 from classifier.saliency import attribution
 from cohort.anatomy.regional_volumes import region_table
 from cohort.atlas import atlas
+from cohort.grids import GRIDS
 from cohort.ledger import ledger_of_subjects
-from cohort.scans import GRIDS, load_scan
+from cohort.scans import load_scan
 from notebooks import classifying, own_scan
 from notebooks.report import execute
 from runtime.device import pick_device

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from classifier.config import ModelConfig as ResNetConfig
 from classifier.model import build_model
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from diffusion.config import ModelConfig as DiTConfig
 from diffusion.model import DiT
 from runtime import memory

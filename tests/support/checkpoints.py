@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from diffusion.checkpoint import save_diffusion
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.dataset import LatentSpace

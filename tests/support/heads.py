@@ -15,7 +15,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cohort.atlas import load_template, native_atlas, resample
-from cohort.scans import Grid, antialias_sigma, fill_holes
+from cohort.grids import Grid
+from cohort.scans import antialias_sigma, fill_holes
 from cohort.simulation import warps
 from cohort.simulation.acquisition import smooth_field
 from cohort.simulation.simulator import SCALES_MM

@@ -6,7 +6,8 @@ import pandas as pd
 from scipy.ndimage import zoom
 
 from cohort.atlas import atlas, load_template, resample
-from cohort.scans import GRIDS, Grid, onto_grid, to_ras
+from cohort.grids import GRIDS, Grid
+from cohort.scans import onto_grid, to_ras
 from cohort.tables import read_table
 from cohort.volumes import write_nifti
 from runtime.files import write_json

@@ -11,7 +11,8 @@ import pytest
 from scipy import ndimage
 
 from cohort.atlas import load_template
-from cohort.scans import GRIDS, Grid, load_scan
+from cohort.grids import GRIDS, Grid
+from cohort.scans import load_scan
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]

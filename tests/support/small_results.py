@@ -22,7 +22,7 @@ from classifier.measures.resampling import evaluate
 from classifier.measures.runs import read_run
 from classifier.model import build_model
 from cohort.atlas import load_template, resample
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.files import read_json, write_json
 from runtime.seeding import rng
 from tests.support.arm_folders import write_run

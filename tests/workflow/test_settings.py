@@ -48,7 +48,8 @@ def test_defaults_fill_what_is_not_said_and_nothing_else() -> None:
     [
         ({"grdi": "smoke"}, "unknown key 'grdi'; known: name, grid,"),
         ({"volumes": {"all": 3}}, "volumes: unknown key 'all'; known: each, swap"),
-        ({"grid": "papre"}, "grid: 'papre': expected one of paper, demo, smoke"),
+        ({"grid": "papre"}, "grid papre: expected paper, demo, smoke, 1mm, 2mm, a spacing"),
+        ({"grid": 0}, "grid 0: the spacing and the sides"),
         ({"run": ["latent"]}, "run.0: 'latent': expected one of cohort"),
         ({"options": {"VAE.trian": "--steps 3"}}, "options: 'VAE.trian': expected one of cohort.make_demo"),
         ({"presets": {"diffusion.train": "flwo"}}, "presets.diffusion.train: 'flwo': expected one of paper, flow"),
@@ -68,7 +69,7 @@ def test_a_wrong_value_is_named_in_one_line(change: dict, message: str) -> None:
 
 def test_all_faults_are_named_at_once() -> None:
     with pytest.raises(InputError, match=r"refused \(3\)"):
-        read_settings({"grid": 4, "nmae": "x", "simulate": True}, [])
+        read_settings({"grid": "four", "nmae": "x", "simulate": True}, [])
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

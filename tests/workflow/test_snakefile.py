@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cohort.grids import EXPECTED
 from cohort.tables import read_table
 from runtime.files import ROOT, locked
 from tests.support.processes import environment, last_step
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow  # Snakemake starts in two seconds
 TINY = {
     "name": "tiny", "grid": "smoke", "simulate": True, "run": ["vae"],
     "options": {
-        "cohort.make_demo": "--subjects 12 --spacing-mm 8",
+        "cohort.make_demo": "--subjects 12",
         "cohort.split": "--val-percent 25 --test-percent 25 --no-figure",
         "VAE.train": "--steps 30 --save-every-steps 1 --val-every-steps 30 --log-every-steps 1",
     },
@@ -154,7 +155,7 @@ def test_a_report_is_one_of_what_else_is_wanted(tmp_path: Path) -> None:
 
 def test_bad_input_ends_with_one_message_before_anything_runs(tmp_path: Path) -> None:
     output = run(tmp_path, TINY | {"grid": "papre"}, ok=False)
-    assert output.splitlines()[-1] == "  - grid: 'papre': expected one of paper, demo, smoke"
+    assert output.splitlines()[-1] == f"  - grid papre: {EXPECTED}"
     output = run(tmp_path, TINY | {"gpus": 64}, ok=False)
     assert "error: gpus: 64 asked for" in output.splitlines()[-1]
     with locked(tmp_path / "runs/tiny"):

@@ -11,7 +11,7 @@ from classifier.model import build_model
 from classifier.saliency import attribution
 from classifier.saliency.regions import region_means
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]

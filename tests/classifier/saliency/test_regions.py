@@ -15,7 +15,7 @@ from classifier.saliency.regions import (
     region_sums,
 )
 from cohort.atlas import Atlas, atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 
 

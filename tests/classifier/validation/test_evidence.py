@@ -8,7 +8,7 @@ from classifier.validation import evidence
 from classifier.validation.evidence import Maps
 from classifier.validation.planted import mark_of
 from cohort.atlas import atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 
 GRID = GRIDS["smoke"]
 ATLAS = atlas(GRID)

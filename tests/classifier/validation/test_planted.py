@@ -5,7 +5,7 @@ import pytest
 
 from classifier.validation import planted
 from classifier.validation.config import ValidationConfig
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.stacks import load_scans
 from cohort.tables import read_table, write_table
 from runtime.errors import InputError

@@ -6,14 +6,14 @@ from scipy.spatial.transform import Rotation
 
 from cohort.anatomy.label_agreement import cut_off, label_affine, placing_error
 from cohort.atlas import atlas
-from cohort.simulation.simulator import demo_grid
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def head():
     """The atlas as the labels of somebody who lies elsewhere; the affine of the voxels, and from template to scan."""
-    grid, matrix = demo_grid(4.0), np.eye(4)
+    grid, matrix = GRIDS["demo"], np.eye(4)
     matrix[:3, :3] = Rotation.from_euler("xyz", (8, -5, 12), degrees=True).as_matrix() @ np.diag([0.9, 0.95, 0.85])
     matrix[:3, 3] = (10, -20, 5)
     return atlas(grid).labels, matrix @ grid.affine, matrix
@@ -43,7 +43,7 @@ def test_labels_of_another_coding_are_refused(head):
 
 
 def test_what_lies_beyond_a_mask_counts_as_cut_off_and_what_is_near_its_edge_does_not():
-    grid = demo_grid(2.0)
+    grid = GRIDS["2mm"]
     labelled = atlas(grid)
     pole = labelled.mask("Left temporal pole")
     front = np.argwhere(pole)[:, 1].max() - 5

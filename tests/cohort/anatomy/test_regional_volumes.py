@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from cohort.anatomy import grey_matter, regional_volumes
 from cohort.atlas import REGIONS, atlas, tissue
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from runtime.errors import InputError
 
 GRID = GRIDS["demo"]

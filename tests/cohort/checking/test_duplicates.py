@@ -21,7 +21,8 @@ from cohort.checking.duplicates import (
     find_pairs,
     thumbnail,
 )
-from cohort.scans import GRIDS, normalise, resample
+from cohort.grids import GRIDS
+from cohort.scans import normalise, resample
 from runtime.errors import InputError
 from tests.support.scans import brain, save
 

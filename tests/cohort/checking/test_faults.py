@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 
 from cohort.checking.faults import Examination, examine
-from cohort.scans import GRIDS, load_scan
+from cohort.grids import GRIDS
+from cohort.scans import load_scan
 from tests.support.scans import brain, edit, save
 
 GRID = GRIDS["smoke"]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.tables import read_table
 from runtime.files import ROOT
 from tests.support.preparing import command, config, status, words

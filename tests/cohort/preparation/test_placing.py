@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cohort.grids import GRIDS
 from cohort.preparation.placing import Place, read_place
-from cohort.scans import GRIDS, onto_grid
+from cohort.scans import onto_grid
 from cohort.volumes import write_nifti
 from runtime.errors import InputError
 from runtime.files import write_json

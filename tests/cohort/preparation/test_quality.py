@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from cohort.atlas import load_template, resample, tissue
+from cohort.grids import GRIDS
 from cohort.preparation.qc_page import PLAIN_SHOWN, Entry, draw, write_page
 from cohort.preparation.quality import (
     FEWEST,
@@ -22,7 +23,6 @@ from cohort.preparation.quality import (
     looks,
     measure,
 )
-from cohort.scans import GRIDS
 
 GRID = GRIDS["demo"]
 

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from cohort.atlas import load_template
 from cohort.decoding import RefusedError
+from cohort.grids import GRIDS
 from cohort.preparation import brain as brain_extraction
 from cohort.preparation import registration
 from cohort.preparation.brain_network import network_brain
@@ -25,7 +26,7 @@ from cohort.preparation.steps import (
     rescale,
     working_copy,
 )
-from cohort.scans import GRIDS, normalise, resample, to_ras
+from cohort.scans import normalise, resample, to_ras
 from runtime.errors import InputError
 from tests.support.heads import Head, Look, Pose, canvas, dice, landmark_error_mm, scan
 

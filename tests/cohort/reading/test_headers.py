@@ -9,8 +9,9 @@ import pytest
 
 from cohort.checking.faults import examine
 from cohort.decoding import RefusedError, ending_and_hash, read_voxels
+from cohort.grids import GRIDS
 from cohort.reading.headers import Placement
-from cohort.scans import GRIDS, load_scan, normalise
+from cohort.scans import load_scan, normalise
 from tests.support.scans import brain, edit, refusal
 
 GRID = GRIDS["smoke"]

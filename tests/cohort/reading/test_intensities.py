@@ -11,8 +11,9 @@ from scipy.spatial.transform import Rotation
 from cohort.atlas import load_template
 from cohort.checking.faults import examine
 from cohort.decoding import read_voxels
+from cohort.grids import GRIDS
 from cohort.reading.intensities import UNSURE, field_of_view, plain
-from cohort.scans import GRIDS, load_scan, normalise, resample
+from cohort.scans import load_scan, normalise, resample
 from tests.support.scans import brain, refusal, save
 
 GRID = GRIDS["demo"]

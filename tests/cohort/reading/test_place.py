@@ -10,8 +10,9 @@ import pytest
 from cohort.atlas import load_template
 from cohort.checking.checked import find_copies
 from cohort.checking.faults import examine
+from cohort.grids import GRIDS, Grid
 from cohort.reading.place import BETTER_TURNED, LEAST_CORRELATION, place_of, refuse_misplaced
-from cohort.scans import GRIDS, Grid, load_scan, resample
+from cohort.scans import load_scan, resample
 from cohort.stacks import load_scans
 from runtime.errors import InputError
 

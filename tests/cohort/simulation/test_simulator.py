@@ -4,28 +4,23 @@ import numpy as np
 import pytest
 
 from cohort.atlas import REGIONS, native_atlas
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from cohort.simulation import warps
 from cohort.simulation.effects import subjects
-from cohort.simulation.simulator import LATTICE, Simulator, demo_grid
+from cohort.simulation.simulator import LATTICE, Simulator
 
 LEFT = REGIONS.index("Left Hippocampus")
 
 
 @pytest.fixture(scope="module")
 def simulator():
-    return Simulator(demo_grid(4.0))
+    return Simulator(GRIDS["demo"])
 
 
 @pytest.fixture(scope="module")
 def severe():
     """The case with the smallest left hippocampus."""
     return min(subjects(0, 60), key=lambda s: s.relative_volume[LEFT])
-
-
-def test_grid_at_four_millimetres_is_the_demo_grid():
-    assert demo_grid(4.0) == GRIDS["demo"]
-    assert demo_grid(2.0).shape == (80, 96, 80)
 
 
 def test_volumes_reached_are_the_prescribed_ones(simulator):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from cohort.scans import GRIDS
+from cohort.grids import GRIDS
 from evaluation.fid import FeatureSet, compare
 from evaluation.posteriors import Codec
 from evaluation.references import ladder
