@@ -27,7 +27,6 @@ from cohort.preparation.participants import list_scans
 from cohort.preparation.placing import read_place
 from cohort.preparation.quality import RULES, flags
 from cohort.scans import fill_holes, load_scan, resample, to_ras
-from cohort.simulation.simulator import demo_grid
 from cohort.simulation.volunteers import read_head, usable, with_volumes
 from cohort.tables import CLASS_NAMES, DIAGNOSES, read_table, write_table
 from runtime.cli import describe, run_script
@@ -37,7 +36,7 @@ from runtime.errors import InputError
 from runtime.files import ROOT, read_json, write_json
 from runtime.runs import environment
 
-DICE_MM = 2.0
+DICE_GRID = GRIDS["2mm"]
 """Voxels in which regions are compared."""
 CODES = {name: code for name, code in native_atlas()[0].codes.items() if code > 0}
 POLES = [name for name in CODES if name.endswith("temporal pole")]
@@ -201,7 +200,7 @@ def scan_name(file: str) -> str:
 
 def anatomy(people: pd.DataFrame, base: Path, prepared: Path, grid: Grid) -> list[dict[str, object]]:
     """Labels beside what the prepared scans say: overlap with the atlas after the affine, and regional volumes."""
-    fine = demo_grid(DICE_MM)
+    fine = DICE_GRID
     reference, overlaps, true, scans = atlas(fine).labels, [], [], []
     people, _ = usable(with_volumes(people, base, CODES, prepared))  # neither failed labels nor failed scans
     for person in people.itertuples():

@@ -145,7 +145,7 @@ def test_second_run_does_only_what_is_missing_or_changed(table):
     assert after["scans/P2.nii.gz"][0] != before["scans/P2.nii.gz"][0]
     first = Job("P0", str(table.parent / "raw/P0.nii.gz"), "", chosen.out, GRIDS["smoke"], assume_mni=True)
     assert finished(first)
-    assert not finished(replace(first, grid="demo"))
+    assert not finished(replace(first, grid=GRIDS["demo"]))
     assert not finished(replace(first, assume_mni=False))
 
 

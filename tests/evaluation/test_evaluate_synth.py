@@ -227,7 +227,8 @@ def test_non_finite_volumes_are_refused(config):
 
 def test_another_grid_is_refused(config):
     refused(dataclasses.replace(config, grid="demo"), "voxels of 8 mm are too coarse", "the 4 mm of the grid demo")
-    refused(dataclasses.replace(config, grid="huge", repeats=0), "--grid huge", "--repeats 0")
+    refused(dataclasses.replace(config, grid="huge"), "grid huge: expected paper, demo, smoke")
+    refused(dataclasses.replace(config, repeats=0), "--repeats 0")
 
 
 def test_leaks_are_refused_by_name_unless_allowed_and_then_stated(config):
