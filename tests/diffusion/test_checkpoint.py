@@ -57,10 +57,10 @@ def test_the_chosen_average_or_the_raw_weights_come_back(saved: tuple[Path, DiT]
 def test_a_run_starts_from_finished_weights_and_their_space(saved: tuple[Path, DiT]) -> None:
     path, model = saved
     fresh = DiT(MODEL, LATENT, build_process(PROCESS))
-    assert start_from(path, fresh, PROCESS).space.statistics.std == (2.0,) * 4
+    assert start_from(path, fresh, PROCESS, {}).space.statistics.std == (2.0,) * 4
     assert torch.equal(fresh.embed.weight, 3 * model.embed.weight)
     with pytest.raises(InputError, match=r"process_config\.target: the checkpoint has 'velocity', this command 'x0'"):
-        start_from(path, fresh, replace(PROCESS, target="x0"))
+        start_from(path, fresh, replace(PROCESS, target="x0"), {})
 
 
 def test_a_run_is_not_continued_on_other_latents(saved: tuple[Path, DiT]) -> None:

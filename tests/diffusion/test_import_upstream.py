@@ -203,5 +203,5 @@ def test_a_file_is_loaded_like_a_checkpoint_and_gone_on_from(tmp_path: Path) -> 
     assert (found.space.statistics.vae, found.space.statistics.std) == ("", (1.0,) * 4)
     assert (found.process_config, found.label_dropout) == (ProcessConfig(), 0.1)
     fresh = DiT(found.model.config, latent)
-    start_from(path, fresh, ProcessConfig())
+    start_from(path, fresh, ProcessConfig(), {})
     assert all(torch.equal(v, found.model.state_dict()[k]) for k, v in fresh.state_dict().items())
