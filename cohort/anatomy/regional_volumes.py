@@ -144,7 +144,11 @@ def region_table(volumes: Sequence[np.ndarray], grid: Grid) -> tuple[tuple[str, 
     [-1, 1], 0 where neither side holds any.
     """
     regions = regions_on(grid)
-    ml = region_volumes(volumes, grid, regions)
+    return with_asymmetries(regions, region_volumes(volumes, grid, regions))
+
+
+def with_asymmetries(regions: tuple[str, ...], ml: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and columns of volumes (N, regions), then those of the asymmetries, as `region_table` has them."""
     structures = [name.removeprefix("Left ") for name in regions if name.startswith("Left ")]
     left, right = (ml[:, columns_of(regions, [f"{side} {structure}" for structure in structures])] for side in SIDES)
     total = left + right

@@ -11,6 +11,7 @@ so that a region's true volume is the integral over its labels of the Jacobian d
 map (`cohort.simulation.warps`) is found given v, so that the volume reached is the one prescribed for the subject.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,9 +95,7 @@ class Simulator:
         position = self._rigid(draw)
         *shift, blend = warps.sample(np.concatenate([warp.random, blend]), warps.to_voxels(position, LATTICE))
         position = self.through_regions(position + np.stack(shift) * np.float32(LATTICE.spacing_mm), warp.regions)
-        at = position - warps.column(self.template_origin)
-        first, second = (warps.sample(self.templates[i : i + 1], at)[0] for i in pair)
-        share = 1 / (1 + np.exp(-BLEND_STEEPNESS * blend))
+        tissue, share = self.patchwork(position, blend, pair)
         facts = {
             "simulation": True,
             "volumes_mm3": dict(zip(REGIONS, warp.volumes_mm3.round(2).tolist(), strict=True)),
@@ -105,8 +104,18 @@ class Simulator:
             "templates": [TEMPLATES[i] for i in pair],
             "first_template_share": round(float(share.mean()), 3),
         }
-        image = acquire(share * first + (1 - share) * second, SITES[subject.site], draw)
+        image = acquire(tissue, SITES[subject.site], draw)
         return SimulatedScan(image, facts, self._share_of(region, position) if region else None)
+
+    def patchwork(
+        self, position_mm: np.ndarray, blend: np.ndarray, pair: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Intensities of two of the templates at world positions (3, D, H, W), and the share of the first of them in
+        each, by a field (D, H, W): above 0 it prevails."""
+        at = position_mm - warps.column(self.template_origin)
+        first, second = (warps.sample(self.templates[i : i + 1], at)[0] for i in pair)
+        share = 1 / (1 + np.exp(-BLEND_STEEPNESS * blend))
+        return share * first + (1 - share) * second, share
 
     def warp(self, seed: int, subject: Subject) -> Warp:
         """The subject's deformation, with the prescribed region volumes and without folds."""

@@ -22,6 +22,8 @@ def test_every_command_of_the_documentation_is_understood(monkeypatch, capsys):
         "cohort.check",
         "cohort.split",
         "cohort.plant",
+        "cohort.labelling.measure",
+        "cohort.labelling.train",
     }
     for command in commands:
         _, _, module, *arguments = shlex.split(command)

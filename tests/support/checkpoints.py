@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cohort.grids import GRIDS
+from cohort.labelling import network
 from diffusion.checkpoint import save_diffusion
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.dataset import LatentSpace
@@ -40,6 +41,23 @@ def random_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vae") / "vae.pt"
     save_vae(path, model, grid=GRIDS["smoke"], ledger=["a" * 16, "b" * 16], step=1, ema=model.state_dict())
     return path
+
+
+@pytest.fixture(scope="session")
+def random_labels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Writes the checkpoint of a network that labels regions, on the smoke grid; with random weights by a seed."""
+    folder = tmp_path_factory.mktemp("labels")
+
+    def write(seed: int = 0) -> Path:
+        torch.manual_seed(seed)
+        model = network.LabelNetwork(network.ModelConfig(channels=(4, 4, 4)))
+        model.unet.output_block.conv.conv.bias.data[0] = 5.0  # mostly background: volumes of a region's size
+        path = folder / f"{seed}.pt"
+        limits = {"displacement_mm": 100.0, "uncertainty": 100.0}
+        network.save_labels(path, model, grid=GRIDS["smoke"], ema=model.state_dict(), step=1, limits=limits)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")
