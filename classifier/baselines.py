@@ -1,8 +1,9 @@
 """Logistic regressions to hold a network against: regional volumes, ours and a tool's, brain size, age and sex, site.
 
-Our volumes are tissue inside fixed, dilated regions of the template, with no registration of the individual. At 4 mm
-they follow a person's true volumes only in part, so that beating them proves little. The volumes of --volumes, of a
-tool or of the simulation itself (`known_features`), are the other end.
+Our volumes are those of a network that labels regions (--labels-from), else tissue inside fixed, dilated regions of the
+template, with no registration of the individual. At 4 mm the latter follow a person's true volumes only in part, so
+that beating them proves little. The volumes of --volumes, of a tool or of the simulation itself (`known_features`), are
+the other end.
 """
 
 import warnings
@@ -26,6 +27,7 @@ from cohort.anatomy.regional_volumes import (
 )
 from cohort.anatomy.volume_tables import VolumeTable, crossed_sides
 from cohort.atlas import REGIONS, SIDES, STRUCTURES
+from cohort.labelling.reading import Reader
 from cohort.scans import head_mask
 from cohort.stacks import ScanStack
 from runtime import seeding
@@ -36,8 +38,11 @@ KNOWN = {"known_hippocampus": ("Hippocampus",), "known_regional": STRUCTURES}
 HIPPOCAMPI = tuple(f"{side} Hippocampus" for side in SIDES)
 
 
-def hippocampal_features(scans: ScanStack) -> np.ndarray:
-    """Grey matter (ml) in the dilated left and right hippocampus, and their absolute asymmetry; (N, 3)."""
+def hippocampal_features(scans: ScanStack, reader: Reader | None = None) -> np.ndarray:
+    """Volumes (ml) of the left and right hippocampus, and their absolute asymmetry; (N, 3). Without a network they are
+    grey matter in the dilated regions."""
+    if reader is not None:
+        return with_asymmetry(reader.kept(scans)[:, [REGIONS.index(name) for name in HIPPOCAMPI]])
     return with_asymmetry(tissue_volumes(scans, HIPPOCAMPI, f"hippocampi{VERSION}", unbias=False))
 
 
@@ -111,23 +116,28 @@ def site_features(frame: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
 
 
 def features(
-    train: ScanStack, held_out: dict[str, ScanStack], known: VolumeTable | None = None
+    train: ScanStack, held_out: dict[str, ScanStack], known: VolumeTable | None = None, reader: Reader | None = None
 ) -> dict[str, str | dict[str, np.ndarray]]:
     """The inputs of each baseline, {"train": (N, F), and one for each held-out stack}, or why there are none.
 
     ``hippocampus`` comes from all training scans, synthetic ones too; all others from the real ones alone, in the order
-    of the table. KNOWN are of the table `known`. ``permuted`` is ``regional`` with the training rows in random order:
-    labels that belong to other people. It can miss an area of 0.5 by more than its interval over test subjects: see
-    `permutation_null`.
+    of the table. KNOWN are of the table `known`. A `reader` measures our volumes; NaN where it cannot. ``permuted`` is
+    ``regional`` with the training rows in random order: labels that belong to other people. It can miss an area of 0.5
+    by more than its interval over test subjects: see `permutation_null`.
     """
     all_scans = {"train": train, **held_out}
     real = train.take(np.flatnonzero(~train.frame["synthetic"].to_numpy(dtype=bool)))
     stacks, table = {"train": real, **held_out}, real.frame
-    found: dict[str, Any] = {"hippocampus": {name: hippocampal_features(stack) for name, stack in all_scans.items()}}
+    found: dict[str, Any] = {
+        "hippocampus": {name: hippocampal_features(stack, reader) for name, stack in all_scans.items()}
+    }
     if table["label"].nunique() < 2:
         names = ["regional", *KNOWN, "brain_volume", "age_sex", "site", "permuted"]
         return {**found, **dict.fromkeys(names, "no real training scans of both classes")}
-    volumes = {name: tissue_volumes(stack, REGIONS, f"regions{VERSION}") for name, stack in stacks.items()}
+    volumes = {
+        name: tissue_volumes(stack, REGIONS, f"regions{VERSION}") if reader is None else reader.kept(stack)
+        for name, stack in stacks.items()
+    }
     found["regional"] = regional = {name: with_asymmetry(ml) for name, ml in volumes.items()}  # (N, 24)
     found |= dict.fromkeys(KNOWN, "no --volumes") if known is None else known_features(stacks, volumes, known)
     found["brain_volume"] = {name: brain_features(stack) for name, stack in stacks.items()}

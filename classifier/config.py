@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cohort.anatomy.volume_tables import KnownVolumes
 from cohort.grids import GridName
+from cohort.labelling.reading import LabelsFrom
 from runtime.config import RunConfig
 from runtime.files import ROOT
 
@@ -69,7 +70,7 @@ STRENGTH = {"none": 0.0, "standard": 1.0, "strong": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(KnownVolumes, RunConfig):
+class TrainConfig(LabelsFrom, KnownVolumes, RunConfig):
     """Everything one classifier run depends on. Every arm of an experiment takes the same steps, however many volumes
     it has; half of each batch is HC and half TLE.
     """

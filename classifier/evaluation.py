@@ -19,6 +19,7 @@ from classifier.measures.resampling import cell_text
 from classifier.measures.side import SIDE_PARTS, part_of, threshold_of
 from classifier.selection import Selection
 from cohort.anatomy.volume_tables import VolumeTable
+from cohort.labelling.reading import Reader
 from cohort.stacks import ScanStack
 from runtime import seeding
 from runtime.checkpoints import checkpoint_hash, git_commit
@@ -48,6 +49,7 @@ def evaluate(
     selection: Selection,
     stacks: dict[str, ScanStack],
     known: VolumeTable | None,
+    reader: Reader | None,
     device: Device,
     config: TrainConfig,
 ) -> None:
@@ -66,7 +68,7 @@ def evaluate(
     threshold = metrics.choose_threshold(labels, predictions["val"]["probability"].to_numpy())
     set_operating_point(path, temperature=temperature, threshold=threshold)
     measured = {name: measure(frame, threshold, config, name) for name, frame in predictions.items()}
-    others, scores, side_scores = measure_baselines(stacks, known, predictions["test"], config)
+    others, scores, side_scores = measure_baselines(stacks, known, reader, predictions["test"], config)
     write_predictions(run.path / "predictions.csv", pd.concat(predictions.values(), ignore_index=True))
     log = read_log(run.path)
     test, y = predictions["test"], stacks["test"].labels
@@ -131,7 +133,11 @@ def measure_parts(
 
 
 def measure_baselines(
-    stacks: dict[str, ScanStack], known: VolumeTable | None, network: pd.DataFrame, config: TrainConfig
+    stacks: dict[str, ScanStack],
+    known: VolumeTable | None,
+    reader: Reader | None,
+    network: pd.DataFrame,
+    config: TrainConfig,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Fits each baseline and measures it like the network, whose test predictions are `network`, on the same scans.
 
@@ -145,7 +151,7 @@ def measure_baselines(
     real = ~train.frame["synthetic"].to_numpy(dtype=bool)
     labels = {"train": train.labels[real], **{split: stacks[split].labels for split in ("val", "test")}}
     results, scores = {}, {}
-    inputs_of = baselines.features(train, {name: stacks[name] for name in ("val", "test")}, known)
+    inputs_of = baselines.features(train, {name: stacks[name] for name in ("val", "test")}, known, reader)
     for name, inputs in inputs_of.items():
         if isinstance(inputs, str):
             results[name] = {"skipped": inputs}
@@ -170,8 +176,11 @@ def measure_baselines(
         measured = {"test": measure(frame, threshold, config, "test"), "network_minus_baseline": difference}
         results[name] = {"threshold": threshold, "test_scans": len(frame), **measured}
         if name == "permuted":
-            null = (inputs_of["regional"], labels["train"], labels["test"], PERMUTATIONS, config.seed)
-            results[name]["null"] = baselines.permutation_null(*null)
+            regional = inputs_of["regional"]
+            known_rows = {split: np.isfinite(values).all(axis=1) for split, values in regional.items()}
+            features = {split: values[known_rows[split]] for split, values in regional.items()}
+            own = [labels[split][known_rows[split]] for split in ("train", "test")]
+            results[name]["null"] = baselines.permutation_null(features, *own, PERMUTATIONS, config.seed)
     return results, scores, baselines.side_scores(inputs_of, sides(train.frame[real]))
 
 

@@ -52,7 +52,8 @@ def main(config: TrainConfig) -> None:
     """Trains, validates, saves, evaluates; resumes when the run folder holds a checkpoint."""
     device = pick_device(config.precision, config.threads)
     grid = parse_grid(config.grid)
-    selection, known = select(config), config.known_volumes()  # before the folder: a refusal leaves nothing behind
+    # Before the folder: a refusal leaves nothing behind.
+    selection, known, reader = select(config), config.known_volumes(), config.label_reader(grid)
     stacks = load_stacks(selection, config, grid)
     copies = refuse_duplicates({name: stack.frame for name, stack in stacks.items()}, allow_leak=config.allow_leak)
     selection.leaks.extend(copies.across)
@@ -95,7 +96,7 @@ def main(config: TrainConfig) -> None:
                 guard.check(run)
                 save(run, "last", state)
         if distributed.dismiss() and not is_evaluated(run, config):
-            evaluate(run, selection, stacks, known, device, config)
+            evaluate(run, selection, stacks, known, reader, device, config)
 
 
 def is_evaluated(run: Run, config: TrainConfig) -> bool:

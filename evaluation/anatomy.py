@@ -16,10 +16,12 @@ from cohort.anatomy.regional_volumes import (
     contrast_of,
     region_table,
 )
-from cohort.anatomy.volume_tables import VolumeTable, crossed_sides
+from cohort.anatomy.volume_tables import SHOWN, VolumeTable, crossed_sides
 from cohort.atlas import LICENCE_NOTE, REGIONS
 from cohort.grids import Grid
-from cohort.stacks import ScanStack
+from cohort.labelling.reading import METHOD as READING
+from cohort.labelling.reading import Reader
+from cohort.stacks import ScanStack, VolumeStack
 from cohort.tables import CLASS_NAMES, SIDES
 from cohort.volumes import volume_name
 from evaluation import figures
@@ -83,24 +85,35 @@ class Sided:
 
 
 def measure(
-    scans: dict[str, ScanStack], synthetic: Synthetic, grid: Grid, known: VolumeTable | None, figure: Path, seed: int
-) -> dict:
+    scans: dict[str, ScanStack], synthetic: Synthetic, grid: Grid, known: VolumeTable | None, figure: Path, seed: int,
+    reader: Reader | None = None,
+) -> dict:  # fmt: skip
     """Everything about regional volumes, as JSON values; draws the effects of the diagnosis.
 
+    They are measured by a network where there is one (`reader`), else as tissue in fixed regions.
+
     Returns:
-        ``method``, ``licence``; ``distributions`` (class -> synthetic against held-out reals, and training against
-        held-out reals as the same under no difference), ``effects`` (set -> Cohen's d by measure), ``agreement``
-        (synthetic, and held-out reals, against training reals), ``label_swap`` (same seeds as HC and as TLE),
-        ``laterality`` (all this by the side of the epilepsy), and with a table of volumes `against_known`.
+        ``method``, ``licence``, with a network ``failed`` (set -> volumes in which it could measure nothing; they are
+        left out); ``distributions`` (class -> synthetic against held-out reals, and training against held-out reals
+        as the same under no difference), ``effects`` (set -> Cohen's d by measure), ``agreement`` (synthetic, and
+        held-out reals, against training reals), ``label_swap`` (same seeds as HC and as TLE), ``laterality`` (all this
+        by the side of the epilepsy), and with a table of volumes `against_known`.
     """
     sets = {**{key: stack.volumes for key, stack in scans.items()}, "synthetic": synthetic.volumes}
     contrasts = {key: contrast_of(volumes, grid) for key, volumes in sets.items()}
     if len(set(contrasts.values())) > 1:
         raise InputError(f"volumes of different kinds cannot be compared: {contrasts}")
+    if reader is not None and contrasts["train"] != T1:
+        raise InputError("--labels-from: its network reads T1-weighted volumes, these are grey-matter maps")
+    sides = {key: stack.frame["side"].to_numpy(dtype=str) for key, stack in scans.items()}
+    sides["synthetic"] = synthetic.sides
     tables: dict[str, Table] = {}
+    kept: dict[str, np.ndarray] = {}
     for key, stack in (*scans.items(), ("synthetic", synthetic)):
-        names, values = region_table(stack.volumes, grid)
-        tables[key] = values, stack.labels
+        names, values, kept[key] = measurable(key, stack.volumes, grid, reader)
+        tables[key], sides[key] = (values, stack.labels[kept[key]]), sides[key][kept[key]]
+    seeds = [synthetic.seeds[row] for row in kept["synthetic"]]
+    lost = {key: len(sets[key]) - len(rows) for key, rows in kept.items()}
     columns = columns_of(names, REGIONS)
     modelled = tuple(names[column] for column in columns)
     narrow = {key: (values[:, columns], labels) for key, (values, labels) in tables.items()}
@@ -110,7 +123,7 @@ def measure(
         return compare_distributions(names, *sides, seed=seed)
 
     found: dict = {
-        "method": METHOD if contrasts["train"] == T1 else METHOD_OF_MAPS,
+        "method": READING if reader else METHOD if contrasts["train"] == T1 else METHOD_OF_MAPS,
         "licence": LICENCE_NOTE,
         "distributions": {
             key: {label: distributions(tables[key], code) for code, label in enumerate(CLASS_NAMES)}
@@ -121,13 +134,13 @@ def measure(
             f"{key} with train": effect_agreement(narrow["train"], narrow[key], seed=seed)
             for key in ("synthetic", "test")
         },
-        "label_swap": label_swap(modelled, narrow["synthetic"], synthetic.seeds, seed),
+        "label_swap": label_swap(modelled, narrow["synthetic"], seeds, seed),
     }
-    sides = {key: stack.frame["side"].to_numpy(dtype=str) for key, stack in scans.items()}
-    sides["synthetic"] = synthetic.sides
+    found |= {"failed": lost} if reader else {}
     sided = {key: Sided(names, *table, sides[key]) for key, table in tables.items()}
     if known is not None:
-        own = pd.concat([scans[key].frame.assign(side=sides[key]) for key in ("train", "test")], ignore_index=True)
+        frames = [scans[key].frame.iloc[kept[key]].assign(side=sides[key]) for key in ("train", "test")]
+        own = pd.concat(frames, ignore_index=True)
         seen = tuple(np.concatenate(parts) for parts in zip(narrow["train"], narrow["test"], strict=True))
         shared, ml = volumes_in_table(known, own, modelled, seen[0])
         there, places = np.isfinite(ml).all(axis=1), columns_of(modelled, shared)
@@ -138,15 +151,29 @@ def measure(
         sided["known"] = Sided(shared, *real, own["side"].to_numpy(dtype=str)[there])
     found["laterality"] = laterality(sided, modelled, seed)
     if "skipped" not in found["laterality"]:
-        made, swapped = sided["synthetic"].by_seed(synthetic.seeds, modelled), {}
+        made, swapped = sided["synthetic"].by_seed(seeds, modelled), {}
         if (other := synthetic.swapped) is not None:
-            swapped = Sided(*region_table(other.volumes, grid), other.labels, other.sides)
-            swapped = swapped.by_seed(other.seeds, modelled)
+            _, values, rows = measurable("swapped", other.volumes, grid, reader)
+            swapped = Sided(names, values, other.labels[rows], other.sides[rows])
+            swapped = swapped.by_seed([other.seeds[row] for row in rows], modelled)
         found["laterality"]["label_swap"] = swaps_by_side(modelled, made, swapped, seed)
     shown = {"training scans": found["effects"]["train"], "synthetic": found["effects"]["synthetic"]}
     d = {name: effect["d"] for name, effect in found.get("known_effects", {}).get("measures", {}).items()}
     figures.draw_effects(figure, shown, names=tuple(d) or None, known=d)
     return found
+
+
+def measurable(
+    key: str, volumes: VolumeStack, grid: Grid, reader: Reader | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names and values (M, measures) of regional volumes, and the M rows that have them; warns of the others."""
+    names, values = region_table(volumes, grid) if reader is None else reader.table(volumes)
+    there = np.isfinite(values).all(axis=1)
+    if not there.all():
+        numbers = ", ".join(map(str, np.flatnonzero(~there)[:SHOWN]))
+        told = f"{key}: nothing could be measured in {np.sum(~there)} of {len(values)} volumes, which are left out"
+        warnings.warn(f"{told} (rows {numbers}{', ...' if np.sum(~there) > SHOWN else ''})", InputWarning, stacklevel=2)
+    return names, values[there], np.flatnonzero(there)
 
 
 def label_swap(names: tuple[str, ...], table: Table, seeds: list[int | None], seed: int) -> dict:

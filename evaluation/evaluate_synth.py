@@ -16,6 +16,7 @@ from typing import Literal
 
 from cohort.anatomy.volume_tables import KnownVolumes, VolumeTable
 from cohort.grids import Grid, GridName, parse_grid
+from cohort.labelling.reading import LabelsFrom, Reader
 from cohort.stacks import ScanStack, load_scans
 from cohort.tables import read_table
 from cohort.volumes import list_volumes
@@ -42,7 +43,7 @@ PARTS = ("diversity", "anatomy", "privacy")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(KnownVolumes):
+class EvaluateConfig(LabelsFrom, KnownVolumes):
     """What is compared with what."""
 
     real_train: Path = ROOT / "data_csvs" / "train.csv"
@@ -97,6 +98,7 @@ def main(config: EvaluateConfig) -> None:
     if not distributed.dismiss():
         return
     grid, weights = grid_of(config), read_weights(config.weights)
+    reader = config.label_reader(grid) if "anatomy" in config.parts else None
     folders = folders_of(config.synth_hc, config.synth_tle)
     tables = {"train": read_table(config.real_train), "test": read_table(config.real_test)}
     swap = {} if config.synth_swap is None else {"swap": list_volumes(config.synth_swap)}
@@ -104,7 +106,7 @@ def main(config: EvaluateConfig) -> None:
     leak, warnings = check_ledgers(tables, made, allow_leak=config.allow_leak, audit="privacy" in config.parts)
     scans = {name: load_scans(table.drop_duplicates("subject"), grid) for name, table in tables.items()}
     known = config.known_volumes() if "anatomy" in config.parts else None
-    files = {"vae": config.vae, "diffusion": config.diffusion}
+    files = {"vae": config.vae, "diffusion": config.diffusion, **({"labels": config.labels_from} if reader else {})}
     numbers = (config.grid, config.slices, config.repeats, config.pairs, config.seed)
     precisions = (config.precision, config.model_precision)
     settings = [FORMAT, *numbers, *precisions, config.allow_leak, sorted(config.parts), known and known.digest()]
@@ -116,7 +118,7 @@ def main(config: EvaluateConfig) -> None:
     check_checkpoints(config, synthetic)
     warnings += check_counts(scans, synthetic)
     device = pick_device(config.precision, config.threads)
-    result = measure(config, grid, scans, synthetic, known, weights, device)
+    result = measure(config, grid, scans, synthetic, known, reader, weights, device)
     sets = {"real_train": scans["train"], "real_test": scans["test"], "synthetic": synthetic}
     result = {
         "format": FORMAT,
@@ -145,6 +147,7 @@ def measure(
     scans: dict[str, ScanStack],
     synthetic: Synthetic,
     known: VolumeTable | None,
+    reader: Reader | None,
     weights: dict[str, Weights],
     device: Device,
 ) -> dict:
@@ -169,7 +172,7 @@ def measure(
     if "anatomy" in config.parts:
         print("anatomy")
         figure = figure_path(config, "effects")
-        result["anatomy"] = anatomy.measure(scans, synthetic, grid, known, figure, config.seed)
+        result["anatomy"] = anatomy.measure(scans, synthetic, grid, known, figure, config.seed, reader)
     if "privacy" in config.parts:
         print("privacy")
         diffusion = None if config.diffusion is None else load_diffusion(config.diffusion)

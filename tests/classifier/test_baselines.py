@@ -12,8 +12,10 @@ from cohort.anatomy.regional_volumes import dilated_mask, region_volumes
 from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS, atlas, tissue
 from cohort.grids import GRIDS
+from cohort.labelling.reading import open_reader
 from cohort.stacks import ScanStack, VolumeStack, load_scans
 from cohort.tables import read_table
+from runtime.device import pick_device
 from runtime.errors import InputError, InputWarning
 from runtime.files import read_json
 from tests.support.volumes import volumes_ml, write_synthseg
@@ -51,6 +53,21 @@ def test_features_or_the_reason_for_none(scans):
     found = baselines.features(stack, {"val": stack})
     assert "neither age nor sex" in found["age_sex"]
     assert "fewer than two sites" in found["site"]
+
+
+def test_a_network_measures_our_volumes_and_those_that_it_cannot_are_unknown(scans, random_labels, tmp_path):
+    own = stack(tmp_path, *scans.volumes)
+    own = type(scans)(scans.frame, own.volumes, scans.grid, scans.hashes)
+    reader = open_reader(random_labels(0), GRID, pick_device("float32", 1))
+    found = baselines.features(own, {"val": own}, reader=reader)
+    ml = np.array([reader.read(volume).ml for volume in own.volumes])
+    np.testing.assert_allclose(found["regional"]["train"][:, :16], ml)
+    left = REGIONS.index("Left Hippocampus")
+    np.testing.assert_allclose(found["hippocampus"]["val"][:, :2], ml[:, left : left + 2])
+    blind = open_reader(random_labels(1), GRID, pick_device("float32", 1))
+    blind.limits = {"displacement_mm": 0.0, "uncertainty": 0.0}
+    with pytest.warns(InputWarning, match="nothing could be measured in 24 of 24 scans"):
+        assert np.isnan(baselines.hippocampal_features(own, blind)).all()
 
 
 def test_absent_ages_take_the_median_of_the_reference():

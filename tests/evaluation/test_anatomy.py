@@ -12,7 +12,8 @@ import pytest
 from cohort.anatomy.regional_volumes import by_side
 from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS
-from evaluation.anatomy import Sided, against_known, laterality, same_tool, swaps_by_side, volumes_in_table
+from cohort.grids import GRIDS
+from evaluation.anatomy import Sided, against_known, laterality, measurable, same_tool, swaps_by_side, volumes_in_table
 from evaluation.effects import cohens_d
 from runtime.errors import InputError, InputWarning
 from tests.support.volumes import volumes_ml, write_synthseg
@@ -73,6 +74,23 @@ def test_each_side_counts_for_what_it_is_whatever_the_mix() -> None:
         assert d["ipsilateral Hippocampus"] == pytest.approx(-1, abs=0.2)
         assert abs(d["contralateral Hippocampus"]) < 0.2
         assert own.values[:, own.names.index("ipsilateral Hippocampus")].mean() == pytest.approx(31, abs=0.2)
+
+
+class Half:
+    """Measures the left hippocampus in what is bright, and nothing in the rest."""
+
+    def table(self, volumes):
+        ml = np.array([[volume.mean()] if volume.mean() > 0.5 else [np.nan] for volume in volumes])
+        return ("Left Hippocampus",), ml
+
+
+def test_volumes_in_which_nothing_is_measured_are_left_out_and_counted():
+    volumes = [np.full(GRIDS["smoke"].shape, value, np.float32) for value in (0.7, 0.1, 0.9)]
+    with pytest.warns(InputWarning, match=r"train: nothing could be measured in 1 of 3 volumes.*rows 1"):
+        names, values, rows = measurable("train", volumes, GRIDS["smoke"], Half())
+    assert names == ("Left Hippocampus",)
+    assert rows.tolist() == [0, 2]
+    assert values[:, 0] == pytest.approx([0.7, 0.9])
 
 
 def test_patients_of_unknown_side_are_counted_and_left_out():

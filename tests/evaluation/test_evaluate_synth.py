@@ -113,6 +113,21 @@ def written(config):
 
 
 @pytest.mark.slow
+def test_a_network_measures_the_regions(config, random_labels):
+    config = dataclasses.replace(config, parts=("anatomy",), labels_from=random_labels(0))
+    evaluate_synth.main(config)
+    found = read_json(config.out)["anatomy"]
+    assert "by a network" in found["method"]
+    assert found["failed"] == {"train": 0, "test": 0, "synthetic": 0}
+    assert set(REGIONS) <= set(found["effects"]["synthetic"]["measures"])
+    with pytest.raises(InputError, match="other inputs") as refusal:
+        evaluate_synth.main(dataclasses.replace(config, labels_from=random_labels(1)))
+    assert "labels" in str(refusal.value)
+    with pytest.raises(InputError, match="on the grid smoke"):
+        evaluate_synth.main(dataclasses.replace(config, grid="demo"))
+
+
+@pytest.mark.slow
 def test_all_parts_and_both_cards(config):
     swap = write_synthetic(config.out.parent.parent / "swap", "TLE", 4, 400, sides="RL")
     ml, names = volumes_ml(16), [f"{name}{k}" for name in ("train", "test") for k in range(8)]
