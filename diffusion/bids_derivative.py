@@ -24,6 +24,8 @@ from runtime.files import atomic_write, read_json, write_json
 SPACE = "MNI152NLin2009aSym"
 """BIDS name of the template in whose space all grids are (`cohort.scans`)."""
 GENERATOR = "synthetic-tle-mri"
+LABELS = "desc-regions_dseg"
+"""What files of region labels end in."""
 PARTICIPANTS = {
     "participant_id": {"Description": "syn, the class, and the seed + 1"},
     "diagnosis": {
@@ -49,6 +51,12 @@ def image_path(folder: Path, wanted: Wanted) -> Path:
     """Where a volume's NIfTI file goes."""
     name = f"sub-syn{CLASS_NAMES[wanted.label]}{wanted.seed + 1:04d}"
     return folder / name / "anat" / f"{name}_space-{SPACE}_desc-synthetic_T1w.nii.gz"
+
+
+def labels_path(folder: Path, wanted: Wanted) -> Path:
+    """Where the region labels of a volume go (`diffusion.labelled`)."""
+    path = image_path(folder, wanted)
+    return path.with_name(path.name.replace("desc-synthetic_T1w", LABELS))
 
 
 def sidecar_path(folder: Path, wanted: Wanted) -> Path:

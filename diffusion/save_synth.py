@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cohort.labelling.reading import Reader, open_reader
 from cohort.pictures import gallery
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, read_volume, volume_name, write_nifti
@@ -30,6 +31,7 @@ from diffusion import bids_derivative
 from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refuse_other_vae
 from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
+from diffusion.labelled import label_volumes
 from diffusion.model import DiT
 from diffusion.refusal import MOST_DRAWS, Refusal, calibrate
 from diffusion.sampler import SAMPLERS, check_sampler, guided
@@ -50,6 +52,8 @@ class Models(NamedTuple):
     diffusion: LoadedDiffusion
     device: Device
     refusal: Refusal | None = None
+    reader: Reader | None = None
+    """The network that labels regions, where labels are wanted."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,9 @@ class SaveSynthConfig(DeviceConfig):
     """Also write each volume as .nii.gz with its true affine."""
     bids: Path | None = None
     """Also write the volumes into this BIDS derivative dataset; both classes may share one."""
+    labels: Path | None = None
+    """Checkpoint of cohort.labelling.train: also write the labels and the volumes of the atlas' regions beside each
+    volume, and into --bids."""
     verify: bool = False
     """First read every volume that the folder has and compare its SHA-256 with the manifest's."""
 
@@ -162,7 +169,8 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     if device.compiles(config.compile):
         compile_network(diffusion.model)
         vae.model.compile_parts()
-    return Models(vae, diffusion, device, read_refusal(config, diffusion, device))
+    reader = None if config.labels is None else open_reader(config.labels, vae.grid, device)
+    return Models(vae, diffusion, device, read_refusal(config, diffusion, device), reader)
 
 
 def read_refusal(config: SaveSynthConfig, diffusion: LoadedDiffusion, device: Device) -> Refusal | None:
@@ -233,6 +241,9 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
         rows = [(f"seed {wanted[k].seed} ...", images[k : k + 3]) for k in range(0, len(images), 3)]
         gallery(folder.path / "contact_sheet.png", rows, title=f"synthetic {label}")
         print(f"{len(missing)} new of {len(wanted)} {label} volumes in {folder.path}")
+        if models.reader is not None:
+            failed = label_volumes(folder.path, wanted, models.reader, config.bids)
+            print(f"labels and volumes.csv beside them; in {len(failed)} nothing could be measured", *failed[:10])
         if models.refusal is not None:
             rows = folder.rows()
             refused = sum(int(rows[volume_name(item.label, item.seed)]["refused"] or 0) for item in wanted)

@@ -281,6 +281,34 @@ def test_bids_holds_both_classes_and_is_read_as_a_cohort(
     refused(replace(config, bids=tmp_path / "raw"), "dataset_description.json")
 
 
+def test_labels_and_volumes_lie_beside_the_volumes_and_in_the_dataset(
+    config: SaveSynthConfig, random_labels: Callable[[int], Path], tmp_path: Path
+) -> None:
+    config = replace(config, labels=random_labels(0), bids=tmp_path / "bids")
+    save_synth.main(config)
+    written = {path.name for path in config.out.glob("*dseg*")}
+    assert written == {"HC_000000_dseg.nii.gz", "HC_000001_dseg.nii.gz", "dseg.tsv"}
+    labels = nib.load(config.out / "HC_000000_dseg.nii.gz")
+    np.testing.assert_array_equal(labels.affine, GRIDS["smoke"].affine)
+    assert labels.shape == GRIDS["smoke"].shape
+    names = pd.read_csv(config.out / "dseg.tsv", sep="\t")
+    assert set(np.unique(labels.dataobj)) <= {0, *names["index"]}
+    assert names.set_index("name")["index"]["Left Hippocampus"] == 48
+    name = "sub-synHC0002/anat/sub-synHC0002_space-MNI152NLin2009aSym_desc-regions_dseg.nii.gz"
+    again = nib.load(tmp_path / "bids" / name)
+    np.testing.assert_array_equal(again.dataobj, nib.load(config.out / "HC_000001_dseg.nii.gz").dataobj)
+    assert (tmp_path / "bids/desc-regions_dseg.tsv").exists()
+    rows = pd.read_csv(config.out / "volumes.csv")
+    assert rows["subject"].tolist() == ["HC_000000", "HC_000001"]
+    assert {"volume_left_hippocampus_mm3", "uncertainty", "failed"} <= set(rows)
+
+    before = (config.out / "HC_000000_dseg.nii.gz").stat().st_mtime_ns
+    save_synth.main(replace(config, count=3))
+    assert (config.out / "HC_000000_dseg.nii.gz").stat().st_mtime_ns == before
+    assert len(pd.read_csv(config.out / "volumes.csv")) == 3
+    refused(replace(config, labels=random_labels(1)), "volumes.csv", "by the network")
+
+
 def test_what_would_mislead_is_refused_before_anything_is_written(
     config: SaveSynthConfig, random_vae: Path, random_diffusion: Callable[..., Path], tmp_path: Path
 ) -> None:
