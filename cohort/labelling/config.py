@@ -18,7 +18,7 @@ class TrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
     held_out: int = 24
-    """Anatomies, each imaged twice, on which the best checkpoint is chosen."""
+    """Anatomies, each imaged twice, on which the best checkpoint is chosen; 2 or more."""
     volume_weight: float = 1.0
     """Weight of the error of whole volumes (of their logarithms), beside the cross-entropy of voxels."""
     ema_share: float = 0.1

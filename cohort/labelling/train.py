@@ -50,6 +50,8 @@ def main(config: TrainConfig) -> None:
     """Trains, validates, saves; resumes when the run folder holds a checkpoint."""
     if config.batch_size % len(IMAGES):
         raise InputError(f"--batch-size {config.batch_size}: each anatomy is imaged twice, expected an even number")
+    if config.held_out < 2:
+        raise InputError(f"--held-out {config.held_out}: a correlation over anatomies needs 2 or more")
     device, grid = pick_device(config.precision, config.threads), parse_grid(config.grid)
     model = build(config, device)
     with open_run(config.run_dir, config, stage="cohort.labelling.train", device=device) as run:

@@ -17,7 +17,7 @@ from runtime.errors import InputError
 from runtime.runs import read_log
 
 SMALL = dataclasses.replace(
-    PRESETS["smoke"], steps=6, warmup_steps=1, log_every_steps=1, val_every_steps=3, save_every_steps=3, held_out=1,
+    PRESETS["smoke"], steps=6, warmup_steps=1, log_every_steps=1, val_every_steps=3, save_every_steps=3, held_out=2,
     precision="float32",
 )  # fmt: skip
 
@@ -80,6 +80,8 @@ def test_network_takes_any_size(shape):
 def test_odd_batches_and_few_levels_are_refused(tmp_path):
     with pytest.raises(InputError, match="imaged twice"):
         main(dataclasses.replace(SMALL, run_dir=tmp_path, batch_size=3))
+    with pytest.raises(InputError, match="--held-out 1"):
+        main(dataclasses.replace(SMALL, run_dir=tmp_path, held_out=1))
     with pytest.raises(InputError, match="3 levels"):
         LabelNetwork(ModelConfig(channels=(4, 8)))
     assert not np.any([path.exists() for path in tmp_path.glob("checkpoints/*")])
