@@ -2,7 +2,7 @@
 
     <folder>/statistics.json          per-channel mean and std over the training split, N, VAE hash, grid, ledger
     <folder>/<split>/ledger.json      hashes of all subjects seen by the VAE or encoded into this split
-    <folder>/<split>/<subject>.pkl    mu, logvar (C, d, h, w) float32; label, side, subject, format, vae, grid
+    <folder>/<split>/<subject>.pkl    mu, logvar (C, d, h, w) float32; label, side, mirrored, subject, format, vae, grid
 
 `mu` and `logvar` are raw, as the encoder gives them. `Statistics.normalise` makes a sample of the posterior zero mean
 and unit variance per channel, and `denormalise` undoes it before decoding.
@@ -23,6 +23,8 @@ from runtime.files import read_json, write_json
 from runtime.pickles import load_pickle, save_pickle
 
 FORMAT = 1
+MIRRORED = "_mirrored"
+"""End of the name of a mirror image's file."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Latent:
     """Hash of the checkpoint that made it; empty for files of older programs."""
     grid: dict[str, Any]
     side: str = ""
-    """Side of a TLE, L or R; empty where it is unknown, in older files too, and for HC."""
+    """Side of a TLE, L or R; empty where it is unknown, in older files too, and for HC. A mirror image's is its own."""
+    mirrored: bool = False
+    """Of the mirror image of the scan: what is known of the subject's left is its right."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def read_latent(path: Path) -> Latent:
     if side not in ("", *SIDES.values()) or (side and record["label"] == 0):
         raise InputError(f"{path}: side {side!r}, expected L, R or nothing, of a TLE")
     subject, vae, grid = record.get("subject", path.stem), record.get("vae", ""), record.get("grid", {})
-    return Latent(mu, logvar, int(record["label"]), str(subject), str(vae), grid, side)
+    mirrored = bool(record.get("mirrored", path.stem.endswith(MIRRORED)))  # older files have it in their name alone
+    return Latent(mu, logvar, int(record["label"]), str(subject), str(vae), grid, side, mirrored)
 
 
 def list_latents(folder: Path) -> list[Path]:

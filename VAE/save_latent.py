@@ -121,7 +121,7 @@ def list_items(frame: pd.DataFrame, copies: int, *, mirrored: bool = False) -> l
     """All latents of a table, named by subject, and session where there is one: each scan, its mirror image where
     asked, and `copies` variants.
     """
-    names = {0: "", **({MIRRORED: "_mirrored"} if mirrored else {})}
+    names = {0: "", **({MIRRORED: latents.MIRRORED} if mirrored else {})}
     names |= {variant: f"_variant{variant}" for variant in range(1, copies + 1)}
     return [
         (row, variant, f"{latents.stem(entry)}{ending}.pkl")
@@ -150,12 +150,12 @@ def encode(
 
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
     for batch, (mu, logvar) in in_batches(share, size, posterior):
-        for place, (row, _, name) in enumerate(batch):
+        for place, (row, variant, name) in enumerate(batch):
             entry = volumes.frame.iloc[row]
             latent = latents.Latent(
                 mu=mu[place].numpy(), logvar=logvar[place].numpy(),
                 label=int(entry.label), subject=str(entry.subject), vae=vae.hash, grid=vae.grid.to_dict(),
-                side=sides[name],
+                side=sides[name], mirrored=variant == MIRRORED,
             )  # fmt: skip
             latents.write_latent(folder / name, latent)
         bar.update(len(batch))

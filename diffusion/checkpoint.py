@@ -119,12 +119,18 @@ def _current(record: dict[str, Any], path: Path | str) -> dict[str, Any]:
     checkpoints.require_kind(record, path, KIND)
     if record["model_config"].get("window_blocks"):
         raise InputError(f"{path}: its attention is confined to windows, which this version does not have")
-    record["model_config"].setdefault("sides", False)
+    record["model_config"] = {"sides": False, "means_window": 0.0, **record["model_config"]}
     for name in ("window", "window_blocks", "latent_channels"):
         record["model_config"].pop(name, None)
+    covariates = len(record["model_config"]["covariates"])
     for weights in (record["weights"], *record["ema"].values()):
         if "covariates.untold" in weights:
             weights["covariates.unknown"] = weights.pop("covariates.untold")
+        if "start.axes" in weights and covariates and "start.slopes" not in weights:  # its means did not follow them
+            rows, size = weights["start.means"].shape
+            weights["start.slopes"], weights["start.centres"] = (
+                torch.zeros(n, m) for n, m in ((covariates, size), (rows, covariates))
+            )
         if "start.axes" in weights and "start.spectrum" not in weights:  # its rest was white, the last variance
             *variances, rest = weights["start.variances"]
             weights["start.variances"] = torch.stack(variances)

@@ -35,6 +35,10 @@ class ModelConfig:
     """Principal axes of the linear start: the network adds to the closed-form denoiser of a Gaussian fitted to the
     training latents. A quarter as many as latents overfit little, and are taken where this is more than half as many.
     For runs of minutes; 0 is the plain DiT."""
+    means_window: float = 0.0
+    """Positions of the latent, as the width of a Gaussian neighbourhood (1, for example), over which the linear start
+    compares what a label or a covariate changes with what chance would, and shrinks it accordingly; 0 takes all as
+    estimated. Means of a few hundred people differ by chance everywhere: a label then changes a little of all."""
     classes: int = 2
     """Classes; one more embedding, the null class, stands for an unknown one (classifier-free guidance)."""
     sides: bool = False

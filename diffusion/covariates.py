@@ -4,8 +4,10 @@ Standardised by the training subjects' mean and standard deviation, which travel
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -28,10 +30,13 @@ Scales = dict[str, tuple[float, float]]
 
 
 def covariates_of(
-    subjects: list[str], names: tuple[str, ...], tables: tuple[Path, ...], volumes: VolumeTable | None = None
-) -> torch.Tensor:
+    subjects: list[str], names: tuple[str, ...], tables: tuple[Path, ...], volumes: VolumeTable | None = None,
+    mirrored: Sequence[bool] = (),
+) -> torch.Tensor:  # fmt: skip
     """Covariates ``age`` (years) and ``sex`` (F 0, M 1) of N subjects from tables that hold them all between them, and
     VOLUMES (ml) of a table: (N, K) float32 in the order of `names`, NaN where a table leaves a value out.
+
+    `mirrored` (N,) says which are mirror images, whose left is the subject's right; without it, none is.
     """
     if not set(names) <= set(KNOWN) or len(set(names)) < len(names):
         raise InputError(f"--model.covariates {' '.join(names)}: expected each of {', '.join(KNOWN)} at most once")
@@ -39,11 +44,26 @@ def covariates_of(
     if asked := {name: VOLUMES[name] for name in names if name in VOLUMES}:
         if volumes is None:
             raise InputError(f"--model.covariates {' '.join(asked)} needs --volumes, a table of them")
-        frame, regions = pd.DataFrame({"subject": subjects}), [*dict.fromkeys(sum(asked.values(), ()))]
+        turned = {name: tuple(map(other_side, parts)) for name, parts in asked.items()} if any(mirrored) else {}
+        frame, regions = (
+            pd.DataFrame({"subject": subjects}),
+            [*dict.fromkeys(sum((*asked.values(), *turned.values()), ()))],
+        )
         ml = pd.DataFrame(volumes.of(frame, regions), columns=regions)
         volumes.warn(frame, regions)
         columns |= {name: ml[list(parts)].sum(axis=1, skipna=False).to_list() for name, parts in asked.items()}
+        for name, parts in turned.items():
+            columns[name] = np.where(mirrored, ml[list(parts)].sum(axis=1, skipna=False), columns[name]).tolist()
     return torch.tensor([columns[name] for name in names], dtype=torch.float32).reshape(len(names), len(subjects)).T
+
+
+def other_side(region: str) -> str:
+    """The region's counterpart of the other side; itself where it has none."""
+    left, right = SIDES
+    for side, other in ((left, right), (right, left)):
+        if region.startswith(f"{side} "):
+            return f"{other} {region.partition(' ')[2]}"
+    return region
 
 
 def of_people(subjects: list[str], tables: tuple[Path, ...]) -> dict[str, list[float]]:

@@ -45,6 +45,7 @@ class Latents:
         records = read_split(folder, split)
         self.vae = records[0].vae
         self.subjects = [record.subject for record in records]
+        self.mirrored = [record.mirrored for record in records]
         self.labels = torch.tensor([record.label for record in records])
         self.sides = torch.tensor([SIDE_CODES[record.side] for record in records])
         counts = torch.bincount(self.labels.clamp(min=0), minlength=classes)

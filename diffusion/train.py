@@ -121,7 +121,7 @@ def load_latents(config: TrainConfig, device: Device) -> Data:
     if train.shape != val.shape:
         raise InputError(f"{config.latents}: training latents {train.shape}, held-out latents {val.shape}")
     volumes, names = config.known_volumes(), config.model.covariates
-    values = [covariates_of(split.subjects, names, config.tables, volumes) for split in (train, val)]
+    values = [covariates_of(part.subjects, names, config.tables, volumes, part.mirrored) for part in (train, val)]
     scales = fit_scales(values[0], config.model.covariates)
     for split, own in zip((train, val), values, strict=True):
         split.covariates = standardise(own, scales).to(device.kind)
@@ -185,18 +185,18 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
     return model, data
 
 
-def start_latents(data: Data, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the linear start is fitted to: latents in the network's space, classes and sides. Mixtures, where the
-    network is to learn from these, MIXTURES times as many as axes or more, each person about equally often.
+def start_latents(data: Data, rank: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """What the linear start is fitted to: latents in the network's space, classes, sides, covariates. Mixtures, where
+    the network is to learn from these, MIXTURES times as many as axes or more, each person about equally often.
     """
     train = data.train
     if data.mixer is None:
-        return data.space.enter(train.mu.cpu()), train.labels, train.sides
+        return data.space.enter(train.mu.cpu()), train.labels, train.sides, train.covariates.cpu()
     rows = torch.arange(len(train) * math.ceil(MIXTURES * rank / len(train))) % len(train)
     draw = seeding.generator(seed, "mixtures of the linear start", device=train.device.kind)
     chance, posterior, nodes = data.mixer.noise(len(rows), draw)
     z = data.mixer.mix(rows, train.mu[rows.to(train.device.kind)], chance, torch.zeros_like(posterior), nodes)
-    return data.space.enter(z.cpu()), train.labels[rows], train.sides[rows]
+    return data.space.enter(z.cpu()), train.labels[rows], train.sides[rows], train.covariates.cpu()[rows]
 
 
 def train_step(

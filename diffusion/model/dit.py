@@ -209,7 +209,8 @@ class DiT(nn.Module):
         self.out = nn.Linear(dim, width)
         rank = config.linear_rank
         fixed = (rank, self.latent_shape, config.classes, process)
-        self.start = LinearStart(*fixed, sides=config.sides) if rank else None
+        conditions = {"sides": config.sides, "covariates": len(config.covariates), "window": config.means_window}
+        self.start = LinearStart(*fixed, **conditions) if rank else None
         self._initialise()
 
     @property
@@ -271,4 +272,4 @@ class DiT(nn.Module):
             x = block(x, cond, self.rotation)
         x = modulate(self.norm_out(x), *self.modulation(cond).chunk(2, dim=1))
         prediction = unpatchify(self.out(x).float(), self.config.patch, self.latent_shape)
-        return prediction if self.start is None else prediction + self.start(z_t, t, y, side).float()
+        return prediction if self.start is None else prediction + self.start(z_t, t, y, side, covariates).float()

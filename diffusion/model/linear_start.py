@@ -7,10 +7,10 @@ knows that in closed form, so the network starts from it and learns what a Gauss
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from diffusion.config import NO_SIDE
+from diffusion.model.start_means import Means, fit_means
 from diffusion.process import Process
 
 
@@ -27,21 +27,25 @@ class LinearStart(nn.Module):
 
     The null class, `classes` itself, has the mean of all latents. With `sides`, a class's latents of a known side have
     a mean of their own, m_L or m_R; the mean of the class, which those of unknown side get, is that of the mixture.
+    With `covariates`, so many, the means follow them by least squares (`start_means`). `window` as `ModelConfig`'s.
     """
 
     fixed = True
     """Once fitted: see `runtime.training.copy_weights`."""
 
     def __init__(
-        self, rank: int, latent_shape: tuple[int, int, int, int], classes: int, process: Process, *, sides: bool = False
-    ) -> None:
+        self, rank: int, latent_shape: tuple[int, int, int, int], classes: int, process: Process, *,
+        sides: bool = False, covariates: int = 0, window: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        size = math.prod(latent_shape)
-        self.process, self.classes, self.sides = process, classes, sides
+        size, rows = math.prod(latent_shape), classes + 1 + (NO_SIDE if sides else 0)  # classes, null, L, R
+        self.process, self.classes, self.sides, self.window = process, classes, sides, window
         self.register_buffer("axes", torch.zeros(rank, size))
         self.register_buffer("variances", torch.zeros(rank))
         self.register_buffer("spectrum", torch.zeros(latent_shape))
-        self.register_buffer("means", torch.zeros(classes + 1 + (NO_SIDE if sides else 0), size))  # classes, null, L, R
+        self.register_buffer("means", torch.zeros(rows, size))
+        self.register_buffer("slopes", torch.zeros(covariates, size) if covariates else None)
+        self.register_buffer("centres", torch.zeros(rows, covariates) if covariates else None)
         for axis, extent in zip("DHW", latent_shape[1:], strict=True):
             self.register_buffer(f"cosines_{axis}", cosines(extent), persistent=False)
 
@@ -52,23 +56,35 @@ class LinearStart(nn.Module):
         return torch.where(side == NO_SIDE, y, self.classes + 1 + side)
 
     @torch.no_grad()
-    def fit(self, z: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None) -> None:
-        """Fits to training latents z (N, C, D, H, W) in the network's space, N > rank, classes and sides (N,), int64.
+    def fit(
+        self, z: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None, covariates: torch.Tensor | None = None
+    ) -> None:
+        """Fits to training latents z (N, C, D, H, W) in the network's space, N > rank, classes and sides (N,), int64,
+        and standardised covariates (N, K), NaN where unknown.
 
         With `sides`, the training latents must hold both.
         """
-        rank = len(self.axes)
-        flat, rows = z.flatten(1).double(), self.rows(y, side)
-        self.means.copy_(class_means(flat, y, len(self.means)))
-        if self.sides:
-            self.means[self.classes + 1 :] = class_means(flat, rows, len(self.means))[self.classes + 1 :]
-        flat = (flat - self.means.double()[rows]).float()
+        rank, shape = len(self.axes), tuple(z.shape[1:])
+        flat, rows, covariates = z.flatten(1).double(), self.rows(y, side), self._taken(covariates)
+        found = fit_means(flat, y, rows, len(self.means), self.classes, covariates, self.window, shape)
+        self.means.copy_(found.means)
+        if self.slopes is not None:
+            self.slopes.copy_(found.slopes)
+            self.centres.copy_(found.centres)
+        flat = (flat - self._means().of(rows, covariates).double()).float()
         axes, variances = principal_axes(flat, rank)
         self.axes.copy_(axes)
         self.variances.copy_(variances)
         flat -= (flat @ axes.T) @ axes
         parts = flat.view_as(z).split(64)
         self.spectrum.copy_(sum(self.cosine_transform(part).square().sum(0) for part in parts) / len(flat))
+
+    def _taken(self, covariates: torch.Tensor | None) -> torch.Tensor | None:
+        return None if self.slopes is None else covariates
+
+    def _means(self) -> Means:
+        none = self.means.new_zeros(0, self.means.shape[1])
+        return Means(self.means, none if self.slopes is None else self.slopes, self.centres)
 
     def cosine_transform(self, z: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
         """Orthonormal cosine transform (DCT-II) of (B, C, D, H, W) along its last three axes, or back."""
@@ -78,12 +94,15 @@ class LinearStart(nn.Module):
         return z
 
     def forward(
-        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Prediction in the shape of z_t (B, C, D, H, W), for times t, classes y and sides, (B,) each."""
+        self, z_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, side: torch.Tensor | None = None,
+        covariates: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Prediction in the shape of z_t (B, C, D, H, W), for times t, classes y and sides, (B,) each, and covariates
+        (B, K) as `DiT.forward` takes them.
+        """
         with torch.autocast(z_t.device.type, enabled=False):  # bfloat16 would round what is known exactly
             alpha, _ = self.process.coefficients(t)  # (B, 1, 1, 1, 1)
-            m = self.means[self.rows(y, side)].view_as(z_t)
+            m = self._means().of(self.rows(y, side), self._taken(covariates)).view_as(z_t)
             centred = z_t - alpha * m
             scores = centred.flatten(1) @ self.axes.T  # (B, rank)
             rest = centred - (scores @ self.axes).view_as(z_t)
@@ -121,15 +140,3 @@ def cosines(extent: int) -> torch.Tensor:
     matrix = torch.cos(math.pi * (2 * n + 1) * k / (2 * extent)) * math.sqrt(2.0 / extent)
     matrix[0] /= math.sqrt(2.0)
     return matrix.float()
-
-
-def class_means(z: torch.Tensor, y: torch.Tensor, rows: int) -> torch.Tensor:
-    """Mean of each class, and of all latents for rows without members, the null class among them: (rows, size).
-
-    The means as they are, not shrunk towards each other: an effect spread over a region is far below the noise at each
-    of its positions, so that any threshold by position removes it, while its mean over the region stays unbiased. The
-    noise this costs is 1 / (members of a class) of the variance. z is (N, size) float64, y (N,) int64 in [0, rows).
-    """
-    members = F.one_hot(y, rows).to(z)  # (N, rows)
-    counts = members.sum(0)[:, None]
-    return torch.where(counts > 0, members.T @ z / counts.clamp(min=1), z.mean(0))

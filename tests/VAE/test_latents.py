@@ -41,6 +41,13 @@ def test_older_files_with_three_fields_are_read(tmp_path: Path) -> None:
     assert (read_latent(tmp_path / "old.pkl").subject, read_latent(tmp_path / "old.pkl").side) == ("old", "")
 
 
+def test_older_mirror_images_are_known_by_their_name_and_newer_ones_say_it(tmp_path: Path) -> None:
+    save_pickle(tmp_path / "a_mirrored.pkl", {"mu": latent().mu, "logvar": latent().logvar, "label": 0})
+    assert read_latent(tmp_path / "a_mirrored.pkl").mirrored
+    write_latent(tmp_path / "b_mirrored.pkl", latent("b_mirrored"))  # a subject of that name
+    assert not read_latent(tmp_path / "b_mirrored.pkl").mirrored
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

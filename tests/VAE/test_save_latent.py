@@ -101,6 +101,7 @@ def test_mirror_images_are_latents_of_mirrored_scans_with_the_other_side(
     assert (len(latents), len(read_split(tmp_path, "val"))) == (24, 4)
     plain, mirrored = (latents[f"train01{end}.pkl"] for end in ("", "_mirrored"))
     assert (plain.subject, mirrored.subject, plain.side, mirrored.side) == ("train01", "train01", "L", "R")
+    assert (plain.mirrored, mirrored.mirrored) == (False, True)
     assert latents["train00_mirrored.pkl"].side == ""
     vae = load_vae(trained / "checkpoints/best.pt")
     scan = load_scans(read_table(cohort_dir / "train.csv"), vae.grid, cache_dir=cohort_dir / "cache").volumes[1]

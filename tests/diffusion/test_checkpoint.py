@@ -86,3 +86,25 @@ def test_a_file_with_window_settings_is_read_where_no_block_used_them(saved: tup
     torch.save(record, tmp_path / "older.pt")
     with pytest.raises(InputError, match="confined to windows"):
         load_diffusion(tmp_path / "older.pt")
+
+
+def test_a_start_whose_means_did_not_follow_covariates_is_read_and_continued(tmp_path: Path) -> None:
+    config = replace(MODEL, linear_rank=2)
+    model = awake(DiT(config, LATENT, build_process(PROCESS)))
+    model.start.means.normal_(generator=torch.Generator().manual_seed(0))
+    weights = {name: value for name, value in model.state_dict().items() if "slopes" not in name}
+    weights.pop("start.centres")
+    path = tmp_path / "older.pt"
+    scales, rest = {"age": (40.0, 10.0)}, {"step": 5, "best": 0.5, "stale": 1, "label_dropout": 0.2, "optimiser": []}
+    save_diffusion(
+        path, model, PROCESS, space(), ema={"0.05": weights}, track="0.05", ledger=[], covariates=scales, **rest
+    )
+    record = load_checkpoint(path, "diffusion")
+    del record["model_config"]["means_window"]
+    record["weights"] = weights
+    torch.save(record, path)
+    loaded = load_diffusion(path).model
+    t, y = torch.tensor([500.0]), torch.tensor([1])
+    z = torch.randn(1, *LATENT, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded.start(z, t, y, None, torch.tensor([[2.0]])), model.start(z, t, y))
+    assert resume_diffusion(path, DiT(config, LATENT, build_process(PROCESS)), PROCESS, space())["step"] == 5

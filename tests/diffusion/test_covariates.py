@@ -53,6 +53,18 @@ def test_volumes_are_in_ml_beside_the_others_and_unknown_where_their_table_is(ta
         covariates_of(["a"], ("age", "hippocampus_left"), (table,))
 
 
+def test_a_mirror_image_has_the_volumes_of_the_other_side(tmp_path: Path) -> None:
+    known = read_volumes(write_synthseg(tmp_path, volumes_ml()[:2], ["a", "b"]))
+    names = ("hippocampus_left", "ventricles", "hippocampus_right")
+    plain = covariates_of(["a", "a", "b"], names, (), known)
+    turned = covariates_of(["a", "a", "b"], names, (), known, [False, True, False])
+    assert torch.equal(turned[[0, 2]], plain[[0, 2]])
+    assert torch.equal(turned[1], plain[1].flip(0))
+    assert plain[1, 0] != plain[1, 2]
+    left_alone = covariates_of(["a", "b"], ("hippocampus_left",), (), known, [True, True])
+    assert torch.equal(left_alone[:, 0], plain[[0, 2], 2])
+
+
 def test_scales_standardise_what_is_known_and_keep_what_is_not(table: Path) -> None:
     values = covariates_of(["a", "b", "c"], ("age", "sex"), (table,))
     scales = fit_scales(values, ("age", "sex"))

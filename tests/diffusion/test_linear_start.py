@@ -9,7 +9,8 @@ from scipy import fft
 
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.model import DiT
-from diffusion.model.linear_start import LinearStart, class_means
+from diffusion.model.linear_start import LinearStart
+from diffusion.model.start_means import class_means
 from diffusion.process import Process, build_process
 
 SHAPE = (1, 2, 3, 4)
@@ -211,6 +212,47 @@ def test_class_means_keep_a_weak_effect_of_a_region() -> None:
     assert difference[500:].mean() == pytest.approx(0.0, abs=0.02)
     torch.testing.assert_close(means[2], z.mean(0))
     torch.testing.assert_close(class_means(z, torch.zeros_like(y), 3)[1:], z.mean(0).expand(2, -1))
+
+
+def test_means_follow_covariates_within_classes_and_unknown_ones_leave_them() -> None:
+    """A volume that is smaller in patients changes 6 positions; what else the class changes is at others."""
+    z, y = gaussian(4000)
+    draw = torch.Generator().manual_seed(3)
+    c = torch.stack([torch.randn(4000, generator=draw) - 1.0 * y, torch.randn(4000, generator=draw)], 1)
+    z.view(-1, SIZE)[:, 18:] += 0.7 * c[:, :1]
+    c[::5, 0] = torch.nan
+    process = build_process(ProcessConfig(target="x0"))
+    start = LinearStart(2, SHAPE, 2, process, covariates=2)
+    start.fit(z, y, None, c)
+    torch.testing.assert_close(start.slopes[0, 18:], torch.full((6,), 0.7), atol=0.08, rtol=0)
+    assert start.slopes[0, :18].abs().max() < 0.15
+    assert start.slopes[1].abs().max() < 0.15
+    torch.testing.assert_close(start.centres[:2, 0], torch.tensor([0.0, -1.0]), atol=0.1, rtol=0)
+    t, label = torch.full((3,), 999), torch.zeros(3, dtype=torch.long)
+    asked = torch.tensor([[torch.nan, torch.nan], [start.centres[0, 0], torch.nan], [3.0, torch.nan]])
+    unknown, usual, large = start(torch.zeros(3, *SHAPE), t, label, None, asked).flatten(1)
+    torch.testing.assert_close(usual, unknown, atol=1e-3, rtol=0)
+    assert (large - usual)[18:].mean() == pytest.approx(0.7 * 3, abs=0.25)
+    torch.testing.assert_close(start(torch.zeros(3, *SHAPE), t, label)[0], unknown.view(SHAPE))
+
+
+def test_a_window_keeps_a_region_and_takes_chance_away() -> None:
+    """0.5 standard deviations in a block of 4 x 4 x 4 positions, 200 people of each side; chance differs by 0.1."""
+    shape, draw = (3, 12, 12, 12), torch.Generator().manual_seed(0)
+    side = torch.arange(600) % 3  # L, R, HC
+    y = (side < 2).long()
+    z = torch.randn(600, *shape, generator=draw)
+    block = torch.zeros(shape, dtype=torch.bool)
+    block[:, 2:6, 4:8, 4:8] = True
+    z[side == 0] += 0.5 * block
+    starts = [LinearStart(1, shape, 2, build_process(ProcessConfig()), sides=True, window=width) for width in (0, 1)]
+    for start in starts:
+        start.fit(z, y, side)
+    plain, shrunk = ((start.means[3] - start.means[0]).view(shape) for start in starts)
+    assert shrunk[block].mean() == pytest.approx(0.5, abs=0.1)
+    assert shrunk[~block].abs().mean() < 0.2 * plain[~block].abs().mean()
+    assert (starts[1].means[4] - starts[1].means[0]).abs().mean() < 0.2 * plain[~block].abs().mean()
+    torch.testing.assert_close(starts[1].means[0], starts[0].means[0])
 
 
 def test_a_new_network_predicts_what_the_start_does() -> None:

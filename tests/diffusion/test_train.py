@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,8 +207,24 @@ def test_volumes_travel_from_a_tools_table_to_the_checkpoint(latents: Path, tmp_
     ml[:3, 0] = 0
     with pytest.warns(InputWarning, match="3 of 12 scans"):
         run(*words, "--volumes", write_synthseg(tmp_path, ml, names))
-    scale = load_diffusion(tmp_path / "run/checkpoints/best.pt").covariates["hippocampus_left"]
+    loaded = load_diffusion(tmp_path / "run/checkpoints/best.pt")
+    scale = loaded.covariates["hippocampus_left"]
     assert scale == pytest.approx((ml[3:12, 0].mean(), ml[3:12, 0].std(ddof=1)), rel=1e-4)
+    assert loaded.model.start.slopes.abs().max() > 0.01
+
+
+def test_mirror_images_have_the_volumes_of_the_other_side(latents: Path, tmp_path: Path) -> None:
+    shutil.copytree(latents, tmp_path / "latents")
+    paths = sorted((tmp_path / "latents/train").glob("*.pkl"))
+    for path in paths[:4]:
+        write_latent(path, replace(read_latent(path), mirrored=True))
+    names = [path.stem for split in ("train", "val") for path in sorted((latents / split).glob("*.pkl"))]
+    ml = volumes_ml(len(names))
+    words = ("--latents", tmp_path / "latents", "--run-dir", tmp_path / "run", "--model.covariates", "hippocampus_left")
+    run(*words, "--volumes", write_synthseg(tmp_path, ml, names))
+    left = np.concatenate([ml[:4, 1], ml[4:12, 0]])
+    scale = load_diffusion(tmp_path / "run/checkpoints/best.pt").covariates["hippocampus_left"]
+    assert scale == pytest.approx((left.mean(), left.std(ddof=1)), rel=1e-4)
 
 
 @pytest.mark.slow
