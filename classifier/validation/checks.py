@@ -30,6 +30,11 @@ class Check:
     does. Its answer is shown and not counted."""
 
 
+def _of_networks(found: Evidence, condition: str) -> Evidence | None:
+    """Enrichment of maps of another condition's network; None for a method that is of no network."""
+    return found[condition]["enrichment"] if condition in found else None
+
+
 CHECKS: dict[str, Check] = {
     "pointing": Check(lambda found: found["raw"]["pointing"], lambda number: number["p"] < ALPHA,
         "is the strongest voxel in or within 3 mm of the changed region, more often than in random places?"),
@@ -39,23 +44,26 @@ CHECKS: dict[str, Check] = {
         "are the strongest voxels those of the changed region, more than of random places (average precision)?"),
     "difference": Check(lambda found: found["group"]["enrichment"], lambda number: number["p"] < ALPHA,
         "does the mean map of patients minus that of controls lie in the changed region (enrichment)?"),
-    "silence": Check(lambda found: found["nothing"]["enrichment"], lambda number: number["p"] >= ALPHA,
+    "silence": Check(lambda found: _of_networks(found, "nothing"), lambda number: number["p"] >= ALPHA,
         "is there no such concentration when nothing was planted?", counted=False),
     "response": Check(
-        lambda found: found["response"].get("signal") or found["response"]["dose"], lambda number: number["low"] > 0,
+        lambda found: found["response"].get("signal") or found["response"]["dose"] if "response" in found else None,
+        lambda number: number["low"] > 0,
         "does enrichment grow with the strength of the planted change (Spearman, interval above 0)?"),
     "side": Check(lambda found: found["side"]["difference"], lambda number: number["low"] > 0.5,
         "is the stronger hippocampus of the difference map the changed one (exact interval above one half)?"),
-    "forgetting": Check(lambda found: {"value": found["cascade_end"]}, lambda number: abs(number["value"]) < FORGOTTEN,
+    "forgetting": Check(
+        lambda found: {"value": found["cascade_end"]} if "cascade_end" in found else None,
+        lambda number: abs(number["value"]) < FORGOTTEN,
         f"does the map change when all weights are random (|rank correlation| below {FORGOTTEN})?"),
-    "permuted": Check(lambda found: found["permuted"]["enrichment"], lambda number: number["p"] >= ALPHA,
+    "permuted": Check(lambda found: _of_networks(found, "permuted"), lambda number: number["p"] >= ALPHA,
         "is there no concentration when the network was trained on permuted labels?", counted=False),
     "deletion": Check(lambda found: found["deletion_gain"], lambda number: number["low"] > 0,
         "does the logit fall faster when regions are replaced in the map's order than in random order?"),
     "insertion": Check(lambda found: found["insertion_gain"], lambda number: number["low"] > 0,
         "does the logit rise faster when regions are put back in the map's order?"),
     "shortcut": Check(
-        lambda found: {"value": found["shortcut"]["rank"]} if found["shortcut"]["learned"] else None,
+        lambda found: {"value": found["shortcut"]["rank"]} if found.get("shortcut", {}).get("learned") else None,
         lambda number: number["value"] <= FIRST_RANKS,
         f"is a planted mark among the {FIRST_RANKS} first regions of a network that has learned it?"),
 }  # fmt: skip

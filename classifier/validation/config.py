@@ -63,6 +63,9 @@ class ValidationConfig(ScriptConfig):
     """Augmentation of the networks' training volumes."""
     effort: Effort = field(default_factory=Effort)
     """How much is measured."""
+    counterfactuals: Path | None = None
+    """Folder of diffusion.counterfactual --to HC for the test scans of the network that methods are judged on, by a
+    generator of its cohort: the size of the difference is then one more method."""
     jobs: int = 1
     """Networks trained at once."""
     threads: int | None = None
@@ -121,6 +124,8 @@ def check(config: ValidationConfig) -> None:
             effort.patients > 1 and effort.controls > 0,
         f"--effort.nulls {effort.nulls}: with fewer than 19 no p-value reaches 5 %": effort.nulls >= 19,
         f"--jobs {config.jobs}: at least 1": config.jobs > 0,
+        f"--counterfactuals {config.counterfactuals}: a folder of diffusion.counterfactual, with manifest.csv":
+            config.counterfactuals is None or (config.counterfactuals / "manifest.csv").is_file(),
     }  # fmt: skip
     problems = [rule for rule, kept in rules.items() if not kept]
     if problems:

@@ -10,8 +10,8 @@ from classifier.checkpoint import LoadedClassifier, load_classifier
 from classifier.dataset import Volumes
 from classifier.measures.resampling import bootstrap_weights, cell
 from classifier.saliency import attribution
+from classifier.validation import counterfactuals, faithfulness
 from classifier.validation import evidence as measure
-from classifier.validation import faithfulness
 from classifier.validation.checks import Evidence
 from classifier.validation.config import ValidationConfig
 from classifier.validation.evidence import Maps, Truth
@@ -99,7 +99,10 @@ def truth_for(study: Study, network: Network) -> Truth:
 def maps_of(study: Study, network: Network, method: str) -> Maps:
     """Maps of all of a network's volumes; those on disk, of the same checkpoint and settings, are read."""
     path = study.config.out / "maps" / network.condition.name / f"{method}.npz"
-    names = network.volumes.frame["subject"].tolist()
+    names, patients = network.volumes.frame["subject"].tolist(), len(network.sides)
+    if method == counterfactuals.NAME:
+        maps = counterfactuals.read_maps(study.config.counterfactuals, names, parse_grid(study.config.grid))
+        return Maps(maps[:patients], network.sides, maps[patients:])
     recipe = repr((network.loaded.hash, names, attribution.settings_of(method, network.context)))
     maps = None
     if path.exists():
@@ -109,7 +112,6 @@ def maps_of(study: Study, network: Network, method: str) -> Maps:
         maps = _explain(network.loaded.model, network, method, len(names))
         with atomic_write(path) as temporary:
             np.savez(temporary, maps=maps, recipe=np.array(recipe))
-    patients = len(network.sides)
     return Maps(maps[:patients], network.sides, maps[patients:])
 
 
@@ -143,7 +145,7 @@ def gather(study: Study) -> Findings:
     for condition in study.conditions[1:]:
         network = open_network(study, condition, controls=False)
         truth = None if condition.mark else truth_for(study, network)
-        for method in tqdm(found.evidence, desc=f"maps of {condition.name}", unit="method"):
+        for method in tqdm(found.enrichment, desc=f"maps of {condition.name}", unit="method"):
             compare(study, network, method, truth, found)
     for method, values in found.enrichment.items():
         found.evidence[method]["response"] = responses(study, values)
@@ -156,22 +158,24 @@ def from_strongest(study: Study) -> Findings:
     found = Findings(truth_for(study, network), network.loaded.mean_hc.numpy())
     # A coarse atlas: each region that is replaced is large enough to move the logit.
     regions = faithfulness.fading(measure.merged(study.regions).labels)
-    orders = {}
-    for method in tqdm(attribution.METHODS, desc=f"maps of {network.condition.name}", unit="method"):
+    orders, others = {}, () if study.config.counterfactuals is None else (counterfactuals.NAME,)
+    for method in tqdm([*attribution.METHODS, *others], desc=f"maps of {network.condition.name}", unit="method"):
         try:
             maps = maps_of(study, network, method)
         except InputError as reason:
             found.skipped[method] = str(reason)
             continue
         values = measure.localisation(maps, found.truth)
-        found.enrichment[method] = {network.condition.name: values["enrichment"][:, 0]}
+        of_network = method in attribution.METHODS  # others say the same of every network
+        if of_network:
+            found.enrichment[method] = {network.condition.name: values["enrichment"][:, 0]}
         found.differences[method], group = measure.group_difference(maps, found.truth)
         sides = {"raw": maps.patients, "difference": maps.patients - maps.controls.mean(axis=0)}
         found.evidence[method] = {
             "raw": measure.summaries(values, study.weights(len(maps.patients))),
             "group": group,
             "side": {kind: measure.side_accuracy(part, maps.sides, study.regions) for kind, part in sides.items()},
-            "cascade_end": forgetting(study, network, method, maps, found.truth.brain),
+            **({"cascade_end": forgetting(study, network, method, maps, found.truth.brain)} if of_network else {}),
         }
         chosen = maps.patients[: study.config.effort.faithful_patients]
         orders[method] = [faithfulness.relevance_order(map_, regions) for map_ in chosen]

@@ -14,11 +14,12 @@ from torch import nn
 
 from classifier import validate_saliency
 from classifier.saliency import attribution
-from classifier.validation import checks, evidence, planted
+from classifier.validation import checks, counterfactuals, evidence, planted
 from classifier.validation import study as map_study
 from classifier.validation.config import Effort, ValidationConfig
 from cohort.atlas import atlas
 from cohort.grids import GRIDS
+from cohort.volumes import write_nifti
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
@@ -132,6 +133,48 @@ def test_maps_on_disk_are_read_and_made_again_for_another_checkpoint(study, monk
     monkeypatch.setattr(map_study, "_explain", lambda *_: np.zeros((12, *GRID.shape), np.float32))
     other = dataclasses.replace(network, loaded=SimpleNamespace(**{**vars(network.loaded), "hash": "another"}))
     assert not map_study.maps_of(study, other, "saliency").patients.any()
+
+
+def write_counterfactuals(folder, subjects, to="HC"):
+    """As diffusion.counterfactual writes them: patients' darker hippocampus brightens again, controls stay."""
+    rows = []
+    for number, subject in enumerate(subjects):
+        change = np.zeros(GRID.shape, np.float32)
+        if number < len(SIDES):
+            change[LEFT if SIDES[number] == "L" else RIGHT] = 0.3
+        own = f"TLE-{SIDES[number]}" if number < len(SIDES) else "HC"
+        for kind in ("counterfactual", "difference"):
+            write_nifti(folder / f"{subject}_{kind}.nii.gz", change, GRID.affine)
+        row = {"subject": subject, "file": f"{subject}_counterfactual.nii.gz", "diagnosis": to, "own": own}
+        rows.append({**row, "difference": f"{subject}_difference.nii.gz"})
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+
+
+def test_counterfactuals_are_measured_as_one_more_method(study, tmp_path):
+    write_counterfactuals(tmp_path, [*study.subjects[0], *study.subjects[1]])
+    config = dataclasses.replace(study.config, counterfactuals=tmp_path)
+    found = map_study.gather(dataclasses.replace(study, config=config))
+    evidence = found.evidence["counterfactual"]
+    assert set(METHODS) - set(found.skipped) | {"counterfactual"} == set(found.evidence)
+    assert evidence["raw"]["average_precision"]["value"] == 1
+    answers = checks.answers(evidence)
+    of_networks = {"silence", "response", "forgetting", "permuted", "shortcut"}
+    assert {name for name, answer in answers.items() if answer is None} == of_networks
+    assert all(answers[name] for name in ("pointing", "enrichment", "precision", "difference", "side", "deletion"))
+    row = checks.table({"counterfactual": evidence}, judged=True).loc[0]
+    assert row["asked"] == len(checks.CHECKS) - len(of_networks)
+
+
+def test_folders_of_other_counterfactuals_are_refused(tmp_path):
+    write_counterfactuals(tmp_path, ["s0", "s8"])
+    assert counterfactuals.read_maps(tmp_path, ["s8", "s0"], GRID)[1].max() == pytest.approx(0.3)
+    with pytest.raises(InputError, match=r"no counterfactuals of these test subjects .1.:\n  - s1"):
+        counterfactuals.read_maps(tmp_path, ["s0", "s1"], GRID)
+    with pytest.raises(InputError, match="those of the study have"):
+        counterfactuals.read_maps(tmp_path, ["s0"], GRIDS["demo"])
+    write_counterfactuals(tmp_path, ["s0"], to="TLE-L")
+    with pytest.raises(InputError, match="made for --to TLE-L; the map of a disease needs --to HC"):
+        counterfactuals.read_maps(tmp_path, ["s0"], GRID)
 
 
 def results(low: float):
