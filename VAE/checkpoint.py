@@ -8,6 +8,8 @@ import torch
 
 from cohort.grids import GRIDS, Grid, refuse_other_grid
 from runtime import checkpoints
+from runtime.errors import InputError
+from VAE import tiles
 from VAE.config import ModelConfig
 from VAE.model import Autoencoder
 from VAE.monai_weights import read_weights, translate
@@ -27,6 +29,20 @@ class LoadedVAE:
     ledger: list[str]
     """Hashes of the subjects and groups it was trained on or selected with."""
     step: int
+
+    def encode(self, x: torch.Tensor, tile: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Autoencoder.encode`; with `tile` in slabs of so many voxels, which is the same to rounding (`VAE.tiles`)."""
+        return tiles.encode(self.model, x, tile, x.device) if tile else self.model.encode(x)
+
+    def decode(self, z: torch.Tensor, tile: int = 0) -> torch.Tensor:
+        """`Autoencoder.decode` to volumes of the grid; `tile` as for `encode`."""
+        shape = self.grid.shape
+        return tiles.decode(self.model, z, shape, tile, z.device) if tile else self.model.decode(z, shape)
+
+    def refuse_tile(self, tile: int) -> None:
+        """InputError where slabs of so many voxels do not fit the levels of the network."""
+        if tile < 0 or tile % (2 * self.model.factor):
+            raise InputError(f"--tile {tile}: this VAE needs a multiple of {2 * self.model.factor}")
 
 
 def save_vae(path: Path, model: Autoencoder, *, grid: Grid, ledger: list[str], **state: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from cohort.grids import GridName
-from runtime.config import RunConfig
+from runtime.config import FitConfig
 from runtime.errors import InputError
 from runtime.files import ROOT
 
@@ -110,7 +110,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
+class TrainConfig(FitConfig):
     """Everything one VAE training run depends on."""
 
     grid: GridName = "paper"
@@ -136,8 +136,10 @@ class TrainConfig(RunConfig):
     """AdamW's decoupled weight decay."""
     ema_decay: float = 0.999
     """Decay per step of the averaged weights (with the usual warm-up); they are what loaders return."""
-    recompute: bool = False
-    """Gradient checkpointing: compute activations again in the backward pass. Less memory, about a third slower."""
+    patch: int = 0
+    """Train on random cubes of so many voxels per side, a multiple of the model's reduction, instead of whole volumes;
+    smaller axes stay whole. For grids whose volumes do not fit: the network is convolutional, and works on whole ones
+    afterwards. Only its group norms see a difference."""
     allow_one_class: bool = False
     """Train on a table that has only HC or only TLE."""
     allow_leak: bool = False

@@ -39,6 +39,20 @@ def augment(x: torch.Tensor, config: AugmentConfig, generators: Sequence[torch.G
     return (x.clamp(0.0, 1.0) ** gamma * bias).clamp(0.0, 1.0)
 
 
+def cut(x: torch.Tensor, size: int, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """A cube of `size` voxels per side, or the whole of shorter axes, out of each volume (B, 1, D, H, W), at a place
+    drawn evenly by its own generator.
+    """
+    sizes = [min(size, extent) for extent in x.shape[2:]]
+    parts = []
+    for volume, generator in zip(x, generators, strict=True):
+        for axis, (extent, kept) in enumerate(zip(x.shape[2:], sizes, strict=True), start=1):
+            start = int(torch.randint(extent - kept + 1, (), generator=generator))
+            volume = volume.narrow(axis, start, kept)
+        parts.append(volume)
+    return torch.stack(parts)
+
+
 def _draw(config: AugmentConfig, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """One volume's flip (), linear map (3, 3), shift (3,), exponent (), and log bias field at its control points."""
     flip = torch.rand((), generator=generator) < config.flip

@@ -8,7 +8,7 @@ with --nifti each reconstruction and the scan as the network saw it. With --tile
 that do not fit in memory as a whole. Under torchrun the scans are shared among the processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from runtime.checkpoints import git_commit
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
 from runtime.device import Device, pick_device
-from runtime.errors import InputError
 from runtime.files import ROOT, write_json
 from VAE import metrics
 from VAE.checkpoint import LoadedVAE, load_vae
@@ -46,9 +45,8 @@ class InferConfig(DeviceConfig):
     out: Path = ROOT / "runs/infer"
     """Folder for the results."""
     tile: int = 0
-    """Edge in voxels of the tiles to encode and decode in, an even multiple of the model's reduction; neighbours share
-    half. 0: the whole volume at once. Memory follows the tile. Each tile is normalised by its own statistics, so that
-    the result differs a little from the whole volume's."""
+    """Voxels of the slabs to encode and decode in, an even multiple of the model's reduction: less memory, and the same
+    result to rounding. 0: whole volumes."""
     nifti: bool = False
     """Also write <subject>_reconstruction.nii.gz and <subject>_scan.nii.gz, the scan as the network sees it (resampled,
     normalised). Both are on the model's grid, with its affine in world millimetres: in a viewer they overlay each other
@@ -77,8 +75,7 @@ def main(config: InferConfig) -> None:
     """Loads, reconstructs, measures, writes."""
     device = pick_device(config.precision, config.threads)
     vae = load_vae(config.checkpoint)
-    if config.tile % (2 * vae.model.factor):
-        raise InputError(f"--tile {config.tile}: this VAE needs a multiple of {2 * vae.model.factor}")
+    vae.refuse_tile(config.tile)
     frame = read_table(config.csv)
     what = f"{config.csv} with {config.checkpoint}"
     leak = refuse_overlap(frame, vae.ledger, what=what, allow_leak=config.allow_leak)
@@ -111,10 +108,15 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device,
     if device.compiles(config.compile):
         model.compile_parts()
     share = distributed.shard(range(len(volumes)))
+    free = memory.free_bytes(device.kind)
+    found = memory.forecast(reconstruction_bytes(vae, config.tile, device), device.kind, "convolutions")
+    if distributed.is_main():
+        print(found.text("a scan", device.kind))
     for row in tqdm(share, desc="reconstructing", unit="scan", disable=not distributed.is_main()):
         entry, x = volumes.frame.iloc[row], volumes.batch(torch.tensor([row]))
-        with memory.explained(partial(memory_advice, vae, config.tile, device)), device.autocast():
-            mu, logvar, x_hat = there_and_back(model, x, config.tile)
+        with memory.explained(partial(memory_advice, vae, config.tile, device, free)), device.autocast():
+            mu, logvar = vae.encode(x, config.tile)
+            x_hat = vae.decode(mu, config.tile)
         x, x_hat = (volume[0, 0].float() for volume in (x, x_hat))
         who = {"subject": entry.subject, "session": entry.session, "label": int(entry.label)}
         measures = {**who, **metrics.reconstruction_metrics(x_hat, x)}
@@ -128,16 +130,29 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device,
     return cases
 
 
-def memory_advice(vae: LoadedVAE, tile: int, device: Device) -> str:
-    """What to do when one scan, or one tile of so many voxels, runs out of memory."""
-    free, least = memory.free_bytes(device.kind), 2 * vae.model.factor
-    edges = range(least, tile or max(vae.grid.shape), least)
-    fitting = [
-        edge for edge in edges if vae.model.inference_bytes((edge,) * 3) < memory.USABLE[device.kind.type] * free
-    ]
-    what = f"out of memory at {f'tiles of {tile} voxels' if tile else 'a single scan'}"
-    hint = f"--tile {fitting[-1]} works piece by piece" if fitting else "smaller tiles do not fit either"
-    return f"{what}; {memory.size_text(free)} are free: {hint}"
+def memory_advice(vae: LoadedVAE, tile: int, device: Device, free: int) -> str:
+    """What to do when one scan runs out of memory, of which so much was `free` before the first."""
+    least = 2 * vae.model.factor
+    edges = [least * 2**k for k in range(10) if least * 2**k < (tile or max(vae.grid.shape))]
+    needs = {
+        edge: memory.forecast(reconstruction_bytes(vae, edge, device), device.kind, "convolutions").work
+        for edge in edges
+    }
+    fitting = [edge for edge, need in needs.items() if need < free]
+    what = f"out of memory at {f'slabs of {tile} voxels' if tile else 'a single scan'}"
+    hint = f"--tile {fitting[-1]} works piece by piece" if fitting else "smaller slabs do not fit either"
+    return f"{what}; {memory.size_text(free)} were free: {hint}"
+
+
+def reconstruction_bytes(vae: LoadedVAE, tile: int, device: Device) -> int:
+    """What a volume's way to the latent and back takes besides the weights."""
+
+    def work(model: Autoencoder) -> None:
+        own = replace(vae, model=model)
+        with device.autocast():
+            own.decode(own.encode(device.tensor(memory.zeros(model, 1, 1, *vae.grid.shape)), tile)[0], tile)
+
+    return memory.inference_bytes(work, vae.model)
 
 
 def extremes(cases: list[Case]) -> list[Case]:
@@ -146,23 +161,6 @@ def extremes(cases: list[Case]) -> list[Case]:
     for case in held[2:-2]:
         case.pair = None
     return [case for case in held if case.pair]
-
-
-def there_and_back(model: Autoencoder, x: torch.Tensor, tile: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """mu, logvar and the reconstruction from mu, of the whole volume or in overlapping tiles with Gaussian weights."""
-    D, H, W = x.shape[2:]
-    if not tile:
-        mu, logvar = model.encode(x)
-        return mu, logvar, model.decode(mu, (D, H, W))
-    from monai.inferers import sliding_window_inference  # slow to import
-
-    x = model.padded(x)
-    size = [min(tile, extent) for extent in x.shape[2:]]
-    latent = [extent // model.factor for extent in size]
-    how = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sw_device": x.device, "device": "cpu"}
-    mu, logvar = sliding_window_inference(x, size, predictor=model.encode, **how)
-    raw = sliding_window_inference(mu, latent, predictor=model.decode_raw, **how)
-    return mu, logvar, model.finish(raw[..., :D, :H, :W].to(x.device))
 
 
 def write_regions(cases: list[Case], labels: Atlas, out: Path) -> dict:

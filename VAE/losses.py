@@ -1,5 +1,6 @@
 """The VAE's loss: its terms, the networks they need, and which terms count at a step with what weight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,16 +291,28 @@ def objective(
 
 
 def discriminator_step(
-    networks: LossNetworks, x_hat: torch.Tensor, x: torch.Tensor, config: LossConfig, device: Device
+    networks: LossNetworks, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], config: LossConfig, device: Device
 ) -> torch.Tensor:
-    """One update of the discriminator on a real and a reconstructed batch; returns its loss."""
-    networks.discriminator.requires_grad_(True)
-    with device.autocast():
-        real, fake = networks.discriminator(x)[-1], networks.discriminator(x_hat)[-1]
-        loss = discriminator_adversarial(real, fake, config.adversarial_kind)
+    """One update of the discriminator on the equal parts of a batch, each its reconstructions and its volumes; returns
+    the loss.
+    """
     networks.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    total = torch.zeros((), device=device.kind)
+    for x_hat, x in pairs:
+        loss = adversarial_loss(networks, x_hat, x, config, device) / len(pairs)
+        loss.backward()
+        total += loss.detach()
     for parameter in networks.discriminator.parameters():
         parameter.grad = distributed.mean(parameter.grad)
     networks.optimiser.step()
-    return loss.detach()
+    return total
+
+
+def adversarial_loss(
+    networks: LossNetworks, x_hat: torch.Tensor, x: torch.Tensor, config: LossConfig, device: Device
+) -> torch.Tensor:
+    """The loss that the discriminator descends, on reconstructions x_hat and volumes x (B, 1, D, H, W)."""
+    networks.discriminator.requires_grad_(True)
+    with device.autocast():
+        real, fake = networks.discriminator(x)[-1], networks.discriminator(x_hat)[-1]
+        return discriminator_adversarial(real, fake, config.adversarial_kind)

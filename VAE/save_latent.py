@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cohort.ledger import ledger_of
 from cohort.stacks import Volumes, load_scans
 from cohort.tables import read_table
-from runtime import distributed, seeding
+from runtime import distributed, memory, seeding
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
 from runtime.device import Device, in_batches, pick_device
@@ -30,6 +30,7 @@ from VAE import latents
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.config import AugmentConfig
 from VAE.dataset import augment
+from VAE.model import Autoencoder
 
 MIRRORED = -1
 """The variant of a scan that is its mirror image."""
@@ -61,6 +62,9 @@ class SaveLatentConfig(DeviceConfig):
     """How the variants differ; only used with --augmented-copies."""
     seed: int = 0
     """Seed of the variants."""
+    tile: int = 0
+    """Voxels of the slabs to encode in, an even multiple of the model's reduction: less memory, and the same result to
+    rounding. 0: whole volumes."""
     batch_size: int | None = None
     """Scans encoded at once; by default 1 on a CPU (same bytes whatever is missing), on a GPU what its free memory
     holds, at most 16."""
@@ -138,14 +142,19 @@ def encode(
     model = device.module(vae.model)
     if device.compiles(config.compile):
         model.compile_parts()
-    size = device.inference_batch(config.batch_size, vae.model.inference_bytes(vae.grid.shape))
+    vae.refuse_tile(config.tile)
+    size = device.inference_batch(config.batch_size, encoding_bytes(vae, device, 1, config.tile))
+    found = memory.forecast(encoding_bytes(vae, device, size, config.tile), device.kind, "convolutions")
+    if distributed.is_main():
+        print(found.text(f"encoding {size} at once", device.kind))
     sides = {name: side_of(volumes.frame["side"].iloc[row], variant, config) for row, variant, name in items}
     share = [item for item in distributed.shard(items) if not _present(folder / item[2], vae.hash, sides[item[2]])]
 
     def posterior(batch: list[Item], size: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = [volume(volumes, item, config) for item in batch]
         with device.autocast():
-            mu, logvar = model.encode(torch.cat(x + x[-1:] * (size - len(x))))  # filled up: the network sees one shape
+            filled = torch.cat(x + x[-1:] * (size - len(x)))  # filled up: the network sees one shape
+            mu, logvar = vae.encode(filled, config.tile)
         return mu.cpu(), logvar.cpu()
 
     bar = tqdm(total=len(share), desc=f"encoding {folder.name}", unit="scan", disable=not distributed.is_main())
@@ -161,6 +170,16 @@ def encode(
         bar.update(len(batch))
     bar.close()
     return len(share)
+
+
+def encoding_bytes(vae: LoadedVAE, device: Device, count: int, tile: int) -> int:
+    """What encoding so many scans at once takes besides the weights."""
+
+    def work(model: Autoencoder) -> None:
+        with device.autocast():
+            replace(vae, model=model).encode(device.tensor(memory.zeros(model, count, 1, *vae.grid.shape)), tile)
+
+    return memory.inference_bytes(work, vae.model)
 
 
 def side_of(side: str, variant: int, config: SaveLatentConfig) -> str:

@@ -7,7 +7,8 @@ command continues a run that was stopped.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,14 +26,26 @@ from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from VAE.checkpoint import resume_vae, save_vae, start_from
 from VAE.config import PRESETS, TrainConfig
-from VAE.dataset import augment, batch_rows
-from VAE.losses import LossNetworks, adversarial_counts, build_networks, discriminator_step, objective, soft_volume
+from VAE.dataset import augment, batch_rows, cut
+from VAE.losses import (
+    LossNetworks,
+    adversarial_counts,
+    adversarial_loss,
+    build_networks,
+    discriminator_step,
+    objective,
+    soft_volume,
+)
 from VAE.metrics import draw_pairs, reconstruction_metrics
 from VAE.model import Autoencoder
 
 CALIBRATION_SCANS = 64
 CALIBRATION_VOXELS = 32_768
 """Training scans, and random voxels of each, on which the output rule is measured."""
+
+
+LEAST_JUDGED = 16
+"""Voxels per side of which the discriminator's last level has more than one place, for its instance norms."""
 
 
 @dataclass(kw_only=True)
@@ -66,10 +79,17 @@ def main(config: TrainConfig) -> None:
         resume(run, state)
         parallel = distributed.wrap(model)
         guard = training.LossGuard(device.kind)
+        one_step = partial(passes, state=state, config=config, device=device)
+        hint = "; --patch trains on parts of the volumes" if not config.patch else "; a smaller --patch takes less"
+        how = (config, device.kind, "convolutions", bool(optimiser.state), hint)
+        cases, said = memory.settle(one_step, model, *how)
+        run.say(said)
+        recompute = None if model.recompute else Autoencoder.recompute_activations
+        advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, recompute)
 
         for step in training.steps_to_take(run, state, config.steps, "VAE"):
-            with memory.explained(partial(memory_advice, state, step, config, device)):
-                terms = train_step(parallel, state, train, step, config)
+            with memory.explained(advice):
+                terms = train_step(parallel, state, train, step, config, cases)
             guard.watch(step, terms["loss/train"])
             training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
             state.step = step
@@ -107,6 +127,10 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     """The autoencoder with weights by the seed, and the networks that the loss weights ask for."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = Autoencoder(config.model)
+    if config.patch % model.factor or config.patch < 0:
+        raise InputError(f"--patch {config.patch}: expected a multiple of {model.factor}, the model's reduction, or 0")
+    if config.loss.adversarial and 0 < config.patch < LEAST_JUDGED:
+        raise InputError(f"--patch {config.patch}: the discriminator needs {LEAST_JUDGED} voxels per side or more")
     if config.recompute:
         model.recompute_activations()
     model = device.module(model)
@@ -116,40 +140,55 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
 
 
 def train_step(
-    parallel: nn.Module, state: VAEState, train: Volumes, step: int, config: TrainConfig
+    parallel: nn.Module, state: VAEState, train: Volumes, step: int, config: TrainConfig, cases: int
 ) -> dict[str, torch.Tensor]:
-    """One update of the autoencoder, and of the discriminator when it takes part; returns its numbers by name."""
+    """One update of the autoencoder, and of the discriminator when it takes part, `cases` volumes at once; returns its
+    numbers by name.
+    """
     device = train.device
     x = train.batch(batch_rows(len(train), config.batch_size, step, config.seed))
     places = distributed.local(torch.arange(config.batch_size)).tolist()  # in the global batch
     x = augment(x, config.augment, [seeding.generator(config.seed, "augment", step, place) for place in places])
+    if config.patch:
+        x = cut(x, config.patch, [seeding.generator(config.seed, "patch", step, place) for place in places])
     shape = (config.batch_size, *state.model.latent_shape(tuple(x.shape[2:])))
     draw = seeding.generator(config.seed, "posterior", step, device=device.kind)
-    eps = torch.randn(shape, generator=draw, device=device.kind)
-    with device.autocast():
-        outputs = parallel(x, distributed.local(eps))
-        loss, terms = objective(outputs, x, state.networks, config.loss, step, config.seed)
+    eps = distributed.local(torch.randn(shape, generator=draw, device=device.kind))
+    parts, said, made = list(zip(x.split(cases), eps.split(cases), strict=True)), [], []
+
+    def losses() -> Iterator[torch.Tensor]:
+        for x_part, eps_part in parts:
+            with device.autocast():
+                outputs = parallel(x_part, eps_part)
+                loss, terms = objective(outputs, x_part, state.networks, config.loss, step, config.seed)
+            said.append({"loss/train": loss.detach(), **terms})
+            made.append(soft_volume(outputs[0]).detach() if adversarial_counts(config.loss, step) else None)
+            del outputs
+            yield loss / len(parts)
+
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
-    norm = training.descend(loss, parallel, state.optimiser, lr, config.clip_norm)
+    norm = training.descend(losses(), parallel, state.optimiser, lr, config.clip_norm)
+    terms = {name: torch.stack([part[name] for part in said]).mean() for name in said[0]}
     if adversarial_counts(config.loss, step):
-        terms["loss/discriminator"] = discriminator_step(
-            state.networks, soft_volume(outputs[0]).detach(), x, config.loss, device
-        )
-    return {"loss/train": loss.detach(), **terms, "grad/norm": norm}
+        pairs = [(x_hat, x_part) for x_hat, (x_part, _) in zip(made, parts, strict=True)]
+        terms["loss/discriminator"] = discriminator_step(state.networks, pairs, config.loss, device)
+    return {**terms, "grad/norm": norm}
 
 
-def memory_advice(state: VAEState, step: int, config: TrainConfig, device: Device) -> str:
-    """What to do when this step runs out of memory."""
-
-    def passes(network: Autoencoder, cases: int) -> None:
-        x = device.tensor(torch.zeros(cases, 1, *state.grid.shape))
-        eps = torch.zeros(cases, *network.latent_shape(state.grid.shape), device=device.kind)
-        with device.autocast():
-            loss, _ = objective(network(x, eps), x, state.networks, config.loss, step, config.seed)
-        loss.backward()
-
-    recompute = None if config.recompute else Autoencoder.recompute_activations
-    return memory.step_advice(passes, state.model, device.kind, config.batch_size, recompute)
+def passes(network: Autoencoder, cases: int, *, state: VAEState, config: TrainConfig, device: Device) -> None:
+    """Forward and backward pass of a step in which all losses count, for its memory."""
+    shape = tuple(min(size, config.patch or size) for size in state.grid.shape)
+    x = device.tensor(memory.zeros(network, cases, 1, *shape))
+    eps = memory.zeros(network, cases, *network.latent_shape(shape))
+    networks = memory.imitation(replace(state.networks, optimiser=None))
+    with device.autocast():
+        outputs = network(x, eps)
+        loss, _ = objective(outputs, x, networks, config.loss, config.steps, config.seed)
+    loss.backward()
+    if adversarial_counts(config.loss, config.steps):
+        pair = soft_volume(outputs[0]).detach(), x
+        del outputs, loss
+        adversarial_loss(networks, *pair, config.loss, device).backward()
 
 
 @torch.no_grad()

@@ -78,9 +78,12 @@ def main(config: TrainConfig) -> None:
             everything.compile(dynamic=False)
         network = distributed.wrap(everything)
         guard = training.LossGuard(device.kind)
+        one_step = partial(passes, grid=grid, device=device)
+        advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, multiple=2)
+        run.say(memory_line(one_step, state, config, device))
 
         for step in training.steps_to_take(run, state, config.steps, "classifier"):
-            with memory.explained(partial(memory_advice, model, grid, config, device)):
+            with memory.explained(advice):
                 terms = train_step(network, optimiser, train, step, config, model.width)
             guard.watch(step, terms["loss/total"])
             training.average(state.ema, model, training.rate_of_decay(config.ema_decay, step))
@@ -142,20 +145,24 @@ def train_step(
     answers = Answers(*(column.to(found.device, non_blocking=True) for column in answers))
     terms = losses(found.float(), answers, config)
     lr = training.learning_rate(step, config.lr, config.steps, config.warmup_steps)
-    norm = training.descend(terms["total"], network, optimiser, lr, config.clip_norm)
+    norm = training.descend([terms["total"]], network, optimiser, lr, config.clip_norm)
     return {**{f"loss/{name}": distributed.mean(term.detach()) for name, term in terms.items()}, "grad/norm": norm}
 
 
-def memory_advice(model: Classifier, grid: Grid, config: TrainConfig, device: Device) -> str:
-    """What to do when a step runs out of memory."""
+def passes(network: Classifier, cases: int, *, grid: Grid, device: Device) -> None:
+    """Forward and backward pass of a step, for its memory."""
+    network.eval()  # in training its norm would wait for other processes
+    with device.autocast():
+        found = Everything(network)(device.tensor(memory.zeros(network, cases, 1, *grid.shape)))
+    found.float().sum().backward()
 
-    def passes(network: Classifier, cases: int) -> None:
-        network.eval()  # in training its norm would wait for other processes
-        with device.autocast():
-            found = Everything(network)(device.tensor(torch.zeros(cases, 1, *grid.shape)))
-        found.float().sum().backward()
 
-    return memory.step_advice(passes, model, device.kind, config.batch_size, multiple=2)
+def memory_line(step: memory.Step, state: ClassifierState, config: TrainConfig, device: Device) -> str:
+    """What a run will take."""
+    cases = config.batch_size // distributed.world_size()
+    moments = 0 if state.optimiser.state else memory.MOMENTS * memory.weight_bytes(state.model)
+    work = memory.step_bytes(step, state.model, cases)
+    return memory.forecast(work, device.kind, "convolutions", moments).text(f"a step of {cases} cases", device.kind)
 
 
 def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[str, torch.Tensor]:

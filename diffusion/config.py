@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from cohort.anatomy.volume_tables import KnownVolumes
-from runtime.config import RunConfig
+from runtime.config import FitConfig
 from runtime.files import ROOT
 
 
@@ -86,7 +86,7 @@ class ProcessConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(KnownVolumes, RunConfig):
+class TrainConfig(KnownVolumes, FitConfig):
     """Everything one diffusion training run depends on."""
 
     latents: Path = ROOT / "latents/paper"

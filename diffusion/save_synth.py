@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from cohort.labelling.reading import Reader, open_reader
@@ -36,7 +37,7 @@ from diffusion.model import DiT
 from diffusion.refusal import MOST_DRAWS, Refusal, calibrate
 from diffusion.sampler import SAMPLERS, check_sampler, guided
 from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_wanted
-from runtime import distributed, seeding
+from runtime import distributed, memory, seeding
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
 from runtime.device import Device, in_batches, pick_device
@@ -54,6 +55,8 @@ class Models(NamedTuple):
     refusal: Refusal | None = None
     reader: Reader | None = None
     """The network that labels regions, where labels are wanted."""
+    tile: int = 0
+    """Of `LoadedVAE.decode`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class SaveSynthConfig(DeviceConfig):
     batch_size: int | None = None
     """Volumes generated at once on a GPU, 16 by default: volume k has the same bytes in runs with the same batch size.
     A CPU makes one at a time: same bytes whatever is given."""
+    tile: int = 0
+    """Decode in slabs of so many voxels, an even multiple of the VAE's reduction: less memory, the same to rounding."""
     nifti: bool = False
     """Also write each volume as .nii.gz with its true affine."""
     bids: Path | None = None
@@ -163,6 +168,7 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     device = pick_device(config.precision, config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion, weights=config.weights)
     refuse_other_vae(diffusion, vae)
+    vae.refuse_tile(config.tile)
     check_request(config, wanted, diffusion)
     device.module(vae.model)
     device.module(diffusion.model)
@@ -170,7 +176,7 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
         compile_network(diffusion.model)
         vae.model.compile_parts()
     reader = None if config.labels is None else open_reader(config.labels, vae.grid, device)
-    return Models(vae, diffusion, device, read_refusal(config, diffusion, device), reader)
+    return Models(vae, diffusion, device, read_refusal(config, diffusion, device), reader, config.tile)
 
 
 def read_refusal(config: SaveSynthConfig, diffusion: LoadedDiffusion, device: Device) -> Refusal | None:
@@ -253,8 +259,12 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
 def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
     """Samples, decodes and writes this process's share, one batch in memory at a time."""
     share, settings = distributed.shard(missing), folder.settings
-    each = models.vae.model.inference_bytes(models.vae.grid.shape)
-    size = 1 if models.device.kind.type == "cpu" else models.device.inference_batch(config.batch_size, each)
+    size = 1
+    if models.device.kind.type != "cpu":
+        size = models.device.inference_batch(config.batch_size, volume_bytes(models, settings, 1))
+    if distributed.is_main() and missing:
+        found = memory.forecast(volume_bytes(models, settings, size), models.device.kind, "convolutions")
+        print(found.text(f"{size} volumes at once" if size > 1 else "a volume", models.device.kind))
     desc = f"{CLASS_NAMES[settings.label]} volumes"
     with tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar:
         began = time.perf_counter()
@@ -275,6 +285,20 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
             began = time.perf_counter()
 
 
+def volume_bytes(models: Models, settings: Settings, count: int) -> int:
+    """What sampling and decoding so many volumes at once takes besides the weights."""
+    halves = 1 if settings.guidance == 1 else 2
+
+    def work(networks: tuple[DiT, nn.Module]) -> None:
+        dit, vae = networks
+        z, y = memory.zeros(dit, halves * count, *dit.latent_shape), memory.zeros(dit, halves * count)
+        with models.device.autocast():
+            dit(z, y, y.long())
+            replace(models.vae, model=vae).decode(models.device.tensor(z[:count]), models.tile)
+
+    return memory.inference_bytes(work, (models.diffusion.model, models.vae.model))
+
+
 @torch.no_grad()
 def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> tuple[np.ndarray, list[int]]:
     """Makes a batch of volumes, each from its own seed: (B, D, H, W) float32 in [0, 1], one for each of `wanted`; and
@@ -282,8 +306,7 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
     """
     with models.device.autocast():
         z, refused = accepted(wanted, size, models, settings)
-        z = models.device.tensor(models.diffusion.space.leave(z))
-        x = models.vae.model.decode(z, models.vae.grid.shape)
+        x = models.vae.decode(models.device.tensor(models.diffusion.space.leave(z)), models.tile)
     return x[: len(wanted), 0].float().cpu().numpy(), refused
 
 

@@ -7,6 +7,7 @@ command continues a run that was stopped.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from diffusion.checkpoint import resume_diffusion, save_diffusion, start_from
 from diffusion.config import NO_SIDE, PRESETS, SIDE_CODES, TrainConfig
 from diffusion.covariates import Scales, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, LatentSpace, fit_space
+from diffusion.heldout import by_class_and_noise, held_out_losses
 from diffusion.mixing import Mixer, spacing_of
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
@@ -30,10 +32,6 @@ from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_ledger, read_statistics
-
-BINS = 5
-"""Bins of equal width over the timesteps. Each latent is noised once in each, the same way in every validation, so that
-losses can be compared."""
 
 MIXTURES = 6
 """Mixtures for each axis of the linear start: of fewer, the axes would fit those that happened to be drawn."""
@@ -76,10 +74,15 @@ def main(config: TrainConfig) -> None:
         state = fresh_state(model, config)
         resume(run, state, data, config)
         network, guard = distributed.wrap(model), training.LossGuard(device.kind)
+        one_step = partial(passes, process=process, device=device)
+        cases, said = memory.settle(one_step, model, config, device.kind, "matrices", bool(state.optimiser.state))
+        run.say(said)
+        recompute = None if model.recompute else DiT.recompute_activations
+        advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, recompute)
 
         for step in training.steps_to_take(run, state, config.steps, "diffusion"):
-            with memory.explained(partial(memory_advice, model, process, config, device)):
-                terms = train_step(network, process, data, state.optimiser, step, config)
+            with memory.explained(advice):
+                terms = train_step(network, process, data, state.optimiser, step, config, cases)
             guard.watch(step, terms["loss/train"])
             for share, track in state.ema.items():
                 training.average(track, model, training.rate_of_share(float(share), step))
@@ -178,6 +181,8 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
         data = replace(data, space=space, ledger=ledger)
     if model.start is not None and (config.init is None or other_grid):
         model.start.fit(*start_latents(data, rank, config.seed))
+    if config.recompute:
+        model.recompute_activations()
     model = device.module(model)
     if device.compiles(config.compile):
         for block in model.blocks:  # block by block: one compilation serves them all
@@ -200,9 +205,17 @@ def start_latents(data: Data, rank: int, seed: int) -> tuple[torch.Tensor, ...]:
 
 
 def train_step(
-    network: nn.Module, process: Process, data: Data, optimiser: torch.optim.Optimizer, step: int, config: TrainConfig
+    network: nn.Module,
+    process: Process,
+    data: Data,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    config: TrainConfig,
+    cases: int,
 ) -> dict[str, torch.Tensor]:
-    """One update; returns named numbers. All that is random is drawn for the global batch, then shared out."""
+    """One update, `cases` latents at once; returns named numbers. All that is random is drawn for the global batch,
+    then shared out.
+    """
     train, size = data.train, config.batch_size
     device = train.device
     draw = seeding.generator(config.seed, "batch", step, device=device.kind)
@@ -221,11 +234,19 @@ def train_step(
     z = data.space.enter(data.mixer.mix(rows, batch.z, *mixing) if mixing else batch.z)
     y, side = torch.where(dropped, config.model.classes, batch.y), batch.side.masked_fill(dropped | sideless, NO_SIDE)
     covariates = batch.covariates.masked_fill(hidden, math.nan)
-    with device.autocast():
-        prediction = network(process.noised(z, eps, t), t, y, covariates, side)
-    loss = process.loss(prediction, z, eps, t).mean()
-    norm = training.descend(loss, network, optimiser, rate(step, config), config.clip_norm)
-    return {"loss/train": loss.detach(), "grad/norm": norm}
+    inputs = (process.noised(z, eps, t), t, y, covariates, side, z, eps)
+    parts, said = list(zip(*(value.split(cases) for value in inputs), strict=True)), []
+
+    def losses() -> Iterator[torch.Tensor]:
+        for *conditions, z_part, eps_part in parts:
+            with device.autocast():
+                prediction = network(*conditions)
+            loss = process.loss(prediction, z_part, eps_part, conditions[1]).mean() / len(parts)
+            said.append(loss.detach())
+            yield loss
+
+    norm = training.descend(losses(), network, optimiser, rate(step, config), config.clip_norm)
+    return {"loss/train": torch.stack(said).sum(), "grad/norm": norm}
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -244,15 +265,12 @@ def settles(step: int, config: TrainConfig) -> bool:
     return config.decay_share > 0 and rate(before, config) > config.lr / 2 >= rate(step, config)
 
 
-def memory_advice(model: DiT, process: Process, config: TrainConfig, device: Device) -> str:
-    """What to do when a step runs out of memory."""
-
-    def passes(network: DiT, cases: int) -> None:
-        z, y = (torch.zeros(cases, *shape, device=device.kind) for shape in (network.latent_shape, ()))
-        with device.autocast():
-            network(z, process.spread_times(y), y.long()).square().mean().backward()
-
-    return memory.step_advice(passes, model, device.kind, config.batch_size)
+def passes(network: DiT, cases: int, *, process: Process, device: Device) -> None:
+    """Forward and backward pass of a step, for its memory."""
+    z, y = memory.zeros(network, cases, *network.latent_shape), memory.zeros(network, cases)
+    with device.autocast():
+        prediction = network(z, process.spread_times(y), y.long())
+    prediction.square().mean().backward()
 
 
 def validate(run: Run, state: DiffusionState, data: Data, process: Process, config: TrainConfig) -> bool:
@@ -270,38 +288,6 @@ def validate(run: Run, state: DiffusionState, data: Data, process: Process, conf
     better = state.note(means[track], better=means[track] < state.best or settles(state.step, config))
     state.track = track if better else state.track
     return better
-
-
-@torch.no_grad()
-def held_out_losses(model: DiT, val: Latents, process: Process, space: LatentSpace, seed: int) -> torch.Tensor:
-    """Mean loss of each class in each bin of timesteps, (classes, BINS) float64; all processes share the work."""
-    device = val.device
-    total = torch.zeros(model.config.classes, BINS, dtype=torch.float64)
-    count = torch.zeros(model.config.classes, dtype=torch.float64)
-    for row in distributed.shard(range(len(val))):
-        draw = seeding.generator(seed, "validation", row, device=device.kind)
-        posterior, eps = (torch.randn((BINS, *val.shape), generator=draw, device=device.kind) for _ in range(2))
-        # Every latent gets other timesteps, and together they cover the schedule evenly.
-        t = process.spread_times((torch.arange(BINS, device=device.kind) + (row + 0.5) / len(val)) / BINS)
-        batch = val.batch(torch.full((BINS,), row), posterior)
-        z = space.enter(batch.z)
-        with device.autocast():
-            prediction = model(process.noised(z, eps, t), t, batch.y, batch.covariates, batch.side)
-        label = int(val.labels[row])
-        total[label] += process.loss(prediction, z, eps, t).double().cpu()
-        count[label] += 1
-    shares = distributed.gather((total, count))
-    return sum(part for part, _ in shares) / sum(part for _, part in shares)[:, None]
-
-
-def by_class_and_noise(losses: torch.Tensor) -> dict[str, float]:
-    """Losses (classes, BINS) under names for the log, such as ``val/TLE/t20-40``: percent of the schedule."""
-    edges = [round(100 * k / BINS) for k in range(BINS + 1)]
-    return {
-        f"val/{CLASS_NAMES[label]}/t{edges[k]:02d}-{edges[k + 1]}": float(losses[label, k])
-        for label in range(len(losses))
-        for k in range(BINS)
-    }
 
 
 @torch.no_grad()

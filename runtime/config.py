@@ -59,6 +59,21 @@ class RunConfig(DeviceConfig):
     """Seed of every random draw."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(RunConfig):
+    """What training runs have whose step can be made to take less memory."""
+
+    recompute: bool = False
+    """Gradient checkpointing: compute activations again in the backward pass. Less memory, about a third slower, the
+    same result."""
+    micro_batch: int = 0
+    """Cases that a process computes at once; the gradients of a batch's parts add up, so that a step is that of the
+    whole batch, to rounding. 0: all of them."""
+    fit: float | None = None
+    """GiB that this process may take (of a GPU's memory, or on a CPU of the machine's): --micro-batch and --recompute
+    are then chosen by the predicted peak. Without it, the peak is predicted, and that is all."""
+
+
 def plain_config(config: Any) -> dict[str, Any]:
     """A configuration dataclass as JSON values: paths become text, tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))

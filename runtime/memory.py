@@ -10,20 +10,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runtime import distributed
+from runtime.config import FitConfig
 from runtime.errors import InputError
 
 Step = Callable[[nn.Module, int], object]
+Thing = TypeVar("Thing")
 USABLE = {"cuda": 0.8, "cpu": 0.4}
 """Share of the free memory to plan tensors with. Allocators leave gaps and libraries want room to work in: on a CPU a
 training step was measured to take 17 to 50 percent more than its tensors, and to fail with half of a limit unused."""
+MOMENTS = 2
+"""Copies of the weights that Adam keeps."""
+Layers = Literal["convolutions", "matrices"]
+ROOM = {
+    ("cpu", "convolutions"): 0.45, ("cpu", "matrices"): 0.2, ("cuda", "convolutions"): 0.1, ("cuda", "matrices"): 0.05,
+}  # fmt: skip
+"""Room that libraries take for themselves while they compute, as a share of the tensors: on a CPU measured (for
+convolutions oneDNN's is about the same at all sizes), on a GPU a guess."""
+KERNELS = 20 * 2**20
+"""Code that oneDNN makes for the layers of a network, on a CPU."""
 _CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "bad_alloc")
 _ONEDNN_WORDS = "could not create a primitive"  # all that it says when there is no memory for its code
 
@@ -85,6 +98,27 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return alive.most
 
 
+def imitation(things: Thing) -> Thing:
+    """A copy of networks whose tensors have shapes and strides and no values: what it computes takes no memory and
+    hardly any time, and `peak_bytes` of it is that of the real one.
+    """
+    with FakeCopyMode(FakeTensorMode(allow_non_fake_inputs=True)):
+        return copy.deepcopy(things)
+
+
+def zeros(network: nn.Module, *shape: int) -> torch.Tensor:
+    """Zeros where a network is, float32; imitated ones for an `imitation`."""
+    return next(network.parameters()).new_zeros(shape, dtype=torch.float32)
+
+
+def step_bytes(step: Step, network: nn.Module, cases: int, parts: int = 1) -> int:
+    """The most bytes of tensors that forward and backward pass of so many cases make, gradients among them; of several
+    parts of a batch, gradients are there before the passes of the second.
+    """
+    copied = imitation(network)
+    return peak_bytes(lambda: [step(copied, cases) for _ in range(min(parts, 2))])
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes that a training step takes besides the weights: `fixed`, and for `each` case of its batch."""
@@ -97,23 +131,15 @@ class Need:
         return max(0, int((free - self.fixed) / self.each))
 
 
-def measure(step: Step, network: nn.Module) -> Need | None:
-    """What a training step of Adam takes, from `step` with one case and with two; None where not even one fits."""
-    for parameter in network.parameters():
-        # Gradients would hide how activations grow: they are let go of as they come, and counted apart.
-        parameter.register_post_accumulate_grad_hook(lambda self: setattr(self, "grad", None))
-    peaks = []
-    try:
-        for cases in (1, 2):
-            peaks.append(peak_bytes(partial(step, network, cases)))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    if not peaks:
-        return None
-    each = peaks[1] - peaks[0] if len(peaks) == 2 else peaks[0]
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    return Need(fixed=peaks[0] - each + 3 * weights, each=each)  # the gradient and Adam's two averages
+def measure(step: Step, network: nn.Module) -> Need:
+    """What a training step of Adam takes, from `step` with one case and with two."""
+    one, two = (step_bytes(step, network, cases) for cases in (1, 2))
+    return Need(fixed=one - (two - one) + MOMENTS * weight_bytes(network), each=two - one)
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Of all parameters."""
+    return sum(parameter.nbytes for parameter in network.parameters())
 
 
 def step_advice(
@@ -127,8 +153,8 @@ def step_advice(
     """What a training step takes, what there is, and the batch that fits.
 
     Args:
-        step: forward and backward pass of a network over so many cases. It is given copies of `network`, which are not
-            compiled and whose gradients are no other process's business.
+        step: forward and backward pass of a network over so many cases. It is given imitations of `network`, which are
+            not compiled and whose gradients are no other process's business.
         batch_size: that did not fit, over all processes.
         recompute: makes a network recompute activations, where it can and does not yet.
         multiple: that a batch has to be of.
@@ -140,17 +166,121 @@ def step_advice(
     for flag, change in (("", None), ("--recompute ", recompute)):
         if flag and change is None:
             continue
-        copied = copy.deepcopy(network)
+        copied = imitation(network)
         if change is not None:
             change(copied)
         need = measure(step, copied)
         # Never more than half of what has just failed, whatever the estimate.
-        cases = 0 if need is None else min(need.fits(usable), batch_size // processes // 2) // multiple * multiple
+        cases = min(need.fits(usable), batch_size // processes // 2) // multiple * multiple
         how = f"with {flag}" if flag else ""
-        takes = "" if need is None else f"each case takes about {size_text(need.each)}: "
         verdict = f"{flag}--batch-size {cases * processes} fits" if cases else "not even one case fits"
-        lines.append(how + takes + verdict)
+        lines.append(f"{how}each case takes about {size_text(need.each)}: {verdict}")
     return "\n  - ".join(lines)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes that this process will have taken at its peak: of the device, or on a CPU of the machine's memory."""
+
+    held: int
+    """Before the work: on a CPU the program itself, and everywhere data, weights and their averages."""
+    state: int
+    """That comes with the first step and stays: the optimiser's moments."""
+    work: int
+    """Gradients, activations, and what libraries take while they compute."""
+    most: int
+    """Of the process so far."""
+
+    @property
+    def total(self) -> int:
+        """At the peak."""
+        return max(self.most, self.held + self.state + self.work)
+
+    def text(self, what: str, device: torch.device) -> str:
+        """One line for people; `what` says what the work is, such as "a step of 8 cases"."""
+        parts = {"held now": self.held, "for the optimiser": self.state, f"for {what}": self.work}
+        listed = ", ".join(f"{size_text(count)} {name}" for name, count in parts.items() if count >= 2**20)
+        free = free_bytes(device)
+        warning = "; THAT IS MORE THAN THERE IS" if self.total - self.held > free else ""
+        return f"memory: about {size_text(self.total)} at the peak ({listed}); {size_text(free)} are free{warning}"
+
+
+def forecast(work: int, device: torch.device, layers: Layers, state: int = 0) -> Forecast:
+    """The peak of a process that goes on to make `work` bytes of tensors at once, by layers of one kind, and `state`.
+
+    Args:
+        work: `step_bytes`, or `peak_bytes` of an imitation.
+        layers: what the network mostly consists of.
+    """
+    if device.type == "cuda":
+        held, most, fixed = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), 0
+    else:
+        held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        most, fixed = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, KERNELS
+    return Forecast(held, state, int((1 + ROOM[device.type, layers]) * work) + fixed, most)
+
+
+@torch.no_grad()
+def inference_bytes(work: Callable[[Thing], object], networks: Thing) -> int:
+    """The most bytes of tensors that `work` makes at once without gradients, given imitations of `networks`."""
+    return peak_bytes(partial(work, imitation(networks)))
+
+
+def settle(
+    step: Step,
+    network: nn.Module,
+    config: FitConfig,
+    device: torch.device,
+    layers: Layers,
+    started: bool,
+    hint: str = "",
+) -> tuple[int, str]:
+    """How many cases of a training step to compute at once, and a line about the memory that this takes.
+
+    They are those of --micro-batch; or with --fit the most, among the divisors of this process's share of the batch,
+    whose `forecast` is within it. Activations are recomputed where one case does not fit otherwise.
+
+    Args:
+        network: has `recompute_activations`.
+        started: whether the optimiser has its moments already.
+        hint: what else takes less memory, for the message where nothing fits.
+    """
+    share = config.batch_size // distributed.world_size()
+    state = 0 if started else MOMENTS * weight_bytes(network)
+    cases = config.micro_batch or share
+    if share % cases:
+        raise InputError(f"--micro-batch {cases} does not divide the {share} cases of a process")
+    if config.fit is not None:
+        cases = _most_cases(step, network, config.fit, device, layers, share, state, hint)
+        found = distributed.gather((cases, network.recompute))  # one way for all: passes of all processes meet
+        cases = min(count for count, _ in found)
+        if any(again for _, again in found):
+            network.recompute_activations()
+    predicted = forecast(step_bytes(step, network, cases, share // cases), device, layers, state)
+    how = " with recomputed activations" if network.recompute else ""
+    return cases, predicted.text(f"a step, {cases} of {share} cases at once{how}", device)
+
+
+def _most_cases(
+    step: Step,
+    network: nn.Module,
+    limit: float,
+    device: torch.device,
+    layers: Layers,
+    share: int,
+    state: int,
+    hint: str,
+) -> int:
+    """The largest divisor of `share` within `limit` GiB; makes `network` recompute activations where it has to."""
+    for again in (False, True):
+        if again:
+            network.recompute_activations()
+        one, two = (step_bytes(step, network, cases, share) for cases in (1, 2))
+        for cases in (count for count in range(share, 0, -1) if share % count == 0):
+            needed = forecast(one + (cases - 1) * (two - one), device, layers, state).total
+            if needed <= limit * 2**30:
+                return cases
+    raise InputError(f"--fit {limit:g}: one case with recomputed activations needs {needed / 2**30:.2f} GiB{hint}")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -173,4 +303,4 @@ def free_bytes(device: torch.device) -> int:
 
 def size_text(count: int) -> str:
     """Bytes for people."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"

@@ -32,7 +32,7 @@ from runtime.errors import InputError, differences
 from runtime.files import locked, read_json, write_json
 
 # May differ when a run is continued: where or how fast it runs, not what it computes. `steps` may grow.
-FREE_FIELDS = ("dry_run", "threads", "cache_dir", "run_dir", "compile", "recompute")
+FREE_FIELDS = ("dry_run", "threads", "cache_dir", "run_dir", "compile", "recompute", "micro_batch", "fit")
 
 
 def due(step: int, every: int, last: int | None = None) -> bool:

@@ -1,7 +1,7 @@
 """What the training loops share: rows of a batch, learning rate, the optimiser's step, averages, state, loss guard."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +53,18 @@ def learning_rate(step: int, peak: float, steps: int, warmup_steps: int, decay_f
 
 
 def descend(
-    loss: torch.Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, lr: float, clip_norm: float
+    losses: Iterable[torch.Tensor], network: nn.Module, optimiser: torch.optim.Optimizer, lr: float, clip_norm: float
 ) -> torch.Tensor:
-    """One step of the optimiser down the gradient of `loss`; returns the gradient's norm before clipping."""
+    """One step of the optimiser down the gradient of a sum of losses; returns the gradient's norm before clipping.
+
+    Each loss is let go of before the next is asked for, so that a generator holds the activations of one at a time.
+    """
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    for loss in losses:
+        loss.backward()
+        del loss
     norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     optimiser.step()
     return norm

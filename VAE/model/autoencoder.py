@@ -266,7 +266,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         C = config.latent_channels
@@ -290,7 +290,7 @@ class Autoencoder(nn.Module):
 
     def recompute_activations(self) -> None:
         """Trades time for memory: each level's activations are computed again in the backward pass."""
-        self.encoder.recompute = self.decoder.recompute = True
+        self.recompute = self.encoder.recompute = self.decoder.recompute = True
 
     def compile_parts(self) -> None:
         """Compiles encoder and decoder, once for each shape they meet; with gradients and without count as two."""
@@ -310,14 +310,6 @@ class Autoencoder(nn.Module):
         """x (..., D, H, W) with zeros behind each axis whose size is no multiple of `factor`."""
         padding = [side for size in x.shape[:-4:-1] for side in (0, -size % self.factor)]
         return F.pad(x, padding) if any(padding) else x
-
-    def inference_bytes(self, shape: Sizes) -> int:
-        """Memory that encoding or decoding one volume (D, H, W) takes besides the weights, about.
-
-        The widest maps decide: at most seven copies of the finest level's are alive at once, float32 (counted for the
-        paper preset: 1.43 GiB a volume).
-        """
-        return 7 * 4 * self.config.channels[0] * math.prod(shape) // self.config.stem_patch**3
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, 1, D, H, W) -> posterior mu and logvar, each (B, C, d, h, w), float32."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from diffusion.config import NO_SIDE, ModelConfig
 from diffusion.model.linear_start import LinearStart
@@ -187,7 +188,7 @@ class DiT(nn.Module):
         self, config: ModelConfig, latent_shape: tuple[int, int, int, int], process: Process | None = None
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False
         self.latent_shape = tuple(latent_shape)
         C, *sizes = latent_shape
         dim, width = config.dim, C * math.prod(config.patch)
@@ -217,6 +218,10 @@ class DiT(nn.Module):
     def null_class(self) -> int:
         """The label that says nothing: the condition of the unguided half in classifier-free guidance."""
         return self.config.classes
+
+    def recompute_activations(self) -> None:
+        """Trades time for memory: each block's activations are computed again in the backward pass."""
+        self.recompute = True
 
     def _initialise(self) -> None:
         """DiT's scheme: Xavier everywhere, small embeddings, zeros where a block or the output must start silent."""
@@ -268,8 +273,10 @@ class DiT(nn.Module):
         x = self.embed(patchify(z_t, self.config.patch)).float()  # (B, N, dim)
         if self.positions is not None:
             x = x + self.positions
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, cond, self.rotation)
+            inputs = (x, cond, self.rotation)
+            x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         x = modulate(self.norm_out(x), *self.modulation(cond).chunk(2, dim=1))
         prediction = unpatchify(self.out(x).float(), self.config.patch, self.latent_shape)
         return prediction if self.start is None else prediction + self.start(z_t, t, y, side, covariates).float()

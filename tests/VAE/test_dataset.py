@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 
 from VAE.config import AugmentConfig
-from VAE.dataset import augment, rotations
+from VAE.dataset import augment, cut, rotations
 
 
 def head(count: int = 2) -> torch.Tensor:
@@ -76,3 +76,17 @@ def test_flips_mirror_left_and_right_only_when_asked() -> None:
     x = head()
     assert torch.equal(augment(x, AugmentConfig(flip=1.0), draws(len(x))), x.flip(2))
     assert AugmentConfig().flip == 0
+
+
+def test_a_patch_is_a_cube_of_its_volume_from_anywhere_in_it() -> None:
+    x = torch.arange(2 * 12 * 5 * 9.0).view(2, 1, 12, 5, 9)
+    starts = set()
+    for seed in range(40):
+        parts = cut(x, 8, draws(2, seed))
+        assert parts.shape == (2, 1, 8, 5, 8)
+        for volume, part in zip(x, parts, strict=True):
+            first, _, last = ((volume == part.min()).nonzero()[0, 1:]).tolist()
+            assert torch.equal(part, volume[:, first : first + 8, :, last : last + 8])
+            starts.add((first, last))
+    assert starts == {(first, last) for first in range(5) for last in range(2)}
+    assert torch.equal(cut(x, 8, draws(2)), cut(x, 8, draws(2)))

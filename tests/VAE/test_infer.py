@@ -15,10 +15,8 @@ import torch
 from cohort.grids import GRIDS
 from cohort.scans import load_scan
 from tests.support.processes import run_here, script
-from VAE.checkpoint import load_vae, save_vae
+from VAE.checkpoint import save_vae
 from VAE.config import PRESETS
-from VAE.infer import there_and_back
-from VAE.metrics import psnr
 from VAE.model import Autoencoder
 
 
@@ -108,24 +106,13 @@ def test_the_command_in_two_processes_finds_the_same(
         assert one == pytest.approx(other)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("tile", "least"), [(12, 35.0), (20, 45.0), (24, 100.0)])
-def test_tiles_are_close_to_the_whole(cohort_dir: Path, checkpoint: Path, tile: int, least: float) -> None:
-    """At least 35 dB with tiles of half the volume, more with larger ones; one that holds the volume is the whole."""
-    vae = load_vae(checkpoint)
-    x = torch.from_numpy(load_scan(cohort_dir / "test00.nii.gz", vae.grid))[None, None]
-    whole, tiled = (there_and_back(vae.model, x, edge) for edge in (0, tile))
-    assert [part.shape for part in tiled] == [part.shape for part in whole]
-    assert psnr(tiled[2], whole[2]) >= least
-
-
-def test_tiles_change_the_measures_little(
+def test_tiles_do_not_change_the_measures(
     whole: tuple[Path, str], cohort_dir: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     infer(cohort_dir, checkpoint, tmp_path, "--tile", 16)
     expected, actual = (json.loads((out / "summary.json").read_text()) for out in (whole[0], tmp_path))
     assert (expected["tile"], actual["tile"]) == (0, 16)
-    assert actual["mean"]["psnr_head"] == pytest.approx(expected["mean"]["psnr_head"], abs=0.5)
+    assert actual["mean"]["psnr_head"] == pytest.approx(expected["mean"]["psnr_head"], abs=1e-3)
 
 
 def test_a_tile_that_does_not_divide_is_refused_at_once(cohort_dir: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -128,6 +128,30 @@ def test_a_shared_subject_is_refused(cohort_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_parts_of_a_batch_are_the_batch_and_patches_are_of_its_volumes(cohort_dir: Path, tmp_path: Path) -> None:
+    """Discriminator and autoencoder alike; a patch as large as the volume is the volume."""
+    brief = ("--steps", 4, "--warmup-steps", 1, "--log-every-steps", 1, "--val-every-steps", 4, "--threads", 1,
+             "--precision", "float32", "--loss.adversarial", 0.1, "--loss.adversarial-start-step", 2,
+             "--loss.adversarial-warmup-steps", 1)  # fmt: skip
+    changes = {"whole": (), "parts": ("--micro-batch", 2, "--recompute"), "cubes": ("--patch", 30),
+               "small": ("--patch", 16)}  # fmt: skip
+    lines = {}
+    for name, words in changes.items():
+        run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / name), *brief, *words)
+        lines[name] = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+    for name in ("loss/train", "loss/discriminator", "scaled/adversarial", "grad/norm"):
+        whole, parts, cubes, small = ([line[name] for line in lines[run] if name in line] for run in changes)
+        assert len(whole) >= 3
+        assert parts == pytest.approx(whole, rel=1e-3), name
+        assert cubes == whole, name
+        assert small != whole
+    loaded = load_vae(tmp_path / "small/checkpoints/best.pt")
+    assert loaded.grid == GRIDS["smoke"]
+    refused = run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / "odd"), "--patch", 7, ok=False)
+    assert "--patch 7: expected a multiple of 2" in refused.stderr
+
+
+@pytest.mark.slow
 def test_weights_of_another_grid_are_taken_on_request_alone(cohort_dir: Path, tmp_path: Path, trained: Path) -> None:
     start = trained / "checkpoints/best.pt"
     words = ("VAE.train", "smoke", *COMMON, *tables(cohort_dir, tmp_path), "--grid", "9@160x190x160", "--init", start)
@@ -197,11 +221,11 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     optimiser = torch.optim.AdamW(model.parameters())
     state = VAEState(model, optimiser, {}, networks=networks, grid=GRIDS["smoke"], ledger=[])
     before = [parameter.clone() for parameter in networks.discriminator.parameters()]
-    first = train_step(model, state, _Scans(), 1, config)
+    first = train_step(model, state, _Scans(), 1, config, 2)
     assert "loss/perceptual" in first
     assert "loss/adversarial" not in first
     assert all(torch.equal(a, b) for a, b in zip(before, networks.discriminator.parameters(), strict=True))
-    second = train_step(model, state, _Scans(), 2, config)
+    second = train_step(model, state, _Scans(), 2, config, 2)
     assert {"loss/adversarial", "loss/discriminator"} <= second.keys()
     assert any(not torch.equal(a, b) for a, b in zip(before, networks.discriminator.parameters(), strict=True))
     expected = second["loss/reconstruction"] + config.loss.kl * second["loss/kl"]

@@ -26,6 +26,7 @@ from diffusion.model.dit import (
 )
 from diffusion.process import build_process
 from runtime.errors import InputError
+from runtime.memory import peak_bytes
 from tests.support.checkpoints import awake
 
 SMALL = ModelConfig(dim=32, depth=2, heads=2, patch=(2, 2, 2))
@@ -82,6 +83,20 @@ def test_time_class_and_position_all_matter(positions: str) -> None:
     assert not torch.allclose(out, model(z, t, torch.tensor([model.null_class])))
     swapped, moved = z.roll(2, dims=2), out.roll(2, dims=2)  # the same patches, at other places along D
     assert not torch.allclose(moved, model(swapped, t, y), atol=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+def test_recomputed_activations_give_the_same_gradients_and_hold_less_memory(positions: str) -> None:
+    def gradients(*, recompute: bool) -> tuple[list[torch.Tensor], int]:
+        model = awake(DiT(replace(SMALL, depth=6, positions=positions), (3, 4, 4, 4)))
+        if recompute:
+            model.recompute_activations()
+        held = peak_bytes(lambda: model(*inputs(60)).square().mean().backward())
+        return [parameter.grad for parameter in model.parameters()], held
+
+    (kept, most), (again, less) = gradients(recompute=False), gradients(recompute=True)
+    assert all(torch.equal(*pair) for pair in zip(kept, again, strict=True))
+    assert less < 0.6 * most
 
 
 def test_samples_do_not_see_each_other() -> None:

@@ -8,9 +8,9 @@ import torch
 
 from diffusion.config import ModelConfig, ProcessConfig
 from diffusion.dataset import Batch
+from diffusion.heldout import BINS, by_class_and_noise, held_out_losses
 from diffusion.model import DiT
 from diffusion.process import build_process
-from diffusion.train import BINS, by_class_and_noise, held_out_losses
 from runtime import seeding
 from runtime.device import Device
 from tests.support.checkpoints import awake

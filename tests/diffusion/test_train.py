@@ -270,6 +270,19 @@ def test_a_run_goes_on_from_finished_weights_in_their_space(trained: Path, laten
     refused("model_config.depth: the checkpoint has 2, this command 3", *other)
 
 
+def test_parts_of_a_batch_with_recomputed_activations_are_the_batch(
+    trained: Path, latents: Path, tmp_path: Path
+) -> None:
+    run("--latents", latents, "--run-dir", tmp_path, "--micro-batch", 2, "--recompute")
+    whole, parts = (
+        [record["loss/train"] for record in log(folder) if "loss/train" in record] for folder in (trained, tmp_path)
+    )
+    assert parts == pytest.approx(whole, rel=1e-3)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+    refused("--micro-batch 3 does not divide the 8 cases", "--latents", latents, "--run-dir", tmp_path / "no",
+            "--micro-batch", 3)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def coarser(random_vae: Path, cohort_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latents of the same scans on another grid, by the same weights."""

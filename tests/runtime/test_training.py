@@ -60,7 +60,7 @@ def test_a_step_follows_the_clipped_gradient() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     optimiser = torch.optim.SGD(network.parameters(), lr=7.0)
-    norm = descend((3.0 * network.weight).sum(), network, optimiser, lr=0.5, clip_norm=1.0)
+    norm = descend([(3.0 * network.weight).sum()], network, optimiser, lr=0.5, clip_norm=1.0)
     assert float(norm) == pytest.approx(3.0)
     assert network.weight.item() == pytest.approx(-0.5, abs=1e-5)
 
@@ -113,7 +113,7 @@ def state_of(seed: int) -> State:
     torch.manual_seed(seed)
     network = nn.Linear(2, 2)
     optimiser = torch.optim.AdamW(network.parameters())
-    descend(network(torch.ones(1, 2)).sum(), network, optimiser, lr=0.1, clip_norm=1.0)
+    descend([network(torch.ones(1, 2)).sum()], network, optimiser, lr=0.1, clip_norm=1.0)
     return State(network, optimiser, {"short": copy_weights(network), "long": copy_weights(network)}, patience=2)
 
 
