@@ -50,6 +50,7 @@ bench: venv
 	$(RUN) benchmarks.check
 	$(RUN) benchmarks.privacy
 	$(RUN) benchmarks.prepare
+	$(RUN) benchmarks.memory
 
 # ---- the pipeline (workflow/Snakefile): its configuration says what is wanted ---------------------------------------------
 # All that it makes lies in data/<name> and runs/<name>, and its result in fid_results/<name>.json: a user's own tables,
