@@ -192,16 +192,21 @@ class Forecast:
     """Of the process so far."""
 
     @property
+    def ahead(self) -> int:
+        """At the peak of the work."""
+        return self.held + self.state + self.work
+
+    @property
     def total(self) -> int:
-        """At the peak."""
-        return max(self.most, self.held + self.state + self.work)
+        """At the peak, which may have been before: reading data, for example."""
+        return max(self.most, self.ahead)
 
     def text(self, what: str, device: torch.device) -> str:
         """One line for people; `what` says what the work is, such as "a step of 8 cases"."""
         parts = {"held now": self.held, "for the optimiser": self.state, f"for {what}": self.work}
         listed = ", ".join(f"{size_text(count)} {name}" for name, count in parts.items() if count >= 2**20)
         free = free_bytes(device)
-        warning = "; THAT IS MORE THAN THERE IS" if self.total - self.held > free else ""
+        warning = "; THAT IS MORE THAN THERE IS" if self.state + self.work > free else ""
         return f"memory: about {size_text(self.total)} at the peak ({listed}); {size_text(free)} are free{warning}"
 
 
@@ -277,7 +282,7 @@ def _most_cases(
             network.recompute_activations()
         one, two = (step_bytes(step, network, cases, share) for cases in (1, 2))
         for cases in (count for count in range(share, 0, -1) if share % count == 0):
-            needed = forecast(one + (cases - 1) * (two - one), device, layers, state).total
+            needed = forecast(one + (cases - 1) * (two - one), device, layers, state).ahead
             if needed <= limit * 2**30:
                 return cases
     raise InputError(f"--fit {limit:g}: one case with recomputed activations needs {needed / 2**30:.2f} GiB{hint}")

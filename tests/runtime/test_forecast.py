@@ -40,20 +40,20 @@ def test_an_imitation_takes_what_the_network_takes_and_leaves_it_alone(name: str
     assert predicted == pytest.approx(measured, rel=0.01)
 
 
-def total(network: torch.nn.Module, cases: int) -> float:
+def need_of(network: torch.nn.Module, cases: int) -> float:
     """GiB that a step of so many of twelve cases is predicted to take."""
     work = step_bytes(vae_step, network, cases, 12 // cases)
-    return forecast(work, CPU.kind, "convolutions", MOMENTS * weight_bytes(network)).total / 2**30
+    return forecast(work, CPU.kind, "convolutions", MOMENTS * weight_bytes(network)).ahead / 2**30
 
 
 def test_a_limit_chooses_the_most_cases_that_fit_and_recomputes_where_it_has_to() -> None:
-    need = {cases: total(vae(), cases) for cases in (1, 2, 3, 4)}
+    need = {cases: need_of(vae(), cases) for cases in (1, 2, 3, 4)}
     assert need[1] < need[2] < need[3] < need[4]
     network = vae()
     for limit, cases in ((need[3] + 0.01, 3), (need[3] - 0.01, 2), (50, 12)):
         assert settled(network, config(fit=limit))[0] == cases
         assert not network.recompute
-    lean = total(vae(recompute=True), 1)
+    lean = need_of(vae(recompute=True), 1)
     cases, said = settled(network, config(fit=(need[1] + lean) / 2))
     assert network.recompute
     assert cases == 1
