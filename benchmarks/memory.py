@@ -99,7 +99,7 @@ def vae_step(model: Autoencoder, shape: tuple[int, int, int], cases: int) -> Non
 def dit_step(model: DiT, cases: int) -> None:
     z, y = zeros(model, cases, *model.latent_shape), zeros(model, cases)
     with DEVICE.autocast():
-        prediction = model(z, y, y.long())
+        prediction = model(z, y.long(), y.long())
     prediction.square().mean().backward()
 
 

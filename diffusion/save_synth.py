@@ -293,7 +293,7 @@ def volume_bytes(models: Models, settings: Settings, count: int) -> int:
         dit, vae = networks
         z, y = memory.zeros(dit, halves * count, *dit.latent_shape), memory.zeros(dit, halves * count)
         with models.device.autocast():
-            dit(z, y, y.long())
+            DiT.forward(dit, z, models.diffusion.process.spread_times(y), y.long())  # not what is compiled of it
             replace(models.vae, model=vae).decode(models.device.tensor(z[:count]), models.tile)
 
     return memory.inference_bytes(work, (models.diffusion.model, models.vae.model))
