@@ -28,11 +28,11 @@ from cohort.labelling.reading import Reader, open_reader
 from cohort.pictures import gallery
 from cohort.tables import CLASS_NAMES, LABELS
 from cohort.volumes import Volume, read_volume, volume_name, write_nifti
-from diffusion import bids_derivative
 from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refuse_other_vae
 from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
-from diffusion.labelled import label_volumes
+from diffusion.export import bids_derivative
+from diffusion.export.labelled import label_volumes
 from diffusion.model import DiT
 from diffusion.refusal import MOST_DRAWS, Refusal, calibrate
 from diffusion.sampler import SAMPLERS, check_sampler, guided
@@ -119,7 +119,8 @@ def main(config: SaveSynthConfig) -> None:
     wanted = list_wanted(config)
     models = load_models(config, wanted)
     if models.diffusion.model.config.sides and config.label == "TLE":
-        wanted = [replace(item, side=side_of(item.seed, config)) for item in wanted]
+        same = {"L": "L", "R": "R", "unknown": ""}  # else by the seed alone, so that volume k stays volume k
+        wanted = [replace(item, side=same.get(config.side, "LR"[item.seed % 2])) for item in wanted]
     folders = open_folders(config, wanted, models)
     for folder, part in folders:
         folder.refuse_others()
@@ -156,13 +157,6 @@ def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
     return [Wanted(LABELS[config.label], seed) for seed in range(config.first_seed, config.first_seed + count)]
 
 
-def side_of(seed: int, config: SaveSynthConfig) -> str:
-    """The side of a TLE; it depends on the seed alone, so that volume k stays volume k."""
-    if config.side in ("L", "R"):
-        return config.side
-    return "" if config.side == "unknown" else "LR"[seed % 2]
-
-
 def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     """Both checkpoints on the device; refuses two that do not belong together or cannot make what is asked for."""
     device = pick_device(config.precision, config.threads)
@@ -173,17 +167,12 @@ def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
     device.module(vae.model)
     device.module(diffusion.model)
     if device.compiles(config.compile):
-        compile_network(diffusion.model)
+        diffusion.model.compile_step()
         vae.model.compile_parts()
-    reader = None if config.labels is None else open_reader(config.labels, vae.grid, device)
-    return Models(vae, diffusion, device, read_refusal(config, diffusion, device), reader, config.tile)
-
-
-def read_refusal(config: SaveSynthConfig, diffusion: LoadedDiffusion, device: Device) -> Refusal | None:
-    """What samples are compared with, where they are to be."""
-    if config.refuse_near is None:
-        return None
-    return calibrate(config.refuse_near, diffusion.space, diffusion.model.config.classes, device, config.refuse_level)
+    near, classes = config.refuse_near, diffusion.model.config.classes
+    refusal = calibrate(near, diffusion.space, classes, device, config.refuse_level) if near else None
+    reader = open_reader(config.labels, vae.grid, device) if config.labels else None
+    return Models(vae, diffusion, device, refusal, reader, config.tile)
 
 
 def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
@@ -204,17 +193,6 @@ def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: Load
         raise InputError(f"{config.table}: asks for {', '.join(unknown)}; {config.diffusion} knows of these: {said}")
 
 
-def compile_network(network: DiT) -> None:
-    """Compiles what runs at every step, for one batch shape, into CUDA graphs."""
-    compiled = torch.compile(network.forward, mode="reduce-overhead", dynamic=False)
-
-    def forward(*arguments: object) -> torch.Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return compiled(*arguments).clone()  # the graph's own output is overwritten by the next step
-
-    network.forward = forward
-
-
 def open_folders(
     config: SaveSynthConfig, wanted: list[Wanted], models: Models
 ) -> list[tuple[SyntheticFolder, list[Wanted]]]:
@@ -223,7 +201,7 @@ def open_folders(
     labels = sorted({item.label for item in wanted})
     if len(labels) > 1 and "{label}" not in out:
         raise InputError(f"--out {out}: volumes of two classes need two folders; write {{label}} where the class goes")
-    level = 0.0 if config.refuse_near is None else config.refuse_level
+    level = config.refuse_level if config.refuse_near else 0.0
     sampling = (config.weights, config.sampler, config.steps, config.guidance, config.guidance_interval, level)
     folders = []
     for label in labels:

@@ -356,7 +356,7 @@ def test_the_compiled_network_predicts_what_the_eager_one_does(plain: Path) -> N
     ]
     with torch.no_grad():
         expected = [model(*case) for case in cases]
-        save_synth.compile_network(model)
+        model.compile_step()
         for case, value in zip(cases, expected, strict=True):
             torch.testing.assert_close(model(*case), value, atol=2e-5, rtol=1e-4)
 
@@ -367,7 +367,7 @@ def test_compiled_steps_do_not_share_their_output(plain: Path, monkeypatch: pyte
     memory = torch.empty(1, *model.latent_shape)
     original = model.forward
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *words: memory.copy_(function(*words)))
-    save_synth.compile_network(model)
+    model.compile_step()
     z, t, y = torch.randn(1, *model.latent_shape), torch.tensor([500]), torch.tensor([0])
     with torch.no_grad():
         first, second = (model(value, t, y) for value in (z, 2 * z))

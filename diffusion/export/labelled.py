@@ -13,7 +13,7 @@ from cohort.labelling.reading import Reader, write_label_map, write_label_names
 from cohort.scans import normalise
 from cohort.tables import write_csv
 from cohort.volumes import read_volume, volume_name
-from diffusion import bids_derivative
+from diffusion.export import bids_derivative
 from diffusion.synthetic_folder import Wanted
 from runtime.errors import InputError
 

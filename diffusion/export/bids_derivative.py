@@ -54,7 +54,7 @@ def image_path(folder: Path, wanted: Wanted) -> Path:
 
 
 def labels_path(folder: Path, wanted: Wanted) -> Path:
-    """Where the region labels of a volume go (`diffusion.labelled`)."""
+    """Where the region labels of a volume go (`diffusion.export.labelled`)."""
     path = image_path(folder, wanted)
     return path.with_name(path.name.replace("desc-synthetic_T1w", LABELS))
 
