@@ -31,10 +31,10 @@ PRESETS = {
         grid="smoke", run_dir=ROOT / "runs/smoke/labels", model=ModelConfig(channels=(8, 16, 16)), held_out=2,
         steps=20, batch_size=2, lr=3e-3, warmup_steps=5, log_every_steps=10, val_every_steps=10, save_every_steps=10,
     ),
-    # Minutes on a CPU.
+    # Half an hour of one core.
     "demo": TrainConfig(
-        grid="demo", run_dir=ROOT / "runs/demo/labels", steps=1600, batch_size=4, lr=3e-3, warmup_steps=50,
-        log_every_steps=20, val_every_steps=200, save_every_steps=100,
+        grid="demo", run_dir=ROOT / "runs/demo/labels", steps=4000, batch_size=4, lr=3e-3, warmup_steps=50,
+        log_every_steps=20, val_every_steps=400, save_every_steps=200,
     ),
     # The same at full resolution on a GPU; not trained by us yet.
     "paper": TrainConfig(
