@@ -29,6 +29,8 @@ CENTRE_MM = (0.0, -17.0, 8.0)
 """Middle of the template's brain, and of every grid that says no other."""
 TEMPLATE_MM = ((-98.5, -134.5, -78.5), (98.5, 98.5, 116.5))
 """Lowest and highest coordinates that the templates' images reach (`cohort.atlas`): beyond, there is nothing."""
+MIDPLANE_MM = 1e-3
+"""Largest distance of a grid's middle from the plane between left and right, which mirror images are about."""
 LEAST_MM = 100.0
 """Least length of a grid's longest side: less holds no head (`cohort.reading.headers.HEAD_MM`)."""
 FEWEST_VOXELS = 8
@@ -166,6 +168,10 @@ def _problems(grid: Grid) -> list[str]:
         ends = " to ".join(str(end.round(1).tolist()) for end in (low, high))
         box = " to ".join(str(list(end)) for end in TEMPLATE_MM)
         problems.append(f"it leaves the template: its voxels lie from {ends} mm, the template reaches from {box} mm")
+    if abs(grid.centre_mm[0]) > MIDPLANE_MM:
+        problems.append(
+            f"its middle lies at x = {grid.centre_mm[0]:g} mm: mirror images need one between left and right, 0"
+        )
     if max(grid.extent_mm) < LEAST_MM:
         problems.append(f"its longest side is {max(grid.extent_mm):.6g} mm, less than {LEAST_MM:g}: no head fits")
     if min(grid.shape) < FEWEST_VOXELS:

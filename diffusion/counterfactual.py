@@ -113,6 +113,8 @@ def main(config: CounterfactualConfig) -> None:
     ledger = {*models.vae.ledger, *models.diffusion.ledger}
     what = f"{config.csv} with {config.vae} and {config.checkpoint}"
     leak = refuse_overlap(frame, ledger, what=what, allow_leak=config.allow_leak)
+    if not models.diffusion.model.config.sides:  # to this network patients have no side
+        frame = frame.assign(diagnosis=frame["diagnosis"].replace(dict.fromkeys(SIDES, "TLE")))
     volumes = Volumes(load_scans(frame, models.vae.grid, cache_dir=config.cache_dir), models.device)
     chosen = choose(volumes.frame, config)
     with ExitStack() as stack:
@@ -144,6 +146,8 @@ def check_request(config: CounterfactualConfig, frame: pd.DataFrame, models: Mod
     if config.to in SIDES and not network.sides:
         hint = "ask for --to TLE, or train anew on latents that name both sides"
         raise InputError(f"--to {config.to}: {config.checkpoint} was trained without sides; {hint}")
+    if config.to == "TLE" and network.sides:
+        raise InputError(f"--to TLE: {config.checkpoint} knows sides; ask for --to TLE-L or TLE-R")
     sideless = frame.loc[(frame["label"] == 1) & (frame["side"] == ""), "subject"].tolist()
     if config.to in SIDES and sideless:
         hint = "write TLE-L or TLE-R as diagnosis, or add a column side"
@@ -168,11 +172,12 @@ def choose(frame: pd.DataFrame, config: CounterfactualConfig) -> list[int]:
 
 
 def claim(config: CounterfactualConfig, models: Models) -> None:
-    """Marks the folder with what its files depend on; refuses one of other checkpoints or settings."""
+    """Marks the folder with what its files depend on; refuses one with files of other checkpoints or settings."""
     mine = {name: getattr(config, name) for name in ("to", "steps", "guidance", "weights")}
     mine |= {"vae": models.vae.hash, "diffusion": models.diffusion.hash}
     path = config.out / "settings.json"
-    if path.exists() and (problems := differences("folder", read_json(path), mine)):
+    begun = path.exists() and any(config.out.glob("*_counterfactual.nii.gz"))
+    if begun and (problems := differences("folder", read_json(path), mine)):
         raise InputError.of(f"{config.out}: counterfactuals of another request; choose another --out", problems)
     write_json(path, mine)
 

@@ -4,13 +4,13 @@
         --diffusion runs/demo/diffusion/checkpoints/best.pt --label TLE --count 100 \\
         --out runs/demo/synthetic_data_pkls_TLE
 
---side L, R or mixed says of which side the epilepsy is, where the diffusion model knows sides. Volume k comes from seed
-k alone. On a CPU it has the same bytes whatever the batch size, the number of processes or what was made before, with
-as many threads; on a GPU it has them for equal batch sizes. Existing volumes are kept, so the same command continues a
-stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl, manifest.csv, settings.json,
-ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in any viewer. --bids DIR writes a
-BIDS derivative dataset besides. --refuse-near DIR draws again where a sample comes nearer to a training subject than
-new people do (`diffusion.refusal`).
+--side L, R or mixed says of which side the epilepsy is, where the diffusion model knows sides. Volume k comes from
+seed k alone. On a CPU it has the same bytes whatever the batch size, the number of processes or what was made before,
+with as many threads and the same --tile; on a GPU it has them for equal batch sizes. Existing volumes are kept, so the
+same command continues a stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl,
+manifest.csv, settings.json, ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in
+any viewer. --bids DIR writes a BIDS derivative dataset besides. --refuse-near DIR draws again where a sample comes
+nearer to a training subject than new people do (`diffusion.refusal`).
 """
 
 import time

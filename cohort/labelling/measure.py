@@ -98,11 +98,16 @@ def listed(config: LabelConfig, grid: Grid) -> Iterator[Scan]:
 
 def synthetic(folders: tuple[Path, ...], grid: Grid) -> Iterator[Scan]:
     """The volumes of the folders, scaled as scans are."""
-    for path in (path for folder in folders for path in list_volumes(folder)):
-        image = read_volume(path).image
-        if image.shape != grid.shape:
-            raise InputError(f"{path}: its shape is {image.shape}, the network's grid {grid.name} has {grid.shape}")
-        yield Scan(path.stem, "", normalise(image))
+    for folder in dict.fromkeys(folders):
+        paths = list_volumes(folder)
+        if not paths:
+            raise InputError(f"{folder}: no volumes in it")
+        for path in paths:
+            volume = read_volume(path)
+            placed = volume.affine is None or np.allclose(volume.affine, grid.affine, atol=1e-3)
+            if volume.image.shape != grid.shape or not placed:
+                raise InputError(f"{path}: not on the network's grid {grid.name}, {grid.shape} voxels")
+            yield Scan(path.stem, "", normalise(volume.image))
 
 
 if __name__ == "__main__":

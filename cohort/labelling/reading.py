@@ -15,7 +15,7 @@ from scipy import ndimage
 from cohort.anatomy.regional_volumes import with_asymmetries
 from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import REGIONS, native_atlas
-from cohort.grids import Grid
+from cohort.grids import Grid, preset_of
 from cohort.labelling.anatomies import Box, opposite, region_box
 from cohort.labelling.network import LabelNetwork, LoadedLabels, load_labels
 from cohort.stacks import ScanStack
@@ -55,6 +55,8 @@ class Labels(NamedTuple):
 
 QUALITY = ("displacement_mm", "uncertainty")
 """Names of the figures that tell whether a scan has failed."""
+MOST_REACH_MM = 20.0
+"""Limit of displacement above which a network passes nearly any scan; one of 4,000 steps has 10 mm."""
 ROOM = 1.25
 """Factor on limits, for people who differ from the held-out anatomies."""
 
@@ -100,6 +102,11 @@ class Reader:
     def __init__(self, loaded: LoadedLabels, device: Device) -> None:
         self.grid, self.hash, self.limits, self.device = loaded.grid, loaded.hash, loaded.limits, device
         self.box, self.model = region_box(loaded.grid), device.module(loaded.model)
+        if (reach := ROOM * loaded.limits["displacement_mm"]) > MOST_REACH_MM:
+            why = f"regions of its own held-out anatomies lie up to {reach:.0f} mm off"
+            warnings.warn(
+                f"a network that cannot tell failed scans: {why}; train it longer", InputWarning, stacklevel=2
+            )
 
     def read(self, volume: np.ndarray) -> Labels:
         """Labels of a scan or synthetic volume (D, H, W) on the grid, background 0."""
@@ -161,7 +168,8 @@ def open_reader(path: Path, grid: Grid, device: Device) -> Reader:
     loaded = load_labels(path)
     if loaded.grid != grid:
         other = f"{loaded.grid.name} {loaded.grid.shape}, not {grid.name} {grid.shape}"
-        raise InputError(f"{path}: labels scans on the grid {other}; train one with cohort.labelling.train {grid.name}")
+        hint = f"train one with cohort.labelling.train {preset_of(grid)} --grid {grid.name}"
+        raise InputError(f"{path}: labels scans on the grid {other}; {hint}")
     return Reader(loaded, device)
 
 

@@ -114,7 +114,7 @@ def train_step(
         logits = parallel(x)
     terms = losses(logits.float(), shares, state.grid.spacing_mm, config)
     lr = training.learning_rate(state.step + 1, config.lr, config.steps, config.warmup_steps)
-    norm = training.descend(terms["train"], parallel, state.optimiser, lr, config.clip_norm)
+    norm = training.descend([terms["train"]], parallel, state.optimiser, lr, config.clip_norm)
     return {**{f"loss/{name}": distributed.mean(term.detach()) for name, term in terms.items()}, "grad/norm": norm}
 
 

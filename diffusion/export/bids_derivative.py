@@ -22,7 +22,7 @@ from runtime.errors import InputError, differences
 from runtime.files import atomic_write, read_json, write_json
 
 SPACE = "MNI152NLin2009aSym"
-"""BIDS name of the template in whose space all grids are (`cohort.scans`)."""
+"""BIDS name of the template in whose space all grids are (`cohort.grids`)."""
 GENERATOR = "synthetic-tle-mri"
 LABELS = "desc-regions_dseg"
 """What files of region labels end in."""

@@ -47,7 +47,7 @@ def shrink(volumes: Sequence[np.ndarray], spacing_mm: float, wanted_mm: float) -
 
 
 def mirrored(volumes: np.ndarray) -> np.ndarray:
-    """Left and right exchanged, (N, D, H, W); the grids of `cohort.scans` are symmetric."""
+    """Left and right exchanged, (N, D, H, W); the grids of `cohort.grids` are symmetric."""
     return volumes[:, ::-1]
 
 

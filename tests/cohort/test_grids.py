@@ -33,6 +33,13 @@ def test_what_is_no_grid(change):
         Grid.from_dict(values)
 
 
+def test_a_middle_beside_the_plane_of_mirror_images_is_refused(tmp_path):
+    path = tmp_path / "off.json"
+    path.write_text(json.dumps({**GRID.to_dict(), "name": "off", "centre_mm": [4.0, -17.0, 8.0]}))
+    with pytest.raises(InputError, match="its middle lies at x = 4 mm"):
+        parse_grid(str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "shape", "spacing", "name"),
     [

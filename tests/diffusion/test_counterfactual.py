@@ -145,6 +145,7 @@ def test_refusals_name_the_cause(
     assert "unknown diagnosis 'maybe'" in refused(linear, unknown, "--to", "HC")
     plain = random_diffusion()
     assert "was trained without sides; ask for --to TLE" in refused(plain, table, "--to", "TLE-L")
+    assert "knows sides; ask for --to TLE-L or TLE-R" in refused(linear, table, "--to", "TLE")
     undropped = random_diffusion(label_dropout=0.0, sides=True)
     assert "it has no null class" in refused(undropped, table, "--to", "HC", "--guidance", 2)
     assert "no Left Thing" in refused(linear, table, "--to", "HC", "--regions", "Left Thing")
@@ -156,6 +157,18 @@ def test_refusals_name_the_cause(
     classless = tmp_path / "classless.pt"
     torch.save(record, classless)
     assert "trained on 1 class" in refused(classless, table, "--to", "HC")
+
+
+def test_a_network_without_sides_knows_patients_as_such(
+    random_vae: Path, random_diffusion: Callable[..., Path], table: Path, tmp_path: Path
+) -> None:
+    """Patients of a named side are TLE to it, and stay as they are; controls change."""
+    run(random_vae, random_diffusion(), table, tmp_path, "--to", "TLE")
+    manifest = pd.read_csv(tmp_path / "manifest.csv")
+    assert set(manifest["own"]) == {"HC", "TLE"}
+    found = read_json(tmp_path / "measures.json")
+    assert found["scans"] == {"HC": 3, "TLE": 3}
+    assert found["effectiveness"]
 
 
 def test_an_inversion_that_does_not_converge_ends_the_command(

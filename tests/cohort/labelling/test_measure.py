@@ -32,7 +32,7 @@ def config(cohort_dir, random_labels, tmp_path):
 
 
 def test_the_table_is_read_as_volumes_of_scans_and_synthetic_volumes(config):
-    main(config)
+    main(replace(config, folders=config.folders * 2))
     table = read_volumes(config.out / "volumes.csv")
     frame = read_table(config.csv)
     found = table.of(frame, REGIONS)
@@ -63,5 +63,12 @@ def test_what_cannot_be_labelled_is_refused(config, tmp_path):
         main(LabelConfig(checkpoint=config.checkpoint, out=tmp_path))
     folder = tmp_path / "other"
     write_volume(folder / "HC_000001.pkl", Volume(np.ones((4, 4, 4), np.float32), 0, seed=1))
-    with pytest.raises(InputError, match=r"HC_000001.pkl: its shape is \(4, 4, 4\)"):
+    with pytest.raises(InputError, match=r"HC_000001.pkl: not on the network's grid smoke"):
         main(LabelConfig(checkpoint=config.checkpoint, folders=(folder,), out=tmp_path))
+    away = GRID.affine + np.array([[0, 0, 0, 10]] + [[0, 0, 0, 0]] * 3)
+    write_volume(folder / "HC_000001.pkl", Volume(blob(3, 0), 0, seed=1, affine=away))
+    with pytest.raises(InputError, match=r"HC_000001.pkl: not on the network's grid smoke"):
+        main(LabelConfig(checkpoint=config.checkpoint, folders=(folder,), out=tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no volumes in it"):
+        main(LabelConfig(checkpoint=config.checkpoint, folders=(tmp_path / "empty",), out=tmp_path))

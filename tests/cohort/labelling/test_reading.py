@@ -1,5 +1,7 @@
 """What a network says of scans: volumes, whether they mean anything, label maps, and the table of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +11,10 @@ from cohort.anatomy.volume_tables import read_volumes
 from cohort.atlas import REGIONS, atlas, native_atlas
 from cohort.grids import GRIDS
 from cohort.labelling.anatomies import region_box
-from cohort.labelling.network import LabelNetwork, LoadedLabels, ModelConfig, save_labels
+from cohort.labelling.network import LabelNetwork, LoadedLabels, ModelConfig, load_labels, save_labels
 from cohort.labelling.reading import OPPOSITE, Reader, open_reader, read_labels
 from runtime.device import Device
-from runtime.errors import InputError
+from runtime.errors import InputError, InputWarning
 
 DEVICE = Device(torch.device("cpu"), torch.float32)
 GRID = GRIDS["smoke"]
@@ -103,6 +105,12 @@ def test_a_network_of_another_grid_is_refused(tmp_path):
     assert open_reader(path, GRID, DEVICE).grid == GRID
     with pytest.raises(InputError, match="on the grid smoke"):
         open_reader(path, GRIDS["demo"], DEVICE)
+
+
+def test_a_network_that_passes_anything_says_so(random_labels):
+    loaded = replace(load_labels(random_labels(0)), limits={"displacement_mm": 41.0, "uncertainty": 3.0})
+    with pytest.warns(InputWarning, match="cannot tell failed scans"):
+        Reader(loaded, DEVICE)
 
 
 def test_rows_are_read_as_volumes_and_failed_ones_are_unknown(tmp_path):
