@@ -54,11 +54,12 @@ def soft_volume(raw: torch.Tensor) -> torch.Tensor:
 
 
 def random_slices(
-    x: torch.Tensor, y: torch.Tensor, count: int, generator: torch.Generator
+    x: torch.Tensor, y: torch.Tensor, count: int, generator: torch.Generator, part: int = 0, parts: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same random slices of volumes x and y (B, 1, D, H, W), with equal chance from all of all three axes.
 
-    `count` slices are drawn for the global batch; n of them, all with one process, are of its share x and y.
+    `count` slices are drawn for the global batch; n of them are of x and y, which are part `part` (from 0) of `parts`
+    of this process's share: all of them, where it is the only process and computes its share at once.
 
     Returns:
         two stacks (n, 1, rows, columns), padded with zeros to the largest slice, and the share of each padded slice
@@ -66,11 +67,12 @@ def random_slices(
     """
     B, _, *shape = x.shape
     slot = torch.randint(sum(shape), (count,), generator=generator)
-    case = torch.randint(B * distributed.world_size(), (count,), generator=generator) - B * distributed.rank()
+    shares, place = distributed.world_size() * parts, distributed.rank() * parts + part
+    case = torch.randint(B * shares, (count,), generator=generator) - B * place
     own = (case >= 0) & (case < B)
     slot, case = slot[own], case[own]
     rows, columns = max(shape[0], shape[1]), max(shape[1], shape[2])
-    stacks, shares, offset = [], [], 0
+    stacks, real, offset = [], [], 0
     for axis, size in enumerate(shape):
         chosen = (slot >= offset) & (slot < offset + size)
         position, owner = (slot[chosen] - offset).to(x.device), case[chosen].to(x.device)
@@ -78,9 +80,9 @@ def random_slices(
         pair = torch.stack([volume.movedim(2 + axis, 1)[owner, position] for volume in (x, y)])
         height, width = pair.shape[-2:]
         stacks.append(F.pad(pair, (0, columns - width, 0, rows - height)))
-        shares.append(torch.full((len(position),), height * width / (rows * columns)))
+        real.append(torch.full((len(position),), height * width / (rows * columns)))
     slices = torch.cat(stacks, dim=1)
-    return slices[0], slices[1], torch.cat(shares).to(x.device)
+    return slices[0], slices[1], torch.cat(real).to(x.device)
 
 
 class SliceNetwork(nn.Module):
@@ -89,16 +91,24 @@ class SliceNetwork(nn.Module):
     A subclass has ``distance(a, b)`` of each pair of slices (n, 1, rows, columns) in [0, 1]: (n,), 0 where equal.
     """
 
-    def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Mean distance over `count` random slices of volumes (B, 1, D, H, W); of one of several processes its part,
-        such that their average is the mean.
+    def forward(
+        self,
+        x_hat: torch.Tensor,
+        x: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+        part: int = 0,
+        parts: int = 1,
+    ) -> torch.Tensor:
+        """Mean distance over `count` random slices of volumes (B, 1, D, H, W); of one of several processes, or one of
+        the parts of its share, what makes the average over all of them the mean.
 
         Padding is equal in both and adds nothing; dividing by the real share keeps it from diluting the rest.
         """
-        a, b, share = random_slices(x_hat, x, count, generator)
+        a, b, share = random_slices(x_hat, x, count, generator, part, parts)
         if len(a) == 0:
-            return 0.0 * x_hat.sum()  # every process takes part in the backward pass
-        return (self.distance(a, b) / share).sum() * distributed.world_size() / count
+            return 0.0 * x_hat.float().sum()  # every process takes part in the backward pass
+        return (self.distance(a, b) / share).sum() * distributed.world_size() * parts / count
 
 
 def feature_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -185,15 +195,15 @@ class MedicalNet(nn.Module):
         super().__init__()
         self.network = medicalnet(depth, weights)
 
-    def forward(self, x_hat: torch.Tensor, x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Mean distance of volumes (B, 1, D, H, W); nothing is drawn, so `count` and `generator` are not used."""
+    def forward(self, x_hat: torch.Tensor, x: torch.Tensor, *draw: object) -> torch.Tensor:
+        """Mean distance of volumes (B, 1, D, H, W); nothing is drawn, so what a SliceNetwork draws by is not used."""
         return feature_distance(
             *(resnet_features(self.network, (volume - volume.mean()) / volume.std()) for volume in (x_hat, x))
         ).mean()
 
 
 def perceptual_network(name: str, weights: Path | None) -> nn.Module:
-    """The fixed network of the perceptual term: a module called with (x_hat, x, count, generator), giving a scalar."""
+    """The fixed network of the perceptual term: a module called as a SliceNetwork, giving a scalar."""
     if name == "efficientnet_lite0":
         return EfficientNetLite0()
     if weights is None:
@@ -265,12 +275,20 @@ def adversarial_counts(config: LossConfig, step: int) -> bool:
 
 
 def objective(
-    outputs: tuple[torch.Tensor, ...], x: torch.Tensor, networks: LossNetworks, config: LossConfig, step: int, seed: int
+    outputs: tuple[torch.Tensor, ...],
+    x: torch.Tensor,
+    networks: LossNetworks,
+    config: LossConfig,
+    step: int,
+    seed: int,
+    part: int = 0,
+    parts: int = 1,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of one batch at a step (from 1).
+    """The loss of one batch at a step (from 1), or of one of the equal parts of it: their mean is the batch's.
 
     Args:
         outputs, x: what the autoencoder decodes, mu and logvar as it returns them; its volumes (B, 1, D, H, W).
+        part, parts: which part it is (from 0), of how many.
 
     Returns:
         the scalar to descend, and numbers to log: each term as ``loss/<name>`` unscaled and ``scaled/<name>`` as it
@@ -281,7 +299,7 @@ def objective(
     terms["kl"] = kl(mu, logvar, x[0].numel())
     if "perceptual" in counted:
         draw = seeding.generator(seed, "slices", step)
-        terms["perceptual"] = networks.perceptual(x_hat, x, config.perceptual_slices, draw)
+        terms["perceptual"] = networks.perceptual(x_hat, x, config.perceptual_slices, draw, part, parts)
     if "adversarial" in counted:
         networks.discriminator.requires_grad_(False)
         terms["adversarial"] = generator_adversarial(networks.discriminator(x_hat)[-1], config.adversarial_kind)

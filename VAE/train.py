@@ -157,10 +157,11 @@ def train_step(
     parts, said, made = list(zip(x.split(cases), eps.split(cases), strict=True)), [], []
 
     def losses() -> Iterator[torch.Tensor]:
-        for x_part, eps_part in parts:
+        for part, (x_part, eps_part) in enumerate(parts):
+            place = (part, len(parts))
             with device.autocast():
                 outputs = parallel(x_part, eps_part)
-                loss, terms = objective(outputs, x_part, state.networks, config.loss, step, config.seed)
+                loss, terms = objective(outputs, x_part, state.networks, config.loss, step, config.seed, *place)
             said.append({"loss/train": loss.detach(), **terms})
             made.append(soft_volume(outputs[0]).detach() if adversarial_counts(config.loss, step) else None)
             del outputs

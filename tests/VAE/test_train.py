@@ -235,6 +235,21 @@ def test_perceptual_and_adversarial_terms_take_part_when_asked() -> None:
     torch.testing.assert_close(second["scaled/perceptual"], 0.1 * second["loss/perceptual"])
 
 
+def test_parts_of_a_batch_share_its_slices_of_the_perceptual_term() -> None:
+    config = replace(PRESETS["smoke"], loss=LossConfig(perceptual=1.0, perceptual_slices=3), batch_size=4)
+    model, networks = build(config, GRIDS["smoke"], CPU)
+    state = VAEState(model, torch.optim.SGD(model.parameters()), {}, networks=networks, grid=GRIDS["smoke"], ledger=[])
+    weights, found = {name: value.clone() for name, value in model.state_dict().items()}, {}
+    for cases in (4, 2, 1):  # three slices: of four parts, at least one has none
+        model.load_state_dict(weights)
+        said = train_step(model, state, _Scans(), 1, config, cases)
+        found[cases] = {"perceptual": said["loss/perceptual"], "norm": said["grad/norm"]} | {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters()
+        }
+    for cases in (2, 1):
+        torch.testing.assert_close(found[cases], found[4], rtol=1e-3, atol=1e-5)
+
+
 def test_terms_count_from_their_first_step_and_the_adversarial_one_rises() -> None:
     loss = LossConfig(
         kl=0.5, kl_start_step=3, perceptual=0.1, perceptual_start_step=2, adversarial=0.8, adversarial_start_step=4,
