@@ -215,6 +215,16 @@ def perceptual_network(name: str, weights: Path | None) -> nn.Module:
     return MedicalNet(name.split("_")[1], weights)
 
 
+def judged(discriminator: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The discriminator's logits of volumes x (B, 1, D, H, W); on a CPU in float32.
+
+    There oneDNN's bfloat16 gradient of the last filter, of one output channel at a few places, is now and then not
+    finite, from numbers that are and whatever their layout: the discriminator is NaN from the next step on.
+    """
+    with torch.autocast("cpu", enabled=False):
+        return discriminator(x)[-1]
+
+
 def generator_adversarial(logits_fake: torch.Tensor, kind: str) -> torch.Tensor:
     """Loss of the autoencoder: its reconstructions should be taken for real.
 
@@ -302,7 +312,7 @@ def objective(
         terms["perceptual"] = networks.perceptual(x_hat, x, config.perceptual_slices, draw, part, parts)
     if "adversarial" in counted:
         networks.discriminator.requires_grad_(False)
-        terms["adversarial"] = generator_adversarial(networks.discriminator(x_hat)[-1], config.adversarial_kind)
+        terms["adversarial"] = generator_adversarial(judged(networks.discriminator, x_hat), config.adversarial_kind)
     scaled = {name: counted[name] * term for name, term in terms.items()}
     log = {f"loss/{name}": term.detach() for name, term in terms.items()}
     return sum(scaled.values()), log | {f"scaled/{name}": term.detach() for name, term in scaled.items()}
@@ -332,5 +342,5 @@ def adversarial_loss(
     """The loss that the discriminator descends, on reconstructions x_hat and volumes x (B, 1, D, H, W)."""
     networks.discriminator.requires_grad_(True)
     with device.autocast():
-        real, fake = networks.discriminator(x)[-1], networks.discriminator(x_hat)[-1]
+        real, fake = (judged(networks.discriminator, volumes) for volumes in (x, x_hat))
         return discriminator_adversarial(real, fake, config.adversarial_kind)
