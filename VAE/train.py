@@ -45,7 +45,10 @@ CALIBRATION_VOXELS = 32_768
 
 
 LEAST_JUDGED = 16
-"""Voxels per side of which the discriminator's last level has more than one place, for its instance norms."""
+"""Voxels per side that the loss's networks need: the discriminator's last level then has more than one place, for its
+instance norms, and the perceptual network's last filters fit."""
+LEAST_LPIPS = 32
+"""The same of LPIPS, whose AlexNet reduces most."""
 
 
 @dataclass(kw_only=True)
@@ -67,6 +70,8 @@ def main(config: TrainConfig) -> None:
         ledger = sorted({*ledger, *start_from(config.init, model, grid, other_grid=config.init_other_grid)})
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
+        if config.patch >= max(grid.shape):
+            run.say(f"--patch {config.patch} cuts nothing: no side of the volumes is longer")
         for line in copies:
             run.say(line)
         optimiser = torch.optim.AdamW(
@@ -129,8 +134,10 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     model = Autoencoder(config.model)
     if config.patch % model.factor or config.patch < 0:
         raise InputError(f"--patch {config.patch}: expected a multiple of {model.factor}, the model's reduction, or 0")
-    if config.loss.adversarial and 0 < config.patch < LEAST_JUDGED:
-        raise InputError(f"--patch {config.patch}: the discriminator needs {LEAST_JUDGED} voxels per side or more")
+    lpips = config.loss.perceptual and config.loss.perceptual_network.startswith("lpips")
+    least = LEAST_LPIPS if lpips else LEAST_JUDGED
+    if (config.loss.adversarial or config.loss.perceptual) and 0 < config.patch < least:
+        raise InputError(f"--patch {config.patch}: the networks of the loss need {least} voxels per side or more")
     if config.recompute:
         model.recompute_activations()
     model = device.module(model)

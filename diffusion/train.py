@@ -164,6 +164,11 @@ def build(config: TrainConfig, data: Data, process: Process, device: Device) -> 
         raise InputError(f"--model.patch {config.model.patch} is larger than the latent {shape[1:]}")
     if config.model.dim % config.model.heads:
         raise InputError(f"--model.dim {config.model.dim} does not divide by --model.heads {config.model.heads}")
+    for flag, value in (("linear-rank", config.model.linear_rank), ("means-window", config.model.means_window)):
+        if value < 0:
+            raise InputError(f"--model.{flag} {value:g}: expected 0 or more")
+    if config.model.means_window and not config.model.linear_rank:
+        raise InputError(f"--model.means-window {config.model.means_window:g} is of the start of --model.linear-rank")
     rank, count = config.model.linear_rank, len(data.train)
     if 2 * rank > count and data.mixer is None and config.init is None:
         # Axes through nearly every subject leave no rest, in which all new people differ from these.

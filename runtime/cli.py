@@ -1,14 +1,16 @@
 """From a configuration dataclass to a command: flags, presets, --dry-run, exit codes."""
 
+import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
@@ -23,14 +25,32 @@ def parse(
     config: type[Config] | dict[str, Config], argv: Sequence[str] | None = None, description: str | None = None
 ) -> Config:
     """Reads the command line into a configuration; unknown flags and mistyped values end the program with status 2.
+    Numbers that are not finite, nan or inf, are an InputError: no setting means anything by them.
 
     `config` is the dataclass itself, or a table of presets; then the first argument names the preset, and flags change
     single fields of it. `argv` is without the program's name; by default the process's.
     """
     if isinstance(config, dict):
         presets = {name: (f"The {name} preset.", preset) for name, preset in config.items()}
-        return tyro.extras.overridable_config_cli(presets, args=argv, description=description)
-    return tyro.cli(config, args=argv, description=description)
+        chosen = tyro.extras.overridable_config_cli(presets, args=argv, description=description)
+    else:
+        chosen = tyro.cli(config, args=argv, description=description)
+    if problems := list(_not_finite(chosen)):
+        raise InputError.of("expected finite numbers", problems)
+    return chosen
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Flag and value of every number in a configuration that is nan or infinite."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            flag = field.name.replace("_", "-")
+            yield from _not_finite(getattr(value, field.name), f"{name}.{flag}" if name else f"--{flag}")
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _not_finite(part, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{name} {value}"
 
 
 def run_script(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from runtime.errors import InputError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -58,6 +60,11 @@ class RunConfig(DeviceConfig):
     seed: int = 0
     """Seed of every random draw."""
 
+    def __post_init__(self) -> None:
+        """Refuses what no training can be run with."""
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: expected 1 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(RunConfig):
@@ -72,6 +79,13 @@ class FitConfig(RunConfig):
     fit: float | None = None
     """GiB that this process may take (of a GPU's memory, or on a CPU of the machine's): --micro-batch and --recompute
     are then chosen by the predicted peak. Without it, the peak is predicted, and that is all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.micro_batch < 0:
+            raise InputError(f"--micro-batch {self.micro_batch}: expected 1 or more, or 0 for the whole batch")
+        if self.micro_batch and self.fit is not None:
+            raise InputError("--fit chooses --micro-batch; give one of the two")
 
 
 def plain_config(config: Any) -> dict[str, Any]:

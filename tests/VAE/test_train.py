@@ -137,7 +137,8 @@ def test_parts_of_a_batch_are_the_batch_and_patches_are_of_its_volumes(cohort_di
                "small": ("--patch", 16)}  # fmt: skip
     lines = {}
     for name, words in changes.items():
-        run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / name), *brief, *words)
+        done = run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / name), *brief, *words)
+        assert ("--patch 30 cuts nothing" in done.stdout) == (name == "cubes")
         lines[name] = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
     for name in ("loss/train", "loss/discriminator", "scaled/adversarial", "grad/norm"):
         whole, parts, cubes, small = ([line[name] for line in lines[run] if name in line] for run in changes)
@@ -147,8 +148,6 @@ def test_parts_of_a_batch_are_the_batch_and_patches_are_of_its_volumes(cohort_di
         assert small != whole
     loaded = load_vae(tmp_path / "small/checkpoints/best.pt")
     assert loaded.grid == GRIDS["smoke"]
-    refused = run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / "odd"), "--patch", 7, ok=False)
-    assert "--patch 7: expected a multiple of 2" in refused.stderr
 
 
 @pytest.mark.slow
@@ -194,6 +193,28 @@ def test_a_batch_that_does_not_divide_is_one_sentence(cohort_dir: Path, tmp_path
     done = script(*words, processes=2, ok=False)
     assert "--batch-size 3 does not divide over 2 processes" in done.stderr
     assert "VAE/train.py" not in done.stderr  # no traceback of ours
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--patch", 7), "--patch 7: expected a multiple of 2"),
+        (("--patch", 8, "--loss.perceptual", 0.1), "--patch 8: the networks of the loss need 16 voxels per side"),
+        (("--patch", 8, "--loss.adversarial", 0.1), "--patch 8: the networks of the loss need 16 voxels per side"),
+        (("--batch-size", 0), "--batch-size 0: expected 1 or more"),
+        (("--micro-batch", -1), "--micro-batch -1: expected 1 or more"),
+        (("--micro-batch", 1, "--fit", 24), "--fit chooses --micro-batch; give one of the two"),
+        (("--fit", "nan"), "--fit nan"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_one_sentence(
+    words: tuple, said: str, cohort_dir: Path, tmp_path: Path
+) -> None:
+    refused = run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / "run"), *words, ok=False)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -122,6 +122,9 @@ def test_another_vae_is_refused(random_vae: Path, latents: Path, tmp_path: Path)
         (("--model.patch", 32, 2, 2), "larger than the latent"),
         (("--val-split", "nowhere"), "no latents"),
         (("--model.dim", 65, "--model.heads", 2), "does not divide"),
+        (("--model.linear-rank", -1), "--model.linear-rank -1: expected 0 or more"),
+        (("--model.means-window", -1), "--model.means-window -1: expected 0 or more"),
+        (("--model.linear-rank", 0, "--model.means-window", 1), "--model.means-window 1 is of the start"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(latents: Path, tmp_path: Path, words: tuple, message: str) -> None:

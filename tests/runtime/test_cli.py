@@ -38,6 +38,26 @@ def test_wrong_words_end_with_status_2(argv: list[str]) -> None:
     assert caught.value.code == 2
 
 
+@dataclass(frozen=True)
+class Rates:
+    decay: float = 0.5
+
+
+@dataclass(frozen=True)
+class Nested:
+    lr: float | None = None
+    shares: tuple[float, ...] = (0.1,)
+    rates: Rates = Rates()
+
+
+def test_numbers_that_are_not_finite_are_refused_by_the_names_of_their_flags() -> None:
+    with pytest.raises(InputError) as refusal:
+        parse(Nested, ["--lr", "nan", "--shares", "0.1", "inf", "--rates.decay", "-inf"])
+    expected = "expected finite numbers (3):\n  - --lr nan\n  - --shares inf\n  - --rates.decay -inf"
+    assert str(refusal.value) == expected
+    assert parse(Nested, ["--lr", "1e30"]).lr == 1e30
+
+
 def test_help_explains_fields(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(PRESETS, ["paper", "--help"])
