@@ -86,7 +86,8 @@ def main(config: TrainConfig) -> None:
         guard = training.LossGuard(device.kind)
         one_step = partial(passes, state=state, config=config, device=device)
         hint = "; --patch trains on parts of the volumes" if not config.patch else "; a smaller --patch takes less"
-        how = (config, device.kind, "convolutions", bool(optimiser.state), hint)
+        other = memory.inference_bytes(partial(one_scan, grid=grid, device=device), model)
+        how = (config, device.kind, "convolutions", bool(optimiser.state), hint, other)
         cases, said = memory.settle(one_step, model, *how)
         run.say(said)
         recompute = None if model.recompute else Autoencoder.recompute_activations
@@ -199,6 +200,13 @@ def passes(network: Autoencoder, cases: int, *, state: VAEState, config: TrainCo
         adversarial_loss(networks, *pair, config.loss, device).backward()
 
 
+def one_scan(network: Autoencoder, *, grid: Grid, device: Device) -> None:
+    """Encodes and decodes a whole volume, as `calibrate` and `validate` do between steps, for its memory."""
+    x = device.tensor(memory.zeros(network, 1, 1, *grid.shape))
+    with device.autocast():
+        network.decode(network.encode(x)[0], grid.shape)
+
+
 @torch.no_grad()
 def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
     """Measures the constants of the output rule, where the model has one, with the averaged weights; `model` and `ema`
@@ -230,9 +238,13 @@ def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
     for row, z, places in zip(own, samples, voxels, strict=True):
         draw = torch.randn(len(everyone), generator=seeding.generator(seed, "calibration Gaussian", row))
         gaussian = mean + torch.tensordot(draw / max(1, len(everyone) - 1) ** 0.5, everyone - mean, 1)
-        with device.autocast():
-            both = averaged.decode_raw(torch.cat([z, gaussian[None].to(z)]), state.grid.shape)
-        decoded.append(both.flatten(2).float().cpu()[..., places].transpose(0, 1).flatten(1))
+        pair = []
+        for latent in (z, gaussian[None].to(z)):  # one at a time: a validation takes no more memory
+            with device.autocast():
+                raw = averaged.decode_raw(latent, state.grid.shape)
+            pair.append(raw.flatten(2).float().cpu()[0, :, places])
+            del raw
+        decoded.append(torch.cat(pair, dim=1))
     raw = torch.cat([part for parts in distributed.gather(decoded) for part in parts], dim=1)
     x = torch.cat([part.repeat(2) for parts in distributed.gather(scans) for part in parts])
     state.model.output.fit(raw, x)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from cohort.anatomy.volume_tables import KnownVolumes
 from runtime.config import FitConfig
+from runtime.errors import InputError
 from runtime.files import ROOT
 
 
@@ -43,6 +44,18 @@ class ModelConfig:
     """Classes; one more embedding, the null class, stands for an unknown one (classifier-free guidance)."""
     sides: bool = False
     """A TLE's side is a condition besides its class, where latents of both sides say theirs; it may be unknown."""
+
+    def check(self, latent: tuple[int, int, int, int]) -> None:
+        """InputError where no network for latents of this shape (C, d, h, w) can be built."""
+        if any(patch > size for patch, size in zip(self.patch, latent[1:], strict=True)):
+            raise InputError(f"--model.patch {self.patch} is larger than the latent {latent[1:]}")
+        if self.dim % self.heads:
+            raise InputError(f"--model.dim {self.dim} does not divide by --model.heads {self.heads}")
+        for flag, value in (("linear-rank", self.linear_rank), ("means-window", self.means_window)):
+            if value < 0:
+                raise InputError(f"--model.{flag} {value:g}: expected 0 or more")
+        if self.means_window and not self.linear_rank:
+            raise InputError(f"--model.means-window {self.means_window:g} is of the start of --model.linear-rank")
 
 
 SIDE_CODES = {"L": 0, "R": 1, "": 2}

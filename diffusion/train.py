@@ -20,7 +20,7 @@ from diffusion.checkpoint import resume_diffusion, save_diffusion, start_from
 from diffusion.config import NO_SIDE, PRESETS, SIDE_CODES, TrainConfig
 from diffusion.covariates import Scales, covariates_of, fit_scales, standardise
 from diffusion.dataset import Latents, LatentSpace, fit_space
-from diffusion.heldout import by_class_and_noise, held_out_losses
+from diffusion.heldout import BINS, by_class_and_noise, held_out_losses
 from diffusion.mixing import Mixer, spacing_of
 from diffusion.model import DiT
 from diffusion.process import Process, build_process
@@ -32,6 +32,7 @@ from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_ledger, read_statistics
+from VAE.model import Autoencoder
 
 MIXTURES = 6
 """Mixtures for each axis of the linear start: of fewer, the axes would fit those that happened to be drawn."""
@@ -75,7 +76,8 @@ def main(config: TrainConfig) -> None:
         resume(run, state, data, config)
         network, guard = distributed.wrap(model), training.LossGuard(device.kind)
         one_step = partial(passes, process=process, device=device)
-        cases, said = memory.settle(one_step, model, config, device.kind, "matrices", bool(state.optimiser.state))
+        how = (config, device.kind, "matrices", bool(state.optimiser.state))
+        cases, said = memory.settle(one_step, model, *how, other=between_steps(model, vae, process, config, device))
         run.say(said)
         recompute = None if model.recompute else DiT.recompute_activations
         advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, recompute)
@@ -160,15 +162,7 @@ def decoder(config: TrainConfig, space: LatentSpace, device: Device) -> LoadedVA
 def build(config: TrainConfig, data: Data, process: Process, device: Device) -> tuple[DiT, Data]:
     """The network with weights by the seed or of --init, and the data in the space that its weights know."""
     shape = data.train.shape
-    if any(patch > size for patch, size in zip(config.model.patch, shape[1:], strict=True)):
-        raise InputError(f"--model.patch {config.model.patch} is larger than the latent {shape[1:]}")
-    if config.model.dim % config.model.heads:
-        raise InputError(f"--model.dim {config.model.dim} does not divide by --model.heads {config.model.heads}")
-    for flag, value in (("linear-rank", config.model.linear_rank), ("means-window", config.model.means_window)):
-        if value < 0:
-            raise InputError(f"--model.{flag} {value:g}: expected 0 or more")
-    if config.model.means_window and not config.model.linear_rank:
-        raise InputError(f"--model.means-window {config.model.means_window:g} is of the start of --model.linear-rank")
+    config.model.check(shape)
     rank, count = config.model.linear_rank, len(data.train)
     if 2 * rank > count and data.mixer is None and config.init is None:
         # Axes through nearly every subject leave no rest, in which all new people differ from these.
@@ -278,6 +272,23 @@ def passes(network: DiT, cases: int, *, process: Process, device: Device) -> Non
     prediction.square().mean().backward()
 
 
+@torch.no_grad()
+def between_steps(model: DiT, vae: LoadedVAE | None, process: Process, config: TrainConfig, device: Device) -> int:
+    """The most bytes of tensors that a validation makes, or the decoding of a picture's volume."""
+
+    def look(network: DiT) -> None:
+        z, y = memory.zeros(network, BINS, *network.latent_shape), memory.zeros(network, BINS)
+        with device.autocast():
+            network(z, process.spread_times(y), y.long())
+
+    def picture(network: Autoencoder) -> None:
+        with device.autocast():
+            network.decode(device.tensor(memory.zeros(network, 1, *model.latent_shape)), vae.grid.shape)
+
+    drawn = vae is not None and config.sample_every_steps
+    return max(memory.inference_bytes(look, model), memory.inference_bytes(picture, vae.model) if drawn else 0)
+
+
 def validate(run: Run, state: DiffusionState, data: Data, process: Process, config: TrainConfig) -> bool:
     """Logs the held-out loss of every weight average, by class and noise; True when the lowest is the best so far, or
     the first with a low learning rate.
@@ -313,8 +324,9 @@ def draw_samples(
         steps = min(25, process.timesteps)
         denoise = guided(model, process, y, side=side)
         z = SAMPLERS[DEFAULT](denoise, noise.repeat(len(names), 1, 1, 1, 1), process, steps, lambda: noise)
-        x = vae.model.decode(device.tensor(space.leave(z)), vae.grid.shape)[:, 0].float().cpu().numpy()
-    rows, title = [(name, list(x[2 * k : 2 * k + 2])) for k, name in enumerate(names)], "same noise in each column"
+        z = device.tensor(space.leave(z))
+        x = [vae.model.decode(one[None], vae.grid.shape)[0, 0].float().cpu().numpy() for one in z]  # one fits if any
+    rows, title = [(name, x[2 * k : 2 * k + 2]) for k, name in enumerate(names)], "same noise in each column"
     gallery(run.samples / f"samples_{state.step:06d}.png", rows, title=f"synthetic, step {state.step}; {title}")
 
 

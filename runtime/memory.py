@@ -239,6 +239,7 @@ def settle(
     layers: Layers,
     started: bool,
     hint: str = "",
+    other: int = 0,
 ) -> tuple[int, str]:
     """How many cases of a training step to compute at once, and a line about the memory that this takes.
 
@@ -249,21 +250,30 @@ def settle(
         network: has `recompute_activations`.
         started: whether the optimiser has its moments already.
         hint: what else takes less memory, for the message where nothing fits.
+        other: `inference_bytes` of what the training does between steps, at most.
     """
     share = config.batch_size // distributed.world_size()
     state = 0 if started else MOMENTS * weight_bytes(network)
     cases = config.micro_batch or share
     if share % cases:
         raise InputError(f"--micro-batch {cases} does not divide the {share} cases of a process")
+    if other:  # beside the last step's gradients, and the weights that are put back after those of an average
+        other += 2 * weight_bytes(network)
+    between = forecast(other, device, layers, state)
     if config.fit is not None:
+        if other and between.ahead > config.fit * 2**30:
+            needed = f"{between.ahead / 2**30:.2f} GiB, whatever a step does"
+            raise InputError(f"--fit {config.fit:g}: validation needs {needed}; a coarser --grid needs less")
         cases = _most_cases(step, network, config.fit, device, layers, share, state, hint)
         found = distributed.gather((cases, network.recompute))  # one way for all: passes of all processes meet
         cases = min(count for count, _ in found)
         if any(again for _, again in found):
             network.recompute_activations()
     predicted = forecast(step_bytes(step, network, cases, share // cases), device, layers, state)
-    how = " with recomputed activations" if network.recompute else ""
-    return cases, predicted.text(f"a step, {cases} of {share} cases at once{how}", device)
+    how = f"{cases} of {share} cases at once" + " with recomputed activations" * network.recompute
+    if between.work > predicted.work:
+        return cases, between.text(f"validation, more than for a step, {how}", device)
+    return cases, predicted.text(f"a step, {how}", device)
 
 
 def _most_cases(

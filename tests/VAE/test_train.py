@@ -208,9 +208,7 @@ def test_a_batch_that_does_not_divide_is_one_sentence(cohort_dir: Path, tmp_path
         (("--fit", "nan"), "--fit nan"),
     ],
 )
-def test_what_cannot_be_trained_with_is_one_sentence(
-    words: tuple, said: str, cohort_dir: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_trained_with_is_one_sentence(words: tuple, said: str, cohort_dir: Path, tmp_path: Path) -> None:
     refused = run_here("VAE.train", "smoke", *tables(cohort_dir, tmp_path / "run"), *words, ok=False)
     assert refused.returncode == 2
     assert said in refused.stderr

@@ -67,6 +67,17 @@ def test_what_fits_in_no_way_is_told_what_it_needs() -> None:
         settled(vae(), config(micro_batch=5))
 
 
+def test_what_is_done_between_steps_counts_when_it_takes_more() -> None:
+    network = vae()
+    many = 2**30
+    between = forecast(many + 2 * weight_bytes(network), CPU.kind, "convolutions", MOMENTS * weight_bytes(network))
+    assert "for a step, 12 of 12 cases at once" in settled(network, config(), other=1)[1]
+    assert "for validation, more than for a step, 12 of 12 cases at once" in settled(network, config(), other=many)[1]
+    with pytest.raises(InputError, match=r"--fit 1: validation needs \d\.\d+ GiB"):
+        settled(network, config(fit=1), other=many)
+    assert settled(network, config(fit=between.ahead / 2**30 + 0.05), other=many)[0] == 12
+
+
 def peak(module: str, *words: object) -> tuple[float, int]:
     """The bytes that a command said it would take, and those that its process took."""
     command = [sys.executable, "-m", module, *map(str, words)]
