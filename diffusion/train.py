@@ -32,7 +32,6 @@ from runtime.errors import InputError
 from runtime.runs import Run, due, open_run
 from VAE.checkpoint import LoadedVAE, load_vae
 from VAE.latents import read_ledger, read_statistics
-from VAE.model import Autoencoder
 
 MIXTURES = 6
 """Mixtures for each axis of the linear start: of fewer, the axes would fit those that happened to be drawn."""
@@ -281,7 +280,7 @@ def between_steps(model: DiT, vae: LoadedVAE | None, process: Process, config: T
         with device.autocast():
             network(z, process.spread_times(y), y.long())
 
-    def picture(network: Autoencoder) -> None:
+    def picture(network: nn.Module) -> None:
         with device.autocast():
             network.decode(device.tensor(memory.zeros(network, 1, *model.latent_shape)), vae.grid.shape)
 
