@@ -26,7 +26,7 @@ from cohort.anatomy.regional_volumes import (
     region_volumes,
 )
 from cohort.anatomy.volume_tables import VolumeTable, crossed_sides
-from cohort.atlas import REGIONS, SIDES, STRUCTURES
+from cohort.atlas import HIPPOCAMPI, REGIONS, SIDES, STRUCTURES
 from cohort.labelling.reading import Reader
 from cohort.scans import head_mask
 from cohort.stacks import ScanStack
@@ -35,7 +35,6 @@ from runtime.errors import InputWarning
 
 KNOWN = {"known_hippocampus": ("Hippocampus",), "known_regional": STRUCTURES}
 """Baselines on the volumes of a table, and their structures."""
-HIPPOCAMPI = tuple(f"{side} Hippocampus" for side in SIDES)
 
 
 def hippocampal_features(scans: ScanStack, reader: Reader | None = None) -> np.ndarray:

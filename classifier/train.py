@@ -80,7 +80,7 @@ def main(config: TrainConfig) -> None:
         guard = training.LossGuard(device.kind)
         one_step = partial(passes, grid=grid, device=device)
         advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, multiple=2)
-        run.say(memory_line(one_step, state, config, device))
+        run.say(memory.step_line(one_step, state.model, config.batch_size, device.kind, started=bool(optimiser.state)))
 
         for step in training.steps_to_take(run, state, config.steps, "classifier"):
             with memory.explained(advice):
@@ -155,14 +155,6 @@ def passes(network: Classifier, cases: int, *, grid: Grid, device: Device) -> No
     with device.autocast():
         found = Everything(network)(device.tensor(memory.zeros(network, cases, 1, *grid.shape)))
     found.float().sum().backward()
-
-
-def memory_line(step: memory.Step, state: ClassifierState, config: TrainConfig, device: Device) -> str:
-    """What a run will take."""
-    cases = config.batch_size // distributed.world_size()
-    moments = 0 if state.optimiser.state else memory.MOMENTS * memory.weight_bytes(state.model)
-    work = memory.step_bytes(step, state.model, cases)
-    return memory.forecast(work, device.kind, "convolutions", moments).text(f"a step of {cases} cases", device.kind)
 
 
 def losses(found: torch.Tensor, answers: Answers, config: TrainConfig) -> dict[str, torch.Tensor]:

@@ -36,6 +36,7 @@ SIDES = ("Left", "Right")
 
 REGIONS = tuple(f"{side} {structure}" for structure in STRUCTURES for side in SIDES)
 """The names of the 16 modelled regions: left before right, structure by structure."""
+HIPPOCAMPI = tuple(f"{side} Hippocampus" for side in SIDES)
 
 _TEMPLATES = {
     "icbm2009a": ("nilearn", "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"),
@@ -114,6 +115,12 @@ def tissue(grid: Grid) -> dict[str, np.ndarray]:
     gm, wm = np.stack([gm, wm]) / np.maximum(gm + wm, 1)
     volumes = {"gm": gm, "wm": wm, "csf": inside - gm - wm}
     return {name: resample(volume, brain.affine, grid).clip(0, 1) for name, volume in volumes.items()}
+
+
+def other_side(name: str) -> str:
+    """A structure's counterpart on the other side, "Right Thalamus" of "Left Thalamus"; itself where it has none."""
+    side, _, structure = name.partition(" ")
+    return f"{SIDES[1 - SIDES.index(side)]} {structure}" if side in SIDES else name
 
 
 def resample(volume: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:

@@ -22,7 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cohort.anatomy.volume_readers import volume_column
-from cohort.atlas import SIDES, native_atlas
+from cohort.atlas import HIPPOCAMPI, SIDES, native_atlas
 from cohort.decoding import read_voxels
 from cohort.listing.reading import Reading
 from cohort.pictures import gallery
@@ -34,7 +34,6 @@ from cohort.simulation.planting import NEEDED, HeadMap, find_map
 from cohort.simulation.volunteers import (
     BLOCK,
     CONTROLS_PER_SIDE,
-    HIPPOCAMPI,
     LEFT_OUT,
     diagnoses,
     read_head,

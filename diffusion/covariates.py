@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from cohort.anatomy.volume_tables import VolumeTable
-from cohort.atlas import SIDES, STRUCTURES
+from cohort.atlas import SIDES, STRUCTURES, other_side
 from cohort.tables import read_table
 from runtime.errors import InputError
 
@@ -55,15 +55,6 @@ def covariates_of(
         for name, parts in turned.items():
             columns[name] = np.where(mirrored, ml[list(parts)].sum(axis=1, skipna=False), columns[name]).tolist()
     return torch.tensor([columns[name] for name in names], dtype=torch.float32).reshape(len(names), len(subjects)).T
-
-
-def other_side(region: str) -> str:
-    """The region's counterpart of the other side; itself where it has none."""
-    left, right = SIDES
-    for side, other in ((left, right), (right, left)):
-        if region.startswith(f"{side} "):
-            return f"{other} {region.partition(' ')[2]}"
-    return region
 
 
 def of_people(subjects: list[str], tables: tuple[Path, ...]) -> dict[str, list[float]]:

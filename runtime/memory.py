@@ -225,6 +225,19 @@ def forecast(work: int, device: torch.device, layers: Layers, state: int = 0) ->
     return Forecast(held, state, int((1 + ROOM[device.type, layers]) * work) + fixed, most)
 
 
+def step_line(step: Step, network: nn.Module, batch_size: int, device: torch.device, *, started: bool) -> str:
+    """A line about what a training step of convolutions takes, its cases all at once.
+
+    Args:
+        started: whether the optimiser has its moments already.
+    """
+    cases = batch_size // distributed.world_size()
+    state = 0 if started else MOMENTS * weight_bytes(network)
+    return forecast(step_bytes(step, network, cases), device, "convolutions", state).text(
+        f"a step of {cases} cases", device
+    )
+
+
 @torch.no_grad()
 def inference_bytes(work: Callable[[Thing], object], networks: Thing) -> int:
     """The most bytes of tensors that `work` makes at once without gradients, given imitations of `networks`."""

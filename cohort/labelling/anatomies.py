@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cohort.anatomy.grey_matter import TISSUES
-from cohort.atlas import REGIONS, SIDES, TEMPLATES, native_atlas, resample, tissue
+from cohort.atlas import REGIONS, SIDES, TEMPLATES, native_atlas, other_side, resample, tissue
 from cohort.grids import Grid
 from cohort.scans import normalise
 from cohort.simulation import warps
@@ -171,11 +171,8 @@ def log_volumes(rng: np.random.Generator) -> np.ndarray:
 
 
 def opposite(names: tuple[str, ...]) -> list[int]:
-    """The place of each structure's counterpart on the other side; of those without one, their own."""
-    turned = {SIDES[0]: SIDES[1], SIDES[1]: SIDES[0]}
-    pairs = (name.partition(" ") for name in names)
-    others = [f"{turned[side]} {rest}" if side in turned else f"{side} {rest}".strip() for side, _, rest in pairs]
-    return [names.index(name) for name in others]
+    """The place of each structure's `other_side`."""
+    return [names.index(other_side(name)) for name in names]
 
 
 def mirrored(anatomy: Anatomy) -> Anatomy:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cohort.atlas import REGIONS
+from cohort.atlas import HIPPOCAMPI, REGIONS
 from cohort.grids import Grid, parse_grid
 from cohort.labelling.anatomies import Anatomies, anatomies_on, region_box
 from cohort.labelling.config import PRESETS, TrainConfig
@@ -62,9 +62,12 @@ def main(config: TrainConfig) -> None:
         held_out = [make(anatomies, config.seed, "held out", k) for k in range(config.held_out)]
         parallel = distributed.wrap(model)
         guard = training.LossGuard(device.kind)
+        one_step = partial(passes, grid=grid, device=device)
+        advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, multiple=len(IMAGES))
+        run.say(memory.step_line(one_step, model, config.batch_size, device.kind, started=bool(optimiser.state)))
 
         for step in training.steps_to_take(run, state, config.steps, "labels"):
-            with memory.explained(partial(memory_advice, model, grid, config, device)):
+            with memory.explained(advice):
                 terms = train_step(parallel, state, batch_of(anatomies, step, config), device, config)
             guard.watch(step, terms["loss/train"])
             training.average(state.ema, model, training.rate_of_share(config.ema_share, step))
@@ -136,15 +139,11 @@ def losses(
     return {"train": voxels + config.volume_weight * volumes, "voxels": voxels, "volumes": volumes}
 
 
-def memory_advice(model: LabelNetwork, grid: Grid, config: TrainConfig, device: Device) -> str:
-    """What to do when a step runs out of memory."""
-
-    def passes(network: nn.Module, cases: int) -> None:
-        with device.autocast():
-            found = network(device.tensor(torch.zeros(cases, 1, *region_box(grid).grid.shape)))
-        found.float().sum().backward()
-
-    return memory.step_advice(passes, model, device.kind, config.batch_size, multiple=len(IMAGES))
+def passes(network: LabelNetwork, cases: int, *, grid: Grid, device: Device) -> None:
+    """Forward and backward pass of a step, for its memory."""
+    with device.autocast():
+        found = network(device.tensor(memory.zeros(network, cases, 1, *region_box(grid).grid.shape)))
+    found.float().log_softmax(dim=1).sum().backward()
 
 
 @torch.no_grad()
@@ -163,7 +162,7 @@ def validate(run: Run, state: LabelState, held_out: list[Batch], device: Device,
                 found.append(read_labels(device.tensor(x[None]), state.model, box, device))
                 true.append(own[1:].sum(dim=(1, 2, 3)).numpy() * state.grid.spacing_mm**3 / 1000)
         state.model.train()
-    hippocampi = [place for place, name in enumerate(REGIONS) if name.endswith("Hippocampus")]
+    hippocampi = [REGIONS.index(name) for name in HIPPOCAMPI]
     measured, true = np.array([labels.ml for labels in found]), np.array(true)
     follows = [np.corrcoef(measured[:, place], true[:, place])[0, 1] for place in hippocampi]
     errors = np.abs(measured / np.maximum(true, LEAST_ML) - 1)

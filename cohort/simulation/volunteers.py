@@ -10,16 +10,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from cohort.anatomy.volume_readers import volume_column
-from cohort.atlas import SIDES
+from cohort.atlas import HIPPOCAMPI
 from cohort.decoding import RefusedError, naming, read_voxels
 from cohort.preparation.placing import read_place
 from cohort.preparation.quality import FEWEST, ROBUST_Z
 from cohort.scans import edges_mm
-from cohort.simulation.planting import HIPPOCAMPUS, label_volumes
+from cohort.simulation.planting import label_volumes
 from runtime.errors import InputError
 from runtime.seeding import rng
 
-HIPPOCAMPI = tuple(f"{side} {HIPPOCAMPUS}" for side in SIDES)
 BLOCK = ("HC", "TLE-L", "HC", "TLE-R")
 """Diagnoses of four neighbours in site, sex and age, in an order drawn for each four."""
 LEFT_OUT = ("subject", "session", "file", "problem")

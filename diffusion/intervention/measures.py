@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from cohort.anatomy.regional_volumes import dilated_mask, region_volumes
-from cohort.atlas import SIDES
+from cohort.atlas import HIPPOCAMPI
 from cohort.grids import Grid
 
-HIPPOCAMPI = tuple(f"{side} Hippocampus" for side in SIDES)
 MOST_LOSS = 1.1
 """Reversibility is good where the way there and back costs at most so much of the VAE's own error."""
 MOST_OUTSIDE = 0.2
