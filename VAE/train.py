@@ -133,18 +133,26 @@ def build(config: TrainConfig, grid: Grid, device: Device) -> tuple[Autoencoder,
     """The autoencoder with weights by the seed, and the networks that the loss weights ask for."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     model = Autoencoder(config.model)
-    if config.patch % model.factor or config.patch < 0:
-        raise InputError(f"--patch {config.patch}: expected a multiple of {model.factor}, the model's reduction, or 0")
-    lpips = config.loss.perceptual and config.loss.perceptual_network.startswith("lpips")
-    least = LEAST_LPIPS if lpips else LEAST_JUDGED
-    if (config.loss.adversarial or config.loss.perceptual) and 0 < config.patch < least:
-        raise InputError(f"--patch {config.patch}: the networks of the loss need {least} voxels per side or more")
+    refuse_parts(config, model.factor)
     if config.recompute:
         model.recompute_activations()
     model = device.module(model)
     if device.compiles(config.compile):
         model.compile_parts()
     return model, build_networks(config.loss, config.lr, device)
+
+
+def refuse_parts(config: TrainConfig, factor: int) -> None:
+    """InputError where the loss cannot be had of parts of volumes, or of a batch, as the configuration asks for."""
+    if config.patch % factor or config.patch < 0:
+        raise InputError(f"--patch {config.patch}: expected a multiple of {factor}, the model's reduction, or 0")
+    perceptual = config.loss.perceptual_network if config.loss.perceptual else ""
+    least = LEAST_LPIPS if perceptual.startswith("lpips") else LEAST_JUDGED
+    if (config.loss.adversarial or perceptual) and 0 < config.patch < least:
+        raise InputError(f"--patch {config.patch}: the networks of the loss need {least} voxels per side or more")
+    if perceptual.startswith("medicalnet") and (config.micro_batch or config.fit is not None):
+        why = "is normalised over all that it sees at once; leave out --micro-batch and --fit"
+        raise InputError(f"--loss.perceptual-network {perceptual} {why}")
 
 
 def train_step(

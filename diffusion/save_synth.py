@@ -32,7 +32,7 @@ from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refus
 from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
 from diffusion.export import bids_derivative
-from diffusion.export.labelled import label_volumes
+from diffusion.export.labelled import label_volumes, read_rows
 from diffusion.model import DiT
 from diffusion.refusal import MOST_DRAWS, Refusal, calibrate
 from diffusion.sampler import SAMPLERS, check_sampler, guided
@@ -124,6 +124,8 @@ def main(config: SaveSynthConfig) -> None:
     folders = open_folders(config, wanted, models)
     for folder, part in folders:
         folder.refuse_others()
+        if models.reader is not None:
+            read_rows(folder.path, models.reader.hash)  # refuses those of others before anything is made
         if config.bids is not None:
             bids_derivative.refuse_others(config.bids, part, folder.settings, models.vae.grid)
     with ExitStack() as stack:

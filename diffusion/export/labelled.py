@@ -21,12 +21,8 @@ TABLE, NAMES = "volumes.csv", "dseg.tsv"
 
 
 def label_volumes(folder: Path, wanted: list[Wanted], reader: Reader, bids: Path | None) -> list[str]:
-    """Labels the volumes of a folder that have no row or no labels yet; the names of those that have failed.
-
-    InputError where the table is by another network.
-    """
-    table = folder / TABLE
-    rows = {} if not table.exists() else {row["subject"]: row for row in read_rows(table, reader.hash)}
+    """Labels the volumes of a folder that have no row or no labels yet; the names of those that have failed."""
+    rows = {row["subject"]: row for row in read_rows(folder, reader.hash)}
     for item in tqdm(wanted, desc="labelling", unit="volume", delay=2):
         path = folder / volume_name(item.label, item.seed)
         targets = [path.with_name(f"{path.stem}_dseg.nii.gz")]
@@ -37,16 +33,22 @@ def label_volumes(folder: Path, wanted: list[Wanted], reader: Reader, bids: Path
         for target in targets:
             write_label_map(target, reader.label_map(labels), reader.grid)
         rows[path.stem] = {"subject": path.stem, **reader.row(labels), "network": reader.hash}
-    write_csv(table, pd.DataFrame([rows[name] for name in sorted(rows)]))
+    write_csv(folder / TABLE, pd.DataFrame([rows[name] for name in sorted(rows)]))
     write_label_names(folder / NAMES)
     if bids is not None:
         write_label_names(bids / f"{bids_derivative.LABELS}.tsv")
     return [name for name, row in rows.items() if int(row["failed"])]
 
 
-def read_rows(table: Path, network: str) -> list[dict[str, object]]:
-    """The rows of a table that is there already."""
-    rows = pd.read_csv(table, dtype={"subject": str, "network": str}).to_dict("records")
+def read_rows(folder: Path, network: str) -> list[dict[str, object]]:
+    """The rows of the table that a folder has already; InputError where they are by another network, or it is none."""
+    table = folder / TABLE
+    if not table.exists():
+        return []
+    try:
+        rows = pd.read_csv(table, dtype={"subject": str, "network": str}).to_dict("records")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{table}: no table of volumes ({error}); delete it first") from None
     if others := {str(row.get("network")) for row in rows} - {network}:
         raise InputError(f"{table}: volumes by the network {', '.join(sorted(others))}, not {network}; delete it first")
     return rows

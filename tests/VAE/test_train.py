@@ -201,6 +201,17 @@ def test_a_batch_that_does_not_divide_is_one_sentence(cohort_dir: Path, tmp_path
     [
         (("--patch", 7), "--patch 7: expected a multiple of 2"),
         (("--patch", 8, "--loss.perceptual", 0.1), "--patch 8: the networks of the loss need 16 voxels per side"),
+        (
+            (
+                "--loss.perceptual",
+                0.1,
+                "--loss.perceptual-network",
+                "medicalnet_resnet10_23datasets",
+                "--micro-batch",
+                2,
+            ),
+            "--loss.perceptual-network medicalnet_resnet10_23datasets is normalised over all",
+        ),
         (("--patch", 8, "--loss.adversarial", 0.1), "--patch 8: the networks of the loss need 16 voxels per side"),
         (("--batch-size", 0), "--batch-size 0: expected 1 or more"),
         (("--micro-batch", -1), "--micro-batch -1: expected 1 or more"),
