@@ -19,7 +19,7 @@ import pandas as pd
 from benchmarks.timing import print_table
 from cohort.anatomy.regional_volumes import region_volumes
 from cohort.anatomy.volume_tables import VolumeTable, read_volumes
-from cohort.atlas import SIDES
+from cohort.atlas import HIPPOCAMPI
 from cohort.scans import normalise
 from cohort.stacks import load_scans
 from cohort.tables import read_table, write_csv
@@ -33,7 +33,6 @@ from runtime.runs import environment
 from VAE.checkpoint import load_vae
 
 NAMES = ("hippocampus_left", "hippocampus_right")
-REGIONS = tuple(f"{side} Hippocampus" for side in SIDES)
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ def main(config: WantedVolumesConfig) -> None:
 def ask(config: WantedVolumesConfig, truth: VolumeTable) -> tuple[pd.DataFrame, np.ndarray]:
     """The table of wanted volumes, left and right independent of one another; and least and largest (2, regions) of
     the training subjects."""
-    people = truth.of(read_table(config.tables / "train.csv"), REGIONS)
+    people = truth.of(read_table(config.tables / "train.csv"), HIPPOCAMPI)
     known = np.stack([people.min(axis=0), people.max(axis=0)])
     margin = config.beyond * (known[1] - known[0])
-    share = seeding.rng(0, "wanted volumes").random((config.count, len(REGIONS)))
+    share = seeding.rng(0, "wanted volumes").random((config.count, len(HIPPOCAMPI)))
     ml = known[0] - margin + share * (known[1] - known[0] + 2 * margin)
     wanted = pd.DataFrame(np.maximum(ml, 0.1).round(3), columns=list(NAMES))
     return wanted.assign(label="HC", seed=range(config.count)), known
@@ -104,16 +103,16 @@ def measure(
     names = [volume_name(0, seed) for seed in wanted["seed"]]
     generated = [normalise(read_volume(folder / name).image) for name in names]
     found = {
-        "regional_volumes": (region_volumes(load_scans(test, grid).volumes, grid, REGIONS),
-                             region_volumes(generated, grid, REGIONS)),
+        "regional_volumes": (region_volumes(load_scans(test, grid).volumes, grid, HIPPOCAMPI),
+                             region_volumes(generated, grid, HIPPOCAMPI)),
     }  # fmt: skip
     if config.measured is not None:
         tool = read_volumes(config.measured)
         asked = pd.DataFrame({"subject": [Path(name).stem for name in names], "file": names})
-        found[tool.tool] = tool.of(test, REGIONS), tool.of(asked, REGIONS)
+        found[tool.tool] = tool.of(test, HIPPOCAMPI), tool.of(asked, HIPPOCAMPI)
     rows = []
     for name, (real, made) in found.items():
-        rows += compared(name, "real, true volume", truth.of(test, REGIONS), real)
+        rows += compared(name, "real, true volume", truth.of(test, HIPPOCAMPI), real)
         asked = wanted[list(NAMES)].to_numpy()
         within = (asked >= known[0]) & (asked <= known[1])
         rows += compared(name, "generated, within", np.where(within, asked, np.nan), made)
@@ -125,7 +124,7 @@ def measure(
 def compared(measure: str, scans: str, asked: np.ndarray, measured: np.ndarray) -> list[dict]:
     """One row per region, of the scans that have both."""
     rows = []
-    for place, region in enumerate(REGIONS):
+    for place, region in enumerate(HIPPOCAMPI):
         there = np.isfinite(asked[:, place]) & np.isfinite(measured[:, place])
         x, y = asked[there, place], measured[there, place]
         row = {"measure": measure, "scans": scans, "region": region, "count": len(x)}
