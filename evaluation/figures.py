@@ -1,5 +1,6 @@
 """Figures of an evaluation: distances beside floor and controls, nearest training scans, closest pairs, effects."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from evaluation import fid
 from evaluation.references import controls, sharpness
 
 PAIRS_PER_ROW = 5
+LEGEND_COLUMNS, TITLE_WIDTH = 7, 150
+"""Names in a row, and letters in a line, that fit the width of a chart."""
 _COLOURS = ("black", "tab:red", "tab:blue", "tab:green")
 
 
@@ -37,8 +40,9 @@ def draw_chart(path: Path, result: dict) -> None:
     axes.set_ylabel(f"FID to held-out reals ({result['protocol']['fid_dimensions']} dimensions)")
     size = result["n"]["per_draw"]
     axes.set_xticks(range(len(groups)), [f"{group}\n{size[group]} against {size[group]}" for group in groups])
-    figure.legend(fontsize=7, ncols=len(names), loc="outside lower center")
-    axes.set_title("\n".join(["Same N for every bar; lines: 95 % of draws", *result["warnings"]]), fontsize=7)
+    figure.legend(fontsize=7, ncols=min(len(names), LEGEND_COLUMNS), loc="outside lower center")
+    said = ["Same N for every bar; lines: 95 % of draws", *result["warnings"]]
+    axes.set_title("\n".join(line for text in said for line in textwrap.wrap(text, TITLE_WIDTH)), fontsize=7)
     save(figure, path)
 
 
