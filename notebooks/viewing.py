@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
 import nibabel as nib
 import numpy as np
+import traitlets
+from anywidget import AnyWidget
 from ipyniivue import NiiVue
 
 from cohort.decoding import ENDINGS, naming, read_voxels
@@ -85,6 +88,45 @@ def size_text(shown: Shown) -> str:
     return f"{' x '.join(map(str, shown.image.shape))} voxels of {edges} mm"
 
 
+class Code(widgets.Widget):
+    """JavaScript that other widgets run; seen nowhere itself."""
+
+    text = traitlets.Unicode().tag(sync=True)
+
+
+@cache
+def niivue_code() -> Code:
+    """NiiVue's own, which reaches the browser once."""
+    return Code(text=str(NiiVue._esm))
+
+
+class Column(NiiVue):
+    """What a NiiVue shows, as a plain model; a Window makes it visible.
+
+    NiiVue's own model is anywidget's, which waits two seconds for the widget's code, here 5 MB, and after them drops
+    all that the kernel sends it, for good: where the browser was busy, such a column stayed black. A plain model waits
+    for nothing.
+    """
+
+    _model_module = traitlets.Unicode("@jupyter-widgets/base").tag(sync=True)
+    _model_module_version = traitlets.Unicode(widgets.Widget._model_module_version.default_value).tag(sync=True)
+    _model_name = traitlets.Unicode("WidgetModel").tag(sync=True)
+    _esm = "// in Code"
+
+    @traitlets.validate("other_nv")
+    def _validate_other_nv(self, proposal: dict) -> list[NiiVue]:
+        """Columns: NiiVue's own check, which this replaces, takes no subclass."""
+        return proposal["value"]
+
+
+class Window(AnyWidget):
+    """A column's place on the page. It is told all when it is made, so that there is nothing that it could miss."""
+
+    _esm = Path(__file__).with_name("column.js")
+    code = traitlets.Instance(Code).tag(sync=True, **widgets.widget_serialization)
+    column = traitlets.Instance(Column).tag(sync=True, **widgets.widget_serialization)
+
+
 class Viewer:
     """Volumes in columns, each in a NiiVue of its own: a click or a drag in one moves all to that place in mm.
 
@@ -98,26 +140,21 @@ class Viewer:
         line = widgets.Layout(height="28px", overflow="hidden")
         self._titles = {name: widgets.HTML(f"<b>{name}</b>", layout=line) for name in self.names}
         # Its text for an empty canvas, drawn when a font has come, would wipe out a volume that came before.
-        self._views = {name: NiiVue(height=height, loading_text="") for name in self.names}
+        self._views = {name: Column(height=height, loading_text="") for name in self.names}
         for view in self._views.values():
             view.broadcast_to([other for other in self._views.values() if other is not view])
         width = widgets.Layout(width=f"{100 / len(self.names):.0f}%")
-        columns = [widgets.VBox([self._titles[name], self._views[name]], layout=width) for name in self.names]
-        again = widgets.Button(description="draw again", tooltip="where a column stayed black")
-        again.on_click(lambda _: [self._send(name) for name in self.shown])
-        self.widget = widgets.VBox([widgets.HBox(columns), again])
+        windows = {name: Window(code=niivue_code(), column=view) for name, view in self._views.items()}
+        columns = [widgets.VBox([self._titles[name], windows[name]], layout=width) for name in self.names]
+        self.widget = widgets.HBox(columns)
 
     def show(self, name: str, shown: Shown) -> None:
         """Puts a volume into a column, in the place of the one that was there; nothing is sent where it is the same."""
         before = self.shown.get(name)
         self.shown[name] = shown
         self._titles[name].value = f"<b>{name}</b>: {escape(shown.name)}"
-        if before is None or not np.array_equal(before.image, shown.image):
-            self._send(name)
-
-    def _send(self, name: str) -> None:
-        """A column's volume, and what lies under it, to the browser."""
-        shown = self.shown[name]
+        if before is not None and np.array_equal(before.image, shown.image):
+            return
         grey = {"colormap": "gray", "cal_min": 0.0, "cal_max": 1.0}
         red = {"colormap": "red", "colormap_negative": "blue", "cal_min": shown.signed / 10, "cal_max": shown.signed}
         layers = [{"name": f"{name}.nii", "data": as_nifti(shown), **(red if shown.signed else grey)}]

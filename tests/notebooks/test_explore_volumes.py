@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ipywidgets.embed import dependency_state
 
 from cohort.grids import GRIDS
 from cohort.scans import load_scan, normalise
@@ -66,6 +67,20 @@ def test_a_volume_is_shown_where_it_lies(tmp_path):
     volume = np.random.default_rng(1).uniform(0, 1, GRID.shape).astype(np.float32)
     write_volume(tmp_path / "made.pkl", Volume(volume, label=1))
     assert np.array_equal(viewing.open_volume(tmp_path / "made.pkl").affine, GRID.affine)
+
+
+def test_what_a_viewer_is_told_reaches_a_slow_browser_too():
+    """anywidget drops what a widget is sent while its code loads: none waits for the code of NiiVue, sent once."""
+    viewer = viewing.Viewer(("first", "second"))
+    window = {"model_module": "anywidget", "model_name": "AnyModel"}
+    before = dependency_state(viewer.widget)
+    viewer.show("second", viewing.Shown("made", np.ones(GRID.shape, np.float32), GRID.affine))
+    after = dependency_state(viewer.widget)
+    told = [name for name, model in before.items() if model != after[name]]
+    assert len(told) == 2  # a title and a column
+    assert not [name for name in told if window.items() <= after[name].items()]
+    sizes = sorted(len(str(model)) for model in before.values())
+    assert sizes[-1] > 1e6 > 1e4 > sizes[-2]
 
 
 def test_samples_are_those_of_save_synth(models, results):
