@@ -30,7 +30,7 @@ from cohort.splitting.balance import VOLUME, balance, balance_figure
 from cohort.splitting.folds import folds, hold_out, partition, site_names
 from cohort.splitting.record import RECORD, write_record
 from cohort.splitting.ties import join_groups, read_copies
-from cohort.tables import CLASS_NAMES, LABELS, read_table, table_text, write_table
+from cohort.tables import CLASS_NAMES, LABELS, read_table, sides_of, table_text, write_table
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.errors import InputError
@@ -63,6 +63,9 @@ class Config(Reading, KnownVolumes, ScriptConfig):
     """With --volumes: structures whose volume, left and right together, is balanced within each class, too."""
     least: int = 0
     """Fewest subjects of either class in train and in test; with fewer, nothing is divided."""
+    least_sides: int = 0
+    """Sides of the epilepsy, TLE-L and TLE-R, that train has to name: 2 where a generator is to learn them, 1 where
+    mirror images (VAE.save_latent --mirrored) make the other."""
     keep_flagged: bool = False
     """Take scans that cohort.prepare flagged (column qc), too. Without it they are named, and nothing is divided."""
     check: bool = True
@@ -103,6 +106,7 @@ def main(config: Config) -> None:
         copies = find_copies(index, config.cache_dir) if config.check else [""] * len(index)
     divisions = divide(with_volumes(join_groups(index, copies), known, config.structures), config)
     refuse_few(divisions, config.least)
+    refuse_sides(divisions, config.least_sides)
     refuse_others(config, divisions)
     for division in tqdm(divisions, unit="split", disable=len(divisions) == 1):
         write(division, config, known)
@@ -174,6 +178,15 @@ def refuse_few(divisions: list[Division], least: int) -> None:
     if few:
         advice = "take other shares (--val-percent, --test-percent), or more people"
         raise InputError.of(f"fewer than {least} subjects of a class (--least); {advice}", few)
+
+
+def refuse_sides(divisions: list[Division], least: int) -> None:
+    """Raises InputError that names training splits in which fewer sides of the epilepsy than `least` are named."""
+    named = {division.folder / "train.csv": sides_of(division.splits["train"]) for division in divisions}
+    few = [f"{path}: {', '.join(sides) or 'none'}" for path, sides in named.items() if len(sides) < least]
+    if few:
+        advice = "name them, or ask for volumes of no side (of a workflow: volumes: {swap: 0} in its configuration)"
+        raise InputError.of(f"diagnoses name fewer than {least} of TLE-L and TLE-R (--least-sides); {advice}", few)
 
 
 def refuse_others(config: Config, divisions: list[Division]) -> None:

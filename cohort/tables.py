@@ -159,6 +159,11 @@ def list_table(path: Path | str, reading: Reading = PLAIN) -> Listed:
     return listed._replace(frame=pd.concat([frame[list(COLUMNS)], extra], axis=1))
 
 
+def sides_of(frame: pd.DataFrame) -> list[str]:
+    """Which of TLE-L and TLE-R a table's diagnoses name."""
+    return sorted({*SIDES} & {*frame["diagnosis"]})
+
+
 def table_text(frame: pd.DataFrame, folder: Path | str) -> str:
     """The content of a table's file, were it written into `folder`.
 

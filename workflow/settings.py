@@ -11,6 +11,7 @@ from jsonschema.exceptions import ValidationError
 
 from classifier.arms import read_arms
 from cohort.grids import kept_name
+from cohort.tables import read_table, sides_of
 from runtime.errors import InputError, differences
 from runtime.files import ROOT, absence, read_json, write_json
 
@@ -102,7 +103,8 @@ def path_problems(settings: dict[str, Any]) -> list[str]:
         problems.append(f"participants: {source}: no such folder or table")
     if "tables" in settings:
         paths = [Path(settings["tables"]) / f"{split}.csv" for split in ("train", "val", "test")]
-        problems += [f"tables: {path}: {why}" for path in paths if (why := absence(path, "table"))]
+        absent = [f"tables: {path}: {why}" for path in paths if (why := absence(path, "table"))]
+        problems += absent or side_problems(settings, paths[0])
     return problems + study_problems(settings["arms"], 2 * settings["volumes"]["each"], "arms" in settings["run"])
 
 
@@ -122,9 +124,35 @@ def study_problems(study: dict[str, Any], made: int, wanted: bool) -> list[str]:
     return problems
 
 
+def side_problems(settings: dict[str, Any], train: Path) -> list[str]:
+    """That a training table names too few sides for the volumes of the other side."""
+    if not (needed := least_sides(settings)):
+        return []
+    try:
+        named = sides_of(read_table(train))
+    except InputError as error:
+        return [f"tables: {error}"]
+    if len(named) >= needed:
+        return []
+    why = f"diagnoses of {train} name fewer than {needed} of TLE-L and TLE-R ({', '.join(named) or 'none'})"
+    return [f"volumes.swap: {settings['volumes']['swap']}: {why}; say swap: 0, or name the sides there"]
+
+
+def least_sides(settings: dict[str, Any]) -> int:
+    """How many sides of the epilepsy the training table has to name, so that volumes of either can be made."""
+    wanted = {*settings["run"]}
+    if not settings["volumes"]["swap"] or not ({"synthetic", "evaluation"} & wanted or wanted == {"report"}):
+        return 0
+    return 1 if "--mirrored" in settings["options"].get("VAE.save_latent", "").split() else 2
+
+
 def least(settings: dict[str, Any]) -> str:
-    """A flag for cohort.split where an evaluation is wanted: it needs so many people, and comes after all trainings."""
-    return f"--least {EVALUATED}" if {"evaluation", "report"} & {*settings["run"]} else ""
+    """Flags for cohort.split, so that it refuses a cohort that is too small for what comes after all trainings: an
+    evaluation, volumes of either side.
+    """
+    people = f"--least {EVALUATED}" if {"evaluation", "report"} & {*settings["run"]} else ""
+    sides = f"--least-sides {least}" if (least := least_sides(settings)) else ""
+    return f"{people} {sides}".strip()
 
 
 def claim(settings: dict[str, Any], folder: Path) -> None:

@@ -83,6 +83,19 @@ def test_script_warns_of_splits_with_few_subjects_of_a_class(index, split):
     assert split("--index", index, "--out", out, "--least", 1)[0] == 0
 
 
+def test_a_training_split_that_names_no_side_is_refused_where_sides_are_needed(index, split):
+    table = pd.read_csv(index, dtype=str)
+    table["diagnosis"] = table["diagnosis"].replace("TLE-R", "TLE")
+    table.to_csv(index, index=False)
+    out = index.parent / "out"
+    status, _, error = split("--index", index, "--out", out, "--least-sides", 2)
+    assert status == 2
+    assert f"{out / 'train.csv'}: TLE-L" in error
+    assert "volumes: {swap: 0}" in error
+    assert not out.exists()
+    assert split("--index", index, "--out", out, "--least-sides", 1, "--no-figure")[0] == 0
+
+
 def test_flagged_scans_are_refused_by_name_unless_asked_for(index, split):
     why = "brain mask, ml: 2912, expected 800 to 2050"
     table = pd.read_csv(index, dtype=str)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from evaluation.fid import MINIMUM_PER_CLASS
 from runtime.errors import InputError
 from runtime.files import ROOT
+from tests.support.people import index_of_empty_scans
+from tests.support.scans import template_table
 from workflow.settings import EVALUATED, checked, claim, least, read_settings
 
 CONFIGS = sorted(path for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "schema")
@@ -26,8 +29,9 @@ def test_every_configuration_is_valid(path: Path, tmp_path: Path) -> None:
     for source in ("participants", "tables"):
         if source in config:
             config[source] = str(tmp_path)
+    index = index_of_empty_scans(tmp_path, 30)
     for split in ("train", "val", "test"):
-        (tmp_path / f"{split}.csv").touch()
+        shutil.copy(index, tmp_path / f"{split}.csv")
     settings = read_settings(config, [path])
     assert settings["gpus"] == "auto"
     assert settings["arms"]["references"][0] == "real"
@@ -100,10 +104,27 @@ def test_no_configuration_says_where_to_begin() -> None:
         read_settings({}, [])
 
 
-def test_too_few_people_for_an_evaluation_are_refused_when_they_are_divided() -> None:
+def test_a_cohort_too_small_for_what_comes_last_is_refused_when_it_is_divided() -> None:
     assert EVALUATED == MINIMUM_PER_CLASS
-    assert least(read_settings(SMALL, [])) == f"--least {EVALUATED}"
+    assert least(read_settings(SMALL, [])) == f"--least {EVALUATED} --least-sides 2"
     assert least(read_settings(SMALL | {"run": ["vae", "arms"]}, [])) == ""
+    assert least(read_settings(SMALL | {"run": ["report", "infer"]}, [])) == f"--least {EVALUATED}"
+    without = SMALL | {"run": ["synthetic"], "volumes": {"swap": 0}}
+    assert least(read_settings(without, [])) == ""
+    mirrored = SMALL | {"run": ["synthetic"], "options": {"VAE.save_latent": "--mirrored"}}
+    assert least(read_settings(mirrored, [])) == "--least-sides 1"
+
+
+def test_volumes_of_a_side_are_refused_where_the_tables_name_none(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        shutil.copy(template_table(tmp_path), tmp_path / f"{name}.csv")
+    base = {"name": "mine", "grid": "smoke", "tables": str(tmp_path)}
+    with pytest.raises(
+        InputError, match=r"volumes.swap: 16: .*train.csv name fewer than 2 of .* \(TLE-L\); say swap: 0"
+    ):
+        read_settings(base, [])
+    read_settings(base | {"volumes": {"swap": 0}}, [])
+    read_settings(base | {"run": ["vae"]}, [])
 
 
 def test_one_folder_holds_one_run(tmp_path: Path) -> None:
