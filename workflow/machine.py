@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def refuse_machine(settings: dict[str, Any], executor: str, here: int) -> None:
     if nodes > 1:
         hint = "add --workflow-profile workflow/profiles/slurm"
         raise InputError(f"nodes: {nodes} asked for, and this is one machine; {hint}")
+
+
+def slurm_name(workflow: Any) -> str:
+    """What the Slurm jobs of this command are called: Snakemake's Slurm executor draws it, prints it, and has no public
+    name for it.
+
+    Raises:
+        InputError: another version keeps it elsewhere.
+    """
+    try:
+        return workflow.scheduler._executor.run_uuid
+    except AttributeError as error:
+        mine = ", ".join(f"{name} {version(name)}" for name in ("snakemake", "snakemake-executor-plugin-slurm"))
+        why = f"{mine} keep the name of their Slurm jobs elsewhere ({error})"
+        raise InputError(f"{why}; install the versions that requirements.txt names") from error
 
 
 def await_jobs(record: Path, name: str) -> None:

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from runtime.errors import InputError
 from workflow import machine
-from workflow.machine import all_gpus, await_jobs, by_turns, gpu_memory_mb, gpus_here, launcher, refuse_machine
+from workflow.machine import (
+    all_gpus,
+    await_jobs,
+    by_turns,
+    gpu_memory_mb,
+    gpus_here,
+    launcher,
+    refuse_machine,
+    slurm_name,
+)
 
 
 def test_a_machine_without_what_is_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -84,3 +94,10 @@ def test_jobs_that_a_killed_command_left_are_awaited(
     with pytest.raises(InputError, match="squeue: no answer"):
         await_jobs(record, "third")
     assert record.read_text() == "second"
+
+
+def test_a_snakemake_that_hides_the_name_of_its_jobs_is_refused_by_its_version() -> None:
+    executor = SimpleNamespace(run_uuid="a-b")
+    assert slurm_name(SimpleNamespace(scheduler=SimpleNamespace(_executor=executor))) == "a-b"
+    with pytest.raises(InputError, match=r"snakemake 9.* keep the name .*_executor.*; install the versions that requ"):
+        slurm_name(SimpleNamespace(scheduler=SimpleNamespace(executor=executor)))
