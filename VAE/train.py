@@ -68,28 +68,26 @@ def main(config: TrainConfig) -> None:
     train, val, ledger, copies = load_tables(config, grid, device)
     if config.init is not None:
         ledger = sorted({*ledger, *start_from(config.init, model, grid, other_grid=config.init_other_grid)})
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
+    state = VAEState(
+        model, optimiser, training.copy_weights(model), config.patience, best=-math.inf,
+        networks=networks, grid=grid, ledger=ledger,
+    )  # fmt: skip
+    one_step = partial(passes, state=state, config=config, device=device)
+    hint = "; --patch trains on parts of the volumes" if not config.patch else "; a smaller --patch takes less"
+    other = memory.inference_bytes(partial(one_scan, grid=grid, device=device), model)
+    cases, need = memory.settle(one_step, model, config, device.kind, "convolutions", hint, other)
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
         if config.patch >= max(grid.shape):
             run.say(f"--patch {config.patch} cuts nothing: no side of the volumes is longer")
-        for line in copies:
+        for line in (*copies, need):
             run.say(line)
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
-        )
-        state = VAEState(
-            model, optimiser, training.copy_weights(model), config.patience, best=-math.inf,
-            networks=networks, grid=grid, ledger=ledger,
-        )  # fmt: skip
         resume(run, state)
         parallel = distributed.wrap(model)
         guard = training.LossGuard(device.kind)
-        one_step = partial(passes, state=state, config=config, device=device)
-        hint = "; --patch trains on parts of the volumes" if not config.patch else "; a smaller --patch takes less"
-        other = memory.inference_bytes(partial(one_scan, grid=grid, device=device), model)
-        how = (config, device.kind, "convolutions", bool(optimiser.state), hint, other)
-        cases, said = memory.settle(one_step, model, *how)
-        run.say(said)
         recompute = None if model.recompute else Autoencoder.recompute_activations
         advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, recompute)
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from cohort.anatomy.volume_readers import volume_column
 from cohort.atlas import LICENCE_NOTE, REGIONS
-from cohort.grids import GridName, parse_grid
+from cohort.grids import GRIDS, Grid, GridName, named, parse_grid
 from cohort.simulation.acquisition import darkened
 from cohort.simulation.effects import LARGEST_PLANTED_D, Effect, Subject, sclerotic_region, subjects
 from cohort.simulation.simulator import SIMULATION, Simulator
@@ -35,7 +35,7 @@ from cohort.tables import write_table
 from cohort.volumes import write_nifti
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
-from runtime.errors import InputError
+from runtime.errors import InputError, differences
 from runtime.files import ROOT, atomic_write, read_json, write_json
 from runtime.workers import start_workers
 
@@ -150,16 +150,22 @@ def claim(config: DemoConfig) -> dict[str, Any]:
     settings = {**made, "effect": config.effect, **planted(config)}
     if not path.exists():
         write_json(path, settings)
-    elif (found := settings_in(config.out)) != settings:
-        raise InputError(f"{config.out} holds a cohort made with {found}, not {settings}; choose another --out")
+        return settings
+    found = settings_in(config.out)
+    if problems := differences("folder", found, dict.fromkeys(found) | settings):
+        raise InputError.of(f"{config.out}: holds a cohort of other settings; choose another --out", problems)
     return settings
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """What a cohort's folder says that it was made with; older ones had the demo's field of view at some spacing."""
+    """What a cohort's folder says that it was made with; older ones had the demo's field of view at some spacing, its
+    voxels rounded, where --grid adds what is missing to a whole one.
+    """
     settings = read_json(folder / "settings.json")
     if "spacing_mm" in settings:
-        settings["grid"] = parse_grid(f"{settings.pop('spacing_mm'):g}@160x192x160").to_dict()
+        edge, demo = float(settings.pop("spacing_mm")), GRIDS["demo"]
+        d, h, w = (round(side / edge) for side in demo.extent_mm)
+        settings["grid"] = named(Grid("", (d, h, w), edge, demo.centre_mm)).to_dict()
     return settings
 
 

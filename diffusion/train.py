@@ -64,6 +64,10 @@ def main(config: TrainConfig) -> None:
     data = load_latents(config, device)  # before the folder: a refusal leaves nothing behind
     vae = decoder(config, data.space, device)
     model, data = build(config, data, process, device)
+    state = fresh_state(model, config)
+    one_step = partial(passes, process=process, device=device)
+    other = between_steps(model, vae, process, config, device)
+    cases, need = memory.settle(one_step, model, config, device.kind, "matrices", other=other)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
         if config.model.sides and not model.config.sides:
@@ -71,13 +75,9 @@ def main(config: TrainConfig) -> None:
         if (rank := model.config.linear_rank) < config.model.linear_rank:
             latents = f"a quarter of the {len(data.train)} latents; VAE.save_latent --mirrored doubles them"
             run.say(f"a linear start of {rank} axes instead of {config.model.linear_rank}: {latents}")
-        state = fresh_state(model, config)
+        run.say(need)
         resume(run, state, data, config)
         network, guard = distributed.wrap(model), training.LossGuard(device.kind)
-        one_step = partial(passes, process=process, device=device)
-        how = (config, device.kind, "matrices", bool(state.optimiser.state))
-        cases, said = memory.settle(one_step, model, *how, other=between_steps(model, vae, process, config, device))
-        run.say(said)
         recompute = None if model.recompute else DiT.recompute_activations
         advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, recompute)
 

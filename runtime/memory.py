@@ -218,11 +218,17 @@ def forecast(work: int, device: torch.device, layers: Layers, state: int = 0) ->
         layers: what the network mostly consists of.
     """
     if device.type == "cuda":
-        held, most, fixed = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), 0
+        most, fixed = torch.cuda.max_memory_allocated(device), 0
     else:
-        held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         most, fixed = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, KERNELS
-    return Forecast(held, state, int((1 + ROOM[device.type, layers]) * work) + fixed, most)
+    return Forecast(held_bytes(device), state, int((1 + ROOM[device.type, layers]) * work) + fixed, most)
+
+
+def held_bytes(device: torch.device) -> int:
+    """What this process has taken: of a GPU its tensors, of the machine's memory all that it is."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def step_line(step: Step, network: nn.Module, batch_size: int, device: torch.device, *, started: bool) -> str:
@@ -250,23 +256,22 @@ def settle(
     config: FitConfig,
     device: torch.device,
     layers: Layers,
-    started: bool,
     hint: str = "",
     other: int = 0,
 ) -> tuple[int, str]:
-    """How many cases of a training step to compute at once, and a line about the memory that this takes.
+    """How many cases of a training step to compute at once, and a line about the memory that this takes; before the
+    run's folder, so that a refusal leaves nothing behind, and before it has given the optimiser its moments.
 
     They are those of --micro-batch; or with --fit the most, among the divisors of this process's share of the batch,
     whose `forecast` is within it. Activations are recomputed where one case does not fit otherwise.
 
     Args:
         network: has `recompute_activations`.
-        started: whether the optimiser has its moments already.
         hint: what else takes less memory, for the message where nothing fits.
         other: `inference_bytes` of what the training does between steps, at most.
     """
     share = config.batch_size // distributed.world_size()
-    state = 0 if started else MOMENTS * weight_bytes(network)
+    state = MOMENTS * weight_bytes(network)
     cases = config.micro_batch or share
     if share % cases:
         raise InputError(f"--micro-batch {cases} does not divide the {share} cases of a process")

@@ -8,6 +8,7 @@ Writes a run folder with checkpoints/last.pt and best.pt (least loss on held-out
 `cohort.labelling.measure` reads. The same command continues a run that was stopped.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ from cohort.grids import Grid, parse_grid
 from cohort.labelling.anatomies import Anatomies, anatomies_on, region_box
 from cohort.labelling.config import PRESETS, TrainConfig
 from cohort.labelling.imaging import as_scanned, in_random_contrast
-from cohort.labelling.network import LabelNetwork, resume_labels, save_labels
+from cohort.labelling.network import LabelNetwork, ModelConfig, resume_labels, save_labels
 from cohort.labelling.reading import QUALITY, read_labels
 from runtime import distributed, memory, seeding, training
 from runtime.cli import describe, run_script
@@ -53,6 +54,7 @@ def main(config: TrainConfig) -> None:
     if config.held_out < 2:
         raise InputError(f"--held-out {config.held_out}: a correlation over anatomies needs 2 or more")
     device, grid = pick_device(config.precision, config.threads), parse_grid(config.grid)
+    refuse_levels(config.model, grid)
     model = build(config, device)
     with open_run(config.run_dir, config, stage="cohort.labelling.train", device=device) as run:
         optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -83,6 +85,15 @@ def main(config: TrainConfig) -> None:
                 guard.check(run)
                 save(run, "last", state)
         run.say(f"least held-out loss {state.best:.4f}; checkpoint {run.checkpoint('best')}")
+
+
+def refuse_levels(config: ModelConfig, grid: Grid) -> None:
+    """Raises InputError for a network whose last level would be one voxel, of which no norm can be taken."""
+    shape = region_box(grid).grid.shape
+    most = math.ceil(math.log2(max(shape)))
+    if len(config.channels) > most:
+        levels = f"{len(config.channels)} levels, expected at most {most}"
+        raise InputError(f"--model.channels: {levels} for the {'x'.join(map(str, shape))} voxels of grid {grid.name}")
 
 
 def build(config: TrainConfig, device: Device) -> LabelNetwork:

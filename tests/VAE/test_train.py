@@ -217,6 +217,7 @@ def test_a_batch_that_does_not_divide_is_one_sentence(cohort_dir: Path, tmp_path
         (("--micro-batch", -1), "--micro-batch -1: expected 1 or more"),
         (("--micro-batch", 1, "--fit", 24), "--fit chooses --micro-batch; give one of the two"),
         (("--fit", "nan"), "--fit nan"),
+        (("--fit", 0.01), "--fit 0.01: "),
     ],
 )
 def test_what_cannot_be_trained_with_is_one_sentence(words: tuple, said: str, cohort_dir: Path, tmp_path: Path) -> None:

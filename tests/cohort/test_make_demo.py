@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from cohort.atlas import REGIONS
-from cohort.grids import GRIDS
-from cohort.make_demo import DemoConfig, main
+from cohort.grids import GRIDS, parse_grid
+from cohort.make_demo import DemoConfig, main, settings_in
 from cohort.scans import load_scan
 from cohort.tables import read_table
 from runtime.errors import InputError
@@ -89,7 +89,7 @@ def test_bytes_depend_neither_on_processes_nor_on_the_number_of_subjects(config,
 
 def test_folder_with_other_settings_is_refused(config):
     before = scans_of(config)
-    with pytest.raises(InputError, match=r"'seed': 7.*'seed': 8.*choose another --out"):
+    with pytest.raises(InputError, match=r"choose another --out \(1\):\n.*seed: the folder has 7, this command 8$"):
         main(replace(config, seed=8))
     assert scans_of(config) == before
 
@@ -114,6 +114,16 @@ def test_a_cohort_of_an_older_version_goes_on(config, tmp_path, capsys):
     (tmp_path / "old/settings.json").write_text(json.dumps(older))
     main(replace(config, out=tmp_path / "old", index=tmp_path / "old.csv"))
     assert "4 simulated scans (0 new)" in capsys.readouterr().out
+
+
+def test_older_scans_whose_box_was_rounded_are_of_that_grid_and_not_of_its_spacing(config, tmp_path):
+    """160 mm were 53 voxels of 3 mm, and are 54 for --grid 3@160x192x160."""
+    (tmp_path / "settings.json").write_text(
+        json.dumps({"simulation": 2, "seed": 7, "spacing_mm": 3.0, "effect": "sclerosis"})
+    )
+    assert settings_in(tmp_path)["grid"] == parse_grid("3@159x192x159").to_dict()
+    with pytest.raises(InputError, match=r"grid: the folder has .*3@159x192x159.*, this command .*3@162x192x162"):
+        main(replace(config, out=tmp_path, grid="3@160x192x160"))
 
 
 def planted(tmp_path, name, size, **changes):

@@ -39,6 +39,15 @@ def test_loss_falls_and_the_checkpoint_rebuilds_the_network(run_dir):
     assert set(loaded.limits) == {"displacement_mm", "uncertainty"}
 
 
+def test_more_levels_than_the_box_can_be_halved_are_refused_before_the_folder(tmp_path):
+    """Of the 18 voxels of its longest side in the grid smoke, a fifth level has two, a sixth one."""
+    deep = dataclasses.replace(SMALL, steps=1, val_every_steps=0, save_every_steps=0, run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="6 levels, expected at most 5 for the 14x18x12 voxels of"):
+        main(dataclasses.replace(deep, model=ModelConfig(channels=(4,) * 6)))
+    assert not deep.run_dir.exists()
+    main(dataclasses.replace(deep, model=ModelConfig(channels=(4,) * 5)))
+
+
 def test_a_run_in_two_parts_ends_in_the_same_weights(run_dir, tmp_path, monkeypatch):
     stopped = dataclasses.replace(SMALL, run_dir=tmp_path / "run")
 
