@@ -19,6 +19,8 @@ from runtime.config import plain_config
 from runtime.errors import InputError, InputWarning
 
 Config = TypeVar("Config")
+SIZES = {"smoke": "seconds, to try the command", "demo": "minutes on a CPU", "paper": "the full size, on a GPU"}
+"""What presets are for, whatever the script."""
 
 
 def parse(
@@ -30,14 +32,27 @@ def parse(
     `config` is the dataclass itself, or a table of presets; then the first argument names the preset, and flags change
     single fields of it. `argv` is without the program's name; by default the process's.
     """
+    prog = _typed_name()
     if isinstance(config, dict):
-        presets = {name: (f"The {name} preset.", preset) for name, preset in config.items()}
-        chosen = tyro.extras.overridable_config_cli(presets, args=argv, description=description)
+        presets = {name: (_about(name), preset) for name, preset in config.items()}
+        chosen = tyro.extras.overridable_config_cli(presets, prog=prog, args=argv, description=description)
     else:
-        chosen = tyro.cli(config, args=argv, description=description)
+        chosen = tyro.cli(config, prog=prog, args=argv, description=description)
     if problems := list(_not_finite(chosen)):
         raise InputError.of("expected finite numbers", problems)
     return chosen
+
+
+def _typed_name() -> str | None:
+    """How a script is called as a module; None, and so the name of its file, where it runs as one."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name}" if spec else None
+
+
+def _about(preset: str) -> str:
+    """What a list of presets says of one."""
+    size = f" ({SIZES[preset]})" if preset in SIZES else ""
+    return f"The {preset} preset{size}; its options and their values: {preset} --help"
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:

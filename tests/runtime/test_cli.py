@@ -65,6 +65,19 @@ def test_help_explains_fields(capsys: pytest.CaptureFixture) -> None:
     assert "Optimiser steps." in capsys.readouterr().out
 
 
+def test_help_of_a_script_with_presets_says_where_its_options_are(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse(PRESETS, ["--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "The smoke preset (seconds, to try the command); its options and their values: smoke --help" in said
+
+
+def test_help_is_headed_by_the_command_as_it_was_typed() -> None:
+    for words, name in ((["-m", "cohort.split"], "python -m cohort.split"), (["cohort/split.py"], "cohort/split.py")):
+        done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert f"{name} [-h]" in done.stdout.splitlines()[0]
+
+
 def test_dry_run_prints_and_does_nothing(capsys: pytest.CaptureFixture) -> None:
     run_script(lambda config: pytest.fail("ran"), PRESETS, argv=["smoke", "--dry-run"])
     assert json.loads(capsys.readouterr().out) == {"steps": 1, "dry_run": True}
