@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 RANGE = (2.5, 97.5)
 """Percentiles of healthy subjects between which a volume is unremarkable: 95 % of them are."""
+RARE = 2.5
+"""Percentile of the reconstruction's PSNR among held-out scans below which a scan is unlike them."""
 SHOWN_STRUCTURES = ("Hippocampus", "Amygdala", "Inf Lat Vent", "Thalamus")
 """In the picture of volumes."""
 
@@ -95,6 +97,16 @@ def verdict_on(own: Own, records: Path) -> Verdict:
     return verdict._replace(look=[*verdict.look, *own.notes])
 
 
+def refuse_flagged(scan: Path, verdict: Verdict, *, raw: bool, keep: bool) -> None:
+    """Raises InputError where a scan does not meet the fixed limits, unless it is to be kept: a network has an answer
+    for any picture.
+    """
+    if verdict.flagged and not keep:
+        hint = "" if raw else "; a head as it was scanned needs RAW = True (YOUR_SCAN_RAW=yes)"
+        advice = f"the models know no such scan, and would answer all the same{hint}"
+        raise InputError.of(f"{scan}: {advice}; KEEP_FLAGGED = True goes on", verdict.flagged)
+
+
 def quality_table(own: Own) -> pd.DataFrame:
     """Each measure of a scan with the fixed limits that it has to meet."""
     rows = {
@@ -139,6 +151,15 @@ def reconstruction_rows(own: Own, x_hat: np.ndarray, held_out: Path) -> pd.DataF
         for name, title in (("psnr_head", "PSNR, dB"), ("ssim_head", "SSIM"), ("nmse_head", "NMSE"))
     }
     return pd.DataFrame(rows).T.astype(float).round(3)
+
+
+def unlike(rows: pd.DataFrame) -> list[str]:
+    """A warning where hardly any held-out scan is reconstructed as badly as this one (`reconstruction_rows`)."""
+    place = rows.loc["PSNR, dB", "percentile among them"]
+    if not place < RARE:
+        return []
+    told = f"{place:.1f} % of the held-out scans are reconstructed as badly"
+    return [f"{told}: the models have hardly seen such a scan, and what they say of it is worth little"]
 
 
 def worst_regions(own: Own, x_hat: np.ndarray, count: int = 8) -> pd.DataFrame:

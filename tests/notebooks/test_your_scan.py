@@ -185,3 +185,22 @@ def test_what_cannot_be_prepared_is_refused_in_a_sentence(results, tmp_path):
         own_scan.grid_of(tmp_path)
     assert own_scan.grid_of(results / "runs") == GRID
     assert own_scan.chosen("", results).name == "test00.nii.gz"
+
+
+def test_a_scan_beyond_a_fixed_limit_gets_no_answer_unless_it_is_kept(own):
+    poor = own_scan.judge([own.measures | {"template_correlation": 0.2}])[0]
+    with pytest.raises(
+        InputError, match=r"head.nii: .*needs RAW = True .*; KEEP_FLAGGED = True goes on \(\d\):\n  - cor"
+    ):
+        own_scan.refuse_flagged(Path("head.nii"), poor, raw=False, keep=False)
+    with pytest.raises(InputError, match=r"would answer all the same; KEEP_FLAGGED"):
+        own_scan.refuse_flagged(Path("head.nii"), poor, raw=True, keep=False)
+    own_scan.refuse_flagged(Path("head.nii"), poor, raw=False, keep=True)
+
+
+def test_a_scan_that_is_reconstructed_as_hardly_any_other_is_said_to_be_unlike_them(results, own):
+    held_out = results / "runs/infer/metrics.csv"
+    assert own_scan.unlike(own_scan.reconstruction_rows(own, own.volume, held_out)) == []
+    (said,) = own_scan.unlike(own_scan.reconstruction_rows(own, np.zeros_like(own.volume), held_out))
+    assert said.startswith("0.0 % of the held-out scans are reconstructed as badly")
+    assert own_scan.unlike(own_scan.reconstruction_rows(own, own.volume, results / "none.csv")) == []
