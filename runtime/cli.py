@@ -10,8 +10,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 from runtime import distributed
@@ -33,6 +34,8 @@ def parse(
     single fields of it. `argv` is without the program's name; by default the process's.
     """
     prog = _typed_name()
+    for kind in {type(preset) for preset in config.values()} if isinstance(config, dict) else {config}:
+        _unwrap_help(kind)
     if isinstance(config, dict):
         presets = {name: (_about(name), preset) for name, preset in config.items()}
         chosen = tyro.extras.overridable_config_cli(presets, prog=prog, args=argv, description=description)
@@ -47,6 +50,20 @@ def _typed_name() -> str | None:
     """How a script is called as a module; None, and so the name of its file, where it runs as one."""
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name}" if spec else None
+
+
+def _unwrap_help(config: type) -> None:
+    """Hands tyro the docstrings of fields that have several lines as one line, so that it wraps them where a terminal
+    ends: it takes a line that is indented for the begin of a paragraph.
+    """
+    for owner in filter(dataclasses.is_dataclass, config.__mro__):
+        documented = {field.arg_name: field.description for field in docstring_parser.parse_from_object(owner).params}
+        hints = get_type_hints(owner, include_extras=True)
+        for name in vars(owner).get("__annotations__", {}):
+            if dataclasses.is_dataclass(hints[name]):
+                _unwrap_help(hints[name])
+            elif "\n" in (text := documented.get(name) or ""):
+                owner.__annotations__[name] = Annotated[hints[name], tyro.conf.arg(help=" ".join(text.split()))]
 
 
 def _about(preset: str) -> str:

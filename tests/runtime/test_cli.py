@@ -72,6 +72,20 @@ def test_help_of_a_script_with_presets_says_where_its_options_are(capsys: pytest
     assert "The smoke preset (seconds, to try the command); its options and their values: smoke --help" in said
 
 
+@dataclass(frozen=True)
+class Wordy:
+    share: float = 0.5
+    """Of what there is, in
+    percent."""
+
+
+def test_an_explanation_of_several_lines_is_one_paragraph(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse(Wordy, ["--help"])
+    assert "Of what there is, in percent. (default: 0.5)" in capsys.readouterr().out
+    assert parse(Wordy, ["--share", "0.25"]) == Wordy(0.25)
+
+
 def test_help_is_headed_by_the_command_as_it_was_typed() -> None:
     for words, name in ((["-m", "cohort.split"], "python -m cohort.split"), (["cohort/split.py"], "cohort/split.py")):
         done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
