@@ -11,6 +11,7 @@ Running the same command again continues the run. A second process in the same f
 """
 
 import json
+import os
 import platform
 import signal
 import time
@@ -163,6 +164,9 @@ def _settle_config(run: Run, config: Any, stage: str) -> None:
     learned = path.exists() and any(run.path.glob("checkpoints/*.pt"))
     old = with_defaults(read_json(path), config) if learned else new
     fixed = {name: new.get(name) for name in sorted(old.keys() | new.keys()) if name not in FREE_FIELDS}
+    for name in [name for name in fixed if isinstance(getattr(config, name, None), Path) and old.get(name)]:
+        if os.path.abspath(old[name]) == os.path.abspath(fixed[name]):  # a path may be typed in several ways
+            del fixed[name]
     if old.get("steps", 0) < new.get("steps", 0):
         run.say(f"{old['steps']} steps become {new['steps']}; from here the schedule is the longer one's")
         del fixed["steps"]

@@ -143,3 +143,18 @@ def test_git_holds_no_data_and_no_large_file() -> None:
         path for path in files if path.suffixes[-2:] == [".nii", ".gz"] or path.suffix in (".pkl", ".pt", ".nii")
     ]
     assert not [path for path in files if path.exists() and path.stat().st_size > 1_000_000]
+
+
+def test_every_field_of_a_configuration_has_an_explanation() -> None:
+    """In a docstring or a comment behind it: what --help says."""
+    bare = []
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                    documented = isinstance(after, ast.Expr) or "  # " in lines[field.end_lineno - 1]
+                    if isinstance(field, ast.AnnAssign) and not documented:
+                        bare.append(f"{path.relative_to(ROOT)}: {node.name}.{field.target.id}")
+    assert not bare

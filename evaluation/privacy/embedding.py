@@ -81,7 +81,7 @@ class EncoderConfig:
 
     features: int = 128  # length of the vectors
     channels: tuple[int, ...] = (16, 32, 64)  # of the convolutions, each of which halves the resolution
-    steps: int = 80
+    steps: int = 80  # of its training
     batch_size: int = 24  # virtual subjects per step, two views of each
     lr: float = 2e-3  # at its peak; cosine decay to 0
     temperature: float = 0.1  # of the contrast: how much the nearest of the others count

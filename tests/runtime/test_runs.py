@@ -94,6 +94,25 @@ def touch(path: Path) -> None:
     path.touch()
 
 
+@dataclass(frozen=True)
+class Reader(Config):
+    latents: Path = Path("latents")
+
+
+def test_a_path_may_be_typed_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a preset from the root, and by a person from the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    with open_run(tmp_path, Reader(latents=tmp_path / "latents"), stage="s", device=CPU) as run:
+        touch(run.checkpoint("last"))
+    with open_run(tmp_path, Reader(), stage="s", device=CPU):
+        pass
+    with (
+        pytest.raises(InputError, match="latents: the run has 'latents', this command 'other'"),
+        open_run(tmp_path, Reader(latents=Path("other")), stage="s", device=CPU),
+    ):
+        pass
+
+
 def test_a_configuration_by_which_nothing_was_learned_gives_way(tmp_path: Path) -> None:
     for lr in (0.1, 0.2):
         with open_run(tmp_path, Config(lr=lr), stage="s", device=CPU):
