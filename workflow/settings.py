@@ -20,6 +20,8 @@ EVALUATED = 4
 """`evaluation.fid.MINIMUM_PER_CLASS`, without the seconds that its import takes."""
 SOURCES = ("simulate", "participants", "tables")
 """Where scans come from; a configuration has one of these."""
+OF_ONE_CLASS = ("cohort", "check", "split", "vae", "infer", "latents", "report")
+"""What can be made of healthy people alone; a report, beside others."""
 IDENTITY = (*SOURCES, "grid", "presets")
 """What may not change under one name: data/NAME and runs/NAME hold the scans and models of it."""
 
@@ -105,7 +107,24 @@ def path_problems(settings: dict[str, Any]) -> list[str]:
         paths = [Path(settings["tables"]) / f"{split}.csv" for split in ("train", "val", "test")]
         absent = [f"tables: {path}: {why}" for path in paths if (why := absence(path, "table"))]
         problems += absent or side_problems(settings, paths[0])
+    problems += class_problems(settings)
     return problems + study_problems(settings["arms"], 2 * settings["volumes"]["each"], "arms" in settings["run"])
+
+
+def class_problems(settings: dict[str, Any]) -> list[str]:
+    """What is wanted of both classes where all people are said to be healthy."""
+    if not one_class(settings):
+        return []
+    beyond = [name for name in settings["run"] if name not in OF_ONE_CLASS]
+    if settings["run"] == ["report"]:
+        beyond = ["report of everything"]
+    why = "takes everybody for healthy, and these need patients, too; say run: [infer, report]"
+    return [f"run: {', '.join(beyond)}: --all-hc of cohort.prepare {why}"] if beyond else []
+
+
+def one_class(settings: dict[str, Any]) -> str:
+    """A flag for cohort.split and VAE.train, where cohort.prepare takes everybody for healthy."""
+    return "--allow-one-class" if "--all-hc" in settings["options"].get("cohort.prepare", "").split() else ""
 
 
 def study_problems(study: dict[str, Any], made: int, wanted: bool) -> list[str]:
@@ -150,7 +169,8 @@ def least(settings: dict[str, Any]) -> str:
     """Flags for cohort.split, so that it refuses a cohort that is too small for what comes after all trainings: an
     evaluation, volumes of either side.
     """
-    people = f"--least {EVALUATED}" if {"evaluation", "report"} & {*settings["run"]} else ""
+    evaluated = "evaluation" in settings["run"] or {*settings["run"]} == {"report"}
+    people = f"--least {EVALUATED}" if evaluated else ""
     sides = f"--least-sides {least}" if (least := least_sides(settings)) else ""
     return f"{people} {sides}".strip()
 

@@ -12,7 +12,7 @@ from runtime.errors import InputError
 from runtime.files import ROOT
 from tests.support.people import index_of_empty_scans
 from tests.support.scans import template_table
-from workflow.settings import EVALUATED, checked, claim, least, read_settings
+from workflow.settings import EVALUATED, checked, claim, least, one_class, read_settings
 
 CONFIGS = sorted(path for path in (ROOT / "workflow/config").glob("*.yaml") if path.stem != "schema")
 SMALL = {"name": "small", "grid": "smoke", "simulate": True}
@@ -108,11 +108,24 @@ def test_a_cohort_too_small_for_what_comes_last_is_refused_when_it_is_divided() 
     assert EVALUATED == MINIMUM_PER_CLASS
     assert least(read_settings(SMALL, [])) == f"--least {EVALUATED} --least-sides 2"
     assert least(read_settings(SMALL | {"run": ["vae", "arms"]}, [])) == ""
-    assert least(read_settings(SMALL | {"run": ["report", "infer"]}, [])) == f"--least {EVALUATED}"
+    assert least(read_settings(SMALL | {"run": ["report", "infer"]}, [])) == ""
+    evaluated = SMALL | {"run": ["report", "evaluation"], "volumes": {"swap": 0}}
+    assert least(read_settings(evaluated, [])) == f"--least {EVALUATED}"
     without = SMALL | {"run": ["synthetic"], "volumes": {"swap": 0}}
     assert least(read_settings(without, [])) == ""
     mirrored = SMALL | {"run": ["synthetic"], "options": {"VAE.save_latent": "--mirrored"}}
     assert least(read_settings(mirrored, [])) == "--least-sides 1"
+
+
+def test_healthy_people_alone_are_for_the_vae(tmp_path: Path) -> None:
+    """They were prepared for hours, and then divided by a command that wants both classes."""
+    healthy = {"name": "x", "grid": "smoke", "participants": str(tmp_path), "options": {"cohort.prepare": "--all-hc"}}
+    assert one_class(read_settings(healthy | {"run": ["infer", "report"]}, [])) == "--allow-one-class"
+    assert one_class(read_settings(SMALL, [])) == ""
+    with pytest.raises(InputError, match=r"run: synthetic, maps: --all-hc .* say run: \[infer, report\]"):
+        read_settings(healthy | {"run": ["infer", "synthetic", "maps"]}, [])
+    with pytest.raises(InputError, match=r"run: report of everything: --all-hc"):
+        read_settings(healthy | {"run": ["report"]}, [])
 
 
 def test_volumes_of_a_side_are_refused_where_the_tables_name_none(tmp_path: Path) -> None:
