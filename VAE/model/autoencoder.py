@@ -17,6 +17,8 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from runtime.layers.convolution import Conv3d
+from runtime.layers.group_norm import GroupNorm
 from VAE.config import ModelConfig
 from VAE.model.output import OutputRule
 
@@ -50,7 +52,7 @@ def full_precision(h: torch.Tensor) -> torch.autocast:
     return torch.autocast(h.device.type, enabled=False)
 
 
-def norm_silu(norm: nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+def norm_silu(norm: GroupNorm, x: torch.Tensor) -> torch.Tensor:
     """SiLU of a group norm; without gradients the second overwrites the first's output, which nobody else holds."""
     h = norm(x)
     return F.silu(h, inplace=not h.requires_grad)
@@ -61,10 +63,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.norm1 = GroupNorm(groups, in_channels, eps=1e-6)
+        self.conv1 = Conv3d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = GroupNorm(groups, out_channels, eps=1e-6)
+        self.conv2 = Conv3d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,7 +80,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.out = nn.Linear(channels, channels)
 
@@ -93,7 +95,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, stride=2)
+        self.conv = Conv3d(channels, channels, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1, 0, 1)))
@@ -152,7 +154,7 @@ class Upsample(nn.Module):
         if mode == "transposed":
             self.conv = nn.ConvTranspose3d(channels, channels, 3, stride=2, padding=1, output_padding=1)
         else:
-            self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+            self.conv = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mode == "transposed":
@@ -208,11 +210,11 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch, self.recompute = config.stem_patch, False
-        self.conv_in = nn.Conv3d(self.patch**3, config.channels[0], 3, padding=1)
+        self.conv_in = Conv3d(self.patch**3, config.channels[0], 3, padding=1)
         self.layers = levels(config.levels(), config.groups, Downsample)
         self.middle = middle(config.channels[-1], config, "encoder")
-        self.norm_out = nn.GroupNorm(config.groups, config.channels[-1], eps=1e-6)
-        self.conv_out = nn.Conv3d(config.channels[-1], config.latent_channels, 3, padding=1)
+        self.norm_out = GroupNorm(config.groups, config.channels[-1], eps=1e-6)
+        self.conv_out = Conv3d(config.channels[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv_in(space_to_depth(x, self.patch))  # (B, widths[0], D/p, H/p, W/p)
@@ -226,11 +228,11 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths, self.patch, self.recompute = config.channels[::-1], config.stem_patch, False
-        self.conv_in = nn.Conv3d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3d(config.latent_channels, widths[0], 3, padding=1)
         self.middle = middle(widths[0], config, "decoder")
         self.layers = levels(config.levels()[::-1], config.groups, partial(Upsample, mode=config.upsampling))
-        self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv3d(widths[-1], (1 + config.support) * self.patch**3, 3, padding=1)
+        self.norm_out = GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.conv_out = Conv3d(widths[-1], (1 + config.support) * self.patch**3, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         h = run(self.layers, self.middle(self.conv_in(z)), self.recompute)  # (B, widths[-1], D/p, H/p, W/p)
@@ -328,9 +330,10 @@ class Autoencoder(nn.Module):
         """
         raw = self.decoder(self.from_z(z))
         if self.linear is not None:
+            intensity, *logit = raw.split(1, dim=1)
             with full_precision(z):
-                x_hat = raw[:, :1] + self.linear.decode(z.float())
-            raw = torch.cat([x_hat, raw[:, 1:]], dim=1)
+                intensity = intensity + self.linear.decode(z.float())
+            raw = torch.cat([intensity, *logit], dim=1)
         D, H, W = shape or raw.shape[2:]
         return raw[..., :D, :H, :W]
 

@@ -19,6 +19,7 @@ from classifier.model.resnet import levels, shrunk
 from cohort.atlas import atlas
 from cohort.grids import Grid
 from runtime.errors import InputError
+from runtime.layers.group_norm import GroupNorm
 
 Box = tuple[slice, slice, slice]
 REGION = ("Hippocampus", "Amygdala")
@@ -33,7 +34,7 @@ class Hemispheres(Classifier):
         width, K = config.widths[-1], config.summaries
         self.stem = nn.Conv3d(1, config.widths[0], 3, stride=config.stem_stride, padding=1, bias=False)
         self.blocks = levels(config)
-        self.norm = nn.GroupNorm(config.groups, width)
+        self.norm = GroupNorm(config.groups, width)
         self.activation = nn.SiLU()
         self.readout = nn.Linear(width * math.prod(self.last_level(config, grid)), K, bias=False)
         self.standardise = FeatureNorm(K) if config.feature_norm else nn.Identity()

@@ -13,6 +13,7 @@ from torch import nn
 from classifier.config import ModelConfig
 from classifier.model.classifier import Classifier
 from cohort.grids import Grid
+from runtime.layers.group_norm import GroupNorm
 
 
 class Block(nn.Module):
@@ -21,9 +22,9 @@ class Block(nn.Module):
     def __init__(self, in_width: int, width: int, stride: int, groups: int) -> None:
         super().__init__()
         self.stride = stride
-        self.norm1 = nn.GroupNorm(groups, in_width)
+        self.norm1 = GroupNorm(groups, in_width)
         self.conv1 = nn.Conv3d(in_width, width, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(groups, width)
+        self.norm2 = GroupNorm(groups, width)
         self.conv2 = nn.Conv3d(width, width, 3, padding=1, bias=False)
         self.shortcut = nn.Conv3d(in_width, width, 1, bias=False) if in_width != width else nn.Identity()
         nn.init.zeros_(self.conv2.weight)  # each block starts as its shortcut, which makes the first steps safe
@@ -61,7 +62,7 @@ class ResNet3D(Classifier):
         widths = config.widths
         self.stem = nn.Conv3d(1, widths[0], 3, stride=config.stem_stride, padding=1, bias=False)
         self.blocks = levels(config)
-        self.norm = nn.GroupNorm(config.groups, widths[-1])
+        self.norm = GroupNorm(config.groups, widths[-1])
         self.activation = nn.SiLU()
         self.add_head(widths[-1], attention=config.pool == "attention")
 

@@ -20,6 +20,7 @@ from torch import nn
 from cohort.scans import head_mask
 from runtime import seeding
 from runtime.device import Device
+from runtime.layers.group_norm import GroupNorm
 from runtime.training import epoch_rows
 
 COARSE_MM = 8.0
@@ -105,7 +106,7 @@ class Encoder(nn.Module):
         widths = (1, *config.channels)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Conv3d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.GELU()]
+            layers += [nn.Conv3d(before, after, 3, stride=2, padding=1), GroupNorm(4, after), nn.GELU()]
         self.convolutions = nn.Sequential(*layers)
         places = math.prod(-(-side // 2 ** len(config.channels)) for side in shape)
         self.out = nn.Linear(widths[-1] * places, config.features)
