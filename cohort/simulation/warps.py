@@ -41,6 +41,8 @@ HORNS = ("Left Inf Lat Vent", "Right Inf Lat Vent")
 TOLERANCE = 0.004
 """Largest relative deviation of a region's volume from the prescribed one at which the iteration ends."""
 ITERATIONS = 12
+AT_ONCE = 8192
+"""Points of which a field is sampled at once."""
 
 
 def nodes(shape: Sequence[int]) -> np.ndarray:
@@ -64,29 +66,39 @@ def column(vector: np.ndarray | Sequence[float]) -> np.ndarray:
 
 
 def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Trilinear values (C, ...) of a field (C, D, H, W) at points (3, ...) in its voxels; outside, as at its border.
+    """Trilinear values (C, ...), float64, of a field (C, D, H, W) at points (3, ...) in its voxels, both float32;
+    outside, as at its border.
 
-    All float32. Twice as fast as `scipy.ndimage.map_coordinates` called for each component, because the cell and the
-    weights of a point are found once for all components.
+    Several times as fast as `scipy.ndimage.map_coordinates` called for each component, because the cell and the weights
+    of a point are found once for all components, and because what is computed of AT_ONCE points stays in the cache.
     """
-    _, _, height, width = field.shape
-    last = np.array(field.shape[1:], np.float32).reshape(3, 1) - 1
-    at = np.clip(points.reshape(3, -1), 0, last)
+    values, flat = np.ascontiguousarray(field).reshape(len(field), -1), points.reshape(3, -1)
+    starts = range(0, flat.shape[1], AT_ONCE)
+    parts = [_sample(values, field.shape[1:], flat[:, start : start + AT_ONCE]) for start in starts]
+    return np.concatenate(parts, axis=1).reshape(len(field), *points.shape[1:])
+
+
+def _sample(values: np.ndarray, shape: tuple[int, ...], points: np.ndarray) -> np.ndarray:
+    """`sample` of values (C, D H W) on a lattice of `shape` (D, H, W) at points (3, P): (C, P)."""
+    _, height, width = shape
+    last = np.array(shape, np.float32).reshape(3, 1) - 1
+    at = np.clip(points, 0, last)
     cell = np.minimum(at.astype(np.int32), last.astype(np.int32) - 1)
     x, y, z = at - cell
     corner = ((cell[0] * height + cell[1]) * width + cell[2]).astype(np.intp)  # else every take converts
-    values = np.ascontiguousarray(field).reshape(len(field), -1)
+
+    def between(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
+        high -= low  # in place: nobody else holds it
+        return high * share + low
 
     def edge(offset: int) -> np.ndarray:
-        low = values.take(corner + offset, axis=1, mode="clip")
-        return low + z * (values.take(corner + (offset + 1), axis=1, mode="clip") - low)
+        ends = (values.take(corner + (offset + step), axis=1, mode="clip") for step in (0, 1))
+        return between(*ends, z)
 
     def face(offset: int) -> np.ndarray:
-        low = edge(offset)
-        return low + y * (edge(offset + width) - low)
+        return between(edge(offset), edge(offset + width), y)
 
-    low = face(0)
-    return (low + x * (face(height * width) - low)).reshape(len(field), *points.shape[1:])
+    return between(face(0), face(height * width), x)
 
 
 def random_velocity(
