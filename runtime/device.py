@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from runtime import distributed
@@ -114,7 +115,9 @@ def pick_device(precision: Precision = "auto", threads: int | None = None) -> De
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     asked = int(os.environ.get("OMP_NUM_THREADS", "0")) if processes == 1 else 0
-    torch.set_num_threads(threads or asked or max(1, cores // processes))
+    count = threads or asked or max(1, cores // processes)
+    torch.set_num_threads(count)
+    threadpool_limits(count, user_api="blas")  # numpy's and scipy's
     keep_freed_memory()
     fast = cpu_has_bfloat16()
     if precision == "bfloat16" and not fast:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from runtime.errors import InputWarning
 
 Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -40,6 +42,31 @@ def start_workers(count: int, initializer: Callable[..., None], *arguments: obje
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+@contextmanager
+def begun(work: Callable[..., Result], *arguments: object, apart: bool) -> Iterator[Callable[[], Result]]:
+    """Yields what gives the result of `work(*arguments)`: of a process of its own, where it has begun by now, or, not
+    `apart`, of this one, once it is asked for.
+
+    An error of `work` is raised where its result is asked for; one of the block ends the process. Where the process was
+    killed, as where memory ends, the work is done again by this one.
+    """
+    if not apart:
+        yield partial(work, *arguments)
+        return
+    with start_workers(1, int) as pool:
+        future = pool.submit(work, *arguments)
+
+        def result() -> Result:
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                words = "a process was killed, as where memory ends: its work is done again, after the other's"
+                warnings.warn(words, InputWarning, stacklevel=2)
+                return work(*arguments)
+
+        yield result
 
 
 def run_each(

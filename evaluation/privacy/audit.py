@@ -9,7 +9,7 @@ from cohort.grids import Grid
 from cohort.scans import normalise
 from cohort.stacks import ScanStack
 from diffusion.checkpoint import LoadedDiffusion
-from evaluation.posteriors import Codec, Posteriors
+from evaluation.posteriors import Codec
 from evaluation.privacy import membership
 from evaluation.privacy.copying import audit_spaces
 from evaluation.privacy.embedding import FINE_MM, EncoderConfig, VoxelSpace, embed, fit_encoder, mirrored, shrink
@@ -40,28 +40,28 @@ def measure(
     volumes: Sequence[np.ndarray],
     grid: Grid,
     codec: Codec | None,
-    posteriors: dict[str, Posteriors] | None,
+    mus: dict[str, np.ndarray] | None,
     diffusion: LoadedDiffusion | None,
     device: Device,
     seed: int,
 ) -> dict:
     """``audit`` (`copying.audit_spaces`) and ``attacks``, or ``skipped``: too few volumes to say anything.
 
-    `scans` are ``train`` and ``test`` (held out), with the VAE's `posteriors` of each, `volumes` synthetic, (D, H, W)
-    each. Attacks on a checkpoint that was not given are skipped, with the reason.
+    `scans` are ``train`` and ``test`` (held out), `mus` the means of the VAE's posteriors of each (N, C, d, h, w),
+    `volumes` synthetic, (D, H, W) each. Attacks on a checkpoint that was not given are skipped, with the reason.
     """
     fewest = min(len(volumes), *(scans[side].frame["subject"].nunique() for side in SIDES))
     if fewest < LEAST_SUBJECTS:
         return {"skipped": f"{fewest} volumes or subjects on a side, an audit needs {LEAST_SUBJECTS} of each"}
     decoded = None
-    if codec is not None and posteriors is not None:
+    if codec is not None and mus is not None:
         decoded = {}
         for place, side in enumerate(SIDES):
             rows = np.arange(len(scans[side]))
             if side == "train":  # all of the others have a place among the controls
                 rows = np.sort(seeding.rng(seed, "decoded subjects", place).permutation(rows)[:MOST_DECODED])
-            decoded[side] = reconstruct(scans[side].volumes, posteriors[side].mu, rows, codec, grid)
-    spaces = build_spaces(scans, volumes, grid, codec, posteriors, decoded, device, seed)
+            decoded[side] = reconstruct(scans[side].volumes, mus[side], rows, codec, grid)
+    spaces = build_spaces(scans, volumes, grid, codec, mus, decoded, device, seed)
     audit = audit_spaces(spaces, seed=seed)
     attacks: dict[str, dict | str] = {
         f"synthetic volumes alone, {name}": membership.exposure_attack(space["synthetic"]["exposure"])
@@ -71,12 +71,12 @@ def measure(
         "skipped: no --vae" if decoded is None else membership.attack(*(-decoded[side].errors for side in SIDES))
     )
     attacks["DiT: loss"] = "skipped: needs --vae and --diffusion"
-    if codec is not None and posteriors is not None and diffusion is not None:
+    if codec is not None and mus is not None and diffusion is not None:
         count = min(MOST_ATTACKED, *(len(scans[side]) for side in SIDES))
         attacked = []
         for place, side in enumerate(SIDES):
             rows = seeding.rng(seed, "membership subjects", place).permutation(len(scans[side]))[:count]
-            attacked.append((posteriors[side].mu[rows], scans[side].labels[rows]))
+            attacked.append((mus[side][rows], scans[side].labels[rows]))
         attacks["DiT: loss"] = membership.dit_attack(diffusion, *attacked, codec.device, seed=seed)
     return {"audit": audit, "attacks": attacks}
 
@@ -101,7 +101,7 @@ def build_spaces(
     volumes: Sequence[np.ndarray],
     grid: Grid,
     codec: Codec | None,
-    posteriors: dict[str, Posteriors] | None,
+    mus: dict[str, np.ndarray] | None,
     decoded: dict[str, Decoded] | None,
     device: Device,
     seed: int,
@@ -115,8 +115,8 @@ def build_spaces(
     if decoded is not None:
         smooth["through the VAE"] = decoded["test"].reconstructions
     spaces = spaces_of(fine, names, made, spacing, device, seed=seed, smooth=smooth)
-    if codec is not None and posteriors is not None:
-        spaces["latents"] = latent_space({side: posteriors[side].mu for side in SIDES}, names, volumes, codec)
+    if codec is not None and mus is not None:
+        spaces["latents"] = latent_space(mus, names, volumes, codec)
     return spaces
 
 

@@ -18,11 +18,13 @@ from evaluation.effects import cohens_d
 from evaluation.evaluate_synth import EvaluateConfig
 from evaluation.privacy.embedding import EncoderConfig
 from evaluation.references import controls
-from runtime import distributed
+from runtime import distributed, workers
+from runtime.checkpoints import checkpoint_hash
 from runtime.cli import run_script
 from runtime.errors import InputError, InputWarning
 from runtime.files import read_json, write_json
 from runtime.pickles import save_pickle
+from runtime.workers import start_workers
 from tests.support.volumes import volumes_ml, write_synthseg
 
 GRID = GRIDS["smoke"]
@@ -167,6 +169,34 @@ def test_all_parts_and_both_cards(config):
     assert "TLE-L to TLE-R, 4 seeds, same noise: Left Hippocampus" in card
     for heading in ("Realism", "Diversity", "Anatomy", "Privacy", "Use", "Limits", "Licences"):
         assert f"## {heading}" in card
+
+
+@pytest.mark.slow
+def test_two_threads_find_what_one_finds(config, tmp_path, random_vae, random_diffusion, monkeypatch):
+    """To the bit; with two, the audit has a process of its own."""
+    vae, diffusion = random_vae, random_diffusion()
+    made = {"vae": checkpoint_hash(vae), "diffusion": checkpoint_hash(diffusion)}
+    folders = {name: tmp_path / f"of_{name}" for name in LABELS}
+    for place, (name, folder) in enumerate(folders.items()):
+        for index in range(4):
+            volume = Volume(head(300 + 2 * index + place), LABELS[name], index, GRID.affine, **made)
+            write_volume(folder / volume_name(LABELS[name], index), volume)
+        write_json(folder / "ledger.json", {"ledger": ledger_of_subjects(f"many{index}" for index in range(16))})
+    config = dataclasses.replace(
+        config, real_train=write_reals(tmp_path, "many", 8, 1000), real_test=write_reals(tmp_path, "others", 8, 2000),
+        synth_hc=folders["HC"], synth_tle=folders["TLE"], parts=("privacy",), vae=vae, diffusion=diffusion,
+    )  # fmt: skip
+    monkeypatch.undo()  # a process of its own would know nothing of it
+    results, processes = [], []
+    monkeypatch.setattr(workers, "start_workers", lambda *words: processes.append(1) or start_workers(*words))
+    for threads in (1, 2):
+        own = {"cache_dir": tmp_path / f"features{threads}", "scan_cache": tmp_path / f"scans{threads}"}
+        out = tmp_path / f"by{threads}" / "result.json"
+        evaluate_synth.main(dataclasses.replace(config, threads=threads, out=out, **own))
+        results.append(read_json(out))
+    assert results[0] == results[1]
+    assert len(processes) == 1
+    assert results[0]["privacy"]["attacks"]["DiT: loss"]["n"] == {"members": 16, "others": 16}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputWarning
-from runtime.workers import peak_bytes, run_each, start_workers
+from runtime.workers import begun, peak_bytes, run_each, start_workers
 from tests.support.processes import ROOT, interrupt_when
 
 PROGRAM = """
@@ -85,6 +85,26 @@ def test_what_is_raised_when_a_job_ends_stops_the_others(tmp_path: Path) -> None
     with pytest.raises(OSError, match="full"):
         run_each(done.append, range(100), 1, lambda: ThreadPoolExecutor(1), refuse)
     assert done == [0]
+
+
+def die_apart(parent: int) -> int:
+    """Killed, as where memory ends, in any process but one."""
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_work_that_was_begun_apart_gives_its_result_and_its_errors(apart: bool) -> None:
+    with begun(os.getpid, apart=apart) as result:
+        assert (result() != os.getpid()) is apart
+    with begun(int, "no number", apart=apart) as result, pytest.raises(ValueError, match="no number"):
+        result()
+
+
+def test_work_whose_process_was_killed_is_done_again() -> None:
+    with begun(die_apart, os.getpid(), apart=True) as result, pytest.warns(InputWarning, match="was killed"):
+        assert result() == os.getpid()
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
