@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics.pairwise import euclidean_distances
 
 from evaluation.distances import support
@@ -18,8 +19,8 @@ NEIGHBOURS = 5
 """k, the neighbour whose distance is a point's radius; Naeem et al. chose 5 for 10,000 points."""
 METRICS = ("precision", "recall", "density", "coverage")
 
-SSIM_KERNEL = 7
-"""Voxels along each axis of the Gaussian window (standard deviation 1.5)."""
+SSIM_KERNEL, SSIM_SIGMA = 7, 1.5
+"""Voxels along each axis of the Gaussian window, and its standard deviation."""
 SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponent of each scale, finest first: Wang et al. 2003, section 3.2. With fewer scales, the first, summing to 1."""
 _BATCH_VOXELS = 1_000_000
@@ -98,17 +99,47 @@ def ms_ssim(volumes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         volumes: (N, D, H, W) in [0, 1], large enough for one scale; an array, or a stack that is read as it is indexed.
         chosen: int (P, 2), rows of `volumes`.
     """
-    from monai.metrics.regression import compute_ms_ssim  # slow to import
-
     shape = tuple(volumes.shape[1:])
     step = max(1, _BATCH_VOXELS // int(np.prod(shape)))
     values = []
     for start in range(0, len(chosen), step):
         sides = [np.asarray(volumes[side.tolist()], dtype=np.float32) for side in chosen[start : start + step].T]
-        a, b = (torch.from_numpy(side).unsqueeze(1) for side in sides)
-        found = compute_ms_ssim(a, b, spatial_dims=3, kernel_size=SSIM_KERNEL, weights=ssim_weights(shape))
-        values.append(found.flatten().double().numpy())
+        pair, found = torch.from_numpy(np.stack(sides)), torch.ones(len(sides[0]))  # (2, B, D, H, W)
+        for weight in (weights := ssim_weights(shape))[:-1]:
+            _, contrast = _similarity(*pair)
+            found *= contrast.relu() ** weight
+            pair = F.avg_pool3d(pair, 2)
+        whole, _ = _similarity(*pair)
+        values.append((found * whole.relu() ** weights[-1]).double().numpy())
     return np.concatenate(values)
+
+
+def _similarity(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Structural similarity of volumes (B, D, H, W) with as many others, and its part that is contrast, means over
+    windows, (B,) each. Source: Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861, equation 13.
+    """
+    mean_a, mean_b, aa, bb, ab = _windowed(torch.stack([a, b, a * a, b * b, a * b]))
+    variances, covariance = aa - mean_a**2 + bb - mean_b**2, ab - mean_a * mean_b
+    luminance_floor, contrast_floor = 0.01**2, 0.03**2  # of intensities that span 0 to 1
+    contrast = (2 * covariance + contrast_floor) / (variances + contrast_floor)
+    luminance = (2 * mean_a * mean_b + luminance_floor) / (mean_a**2 + mean_b**2 + luminance_floor)
+    return (luminance * contrast).flatten(1).mean(1), contrast.flatten(1).mean(1)
+
+
+def _windowed(maps: torch.Tensor) -> torch.Tensor:
+    """Means of (..., D, H, W) over Gaussian windows that lie inside: each axis is shorter by SSIM_KERNEL - 1.
+
+    One axis after the other, 21 products a voxel; the window as one filter has 343.
+    """
+    distance = torch.arange(SSIM_KERNEL, dtype=torch.float64) - (SSIM_KERNEL - 1) / 2
+    window = torch.softmax(-0.5 * (distance / SSIM_SIGMA) ** 2, dim=0).tolist()
+    for axis in (-3, -2, -1):
+        kept = maps.shape[axis] - SSIM_KERNEL + 1
+        total = window[0] * maps.narrow(axis, 0, kept)
+        for start, weight in enumerate(window[1:], start=1):
+            total.add_(maps.narrow(axis, start, kept), alpha=weight)
+        maps = total
+    return maps
 
 
 def random_pairs(rows: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
