@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from runtime.backbones import IMAGENET_MEAN, IMAGENET_STD, medicalnet, resnet, r
 from runtime.checkpoints import load_tensors, load_weights
 from runtime.device import Device
 from runtime.errors import InputError
+from runtime.layers.windows import over_windows
 from VAE.config import LossConfig
 
 BORDER = 2
@@ -46,18 +46,8 @@ def reconstruction(raw: torch.Tensor, x: torch.Tensor, kind: str) -> dict[str, t
         return {"reconstruction": error.mean()}
     inside = (x > 0).float()
     support = F.binary_cross_entropy_with_logits(*logit, inside)
-    border = dilated(inside, BORDER) - inside
+    border = over_windows(inside, BORDER, torch.maximum) - inside
     return {"reconstruction": (error * (1 - border)).mean(), "support": support}
-
-
-def dilated(inside: torch.Tensor, margin: int) -> torch.Tensor:
-    """The largest value within `margin` voxels along each axis of volumes (B, C, D, H, W) that are 0 or above; one axis
-    after the other, because max_pool3d of the whole cube took a third of a step of the demo on a CPU.
-    """
-    for axis, size in enumerate(inside.shape[2:], start=2):
-        padded = F.pad(inside, [margin if axis == place else 0 for place in (4, 4, 3, 3, 2, 2)])
-        inside = reduce(torch.maximum, (padded.narrow(axis, start, size) for start in range(2 * margin + 1)))
-    return inside
 
 
 def soft_volume(raw: torch.Tensor) -> torch.Tensor:

@@ -26,13 +26,6 @@ def test_kl_equals_torch_distributions() -> None:
     assert losses.kl(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1), 1) == 0
 
 
-def test_dilation_is_that_of_a_cube() -> None:
-    inside = (torch.rand(2, 1, 7, 9, 6, generator=torch.Generator().manual_seed(0)) < 0.05).float()
-    for margin in (1, 2):
-        cube = F.max_pool3d(inside, 2 * margin + 1, stride=1, padding=margin)
-        assert torch.equal(losses.dilated(inside, margin), cube)
-
-
 def test_reconstruction_kinds() -> None:
     x_hat, x, mu = torch.full((1, 1, 2, 2, 2), 0.5), torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 1, 1, 1)
     for kind, expected in (("l1", 0.5), ("l2", 0.25)):

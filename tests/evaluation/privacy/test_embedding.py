@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from evaluation.privacy.copying import limit_of
@@ -13,6 +14,7 @@ from evaluation.privacy.embedding import (
     VoxelSpace,
     embed,
     fit_encoder,
+    grow,
     mirrored,
     nt_xent,
     shrink,
@@ -65,6 +67,12 @@ def test_nt_xent_equals_its_equation():
         others = sum(math.exp(float(z[i] @ z[k]) / 0.2) for k in range(6) if k != i)
         total -= math.log(math.exp(float(z[i] @ z[j]) / 0.2) / others)
     assert float(nt_xent(z[:3], z[3:], 0.2)) == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_values_between_nodes_are_those_of_interpolation():
+    nodes = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    wanted = F.interpolate(nodes, size=(7, 9, 4), mode="trilinear", align_corners=True)
+    torch.testing.assert_close(grow(nodes, (7, 9, 4)), wanted)
 
 
 def test_warping_by_nothing_and_by_a_whole_voxel():
