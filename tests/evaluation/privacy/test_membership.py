@@ -15,6 +15,7 @@ from diffusion.model import DiT
 from diffusion.process import build_process
 from evaluation.privacy.audit import head_error
 from evaluation.privacy.membership import (
+    DRAWS,
     LEVELS,
     area,
     attack,
@@ -122,7 +123,7 @@ def test_dit_losses_of_a_silent_network_are_what_it_should_have_said(schedule):
     mu[5] *= 10
     labels = np.array([0, 1] * 3)
     found = dit_losses(diffusion, mu, labels, CPU, seed=0)
-    assert found.shape == (6, 4, len(LEVELS))
+    assert found.shape == (6, DRAWS, len(LEVELS))
     np.testing.assert_array_equal(found[2:3], dit_losses(diffusion, mu[2:3], labels[2:3], CPU, seed=0))
     if schedule == "linear":  # the same noises for everybody, and the target is the noise
         np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), rtol=1e-6)
