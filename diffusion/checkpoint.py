@@ -80,6 +80,26 @@ def refuse_other_vae(diffusion: LoadedDiffusion, vae: LoadedVAE) -> None:
         raise InputError(f"the VAE's latents are {theirs}, those of the diffusion model {ours}")
 
 
+def refuse_other_space(diffusion: LoadedDiffusion, guide: LoadedDiffusion) -> None:
+    """InputError where a guide's latents are not those of the model that it is to guide, in the same units, noised the
+    same way and under the same covariates.
+    """
+    (ours, theirs), spaces = (loaded.process_config for loaded in (diffusion, guide)), (diffusion.space, guide.space)
+    pairs = zip(*([*space.statistics.columns(), space.centre, space.spread] for space in spaces), strict=True)
+    same = {
+        "VAE": diffusion.space.statistics.vae == guide.space.statistics.vae,
+        "schedule": (ours.schedule, ours.timesteps) == (theirs.schedule, theirs.timesteps),
+        "covariates": diffusion.covariates == guide.covariates,
+        # Sums of as many latents by other numbers of threads differ in their last digits.
+        "latents": all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in pairs),
+    }
+    if other := [name for name, equal in same.items() if not equal]:
+        raise InputError(
+            f"--guide-by: of other {', '.join(other)} than the model that it is to guide; train it on the same "
+            "latents with the same --process, with fewer --steps or a smaller --model"
+        )
+
+
 def start_from(
     path: Path, model: DiT, process: ProcessConfig, grid: dict[str, Any], *, other_grid: bool = False
 ) -> LoadedDiffusion:

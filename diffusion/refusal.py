@@ -9,6 +9,7 @@ A refusal makes nobody safe who was learned otherwise than by copying, and it ch
 (evaluation.evaluate_synth), with people that neither split holds.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,33 @@ class Refusal:
     def refuses(self, z: torch.Tensor) -> torch.Tensor:
         """bool (B,)."""
         return self.nearest(z) > self.limit
+
+    def accepted(
+        self, draw: Callable[[list[int], int], torch.Tensor], seeds: Sequence[int]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Samples of some seeds that are not refused, in the network's space, and how often each was before.
+
+        Args:
+            draw: a latent for each of some places among the seeds, by how many were drawn for it before.
+
+        Raises:
+            InputError: MOST_DRAWS of one seed were refused.
+        """
+        z, refused = draw(list(range(len(seeds))), 0), [0] * len(seeds)
+        for again in range(1, MOST_DRAWS + 1):
+            near = torch.nonzero(self.refuses(z[: len(seeds)]))[:, 0].tolist()
+            if not near:
+                return z, refused
+            if again < MOST_DRAWS:
+                z[near] = draw(near, again)[: len(near)]
+            for place in near:
+                refused[place] = again
+        listed = ", ".join(str(seeds[place]) for place in near)
+        raise InputError(
+            f"seeds {listed}: {MOST_DRAWS} samples in a row were nearer to a training subject than held-out people are;"
+            " this model gives its training subjects away. Train with --mix-mm, fewer steps or a lower "
+            "--model.linear-rank"
+        )
 
 
 def calibrate(

@@ -9,6 +9,7 @@ others share its batch. A sampler's coefficients are float64 numbers, its latent
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,15 @@ Point = tuple[float, float]
 CLEAN: Point = (1.0, 0.0)
 
 
+class Guide(NamedTuple):
+    """A worse model of the same latents, away from which another is guided (Karras et al. 2024,
+    https://arxiv.org/abs/2406.02507): one of fewer steps, fewer weights or both.
+    """
+
+    network: DiT
+    process: Process
+
+
 def guided(
     network: DiT,
     process: Process,
@@ -33,12 +43,15 @@ def guided(
     interval: tuple[float, float] = (0.0, 1.0),
     covariates: torch.Tensor | None = None,
     side: torch.Tensor | None = None,
+    guide: Guide | None = None,
 ) -> Denoise:
-    """The network as a `Denoise`, with classifier-free guidance on all channels and one batched forward.
+    """The network as a `Denoise`, with classifier-free guidance on all channels and one batched forward, or with
+    autoguidance.
 
     Guidance w gives unconditional + w (conditional - unconditional) (Ho and Salimans 2022,
     https://arxiv.org/abs/2207.12598, with w = 1 + their w). The prediction targets are affine in each other at a given
-    z_t, so guiding the clean latent is guiding any of them.
+    z_t, so guiding the clean latent is guiding any of them. With a `guide`, its prediction under the same conditions
+    stands for the unconditional one.
 
     Args:
         network, process: in evaluation mode; that it was trained with.
@@ -55,25 +68,33 @@ def guided(
         None if covariates is None else torch.cat([covariates, covariates]),
         None if side is None else torch.cat([side, torch.full_like(side, NO_SIDE)]),
     )
-    # The process copies its tables to a device at their first use, which must not be inside a captured CUDA graph.
-    process.coefficients(time_tensor([0], process, y.device))
+    own = Guide(network, process)
+    # A process copies its tables to a device at their first use, which must not be inside a captured CUDA graph.
+    for model in (own, guide or own):
+        model.process.coefficients(time_tensor(0, 1, model.process, y.device))
 
-    def clean(z_t: torch.Tensor, t: float, conditions: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
-        times = time_tensor([t] * len(z_t), process, z_t.device)
-        return process.clean(network(z_t, times, *conditions), z_t, times)
+    def clean(z_t: torch.Tensor, t: float, conditions: tuple[torch.Tensor | None, ...], model: Guide) -> torch.Tensor:
+        times = time_tensor(t, len(z_t), model.process, z_t.device)
+        return model.process.clean(model.network(z_t, times, *conditions), z_t, times)
 
     def denoise(z_t: torch.Tensor, t: float) -> torch.Tensor:
         if guidance == 1.0 or not interval[0] <= t / process.timesteps <= interval[1]:
-            return clean(z_t, t, one)
-        conditional, unconditional = clean(torch.cat([z_t, z_t]), t, both).chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+            return clean(z_t, t, one, own)
+        if guide is None:
+            conditional, other = clean(torch.cat([z_t, z_t]), t, both, own).chunk(2)
+        else:
+            conditional, other = clean(z_t, t, one, own), clean(z_t, t, one, guide)
+        return other + guidance * (conditional - other)
 
     return denoise
 
 
-def time_tensor(times: list[float], process: Process, device: torch.device) -> torch.Tensor:
-    """Times as the network takes them: float32 for a flow, else int64."""
-    return torch.tensor(times, dtype=torch.float32 if process.is_flow else torch.int64, device=device)
+def time_tensor(t: float, count: int, process: Process, device: torch.device) -> torch.Tensor:
+    """One time for `count` latents as the network takes it: float32 for a flow, else int64.
+
+    Filled on the device: a copy to a GPU would wait, at every step, until it has done all steps before.
+    """
+    return torch.full((count,), t, dtype=torch.float32 if process.is_flow else torch.int64, device=device)
 
 
 def toward(z: torch.Tensor, z_hat: torch.Tensor, now: Point, after: Point) -> torch.Tensor:

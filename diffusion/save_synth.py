@@ -14,8 +14,10 @@ nearer to a training subject than new people do (`diffusion.refusal`).
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,15 +29,15 @@ from tqdm import tqdm
 from cohort.labelling.reading import Reader, open_reader
 from cohort.pictures import gallery
 from cohort.tables import CLASS_NAMES, LABELS
-from cohort.volumes import Volume, read_volume, volume_name, write_nifti
-from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refuse_other_vae
+from cohort.volumes import Volume, read_volume, volume_name
+from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refuse_other_space, refuse_other_vae
 from diffusion.config import SIDE_CODES
 from diffusion.covariates import standardise
-from diffusion.export import bids_derivative
+from diffusion.export import bids_derivative, nifti
 from diffusion.export.labelled import label_volumes, read_rows
 from diffusion.model import DiT
-from diffusion.refusal import MOST_DRAWS, Refusal, calibrate
-from diffusion.sampler import SAMPLERS, check_sampler, guided
+from diffusion.refusal import Refusal, calibrate
+from diffusion.sampler import SAMPLERS, Guide, check_sampler, guided
 from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_wanted
 from runtime import distributed, memory, seeding
 from runtime.cli import describe, run_script
@@ -44,6 +46,10 @@ from runtime.device import Device, in_batches, pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, locked
 from VAE.checkpoint import LoadedVAE, load_vae
+
+WRITERS = 8
+"""Threads that write a batch's volumes. One after the other they took 100 ms a volume of the paper grid, on a busy
+disk, and 25 ms by eight: a GPU is to make one in less."""
 
 
 class Models(NamedTuple):
@@ -57,6 +63,8 @@ class Models(NamedTuple):
     """The network that labels regions, where labels are wanted."""
     tile: int = 0
     """Of `LoadedVAE.decode`."""
+    guide: LoadedDiffusion | None = None
+    """The worse model of --guide-by."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,9 @@ class SaveSynthConfig(DeviceConfig):
     """Classifier-free guidance; 1 is the plain conditional model, larger is more typical of the class, less diverse."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels in which guidance acts, low and high, as shares of the process's time."""
+    guide_by: Path | None = None
+    """Autoguidance: checkpoint of a smaller or less trained model on the same latents, whose prediction stands for the
+    unconditional one in --guidance: samples move away from what it does worse, and not towards their class."""
     refuse_near: Path | None = None
     """Folder of the latents that the diffusion model was trained on: samples nearer to one of them than held-out people
     are get drawn again, from the same seed's next numbers. The manifest counts them."""
@@ -132,7 +143,7 @@ def main(config: SaveSynthConfig) -> None:
         if distributed.is_main():
             for folder, _ in folders:
                 stack.enter_context(locked(folder.path))
-                ledger = {*models.vae.ledger, *models.diffusion.ledger}
+                ledger = {*models.vae.ledger, *models.diffusion.ledger, *(models.guide.ledger if models.guide else ())}
                 folder.settle(ledger, adopt=not models.diffusion.covariates)
         distributed.barrier()
         for folder, part in folders:
@@ -160,21 +171,26 @@ def list_wanted(config: SaveSynthConfig) -> list[Wanted]:
 
 
 def load_models(config: SaveSynthConfig, wanted: list[Wanted]) -> Models:
-    """Both checkpoints on the device; refuses two that do not belong together or cannot make what is asked for."""
+    """All checkpoints on the device; refuses those that do not belong together or cannot make what is asked for."""
     device = pick_device(config.precision, config.threads)
     vae, diffusion = load_vae(config.vae), load_diffusion(config.diffusion, weights=config.weights)
     refuse_other_vae(diffusion, vae)
+    guide = load_diffusion(config.guide_by) if config.guide_by else None
     vae.refuse_tile(config.tile)
     check_request(config, wanted, diffusion)
+    if guide is not None:
+        refuse_other_space(diffusion, guide)
     device.module(vae.model)
-    device.module(diffusion.model)
     if device.compiles(config.compile):
-        diffusion.model.compile_step()
         vae.model.compile_parts()
+    for loaded in (diffusion, *([guide] if guide else [])):
+        device.module(loaded.model)
+        if device.compiles(config.compile):
+            loaded.model.compile_step()
     near, classes = config.refuse_near, diffusion.model.config.classes
     refusal = calibrate(near, diffusion.space, classes, device, config.refuse_level) if near else None
     reader = open_reader(config.labels, vae.grid, device) if config.labels else None
-    return Models(vae, diffusion, device, refusal, reader, config.tile)
+    return Models(vae, diffusion, device, refusal, reader, config.tile, guide)
 
 
 def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: LoadedDiffusion) -> None:
@@ -182,7 +198,9 @@ def check_request(config: SaveSynthConfig, wanted: list[Wanted], diffusion: Load
     low, high = config.guidance_interval
     if not 0 <= low <= high <= 1:
         raise InputError(f"--guidance-interval {low:g} {high:g}: expected 0 <= low <= high <= 1")
-    if config.guidance != 1 and diffusion.label_dropout == 0:
+    if config.guide_by and config.guidance == 1:
+        raise InputError(f"--guide-by {config.guide_by}: at --guidance 1 nothing is guided; give more, such as 2")
+    if config.guidance != 1 and diffusion.label_dropout == 0 and config.guide_by is None:
         raise InputError(f"--guidance {config.guidance:g}: trained without label dropout, it has no null class")
     check_sampler(config.sampler, diffusion.process, config.steps)
     if config.side is not None and not diffusion.model.config.sides:
@@ -203,11 +221,11 @@ def open_folders(
     labels = sorted({item.label for item in wanted})
     if len(labels) > 1 and "{label}" not in out:
         raise InputError(f"--out {out}: volumes of two classes need two folders; write {{label}} where the class goes")
-    level = config.refuse_level if config.refuse_near else 0.0
+    level, guide = config.refuse_level if config.refuse_near else 0.0, models.guide.hash if models.guide else ""
     sampling = (config.weights, config.sampler, config.steps, config.guidance, config.guidance_interval, level)
     folders = []
     for label in labels:
-        settings = Settings(label, models.vae.hash, models.diffusion.hash, *sampling)
+        settings = Settings(label, models.vae.hash, models.diffusion.hash, *sampling, guide)
         folder = SyntheticFolder(Path(out.replace("{label}", CLASS_NAMES[label])), settings)
         folders.append((folder, [item for item in wanted if item.label == label]))
     return folders
@@ -219,7 +237,8 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
     """
     missing, label = folder.missing(wanted), CLASS_NAMES[folder.settings.label]
     generate(folder, missing, models, config)
-    export(folder, distributed.shard(wanted), models, config)
+    asked = {"nifti": config.nifti, "bids": config.bids}
+    nifti.export(folder, distributed.shard(wanted), models.vae.grid, **asked)
     distributed.barrier()
     if distributed.is_main():
         folder.merge()
@@ -246,28 +265,35 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, con
         found = memory.forecast(volume_bytes(models, settings, size), models.device.kind, "convolutions")
         print(found.text(f"{size} volumes at once" if size > 1 else "a volume", models.device.kind))
     desc = f"{CLASS_NAMES[settings.label]} volumes"
-    with tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar:
+    with (
+        tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar,
+        ThreadPoolExecutor(WRITERS) as pool,
+    ):
         began = time.perf_counter()
         made = in_batches(share, size, lambda batch, now: synthesise(batch, now, models, settings))
         for batch, (images, refused) in made:
             seconds = (time.perf_counter() - began) / len(batch)
-            for image, item, times in zip(images, batch, refused, strict=True):
-                if not np.isfinite(image).all():
-                    raise InputError(f"seed {item.seed} gave values that are not finite; it was not written")
-                volume = Volume(
-                    image=image, label=item.label, seed=item.seed, affine=models.vae.grid.affine, vae=settings.vae,
-                    diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps,
-                    guidance=settings.guidance, side=item.side,
-                )  # fmt: skip
-                folder.add(volume, item, seconds, times)
+            volumes = [finished(image, item, models, settings) for image, item in zip(images, batch, strict=True)]
+            list(pool.map(folder.add, volumes, batch, repeat(seconds), refused))
             # All processes have equal shares: what this one has done, the others have too, more or less.
             bar.update(min(len(batch) * distributed.world_size(), len(missing) - bar.n))
             began = time.perf_counter()
 
 
+def finished(image: np.ndarray, item: Wanted, models: Models, settings: Settings) -> Volume:
+    """A volume as it is written; InputError where it is none."""
+    if not np.isfinite(image).all():
+        raise InputError(f"seed {item.seed} gave values that are not finite; it was not written")
+    return Volume(
+        image=image, label=item.label, seed=item.seed, affine=models.vae.grid.affine, vae=settings.vae,
+        diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps, guidance=settings.guidance,
+        side=item.side,
+    )  # fmt: skip
+
+
 def volume_bytes(models: Models, settings: Settings, count: int) -> int:
     """What sampling and decoding so many volumes at once takes besides the weights."""
-    halves = 1 if settings.guidance == 1 else 2
+    halves = 1 if settings.guidance == 1 or settings.guide else 2
 
     def work(networks: tuple[DiT, nn.Module]) -> None:
         dit, vae = networks
@@ -291,23 +317,14 @@ def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settin
 
 
 def accepted(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> tuple[torch.Tensor, list[int]]:
-    """`sample`, again for those that are refused; and how often that was. InputError where it never ends."""
-    z, refused = sample(wanted, size, models, settings), [0] * len(wanted)
+    """`sample`, again for those that are refused; and how often that was."""
     if models.refusal is None:
-        return z, refused
-    for draw in range(1, MOST_DRAWS + 1):
-        near = torch.nonzero(models.refusal.refuses(z[: len(wanted)]))[:, 0].tolist()
-        if not near:
-            return z, refused
-        if draw < MOST_DRAWS:
-            z[near] = sample([wanted[place] for place in near], size, models, settings, draw)[: len(near)]
-        for place in near:
-            refused[place] = draw
-    seeds = ", ".join(str(wanted[place].seed) for place in near)
-    raise InputError(
-        f"seeds {seeds}: {MOST_DRAWS} samples in a row were nearer to a training subject than held-out people are; "
-        "this model gives its training subjects away. Train with --mix-mm, fewer steps or a lower --model.linear-rank"
-    )
+        return sample(wanted, size, models, settings), [0] * len(wanted)
+
+    def draw(places: list[int], again: int) -> torch.Tensor:
+        return sample([wanted[place] for place in places], size, models, settings, again)
+
+    return models.refusal.accepted(draw, [item.seed for item in wanted])
 
 
 def sample(wanted: list[Wanted], size: int, models: Models, settings: Settings, draw: int = 0) -> torch.Tensor:
@@ -326,24 +343,13 @@ def sample(wanted: list[Wanted], size: int, models: Models, settings: Settings, 
 
     y = torch.tensor([item.label for item in filled], device=device.kind)
     side = torch.tensor([SIDE_CODES[item.side] for item in filled], device=device.kind)
-    guide = {"guidance": settings.guidance, "interval": settings.guidance_interval, "side": side}
+    guide = models.guide and Guide(models.guide.model, models.guide.process)
+    how = {"guidance": settings.guidance, "interval": settings.guidance_interval, "side": side, "guide": guide}
     if diffusion.covariates:
         values = torch.tensor([[item.value(name) for name in diffusion.covariates] for item in filled])
-        guide["covariates"] = standardise(values, diffusion.covariates).to(device.kind)
-    denoise = guided(diffusion.model, diffusion.process, y, **guide)
+        how["covariates"] = standardise(values, diffusion.covariates).to(device.kind)
+    denoise = guided(diffusion.model, diffusion.process, y, **how)
     return SAMPLERS[settings.sampler](denoise, noise(), diffusion.process, settings.steps, noise)
-
-
-def export(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
-    """Writes the NIfTI and BIDS files that are asked for and not there yet, from the volumes in the folder."""
-    grid = models.vae.grid
-    for item in tqdm(wanted, desc="exporting", unit="volume", delay=2, disable=not distributed.is_main()):
-        path = folder.path / volume_name(item.label, item.seed)
-        nifti = path.with_suffix(".nii.gz")
-        if config.nifti and not nifti.exists():
-            write_nifti(nifti, read_volume(path).image, grid.affine)
-        if config.bids is not None and not bids_derivative.sidecar_path(config.bids, item).exists():
-            bids_derivative.add(config.bids, read_volume(path), item, folder.settings, grid)
 
 
 if __name__ == "__main__":

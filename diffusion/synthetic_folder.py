@@ -93,6 +93,8 @@ class Settings:
     """Share of the noise levels in which guidance acts."""
     refuse_level: float = 0.0
     """Share of held-out people who would have been refused as too near to a training subject; 0: nothing was."""
+    guide: str = ""
+    """Hash of the checkpoint of autoguidance; empty without."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class SyntheticFolder:
     def refuse_others(self) -> None:
         """Compares settings.json, where there is one; InputError names each other setting with both values."""
         file, mine = self.path / "settings.json", plain_fields(self.settings)
-        there = {"refuse_level": 0.0, **read_json(file)} if file.exists() else mine  # older files lack it
+        older = {"refuse_level": 0.0, "guide": ""}  # what their files lack
+        there = {**older, **read_json(file)} if file.exists() else mine
         self._refuse(differences("folder", there, mine))
 
     def _refuse(self, problems: list[str]) -> None:

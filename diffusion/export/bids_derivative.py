@@ -82,6 +82,7 @@ def sidecar(wanted: Wanted, settings: Settings, grid: Grid) -> dict[str, Any]:
         "Steps": settings.steps,
         "Guidance": settings.guidance,
         "GuidanceInterval": list(settings.guidance_interval),
+        **({"GuideCheckpoint": settings.guide} if settings.guide else {}),
         **({"RefuseLevel": settings.refuse_level} if settings.refuse_level else {}),
         "Grid": grid.to_dict(),
         "Commit": git_commit(),

@@ -18,6 +18,7 @@ from diffusion.sampler import (
     FOR_FLOWS,
     SAMPLERS,
     Denoise,
+    Guide,
     check_sampler,
     ddim,
     ddpm,
@@ -316,6 +317,20 @@ def test_outside_its_interval_guidance_costs_nothing(network: StandIn) -> None:
         z_hat = denoise(z, t)
         assert network.forwards == [batch]
         assert torch.allclose(z_hat, plain(z, t), atol=1e-6) == (batch == 2)
+
+
+@pytest.mark.parametrize("process", [LINEAR, FLOW])
+def test_a_guide_stands_for_the_null_class(network: StandIn, process: Process) -> None:
+    """Under the same conditions, with a target of its own, and inside the interval alone."""
+    z, y, ages = normal(2, 3, 4, 4, 4), torch.tensor([0, 1]), torch.tensor([[0.5, math.nan], [-2.0, 1.0]])
+    worse = StandIn(), build_process(ProcessConfig(schedule="flow" if process.is_flow else "linear", target="x0"))
+    own, other = (guided(*model, y, covariates=ages)(z, 700) for model in ((network, process), worse))
+    assert not torch.allclose(own, other)
+    denoise = guided(network, process, y, guidance=2.5, covariates=ages, guide=Guide(*worse), interval=(0.3, 0.8))
+    torch.testing.assert_close(denoise(z, 700), other + 2.5 * (own - other), atol=1e-5, rtol=1e-5)
+    network.forwards.clear()
+    torch.testing.assert_close(denoise(z, 900), guided(network, process, y, covariates=ages)(z, 900))
+    assert network.forwards == [2, 2]
 
 
 @pytest.mark.slow

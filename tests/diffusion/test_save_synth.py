@@ -20,7 +20,7 @@ from diffusion.config import ProcessConfig
 from diffusion.refusal import Refusal
 from diffusion.save_synth import Models, SaveSynthConfig, synthesise
 from diffusion.synthetic_folder import Settings, Wanted
-from runtime.checkpoints import load_checkpoint
+from runtime.checkpoints import checkpoint_hash, load_checkpoint
 from runtime.device import Device
 from runtime.errors import InputError
 from runtime.files import read_json, sha256
@@ -215,6 +215,32 @@ def test_what_would_mislead_is_refused_before_anything_is_written(
     torch.save({**changed, "step": 2}, tmp_path / "changed.pt")
     refused(replace(config, vae=tmp_path / "changed.pt"), "was trained on latents of")
     assert not config.out.exists()
+
+
+def test_a_worse_model_guides(config: SaveSynthConfig, random_diffusion: Callable[..., Path], tmp_path: Path) -> None:
+    """Its hash and its subjects travel with the volumes, and guidance 1 would ask nothing of it."""
+    guide = random_diffusion(sides=True)
+    guiding = replace(config, guidance=2.0, guide_by=guide, out=tmp_path / "guided")
+    record = load_checkpoint(guide, "diffusion")
+    torch.save({**record, "ledger": [*record["ledger"], "d" * 16]}, guide)
+    for one in (config, replace(config, guidance=2.0, out=tmp_path / "classes"), guiding):
+        save_synth.main(one)
+    plain, classes, guided = (
+        read_volume(one / "HC_000000.pkl").image for one in (config.out, tmp_path / "classes", guiding.out)
+    )
+    assert min(np.abs(guided - other).max() for other in (plain, classes)) > 1e-3
+    assert read_json(guiding.out / "settings.json")["guide"] == checkpoint_hash(guide)
+    assert "d" * 16 in read_json(guiding.out / "ledger.json")["ledger"]
+    refused(replace(guiding, guide_by=None), "guide: the folder has")
+
+    fresh = replace(guiding, out=tmp_path / "refused")
+    refused(replace(fresh, guidance=1.0), "--guide-by", "at --guidance 1 nothing is guided")
+    for what, other in {
+        "VAE": random_diffusion(vae="other"), "covariates": random_diffusion(covariates={"age": (40.0, 10.0)}),
+        "schedule": random_diffusion(process=ProcessConfig(schedule="cosine", target="velocity")),
+    }.items():  # fmt: skip
+        refused(replace(fresh, guide_by=other), f"--guide-by: of other {what} than")
+    assert not fresh.out.exists()
 
 
 def test_latents_of_unrecorded_origin_are_accepted_by_their_shape(
