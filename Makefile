@@ -4,6 +4,8 @@
 # make studies arms of the classifier over seeds, saliency maps held against the truth (an hour on two cores), and the
 #              whole chain held against a planted change and against none (make controls), training subjects repeated on
 #              purpose (make canaries), switches against memorisation (make memorisation)
+# make small-cohorts  generators trained on 25 to 400 subjects, from nothing and from earlier weights (three hours on two
+#              cores); make recipes: recipes of training and sampling side by side (an hour and a half); no part of studies
 # make bench   speed and accuracy checks, printed beside references
 # make clean   removes what demo and smoke made (not the environment)
 #
@@ -18,7 +20,7 @@ FLOW := $(VENV)/bin/snakemake
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps controls canaries memorisation smoke-studies smoke-paper test test-fast lint bench venv clean
+.PHONY: demo smoke studies arms maps controls canaries memorisation small-cohorts recipes smoke-studies smoke-paper test test-fast lint bench venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -71,8 +73,14 @@ canaries: venv
 	$(FLOW) latents --configfile workflow/config/demo.yaml
 	$(RUN) evaluation.canaries demo
 memorisation: venv
-	$(FLOW) latents --configfile workflow/config/demo.yaml
+	$(FLOW) diffusion --configfile workflow/config/demo.yaml
 	$(RUN) benchmarks.memorisation
+small-cohorts: venv
+	$(FLOW) split --configfile workflow/config/demo.yaml
+	$(RUN) benchmarks.small_cohorts demo
+recipes: venv
+	$(FLOW) diffusion --configfile workflow/config/demo.yaml
+	$(RUN) benchmarks.recipes
 smoke-studies: venv
 	$(FLOW) arms --configfile workflow/config/smoke.yaml
 	$(RUN) classifier.validate_saliency smoke

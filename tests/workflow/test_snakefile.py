@@ -96,12 +96,12 @@ def test_cores_of_a_job_are_those_asked_for_whatever_is_here(tmp_path: Path) -> 
     assert f"threads: {cores}\n" in block(output, "vae")
 
 
-@pytest.mark.parametrize("target", ["arms", "memorisation", "smoke-studies"])
+@pytest.mark.parametrize("target", ["arms", "memorisation", "small-cohorts", "recipes", "smoke-studies"])
 def test_rules_that_the_makefile_names_are_found(tmp_path: Path, target: str) -> None:
     """`--configfile` takes every word behind it for a file."""
     lines = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (line,) = [line.split() for line in lines.splitlines() if "bin/snakemake" in line]
-    assert line[1] in {"arms", "latents"}
+    assert line[1] in {"arms", "latents", "split", "diffusion"}
     words = [str(ROOT / word) if word.endswith(".yaml") else word for word in line[1:]]
     where = ["--snakefile", str(ROOT / "workflow/Snakefile"), "--directory", str(tmp_path), "--cores", "1"]
     command = [sys.executable, "-m", "snakemake", *words, *where, "--dry-run"]
