@@ -7,6 +7,7 @@
 # make small-cohorts  generators trained on 25 to 400 subjects, from nothing and from earlier weights (three hours on two
 #              cores); make recipes: recipes of training and sampling side by side (an hour and a half); no part of studies
 # make bench   speed and accuracy checks, printed beside references
+# make bench-gpu  scripts of the preset paper, then every speed target beside what one GPU reaches: under eight minutes
 # make clean   removes what demo and smoke made (not the environment)
 #
 # Every command sets up .venv from requirements.txt first, unless it is there and unchanged. What is finished is not done
@@ -20,7 +21,7 @@ FLOW := $(VENV)/bin/snakemake
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps controls canaries memorisation small-cohorts recipes smoke-studies smoke-paper test test-fast lint bench venv clean
+.PHONY: demo smoke studies arms maps controls canaries memorisation small-cohorts recipes smoke-studies smoke-paper test test-fast lint bench bench-gpu venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -53,6 +54,8 @@ bench: venv
 	$(RUN) benchmarks.privacy
 	$(RUN) benchmarks.prepare
 	$(RUN) benchmarks.memory
+bench-gpu: venv
+	$(RUN) benchmarks.gpu
 
 # ---- the pipeline (workflow/Snakefile): its configuration says what is wanted ---------------------------------------------
 # All that it makes lies in data/<name> and runs/<name>, and its result in fid_results/<name>.json: a user's own tables,

@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.timing import count_flops, introduce, print_table, short, time_turns
 from cohort.grids import GRIDS
-from diffusion.config import VARIANTS, ProcessConfig
+from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
 from diffusion.process import build_process
 from diffusion.sampler import SAMPLERS, guided
@@ -65,7 +65,7 @@ def training(variant: str, config: BenchmarkConfig, device: Device, rate: float)
         model.zero_grad(set_to_none=True)
         loss.backward()
 
-    plain, fused = network(variant, device), network(variant, device)
+    plain, fused = (network(VARIANTS[variant], device) for _ in range(2))
     flops = count_flops(partial(step, plain, torch.float32, materialised))
     if device.kind.type == "cuda":
         for block in fused.blocks:
@@ -92,15 +92,15 @@ def training(variant: str, config: BenchmarkConfig, device: Device, rate: float)
 def sampling(variant: str, config: BenchmarkConfig, device: Device, rate: float) -> list[dict[str, object]]:
     """Whole volumes, noise to voxels with decoding: few steps beside a step for every timestep."""
     process, size = build_process(ProcessConfig()), config.synth_batch
-    model = network(variant, device).eval().requires_grad_(False)
+    model = network(VARIANTS[variant], device).eval().requires_grad_(False)
     decoder = device.module(Autoencoder(VAE_PRESETS["paper"].model).eval().requires_grad_(False))
     y = torch.ones(size, dtype=torch.long, device=device.kind)
     z = torch.randn((size, *LATENT), device=device.kind)
     with materialised():
         flops = count_flops(lambda: model(z, y, y)) / size
     if device.kind.type == "cuda":
-        model.forward = torch.compile(model.forward, mode="reduce-overhead", dynamic=False)
-        decoder.decoder.compile()
+        model.compile_step()
+        decoder.compile_parts()
 
     noise = partial(torch.randn_like, z)
 
@@ -127,10 +127,10 @@ def sampling(variant: str, config: BenchmarkConfig, device: Device, rate: float)
     ]  # fmt: skip
 
 
-def network(variant: str, device: Device) -> DiT:
+def network(config: ModelConfig, device: Device, latent: tuple[int, int, int, int] = LATENT) -> DiT:
     """A DiT whose output is not zero, as after training."""
     torch.manual_seed(0)
-    model = DiT(VARIANTS[variant], LATENT)
+    model = DiT(config, latent)
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

@@ -18,6 +18,8 @@ from runtime.runs import environment
 
 Jobs = dict[str, Callable[[], object]]
 AS_RUN, SET = "as its users run it", "our settings"
+TURNS = 10
+"""Of `time_calls`."""
 
 
 def expect(minutes: float) -> None:
@@ -82,6 +84,32 @@ def time_turns(jobs: Jobs, repeats: int, device: Device, *, warm_ups: int = 2) -
     return {name: (statistics.median(times), peaks[name]) for name, times in seconds.items()}
 
 
+def time_calls(
+    job: Callable[[], object], seconds: float, device: Device, *, once: Callable[[], object] | None = None
+) -> tuple[float, float, float]:
+    """Seconds of one call: the median of TURNS turns, and the 10th and 90th percentile.
+
+    A turn is so many calls, one behind the other without waiting for the device, that all together take `seconds`;
+    where one call takes longer than that, it is the only one. Before them it is warmed up, `once` where that is given:
+    three times, because a CUDA graph is replayed from the third on.
+    """
+    for _ in range(3):
+        (once or job)()
+    started = now(device)
+    job()
+    each = now(device) - started
+    if each > seconds:
+        return each, each, each
+    calls, turns = max(1, round(seconds / TURNS / each)), []
+    for _ in range(TURNS):
+        started = now(device)
+        for _ in range(calls):
+            job()
+        turns.append((now(device) - started) / calls)
+    low, *_, high = statistics.quantiles(turns, n=10)
+    return statistics.median(turns), low, high
+
+
 def now(device: Device) -> float:
     """Seconds, when all that was asked of the device is done."""
     if device.kind.type == "cuda":
@@ -103,7 +131,7 @@ def introduce(device: Device, **facts: object) -> float:
     n = 8192 if device.kind.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device.kind, dtype=device.precision) for _ in range(2))
     rate = 2 * n**3 / time_turns({"product": lambda: a @ b}, 9, device)["product"][0]
-    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s\n")
+    print(f"measured matrix rate, {short(device.precision)}: {rate / 1e12:.2f} TFLOP/s\n", flush=True)
     return rate
 
 
