@@ -133,10 +133,11 @@ def evaluate(generator: Generator, folders: list[Path], out: Path, train: Path, 
 
 
 def realism(result: dict) -> dict:
-    """Frechet and kernel distance to held-out scans and coverage of these."""
+    """Frechet and kernel distance to held-out scans, and coverage of these, or why there is none."""
     held_out = result["results"]["overall"]["held_out"]["synthetic"]
-    support = result["diversity"]["support"]["support"]["overall"]["held_out"]["synthetic"]
-    return {"fid": held_out["fid"], "kid": held_out["kid"], "coverage": support["coverage"]}
+    support = result["diversity"]["support"]["support"]["overall"]
+    coverage = support["skipped"] if "skipped" in support else support["held_out"]["synthetic"]["coverage"]
+    return {"fid": held_out["fid"], "kid": held_out["kid"], "coverage": coverage}
 
 
 def membership(result: dict) -> dict | str:

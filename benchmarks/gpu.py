@@ -112,7 +112,8 @@ def main(config: GpuConfig) -> None:
         share = PARTS[part] / sum(PARTS[other] for other in config.parts[place:])
         result["rows"] += time_part(config, part, data, rate, share * clock.left)
         write_json(config.out / "gpu.json", result)
-    print_table([cells(row) for row in result["rows"]] or [{"rows": "none"}])
+    if result["rows"]:
+        print_table([cells(row) for row in result["rows"]])
     write_json(config.out / "gpu.json", result)
     if bad := [row["script"] for row in result["scripts"] if row["ended"] != "well"]:
         raise InputError(f"ended with an error: {', '.join(bad)}; the reasons are in {config.out / 'logs'}")

@@ -61,6 +61,7 @@ def guided(
             (Kynkäänniemi et al. 2024, https://arxiv.org/abs/2404.07724).
         covariates: (B, K), NaN where unknown. Both halves are given them: guidance is towards the class.
         side: (B,) by `config.SIDE_CODES`. It is the conditional half's alone: guidance is towards class and side.
+        guide: in evaluation mode; of the same latents and noise levels, whatever its target.
     """
     one = (y, covariates, side)
     both = (
