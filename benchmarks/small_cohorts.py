@@ -96,13 +96,14 @@ def main(config: SmallCohortsConfig) -> None:
     known = read_table(config.tables / "train.csv")
     if many := [count for count in config.counts if not LEAST <= count <= len(known)]:
         raise InputError(f"--counts {', '.join(map(str, many))}: expected {LEAST} to {len(known)} training subjects")
-    rows = []
-    if "earlier" in config.starts:
-        rows.append({"subjects": 0, "from": "earlier", **as_it_is(config, earlier(config))})
+    rows, before = [], earlier(config) if "earlier" in config.starts else None
+    if before is not None:
+        rows.append({"subjects": 0, "from": "earlier", **as_it_is(config, before)})
     for count in sorted(config.counts):
         tables = write_tables(config, count)
         for start in config.starts:
-            rows.append({"subjects": count, "from": start, **measure(config, tables, start)})
+            origin = before if start == "earlier" else None
+            rows.append({"subjects": count, "from": start, **measure(config, tables, tables / start, origin)})
             write_rows(config.out / "small_cohorts.json", rows, each=config.each)
     print_rows(rows)
 
@@ -132,12 +133,10 @@ def earlier(config: SmallCohortsConfig) -> Generator:
     return trained(config, folder, folder, ("--steps", config.vae_steps), ("--steps", config.diffusion_steps))
 
 
-def measure(config: SmallCohortsConfig, tables: Path, start: Start) -> dict:
-    """The figures of a row."""
-    folder = tables / start
+def measure(config: SmallCohortsConfig, tables: Path, folder: Path, before: Generator | None) -> dict:
+    """The figures of a row, whose generator goes on from an earlier one where there is one."""
     vae, diffusion = ("--steps", config.vae_steps), ("--steps", config.diffusion_steps)
-    if start == "earlier":
-        before = earlier(config)
+    if before is not None:
         vae = ("--steps", config.on_steps, "--lr", config.vae_lr, "--init", before.vae)
         diffusion = ("--steps", config.on_steps, "--lr", config.diffusion_lr, "--init", before.diffusion)
     generator = trained(config, folder, tables, vae, diffusion)
