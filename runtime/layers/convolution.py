@@ -20,8 +20,9 @@ class Conv3d(nn.Conv3d):
 
 def _is_passed_over(x: torch.Tensor) -> bool:
     """Whether x (B, C, D, H, W) is one case in float32 on a CPU that has oneDNN, and stays in float32."""
-    plain = type(x) is torch.Tensor and x.device.type == "cpu"  # not what only stands for a tensor, to foresee memory
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:  # or stands for a tensor, to foresee memory
+        return False
     return (
-        plain and len(x) == 1 and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
+        x.device.type == "cpu" and len(x) == 1 and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
     )  # fmt: skip
