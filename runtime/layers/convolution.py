@@ -6,21 +6,22 @@ height multiply to 20,480 or less, whatever its width, goes to code that is six 
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 
 
 class Conv3d(nn.Conv3d):
     """`nn.Conv3d` to rounding, with the same weights under the same names."""
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if not (self.padding_mode == "zeros" and _is_passed_over(x) and not isinstance(self.padding, str)):
+        if not (self.padding_mode == "zeros" and _is_passed_over(x, weight) and not isinstance(self.padding, str)):
             return super()._conv_forward(x, weight, bias)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         return torch.ops.aten.mkldnn_convolution(x, weight, bias, *geometry)
 
 
-def _is_passed_over(x: torch.Tensor) -> bool:
+def _is_passed_over(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether x (B, C, D, H, W) is one case in float32 on a CPU that has oneDNN, and stays in float32."""
-    if torch.compiler.is_compiling() or type(x) is not torch.Tensor:  # or stands for a tensor, to foresee memory
+    if torch.compiler.is_compiling() or detect_fake_mode((x, weight)) is not None:  # the second foresees memory
         return False
     return (
         x.device.type == "cpu" and len(x) == 1 and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
