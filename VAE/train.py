@@ -232,7 +232,7 @@ def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
         with device.autocast():
             mu, logvar = averaged.encode(x)
         samples.append(mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=generator).to(mu))
-        voxels.append(torch.randperm(x.numel(), generator=generator)[:CALIBRATION_VOXELS])
+        voxels.append(torch.randperm(x.numel(), generator=generator)[:CALIBRATION_VOXELS].clone())  # not all, by a view
         scans.append(x.flatten().float().cpu()[voxels[-1]])
     found = [
         pair
@@ -241,9 +241,10 @@ def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
     ]
     everyone = torch.cat([z for _, z in sorted(found, key=lambda pair: pair[0])])  # whoever encoded them
     mean, decoded = everyone.mean(0), []
+    everyone -= mean
     for row, z, places in zip(own, samples, voxels, strict=True):
         draw = torch.randn(len(everyone), generator=seeding.generator(seed, "calibration Gaussian", row))
-        gaussian = mean + torch.tensordot(draw / max(1, len(everyone) - 1) ** 0.5, everyone - mean, 1)
+        gaussian = mean + torch.tensordot(draw / max(1, len(everyone) - 1) ** 0.5, everyone, 1)
         pair = []
         for latent in (z, gaussian[None].to(z)):  # one at a time: a validation takes no more memory
             with device.autocast():

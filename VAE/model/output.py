@@ -10,6 +10,7 @@ are measured on decoded training scans and decoded draws of a Gaussian of their 
 travel with the weights. No volume is compared with a scan when it is made.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,15 +42,19 @@ class OutputRule(nn.Module):
     @torch.no_grad()
     def fit(self, raw: torch.Tensor, x: torch.Tensor) -> None:
         """Measures the constants on voxels: decoded intensities and logits (2, N) and the scans' own values (N,)."""
-        inside = x[x > 0].double()
+        inside = x[x > 0]
         if len(inside) == 0:
             raise InputError("the scans are 0 everywhere")
         outside = len(x) - len(inside)
-        threshold = raw[1].sort().values[outside - 1] if outside else raw[1].min() - 1
+        threshold = ordered(raw[1])[outside - 1] if outside else raw[1].min() - 1
         if not (raw[1] > threshold).any():  # a network at its start, undecided everywhere
             threshold = raw[1].min() - 1
         self.threshold.copy_(threshold)
         quantiles = torch.tensor(LEVELS, dtype=torch.float64)
-        for name, values in (("decoded", raw[0][raw[1] > threshold].double()), ("scans", inside)):
-            ordered = values.sort().values
-            getattr(self, name).copy_(ordered[(quantiles * (len(ordered) - 1)).round().long()])
+        for name, values in (("decoded", raw[0][raw[1] > threshold]), ("scans", inside)):
+            getattr(self, name).copy_(ordered(values)[(quantiles * (len(values) - 1)).round().long()])
+
+
+def ordered(values: torch.Tensor) -> torch.Tensor:
+    """Values (N,) of the CPU from the smallest on; torch's sort makes places as well, which take twice the memory."""
+    return torch.from_numpy(np.sort(values.numpy()))
