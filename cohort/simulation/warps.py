@@ -73,7 +73,7 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
     of a point are found once for all components, and because what is computed of AT_ONCE points stays in the cache.
     """
     values, flat = np.ascontiguousarray(field).reshape(len(field), -1), points.reshape(3, -1)
-    starts = range(0, flat.shape[1], AT_ONCE)
+    starts = range(0, max(1, flat.shape[1]), AT_ONCE)  # none at all are a part, too
     parts = [_sample(values, field.shape[1:], flat[:, start : start + AT_ONCE]) for start in starts]
     return np.concatenate(parts, axis=1).reshape(len(field), *points.shape[1:])
 

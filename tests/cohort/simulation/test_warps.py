@@ -17,3 +17,4 @@ def test_sampling_is_that_of_scipy_however_many_points_are_taken_at_once(monkeyp
     np.testing.assert_allclose(whole, expected, atol=1e-6)
     monkeypatch.setattr(warps, "AT_ONCE", 7)
     assert np.array_equal(warps.sample(field, points), whole)
+    assert warps.sample(field, points[:, :0]).shape == (len(field), 0, *points.shape[2:])
