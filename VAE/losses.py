@@ -38,9 +38,8 @@ def reconstruction(raw: torch.Tensor, x: torch.Tensor, kind: str) -> dict[str, t
     intensities need not fall there, as the second channel says where the head ends. Its term is added: the
     cross-entropy of its logit against the head.
     """
-    intensity, *logit = raw.split(
-        1, dim=1
-    )  # one slice after the other would make zeros of raw's size in the backward pass
+    # Not slices, for each of which the backward pass would make zeros of raw's size.
+    intensity, *logit = raw.split(1, dim=1)
     error = (F.l1_loss if kind == "l1" else F.mse_loss)(intensity, x, reduction="none")
     if not logit:
         return {"reconstruction": error.mean()}

@@ -3,6 +3,7 @@
 Every step is a command of the project that continues where it was stopped, so that a study does, too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,10 @@ import pandas as pd
 from benchmarks.timing import print_table
 from cohort.tables import CLASS_NAMES
 from runtime.cli import run_module
+from runtime.config import ScriptConfig
 from runtime.device import pick_device
 from runtime.errors import InputError
-from runtime.files import read_json, write_json
+from runtime.files import ROOT, read_json, write_json
 from runtime.runs import environment
 
 Words = tuple[object, ...]
@@ -30,6 +32,26 @@ class Recipe(NamedTuple):
     the checkpoint of the recipe NAME."""
     mirrored: bool = True
     """Train on mirror images too, as the demo does."""
+
+
+@dataclass(frozen=True)
+class StudyConfig(ScriptConfig):
+    """What studies of recipes are told."""
+
+    recipes: tuple[str, ...] = ()
+    """Which."""
+    demo: Path = ROOT / "runs/demo"
+    """Folder of the demo's runs; generators and volumes go to a folder of the study in it."""
+    tables: Path = ROOT / "data/demo"
+    """Folder of train.csv, val.csv and test.csv."""
+    preset: str = "demo"
+    """Of diffusion.train, and the grid's name."""
+    count: int = 54
+    """Volumes of each class."""
+    steps: int = 15
+    """Sampling steps."""
+    out: Path = ROOT / "fid_results/demo_generators.json"
+    """The result."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,29 @@ class Study:
             "--grid", self.preset, "--parts", *parts, "--cache-dir", self.demo / "evaluation", *words,
         )  # fmt: skip
         return generator, result, folders
+
+
+def run_study(
+    config: StudyConfig,
+    name: str,
+    recipes: dict[str, Recipe],
+    parts: Callable[[Recipe], Words],
+    figures_of: Callable[[Generator, dict, list[Path]], dict],
+) -> None:
+    """A row of figures for each recipe that is asked for: written as soon as it is there, printed at the end.
+
+    Args:
+        name: of the study's folder in --demo.
+        parts: of a recipe's evaluation.
+        figures_of: a row, from what `Study.measure` gives.
+    """
+    refuse_unknown("--recipes", config.recipes, tuple(recipes))
+    study = Study(config.demo, config.demo / name, config.tables, config.preset, config.count, config.steps, recipes)
+    rows = []
+    for recipe in config.recipes:
+        rows.append({"recipe": recipe, **figures_of(*study.measure(recipe, parts(recipes[recipe])))})
+        write_rows(config.out, rows, count=config.count)
+    print_rows(rows)
 
 
 def encode(vae: Path, latents: Path, tables: Path, cache: Path, *words: object) -> None:

@@ -16,17 +16,14 @@ from pathlib import Path
 from benchmarks.generators import (
     Generator,
     Recipe,
-    Study,
+    StudyConfig,
     held_out_loss,
     manifest,
     membership,
-    print_rows,
     realism,
-    refuse_unknown,
-    write_rows,
+    run_study,
 )
 from runtime.cli import describe, run_script
-from runtime.config import ScriptConfig
 from runtime.files import ROOT
 
 MIXED = ("--mix-mm", "64")
@@ -46,32 +43,17 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class MemorisationConfig(ScriptConfig):
+class MemorisationConfig(StudyConfig):
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Which; of `plain`, `unmirrored`, `mixed`, `early`, `refused` and combinations of the last three."""
-    demo: Path = ROOT / "runs/demo"
-    """Folder of the demo's runs; generators and volumes go to memorisation in it."""
-    tables: Path = ROOT / "data/demo"
-    """Folder of train.csv and test.csv."""
-    preset: str = "demo"
-    """Of diffusion.train, and the grid's name."""
     count: int = 108
     """Volumes of each class."""
-    steps: int = 15
-    """Sampling steps."""
     out: Path = ROOT / "fid_results/demo_memorisation.json"
     """The result."""
 
 
 def main(config: MemorisationConfig) -> None:
-    refuse_unknown("--recipes", config.recipes, tuple(RECIPES))
-    folder = config.demo / "memorisation"
-    study = Study(config.demo, folder, config.tables, config.preset, config.count, config.steps, RECIPES)
-    rows = []
-    for name in config.recipes:
-        rows.append({"recipe": name, **figures_of(*study.measure(name, ("diversity", "privacy")))})
-        write_rows(config.out, rows, count=config.count)
-    print_rows(rows)
+    run_study(config, "memorisation", RECIPES, lambda _: ("diversity", "privacy"), figures_of)
 
 
 def figures_of(generator: Generator, result: dict, folders: list[Path]) -> dict:

@@ -15,17 +15,14 @@ from pathlib import Path
 from benchmarks.generators import (
     Generator,
     Recipe,
-    Study,
+    StudyConfig,
     held_out_loss,
     manifest,
     membership,
-    print_rows,
     realism,
-    refuse_unknown,
-    write_rows,
+    run_study,
 )
 from runtime.cli import describe, run_script
-from runtime.config import ScriptConfig
 from runtime.files import ROOT
 from runtime.runs import read_log
 
@@ -45,19 +42,9 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class RecipesConfig(ScriptConfig):
+class RecipesConfig(StudyConfig):
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Which."""
-    demo: Path = ROOT / "runs/demo"
-    """Folder of the demo's runs; generators and volumes go to recipes in it."""
-    tables: Path = ROOT / "data/demo"
-    """Folder of train.csv, val.csv and test.csv."""
-    preset: str = "demo"
-    """Of diffusion.train, and the grid's name."""
-    count: int = 54
-    """Volumes of each class."""
-    steps: int = 15
-    """Sampling steps."""
     privacy: bool = True
     """Attack generators, too; most of an evaluation's time."""
     out: Path = ROOT / "fid_results/demo_recipes.json"
@@ -65,15 +52,10 @@ class RecipesConfig(ScriptConfig):
 
 
 def main(config: RecipesConfig) -> None:
-    refuse_unknown("--recipes", config.recipes, tuple(RECIPES))
-    folder = config.demo / "recipes"
-    study = Study(config.demo, folder, config.tables, config.preset, config.count, config.steps, RECIPES)
-    rows = []
-    for name in config.recipes:
-        attacked = ("privacy",) if config.privacy and not RECIPES[name].sample else ()
-        rows.append({"recipe": name, **figures_of(*study.measure(name, ("diversity", "anatomy", *attacked)))})
-        write_rows(config.out, rows, count=config.count)
-    print_rows(rows)
+    def parts(recipe: Recipe) -> tuple[str, ...]:
+        return ("diversity", "anatomy", *(("privacy",) if config.privacy and not recipe.sample else ()))
+
+    run_study(config, "recipes", RECIPES, parts, figures_of)
 
 
 def figures_of(generator: Generator, result: dict, folders: list[Path]) -> dict:
