@@ -19,7 +19,7 @@ from cohort.listing.bids import Unlisted, find_images
 from cohort.listing.cells import MISSING, optional, parse_age, parse_sex
 from cohort.listing.choice import Choice
 from cohort.listing.delimited import RawTable, read_column, read_delimited, read_optional
-from cohort.listing.reading import EXCLUDE, PLAIN, Reading
+from cohort.listing.reading import EXCLUDE, LABEL_MEANINGS, PLAIN, SEX_MEANINGS, Reading
 from runtime.errors import InputError, InputWarning
 from runtime.files import absence, atomic_write
 
@@ -224,11 +224,11 @@ def _subject(text: str) -> str:
 
 def _diagnoses(raw: RawTable, column: str, reading: Reading, given: list[str]) -> list[str]:
     """The diagnosis of each row, or EXCLUDE; what has no meaning is a problem, once for each value."""
-    mapping = reading.label_map or {}
-    _check_map(raw, "--label-map", mapping, (*DIAGNOSES, EXCLUDE))
+    mapping = reading.label_map
+    _check_map(raw, "--label-map", mapping, LABEL_MEANINGS)
     if reading.all_hc and mapping:
         raw.problems.append("--all-hc and --label-map: give one of the two")
-    _check_map(raw, "--sex-map", reading.sex_map or {}, ("F", "M", "n/a"))
+    _check_map(raw, "--sex-map", reading.sex_map, SEX_MEANINGS)
     if column not in raw.columns and not reading.all_hc:
         hint = "name the one that has it by --label-column, or give --all-hc if everybody is healthy"
         named = "diagnosis (or group)" if column == "group" else column
@@ -256,7 +256,7 @@ def _refuse_unknown(raw: RawTable, column: str, texts: Sequence[str], reading: R
         unknown = f"unknown diagnosis {text!r}{many}; expected {', '.join(DIAGNOSES)}"
         raw.fault(lines.index(text), column, healthy if reading.all_hc else unknown)
     if texts:
-        pairs = [*(reading.label_map or {}).items(), *((text or "n/a", "...") for text in Counter(texts))]
+        pairs = [*reading.label_map.items(), *((text or "n/a", "...") for text in Counter(texts))]
         flag = " ".join(f"{shlex.quote(value)} {meaning}" for value, meaning in pairs)
         raw.problems[-1] += (
             f"; say in one flag what each means, {', '.join(DIAGNOSES)}, or {EXCLUDE} to leave its rows out: "
