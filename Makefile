@@ -93,5 +93,8 @@ smoke-paper: venv
 	$(FLOW) --configfile workflow/config/smoke_paper.yaml
 	$(FLOW) --configfile workflow/config/smoke_paper.yaml workflow/config/smoke_flow.yaml
 
+# By whole names: a user's data/smokers is not ours.
 clean:
-	rm -rf runs/demo runs/smoke* data/demo data/smoke* fid_results/demo* fid_results/smoke*
+	for name in demo smoke smoke_paper smoke_flow; do
+		rm -rf data/$$name runs/$$name fid_results/$$name.* fid_results/$${name}_*
+	done
