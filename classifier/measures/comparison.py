@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from classifier import baselines
 from classifier.measures import paired_tests, resampling
+from classifier.measures.intervals import Z90, extreme_difference_interval, mean_of_shares_interval
 from classifier.measures.metrics import CALIBRATION
 from classifier.measures.predictions import by_subject
 from classifier.measures.resampling import Draws, cell, closed_form, interval, two_sided_p, without_width_zero
@@ -49,51 +50,56 @@ def compare_arms(runs: ArmRuns, draws: Draws, *, margin: float) -> Comparison:
 
 def _row(runs: ArmRuns, arm: str, measured: dict[str, np.ndarray], draws: Draws) -> dict[str, Any]:
     cells = list(runs.arms[arm].values())
+    one_seed = [runs.cells(arm, fold)[0] for fold in runs.folds]
     means = {name: resampling.spread_over_seeds(values, draws) for name, values in measured.items()}
     baseline_areas = [  # of one seed: they have none to speak of
         {name: found["test"]["auc"]["value"] for name, found in run.results["baselines"].items() if "test" in found}
-        for run in cells[: len(runs.folds)]
+        for run in one_seed
     ]
     counts = pd.DataFrame([run.results["counts"]["train"] for run in cells]).fillna(0).mean()
     return {
         "run": arm, "leak": runs.leak(arm),
         # Whole numbers stay whole.
         "counts": {name: int(value) if value.is_integer() else round(value, 1) for name, value in counts.items()},
-        "metrics": _cells(means, cells, cells[0].frame, cells[0].results["threshold"]),
+        "metrics": _cells(means, [(run.frame, run.results["threshold"]) for run in one_seed], len(runs.seeds)),
         "auc_by_seed": dict(zip(map(str, runs.seeds), measured["auc"][0].tolist(), strict=True)),
         "parts": _parts(runs, arm, draws),
-        "asymmetry_index": _asymmetry_index(cells[: len(runs.folds)]),
+        "asymmetry_index": _asymmetry_index(one_seed),
         "confusion": _confusion(runs, arm),
         "baselines": pd.DataFrame(baseline_areas).dropna(axis=1).mean().to_dict(),
     }  # fmt: skip
 
 
 def _cells(
-    means: dict[str, np.ndarray], runs: list[FinishedRun], frame: pd.DataFrame, threshold: float
+    means: dict[str, np.ndarray], folds: list[tuple[pd.DataFrame, float]], seeds: int
 ) -> dict[str, dict[str, Any]]:
     """A cell for each measure from its means (1 + R,), none of width zero, with ends in [0, 1] but for the calibration.
 
-    Of a single run, `frame` and its threshold give those in closed form, as in the run's own results.
+    `folds` are predictions and threshold of one seed's runs. Of a single run they give the intervals in closed form, as
+    in the run's own results; of several runs those of what is the same in every draw, such as perfect answers.
     """
     found = {name: cell(float(mean[0]), mean[1:]) for name, mean in means.items()}
     for name in found.keys() - set(CALIBRATION):
         ends = {end: found[name][end] for end in ("low", "high") if found[name][end] is not None}
         found[name] |= {end: min(1.0, max(0.0, value)) for end, value in ends.items()}
-    exact = closed_form(frame, threshold) if len(runs) == 1 else {}
-    for name in found.keys() & exact.keys():
-        found[name] |= dict(zip(("low", "high"), exact[name], strict=True))
+    exact = [closed_form(frame, threshold) for frame, threshold in folds]
+    for name, own in found.items():
+        each = [ends[name] for ends in exact if name in ends]
+        if len(each) == len(folds) and (len(folds) == seeds == 1 or own["low"] == own["high"] is not None):
+            ends = each[0] if len(each) == 1 else mean_of_shares_interval([own["value"]] * len(each), each)
+            found[name] = {**own, "low": ends[0], "high": ends[1]}
     return {name: without_width_zero(own) for name, own in found.items()}
 
 
 def _parts(runs: ArmRuns, arm: str, draws: Draws) -> dict[str, dict[str, Any]]:
     """Accuracy and AUC of PARTS: right against left, where the arm says it, and HC against sclerosis."""
-    found, cells = {}, list(runs.arms[arm].values())
+    found, one_seed = {}, [runs.cells(arm, fold)[0] for fold in runs.folds]
     for part in PARTS:
         by_seed = resampling.part_by_seed(runs, arm, part, draws)
         if by_seed:
             means = {name: resampling.spread_over_seeds(values, draws) for name, values in by_seed.items()}
-            frame, threshold = part_of(cells[0].frame, part), threshold_of(part, cells[0].results["threshold"])
-            found |= {f"{part}_{name}": own for name, own in _cells(means, cells, frame, threshold).items()}
+            folds = [(part_of(run.frame, part), threshold_of(part, run.results["threshold"])) for run in one_seed]
+            found |= {f"{part}_{name}": own for name, own in _cells(means, folds, len(runs.seeds)).items()}
     return found
 
 
@@ -120,10 +126,16 @@ def _confusion(runs: ArmRuns, arm: str) -> dict[str, float]:
 def _test(runs: ArmRuns, a: str, b: str, difference: np.ndarray, margin: float) -> dict[str, Any]:
     """One pair: difference of areas (1 + R,) b minus a, DeLong on seed-averaged probabilities, McNemar."""
     draws = difference[1:]
-    (low, high), narrow = interval(draws), interval(draws, level=0.9)
     frames = {arm: [_seed_averaged(runs, arm, fold) for fold in runs.folds] for arm in (a, b)}
     labels = [frame["label"].to_numpy() for frame in frames[a]]
     scores = [[frame["probability"].to_numpy() for frame in frames[arm]] for arm in (a, b)]
+    (low, high), narrow = interval(draws), interval(draws, level=0.9)
+    delong = paired_tests.delong_test(labels, *scores)
+    perfect = (delong["auc_a"], delong["auc_b"])
+    if high == low and set(perfect) <= {0.0, 1.0}:  # the same in every draw, which says nothing of other subjects
+        sizes = [np.bincount(own) for own in labels]
+        low, high = extreme_difference_interval(perfect, sizes)
+        narrow = extreme_difference_interval(perfect, sizes, Z90)
     right = [pd.concat(frames[arm]).eval("call == (label == 1)").to_numpy() for arm in (a, b)]
     only_a, only_b, p = paired_tests.mcnemar(*right)
     return {
@@ -131,7 +143,7 @@ def _test(runs: ArmRuns, a: str, b: str, difference: np.ndarray, margin: float) 
         "auc_difference": float(difference[0]), "auc_difference_low": low, "auc_difference_high": high,
         "auc_difference_low90": narrow[0], "auc_difference_high90": narrow[1], "bootstrap_p": two_sided_p(draws),
         "margin": margin, "verdict": paired_tests.verdict(*narrow, margin),
-        **{f"delong_{name}": value for name, value in paired_tests.delong_test(labels, *scores).items()},
+        **{f"delong_{name}": value for name, value in delong.items()},
         "only_a_right": only_a, "only_b_right": only_b, "mcnemar_p": p,
     }  # fmt: skip
 

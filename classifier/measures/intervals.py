@@ -9,9 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, special, stats
 
-from classifier.measures.paired_tests import Z95, delong_covariance
+from classifier.measures.metrics import check_labels, pairs_in_order
+from runtime.errors import InputError
 
 Ends = tuple[float, float]
+Z95, Z90 = 1.959964, 1.644854
+"""Percentiles of the normal distribution at the ends of the middle 95 and 90 %."""
 
 
 def share_interval(hits: int, total: int) -> Ends:
@@ -39,6 +42,21 @@ def mean_interval(values: Sequence[float]) -> Ends | None:
     return float(np.mean(values) - margin), float(np.mean(values) + margin)
 
 
+def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas (K,) and their covariance (K, K), for K score vectors (K, N) of the same subjects.
+
+    It covers the sampling of test subjects, not of training. Source: DeLong et al. 1988, Biometrics 44:837; by the
+    placement values of Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
+    """
+    check_labels(labels)
+    N, P = np.bincount(labels)
+    if min(P, N) < 2:
+        raise InputError(f"DeLong's variance needs two subjects of each class; there are {N} HC and {P} TLE")
+    pairs = np.stack([pairs_in_order(labels, row) for row in scores])
+    v_pos, v_neg = pairs.mean(2), pairs.mean(1)
+    return v_pos.mean(1), np.atleast_2d(np.cov(v_pos)) / P + np.atleast_2d(np.cov(v_neg)) / N
+
+
 def auc_interval(labels: np.ndarray, scores: np.ndarray) -> Ends:
     """95 % interval of the area for labels of 0 and 1 and scores (N,), two subjects of each class or more.
 
@@ -54,7 +72,7 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray) -> Ends:
     return float(special.expit(special.logit(area) - step)), float(special.expit(special.logit(area) + step))
 
 
-def extreme_auc_interval(area: float, controls: int, patients: int) -> Ends:
+def extreme_auc_interval(area: float, controls: int, patients: int, z: float = Z95) -> Ends:
     """The areas that an observed one contradicts at no more than 5 %, by the variance of Hanley and McNeil at each.
 
     Source: Newcombe 2006, Stat Med 25:559, method 5: as Wilson's interval for a share, it has a width at 0 and 1.
@@ -63,8 +81,24 @@ def extreme_auc_interval(area: float, controls: int, patients: int) -> Ends:
 
     def excess(true: float) -> float:
         spread = true * (1 - true) * (1 + more * (1 - true) / (2 - true) + more * true / (1 + true)) / pairs
-        return (area - true) ** 2 - Z95**2 * spread
+        return (area - true) ** 2 - z**2 * spread
 
     low = 0.0 if area <= 0 else optimize.brentq(excess, 0.0, area - 1e-12 * area)
     high = 1.0 if area >= 1 else optimize.brentq(excess, area + 1e-12 * (1 - area), 1.0)
     return float(low), float(high)
+
+
+def extreme_difference_interval(areas: Ends, sizes: Sequence[np.ndarray], z: float = Z95) -> Ends:
+    """Interval of the second area minus the first, each 0 or 1 in all folds, of so many (HC, TLE) in each fold.
+
+    From the intervals of the areas, by Newcombe's squares of their arms (1998, Stat Med 17:873, method 10). It takes
+    both for independent, and so is wide for the same subjects; their own variance is 0 and says nothing of others.
+    """
+    arms = []
+    for area in areas:
+        each = [extreme_auc_interval(area, int(N), int(P), z) for N, P in sizes]
+        low, high = mean_of_shares_interval([area] * len(each), each)
+        arms.append((area - low, high - area))
+    (below_a, above_a), (below_b, above_b) = arms
+    difference = areas[1] - areas[0]
+    return max(-1.0, difference - math.hypot(below_b, above_a)), min(1.0, difference + math.hypot(above_b, below_a))

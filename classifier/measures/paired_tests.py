@@ -4,25 +4,7 @@ import math
 
 import numpy as np
 
-from classifier.measures.metrics import check_labels, pairs_in_order
-from runtime.errors import InputError
-
-Z95 = 1.959964  # 97.5 percentile of the normal distribution
-
-
-def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas (K,) and their covariance (K, K), for K score vectors (K, N) of the same subjects.
-
-    It covers the sampling of test subjects, not of training. Source: DeLong et al. 1988, Biometrics 44:837; by the
-    placement values of Sun & Xu 2014, https://doi.org/10.1109/LSP.2014.2337313, equations 5 to 9.
-    """
-    check_labels(labels)
-    N, P = np.bincount(labels)
-    if min(P, N) < 2:
-        raise InputError(f"DeLong's variance needs two subjects of each class; there are {N} HC and {P} TLE")
-    pairs = np.stack([pairs_in_order(labels, row) for row in scores])
-    v_pos, v_neg = pairs.mean(2), pairs.mean(1)
-    return v_pos.mean(1), np.atleast_2d(np.cov(v_pos)) / P + np.atleast_2d(np.cov(v_neg)) / N
+from classifier.measures.intervals import Z95, delong_covariance, extreme_difference_interval
 
 
 def delong_test(
@@ -33,7 +15,8 @@ def delong_test(
     Scores of different folds are not on one scale, so areas are averaged and not pooled (Airola et al. 2011,
     https://doi.org/10.1016/j.csda.2010.11.018); the variance is the folds' mean variance over their number. The
     difference is b minus a, with its 95 % interval. Where the variance is zero (``degenerate``), p is 1 for equal areas
-    and 0 otherwise, and means little.
+    and 0 otherwise, and means little. Of perfect orders the interval is then that of `extreme_difference_interval`; of
+    one order twice its ends are the difference, 0, which is known.
     """
     folds = zip(labels, scores_a, scores_b, strict=True)
     areas, covariances = zip(*(delong_covariance(y, np.stack([a, b])) for y, a, b in folds), strict=True)
@@ -43,7 +26,9 @@ def delong_test(
     degenerate = variance < 1e-14  # rounding of placement values, which are of order 1
     deviation = 0.0 if degenerate else math.sqrt(variance)
     p = float(abs(difference) < 1e-12) if degenerate else math.erfc(abs(difference) / deviation / math.sqrt(2))
-    low, high = difference - Z95 * deviation, difference + Z95 * deviation
+    low, high = max(-1.0, difference - Z95 * deviation), min(1.0, difference + Z95 * deviation)
+    if degenerate and {a, b} <= {0.0, 1.0}:
+        low, high = extreme_difference_interval((a, b), [np.bincount(y) for y in labels])
     found = {"auc_a": a, "auc_b": b, "difference": difference, "low": low, "high": high}
     return {**found, "p": p, "degenerate": degenerate}
 

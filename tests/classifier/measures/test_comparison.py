@@ -44,6 +44,24 @@ def test_a_single_run_has_one_interval_wherever_it_is_shown(tmp_path):
             assert own[name]["low"] < own[name]["high"]
 
 
+@pytest.mark.parametrize("folds", [1, 2])
+def test_perfect_arms_have_intervals_with_a_width(tmp_path, folds):
+    """All draws of perfect answers are perfect, which does not make them certain of others."""
+    write_arms(tmp_path, {"real": (60.0, {}), "perfect": (80.0, {})}, seeds=3, folds=folds)
+    found = compared(arms_of(tmp_path, "real"))
+    for row in found.rows:
+        for name in ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc"):
+            measured = row["metrics"][name]
+            assert (measured["value"], measured["high"]) == (1.0, 1.0)
+            assert 0.75 < measured["low"] < 0.95
+    (test,) = found.tests
+    for kind in ("auc_difference", "delong"):
+        assert -0.2 < test[f"{kind}_low"] < -0.05
+        assert test[f"{kind}_high"] == pytest.approx(-test[f"{kind}_low"])
+    assert test["auc_difference_low"] < test["auc_difference_low90"] < 0
+    assert test["verdict"] == "undecided"
+
+
 @pytest.mark.slow
 def test_arms_that_differ(tmp_path):
     write_arms(tmp_path, {"real": (1.0, {}), "better": (3.5, {}), "null": (0.0, {})}, seeds=3, folds=2)

@@ -8,6 +8,7 @@ from statsmodels.stats.proportion import proportion_confint
 from classifier.measures.intervals import (
     auc_interval,
     extreme_auc_interval,
+    extreme_difference_interval,
     mean_interval,
     mean_of_shares_interval,
     share_interval,
@@ -69,3 +70,12 @@ def test_areas_are_covered_as_often_as_is_said(distance):
         assert 0 <= low < auc(labels, scores) <= high <= 1
         hits += low <= true <= high
     assert hits / 600 == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_difference_of_perfect_areas_is_uncertain_by_both():
+    below = 1 - extreme_auc_interval(1.0, 20, 30)[0]
+    assert extreme_difference_interval((1.0, 1.0), [(20, 30)]) == pytest.approx((-below, below))
+    low, high = extreme_difference_interval((0.0, 1.0), [(20, 30)])
+    assert (low, high) == pytest.approx((1 - np.hypot(below, below), 1.0))
+    narrower = extreme_difference_interval((1.0, 1.0), [(20, 30)] * 4)
+    assert narrower == pytest.approx((-below / 2, below / 2))

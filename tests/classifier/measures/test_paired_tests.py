@@ -92,6 +92,10 @@ def test_delong_of_perfect_separation():
     assert 0 < one_sided["p"] < 0.05
     opposite = delong(labels, perfect, -perfect)
     assert (opposite["p"], opposite["degenerate"]) == (0.0, True)
+    for test in (delong(labels, perfect, perfect + 1), opposite):
+        assert -1 <= test["low"] < test["high"] <= 1
+    few = delong(np.array([0, 0, 1, 1]), np.array([1.0, 4.0, 2.0, 3.0]), np.array([1.0, 2.0, 0.0, 3.0]))
+    assert -1 <= few["low"] < few["high"] <= 1
 
 
 def test_delong_keeps_its_level():
