@@ -101,6 +101,7 @@ def main(config: TrainConfig) -> None:
                 guard.check(run)
                 run.log_step(step, terms, optimiser)
             if due(step, config.val_every_steps, config.steps):
+                guard.check(run)
                 calibrate(state, train, config.seed)
                 if validate(run, state, val):
                     save(run, "best", state)

@@ -91,8 +91,10 @@ def main(config: TrainConfig) -> None:
             if due(step, config.log_every_steps, config.steps):
                 guard.check(run)
                 run.log_step(step, terms, state.optimiser)
-            if due(step, config.val_every_steps, config.steps) and validate(run, state, data, process, config):
-                save(run, "best", state, data, config)
+            if due(step, config.val_every_steps, config.steps):
+                guard.check(run)
+                if validate(run, state, data, process, config):
+                    save(run, "best", state, data, config)
             if vae is not None and due(step, config.sample_every_steps) and distributed.is_main():
                 draw_samples(run, state, data.space, process, vae, config)
             if due(step, config.save_every_steps, config.steps) or run.interrupted or state.stopped:

@@ -45,6 +45,8 @@ class OutputRule(nn.Module):
         inside = x[x > 0]
         if len(inside) == 0:
             raise InputError("the scans are 0 everywhere")
+        if not raw.isfinite().all():
+            raise InputError("what the network decodes is not finite; a lower --lr or --precision float32 may help")
         outside = len(x) - len(inside)
         threshold = ordered(raw[1])[outside - 1] if outside else raw[1].min() - 1
         if not (raw[1] > threshold).any():  # a network at its start, undecided everywhere

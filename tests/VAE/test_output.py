@@ -70,6 +70,8 @@ def test_scans_without_background_and_without_a_head() -> None:
     assert (rule(decoded(x)) > 0).all()
     with pytest.raises(InputError, match="0 everywhere"):
         rule.fit(torch.rand(2, 10), torch.zeros(10))
+    with pytest.raises(InputError, match="decodes is not finite; a lower --lr"):
+        rule.fit(torch.full((2, 10), torch.nan), torch.rand(10))
 
 
 def test_an_undecided_network_has_no_outside() -> None:

@@ -181,6 +181,8 @@ def test_what_was_advised_after_a_loss_that_is_not_finite_works(cohort_dir: Path
     done = run_here(*words, "--lr", "1e30", "--clip-norm", "1e30", "--warmup-steps", 0, ok=False)
     assert done.returncode == 2
     assert "Nothing had been saved yet" in done.stderr
+    validated = ("--val-every-steps", 1, "--lr", "1e6", "--clip-norm", "1e9", "--warmup-steps", 0)
+    assert "is not finite" in run_here(*words, *validated, ok=False).stderr
     run_here(*words, "--steps", 6)
     longer = run_here(*words, "--steps", 8)
     assert "6 steps become 8" in longer.stdout
