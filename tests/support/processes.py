@@ -20,6 +20,8 @@ from unittest.mock import patch
 
 import pytest
 
+from runtime.errors import InputWarning
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,11 +47,13 @@ def run_here(module: str, *words: object, ok: bool = True) -> subprocess.Complet
     with ExitStack() as stack:
         for manager in (redirect_stdout(out), redirect_stderr(err), patch("sys.argv", [module, *map(str, words)])):
             stack.enter_context(manager)
-        stack.enter_context(warnings.catch_warnings(action="ignore"))  # runpy's, of a module that is imported already
+        warned = stack.enter_context(warnings.catch_warnings(record=True, action="always"))
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as ended:
             status = ended.code or 0
+        told = [str(one.message) for one in warned if issubclass(one.category, InputWarning)]  # and not runpy's
+        print(*(f"warning: {text}" for text in dict.fromkeys(told)), sep="\n", file=err)
     assert not ok or status == 0, err.getvalue()
     return subprocess.CompletedProcess([module, *words], status, out.getvalue(), err.getvalue())
 
