@@ -143,7 +143,7 @@ def test_parts_of_a_batch_are_the_batch_and_patches_are_of_its_volumes(cohort_di
     for name in ("loss/train", "loss/discriminator", "scaled/adversarial", "grad/norm"):
         whole, parts, cubes, small = ([line[name] for line in lines[run] if name in line] for run in changes)
         assert len(whole) >= 3
-        assert parts == pytest.approx(whole, rel=1e-3), name
+        assert parts == pytest.approx(whole, rel=5e-3), name  # from 1e-7 rounding grows tenfold by each of these steps
         assert cubes == whole, name
         assert small != whole
     loaded = load_vae(tmp_path / "small/checkpoints/best.pt")
