@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,8 +142,9 @@ VALUES: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PAGE])
-def test_an_input_gets_what_the_page_says(name: str, tmp_path: Path) -> None:
+def test_an_input_gets_what_the_page_says(name: str, tmp_path: Path, random_vae: Path) -> None:
     (tmp_path / "in").mkdir()
+    shutil.copy(random_vae, tmp_path / "VAE.pt")
     getattr(awkward, name)(tmp_path / "in")
     for row in PAGE[name]:
         type_in(row)
@@ -150,5 +152,5 @@ def test_an_input_gets_what_the_page_says(name: str, tmp_path: Path) -> None:
 
 
 def test_every_value_is_of_an_input_of_the_page() -> None:
-    assert len(PAGE) == 22
+    assert len(PAGE) == 23
     assert VALUES.keys() | set(SLOW) <= PAGE.keys()

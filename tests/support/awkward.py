@@ -217,4 +217,5 @@ def pair_of_tables(folder: Path) -> None:
         listed(folder / f"{name}.csv", [(k, f"P{k}.nii", CLASSES[k % 2]) for k in own])
 
 
+text_labels = latents_of_other_programs
 train_longer = nan_before_first_checkpoint = odd_global_batch = pair_of_tables
