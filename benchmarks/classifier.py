@@ -9,6 +9,7 @@ operations of each. MONAI's ResNets get a first stride of 2, as ours; with its d
 second table is integrated gradients in float32.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,11 +19,11 @@ from monai.networks.nets.densenet import DenseNet121
 from monai.networks.nets.resnet import resnet10, resnet18
 from torch import nn
 
-from benchmarks.timing import AS_RUN, SET, Jobs, contest, print_table, time_turns, usual_device
+from benchmarks.timing import AS_RUN, SET, Jobs, contest, expect, print_table, time_turns, usual_device
 from classifier.config import ModelConfig
 from classifier.model import build_model
 from classifier.saliency.attribution import Context, attribute
-from cohort.grids import GridName, parse_grid, preset_of
+from cohort.grids import GRIDS, GridName, parse_grid, preset_of
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.device import Device, pick_device
@@ -48,6 +49,9 @@ class BenchmarkConfig(ScriptConfig):
 
 def main(config: BenchmarkConfig) -> None:
     usual, shape = usual_device(), parse_grid(config.grid).shape
+    turn, maps = 0.4 * config.batch_size, 14 * config.subjects  # seconds of the grid demo
+    seconds = turn * (config.repeats + 3) + maps * (config.repeats + 1)
+    expect(minutes=seconds / 60 * math.prod(shape) / math.prod(GRIDS["demo"].shape))
     x = torch.rand(config.batch_size, 1, *shape, generator=torch.Generator().manual_seed(0))
     for name, network in (ours(config) | monais("")).items():
         print(f"{name}: {sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters")

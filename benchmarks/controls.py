@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks.timing import print_table, time_command
+from benchmarks.timing import expect, print_table, time_command
 from classifier.measures.intervals import mean_interval
 from classifier.measures.resampling import cell_text
 from cohort.grids import GridName, parse_grid, preset_of
@@ -82,6 +82,7 @@ PRESETS = {
 def main(config: ControlsConfig) -> None:
     """Makes what is missing, measures, writes, prints."""
     check(config)
+    expect(minutes=6 * len(config.seeds) * config.diffusion_steps / 600)
     times = run(config, [command for control in CONTROLS for command in commands_of(config, control)])
     found = {control: measure(config, control) for control in CONTROLS}
     rows = [{"control": control, **row} for control in CONTROLS for row in judged(found[control], control)]

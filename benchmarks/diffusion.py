@@ -7,6 +7,7 @@ Latents are 4x28x34x28 (volumes of 112x136x112), weights random: speed does not 
 writes out all scores, as plain code does; the reference sampler is ancestral with a step for every timestep.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.timing import count_flops, introduce, print_table, short, time_turns
+from benchmarks.timing import count_flops, expect, introduce, print_table, short, time_turns
 from cohort.grids import GRIDS
 from diffusion.config import VARIANTS, ModelConfig, ProcessConfig
 from diffusion.model import DiT
@@ -45,11 +46,20 @@ class BenchmarkConfig(ScriptConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
+    expect(minutes=sum(minutes_of(variant, config) for variant in config.variants))
     device = pick_device()
     rate = introduce(device, latent=LATENT)
     for title, measure in (("training", training), ("sampling", sampling)):
         print(f"\n{title}, batch {config.train_batch if measure is training else config.synth_batch}\n")
         print_table([row for variant in config.variants for row in measure(variant, config, device, rate)])
+
+
+def minutes_of(variant: str, config: BenchmarkConfig) -> float:
+    """Of a variant on two cores, roughly: seconds of S/4, by the products of a token and the number of tokens."""
+    seconds = 3.1 * config.train_batch * (config.repeats + 2) + config.synth_batch * (250 + 7.4 * (config.repeats + 1))
+    small, own = VARIANTS["S/4"], VARIANTS[variant]
+    tokens = math.prod(small.patch) / math.prod(own.patch)
+    return seconds / 60 * tokens * own.depth * own.dim**2 / (small.depth * small.dim**2)
 
 
 def training(variant: str, config: BenchmarkConfig, device: Device, rate: float) -> list[dict[str, object]]:

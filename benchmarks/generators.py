@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from benchmarks.timing import print_table
+from benchmarks.timing import expect, print_table
 from cohort.tables import CLASS_NAMES
 from runtime.cli import run_module
 from runtime.config import ScriptConfig
@@ -135,6 +135,7 @@ def run_study(
     """
     refuse_unknown("--recipes", config.recipes, tuple(recipes))
     study = Study(config.demo, config.demo / name, config.tables, config.preset, config.count, config.steps, recipes)
+    expect(minutes=10 * len(config.recipes))
     rows = []
     for recipe in config.recipes:
         rows.append({"recipe": recipe, **figures_of(*study.measure(recipe, parts(recipes[recipe])))})

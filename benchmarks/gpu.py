@@ -94,6 +94,7 @@ def main(config: GpuConfig) -> None:
     """Checks the device, makes data, runs scripts, times rows."""
     if not torch.cuda.is_available() and not config.tiny:
         raise InputError("PyTorch sees no GPU here (torch.cuda.is_available() is False); --tiny tries all on a CPU")
+    print(f"at most about {config.minutes:g} minutes", flush=True)
     clock, data = Clock(60 * config.minutes), config.out / "data"
     device = pick_device()
     rate, result = introduce(device), {"environment": environment(device), "scripts": [], "rows": []}

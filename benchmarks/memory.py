@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.timing import print_table
+from benchmarks.timing import expect, print_table
 from cohort.grids import Grid, GridName, parse_grid
 from diffusion.config import PRESETS as DIFFUSION
 from diffusion.config import VARIANTS
@@ -46,6 +46,7 @@ class MemoryConfig(ScriptConfig):
 
 def main(config: MemoryConfig) -> None:
     """Prints both tables."""
+    expect(minutes=len(config.grids) / 4)
     grids = [parse_grid(text) for text in config.grids]
     print_table([vae_row(grid) for grid in grids])
     print_table([dit_row(grid, config) for grid in grids])

@@ -30,6 +30,7 @@ from benchmarks.generators import (
     train_dit,
     write_rows,
 )
+from benchmarks.timing import expect
 from classifier.selection import choose_real
 from cohort.tables import read_table, write_table
 from runtime.cli import describe, run_module, run_script
@@ -96,6 +97,8 @@ def main(config: SmallCohortsConfig) -> None:
     known = read_table(config.tables / "train.csv")
     if many := [count for count in config.counts if not LEAST <= count <= len(known)]:
         raise InputError(f"--counts {', '.join(map(str, many))}: expected {LEAST} to {len(known)} training subjects")
+    generators = ("earlier" in config.starts) + len(config.counts) * len(config.starts)
+    expect(minutes=13 * generators * config.diffusion_steps / 600)
     rows, before = [], earlier(config) if "earlier" in config.starts else None
     if before is not None:
         rows.append({"subjects": 0, "from": "earlier", **as_it_is(config, before)})

@@ -24,7 +24,9 @@ TURNS = 10
 
 def expect(minutes: float) -> None:
     """Says, before a benchmark starts, how long it takes on two cores of 2026, roughly."""
-    print(f"about {max(1, round(minutes))} minutes on two cores, with nothing else running", flush=True)
+    count, unit = (minutes, "minute") if minutes < 120 else (minutes / 60, "hour")
+    whole = max(1, round(count))
+    print(f"about {whole} {unit}{'s' * (whole > 1)} on two cores, with nothing else running", flush=True)
 
 
 def contest(

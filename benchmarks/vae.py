@@ -9,13 +9,14 @@ with --compile). MONAI's runs in both memory layouts; the second table holds our
 """
 
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from monai.networks.nets import AutoencoderKL
 from torch import nn
 
-from benchmarks.timing import AS_RUN, Jobs, contest, print_table, short, usual_device
+from benchmarks.timing import AS_RUN, Jobs, contest, expect, print_table, short, usual_device
 from runtime.cli import describe, run_script
 from runtime.config import ScriptConfig
 from runtime.device import Device
@@ -38,6 +39,8 @@ class BenchmarkConfig(ScriptConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
+    # Turns, two to warm up, and one in which operations are counted.
+    expect(minutes=1.25 * (config.repeats + 3) * config.batch_size * math.prod(config.shape) / (80 * 96 * 80))
     usual = usual_device()
     theirs, ours = pair(usual.kind)
     x = torch.rand(config.batch_size, 1, *config.shape, generator=torch.Generator().manual_seed(0)).to(usual.kind)

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from runtime.files import read_json
+from runtime.files import ROOT, read_json
 from tests.support.processes import run_here
+
+BENCH = [
+    line.split()[-1]
+    for line in (ROOT / "Makefile").read_text().split("\nbench: venv\n", 1)[1].split("\nbench-gpu:", 1)[0].splitlines()
+]
+"""Modules that `make bench` runs."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", BENCH)
+def test_each_says_how_long_it_takes_before_it_starts(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended as soon as it has said so: by then it has done and said nothing else."""
+
+    def say(text: str, **_: object) -> None:
+        sys.stdout.write(text)
+        sys.exit("enough")
+
+    monkeypatch.setattr("benchmarks.timing.print", say, raising=False)
+    done = run_here(module, ok=False)
+    assert done.returncode == "enough"
+    assert re.fullmatch(r"about [1-9]\d* minutes? on two cores, with nothing else running", done.stdout)
 
 
 @pytest.mark.slow
@@ -16,7 +39,7 @@ def test_planted_copies_are_found_beside_scans_of_another_size(tmp_path: Path) -
     (tmp_path / "folder/scans").mkdir(parents=True)
     (tmp_path / "folder/scans/p000040.nii").write_bytes(b"of a larger cohort")
     done = run_here("benchmarks.check", "--scans", 40, "--folder", tmp_path / "folder", "--out", tmp_path / "out.json")
-    assert done.stdout.startswith("about 1 minutes on two cores")
+    assert done.stdout.startswith("about 1 minute on two cores")
     found = read_json(tmp_path / "out.json")
     assert (found["found"], found["false"]) == (20, 0)
 
