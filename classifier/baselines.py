@@ -52,7 +52,7 @@ def tissue_volumes(scans: ScanStack, regions: tuple[str, ...], name: str, *, unb
         is_map = contrast_of([volume], scans.grid) == GREY_MATTER
         return [is_map, *region_volumes([volume], scans.grid, regions, unbias=unbias)[0]]
 
-    found = scans.measured(name, measure).reshape(len(scans), 1 + len(regions))
+    found = scans.measured(name, measure, what="tissue of regions").reshape(len(scans), 1 + len(regions))
     one_contrast(found[:, 0] > 0)
     return found[:, 1:]
 
@@ -66,7 +66,7 @@ def with_asymmetry(volumes: np.ndarray) -> np.ndarray:
 def brain_features(scans: ScanStack) -> np.ndarray:
     """Volume (ml) of the mask of brain or head; (N, 1). A cue of preparation rather than of disease."""
     voxel_ml = scans.grid.spacing_mm**3 / 1000
-    return scans.measured("brain1", lambda volume: [np.count_nonzero(head_mask(volume)) * voxel_ml])
+    return scans.measured("brain1", lambda volume: [np.count_nonzero(head_mask(volume)) * voxel_ml], what="heads")
 
 
 def two_sided(table: VolumeTable) -> list[str]:

@@ -87,8 +87,9 @@ class ScanStack:
         frame = self.frame.iloc[rows].reset_index(drop=True)
         return ScanStack(frame, VolumeStack(files, self.grid.shape), self.grid, hashes)
 
-    def measured(self, name: str, measure: Callable[[np.ndarray], Sequence[float]]) -> np.ndarray:
-        """The same numbers of each volume, float64 (N, F), one volume per core at a time.
+    def measured(self, name: str, measure: Callable[[np.ndarray], Sequence[float]], *, what: str) -> np.ndarray:
+        """The same numbers of each volume, float64 (N, F), one volume per core at a time; `what` they are is said while
+        it lasts.
 
         Kept beside the decoded scan, whose name is its content and the grid: scans that tables share are measured once.
         `name` stands for what `measure` computes, its version included; other numbers need another.
@@ -105,7 +106,7 @@ class ScanStack:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # filters and medians run without the interpreter's lock
             rows = pool.map(row, range(len(self)))
-            return np.array(list(tqdm(rows, total=len(self), desc=f"measuring {name}", unit="scan", delay=2)))
+            return np.array(list(tqdm(rows, total=len(self), desc=f"measuring {what}", unit="scan", delay=2)))
 
 
 class Volumes:

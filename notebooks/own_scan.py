@@ -85,7 +85,7 @@ def prepared(scan: Path, out: Path, grid: Grid, *, assume_mni: bool) -> Own:
     name = scan.name.split(".")[0]
     job = Job(name, str(scan), "", out, grid, assume_mni)
     if failures := prepare_all([job], workers=1).failures:
-        raise InputError(f"{scan} could not be prepared: {failures[name]}")
+        raise InputError(f"{scan} could not be prepared: {failures[name].removeprefix(f'{scan}: ')}")
     record = read_json(job.record)
     return Own(name, grid, load_scan(job.scan, grid), record["measures"], tuple(record["notes"]), job.picture)
 
@@ -195,7 +195,7 @@ def volumes_beside(own: Own, controls: ScanStack) -> pd.DataFrame:
         return region_table([volume], own.grid)[1][0]
 
     names, values = region_table([own.volume], own.grid)
-    others = controls.measured(f"all_regions{VERSION}", measure)  # (N, measures)
+    others = controls.measured(f"all_regions{VERSION}", measure, what="regions of the controls")  # (N, measures)
     low, median, high = np.percentile(others, [RANGE[0], 50, RANGE[1]], axis=0)
     places = [percentile(value, column) for value, column in zip(values[0], others.T, strict=True)]
     columns = {"this scan": values[0], "median HC": median, "low HC": low, "high HC": high, "percentile": places}

@@ -136,7 +136,7 @@ class Reader:
 
     def kept(self, scans: ScanStack) -> np.ndarray:
         """`volumes` of all scans, float64 (N, regions), kept beside them; warns of those that have failed."""
-        found = scans.measured(f"labels-{self.hash}", self.volumes)
+        found = scans.measured(f"labels-{self.hash}", self.volumes, what="labelled regions")
         if failed := scans.frame["subject"][np.isnan(found).any(axis=1)].tolist():
             told = f"nothing could be measured in {len(failed)} of {len(found)} scans: {', '.join(failed[:SHOWN])}"
             warnings.warn(f"{told}{', ...' if len(failed) > SHOWN else ''}", InputWarning, stacklevel=2)

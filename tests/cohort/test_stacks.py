@@ -89,6 +89,21 @@ def test_two_processes_share_a_cache(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 12
 
 
+def test_numbers_are_measured_once_and_named_for_people_meanwhile(tmp_path, monkeypatch):
+    stack, said, measured = load_scans(cohort(tmp_path), GRID, cache_dir=tmp_path / "cache"), [], []
+    monkeypatch.setattr("cohort.stacks.tqdm", lambda rows, *, desc, **_: said.append(desc) or rows)
+
+    def measure(volume):
+        measured.append(volume.sum())
+        return [volume.max(), 2.0]
+
+    first = stack.measured("top_key1", measure, what="brightest voxels")
+    assert first.shape == (4, 2)
+    assert np.array_equal(stack.measured("top_key1", measure, what="brightest voxels"), first)
+    assert len(measured) == 4
+    assert said == ["measuring brightest voxels"] * 2
+
+
 def test_all_bad_scans_in_one_error(tmp_path):
     frame = cohort(tmp_path, 5)
     for number in (1, 3):

@@ -179,8 +179,9 @@ def test_a_scan_beyond_a_limit_is_flagged_and_an_unusual_one_named(own, tmp_path
 
 def test_what_cannot_be_prepared_is_refused_in_a_sentence(results, tmp_path):
     (tmp_path / "page_T1w.nii.gz").write_text("<html>please log in</html>")
-    with pytest.raises(InputError, match=r"could not be prepared: .*web page"):
+    with pytest.raises(InputError, match=r"could not be prepared: .*web page") as refused:
         own_scan.prepared(tmp_path / "page_T1w.nii.gz", tmp_path / "out", GRID, assume_mni=True)
+    assert str(refused.value).count("page_T1w.nii.gz") == 1
     with pytest.raises(InputError, match="no run of a VAE or a classifier"):
         own_scan.grid_of(tmp_path)
     assert own_scan.grid_of(results / "runs") == GRID
