@@ -88,6 +88,7 @@ def test_rooms_hold_few_modules_and_modules_are_short() -> None:
     assert not crowded
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules()}
     assert not {name: length for name, length in lengths.items() if length > MOST_LINES}
+    assert len((ROOT / "workflow/Snakefile").read_text().splitlines()) < 300
 
 
 def sizes(room: Path) -> int:

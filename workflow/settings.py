@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from classifier.arms import read_arms
-from cohort.grids import kept_name
+from cohort.grids import kept_name, parse_grid, preset_of
 from cohort.tables import read_table, sides_of
 from runtime.errors import InputError, differences
 from runtime.files import ROOT, absence, read_json, write_json
@@ -22,6 +22,8 @@ SOURCES = ("simulate", "participants", "tables")
 """Where scans come from; a configuration has one of these."""
 OF_ONE_CLASS = ("cohort", "check", "split", "vae", "infer", "latents", "report")
 """What can be made of healthy people alone; a report, beside others."""
+TRAININGS = ("VAE.train", "diffusion.train", "classifier.train")
+"""Scripts that begin with a preset."""
 IDENTITY = (*SOURCES, "grid", "presets")
 """What may not change under one name: data/NAME and runs/NAME hold the scans and models of it."""
 
@@ -97,12 +99,20 @@ def with_defaults(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, A
     return filled
 
 
+def preset(settings: dict[str, Any], script: str) -> str:
+    """The preset that a training script begins with."""
+    return settings["presets"].get(script) or preset_of(parse_grid(settings["grid"]))
+
+
 def path_problems(settings: dict[str, Any]) -> list[str]:
     """Files and folders that are not there; a table of arms that is none, or asks for what there will not be."""
     problems = []
     source = settings.get("participants")
     if source is not None and not Path(source).exists():
         problems.append(f"participants: {source}: no such folder or table")
+    known = settings.get("known_volumes")
+    if known is not None and not Path(known).exists():
+        problems.append(f"known_volumes: {known}: no such folder or table")
     if "tables" in settings:
         paths = [Path(settings["tables"]) / f"{split}.csv" for split in ("train", "val", "test")]
         absent = [f"tables: {path}: {why}" for path in paths if (why := absence(path, "table"))]

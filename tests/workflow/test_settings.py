@@ -81,6 +81,8 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     arms = {"table": str(tmp_path / "arms.csv"), "references": ["real", "made"]}
     with pytest.raises(InputError, match=r"participants: .*/bids: no such folder or table"):
         read_settings(base | {"participants": str(tmp_path / "bids")}, [])
+    with pytest.raises(InputError, match=r"there \(1\):\n.*known_volumes: .*/aseg.csv: no such folder or table"):
+        read_settings(SMALL | {"known_volumes": str(tmp_path / "aseg.csv")}, [])
     with pytest.raises(InputError) as refused:
         read_settings(base | {"tables": str(tmp_path), "arms": arms}, [])
     for name in ("train.csv", "val.csv", "test.csv", "arms.csv"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from cohort.tables import read_table
 from runtime.files import ROOT, locked
 from tests.support.processes import environment, last_step
 from tests.support.scans import template_table
+from workflow.options import refusal
+from workflow.settings import SCHEMA
 
 pytestmark = pytest.mark.slow  # Snakemake starts in two seconds
 
@@ -140,8 +143,9 @@ def test_own_data_go_from_raw_heads_to_report_and_arms(tmp_path: Path) -> None:
     arms = [words for words in commands if "runs/mine/arms/synthetic/seed1_fold2" in words]
     own = "--volumes None --volumes-weight 0 --real 0 --synth-count 200 --seed 1 --folds 3 --fold 2;"
     assert own in " ".join(arms[0])
-    known = run(tmp_path, config | {"known_volumes": "/fs/subjects", "run": ["classifiers", "evaluation"]}, "--dry-run")
-    assert known.count("--volumes /fs/subjects") == 3 + 1 + 1  # classifiers, their comparison, evaluation
+    config |= {"known_volumes": str(tmp_path), "run": ["classifiers", "evaluation"]}
+    known = run(tmp_path, config, "--dry-run")
+    assert known.count(f"--volumes {tmp_path}") == 3 + 1 + 1  # classifiers, their comparison, evaluation
     assert "--volumes-weight 0" not in known
 
 
@@ -158,10 +162,59 @@ def test_bad_input_ends_with_one_message_before_anything_runs(tmp_path: Path) ->
     assert output.splitlines()[-1] == f"  - grid papre: {EXPECTED}"
     output = run(tmp_path, TINY | {"gpus": 64}, ok=False)
     assert "error: gpus: 64 asked for" in output.splitlines()[-1]
+    wrong = {"VAE.train": "--setps 30", "cohort.split": "--val-percent many"}
+    output = run(tmp_path, TINY | {"options": wrong}, ok=False)
+    title, *lines = output.splitlines()[-3:]
+    assert title == "error: options: refused by their scripts (2):"
+    assert lines[0] == "  - VAE.train: --setps 30: Unrecognized options: --setps, 30"
+    assert lines[1].startswith("  - cohort.split: --val-percent many: Error parsing --val-percent: ")
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/workflow.json").write_text('{"participants": "bids", "grid": "smoke", "presets": {}}')
+    output = run(tmp_path, TINY, ok=False)
+    assert "error: runs/tiny: holds another run; choose another name" in output
+    (tmp_path / "runs/tiny/workflow.json").unlink()
     with locked(tmp_path / "runs/tiny"):
         output = run(tmp_path, TINY, ok=False)
     assert "another process is running in this folder" in output.splitlines()[-1]
     assert not (tmp_path / "data").exists()
+
+
+def test_gpus_are_shared_by_memory_and_a_training_has_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a driver that names two."""
+    driver = tmp_path / "bin/nvidia-smi"
+    driver.parent.mkdir()
+    driver.write_text("#!/bin/sh\necho 40000; echo 40000\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(driver.parent), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    output = run(tmp_path, TINY | {"run": ["maps"], "gpu_mem_mb": 30000}, "--dry-run")
+    assert "python -m torch.distributed.run --nproc-per-node 2 --standalone -m VAE.train" in block(output, "vae")
+    assert re.search(r"resources: .*gpu=2\b", block(output, "vae"))
+    assert re.search(r"resources: .*gpu=1, gpu_mem_mb=30000\b", block(output, "classifier"))
+    assert re.search(r"CUDA_VISIBLE_DEVICES=\$\(\(\d+ % 2\)\) python -m classifier.train", output)
+
+
+def test_a_cluster_gets_jobs_of_whole_nodes_and_is_refused_where_it_is_not(tmp_path: Path) -> None:
+    slurm = ("--workflow-profile", str(ROOT / "workflow/profiles/slurm"))
+    config = TINY | {"gpus": 4, "nodes": 2}
+    training = block(run(tmp_path, config, "--dry-run", *slurm), "vae")
+    assert re.search(r"resources: .*nodes=2, tasks=2, mpi=srun, slurm_extra='--gpus-per-node=4'", training)
+    assert "srun python -m torch.distributed.run --nproc-per-node 4 --nnodes 2 " in training
+    if shutil.which("sbatch") is None:
+        assert "error: Slurm is not here (no sbatch)" in run(tmp_path, config, *slurm, ok=False).splitlines()[-1]
+        assert not (tmp_path / "data").exists()
+
+
+def test_words_of_every_script_can_be_tried() -> None:
+    """With what it insists on besides."""
+    settings = {"grid": "demo", "presets": {}}
+    schema = yaml.safe_load(SCHEMA.read_text())
+    scripts = schema["properties"]["options"]["propertyNames"]["enum"]
+    assert {script: refusal(settings | {"options": {script: ""}}, script) for script in scripts} == dict.fromkeys(
+        scripts, ""
+    )
 
 
 def test_a_scan_that_fails_stops_the_workflow_until_it_is_accepted(tmp_path: Path) -> None:
