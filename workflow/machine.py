@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ POLL_S = 10.0
 """Between two looks at Slurm's queue, which asks to be left in peace."""
 
 
-def gpus_here() -> int:
-    """How many NVIDIA GPUs processes of this machine may use."""
+def devices_here() -> list[str]:
+    """The NVIDIA GPUs that processes of this machine may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(gpu_memory_mb())
+        return [device for part in visible.split(",") if (device := part.strip()) not in ("", "-1")]
+    return [str(number) for number in range(len(gpu_memory_mb()))]
 
 
 def gpu_memory_mb() -> list[int]:
@@ -32,20 +33,56 @@ def gpu_memory_mb() -> list[int]:
     return [int(line) for line in done.stdout.split()] if done.returncode == 0 else []
 
 
-def by_turns(gpus: int) -> str:
-    """What comes before the name of a module that takes one GPU: jobs of one machine take turns among them, those of
-    Slurm get their own.
+def device_pools(devices: Sequence[str]) -> dict[str, int]:
+    """Snakemake's resources of this machine: the memory of each GPU in MiB. CUDA and the driver may count GPUs
+    otherwise, so it is that of the smallest.
     """
-    if gpus < 2 or "SLURM_JOB_ID" in os.environ:
+    return {_pool(place): min(gpu_memory_mb(), default=0) for place in range(len(devices))}
+
+
+def one_gpu(devices: Sequence[str], gpus: int, memory_mb: int, turn: Callable[[Any], int]) -> dict[str, Any]:
+    """Snakemake's resources of a job that has one GPU: on this machine its share of the one whose turn it is.
+
+    Args:
+        devices: GPUs of this machine that jobs may use; none where jobs run elsewhere.
+        gpus: How many a machine has that runs jobs; of 0, a job gets none.
+        memory_mb: What the job takes of it.
+        turn: A number of the job by its wildcards; successive ones get successive GPUs.
+    """
+    if not devices or not gpus:
+        return {"gpu": min(1, gpus)}
+
+    def share(place: int) -> Callable[[Any], int]:
+        return lambda wildcards: memory_mb if turn(wildcards) % len(devices) == place else 0
+
+    return {
+        "gpu": 1,
+        "device": lambda wildcards: devices[turn(wildcards) % len(devices)],
+        **{_pool(place): share(place) for place in range(len(devices))},
+    }
+
+
+def _pool(place: int) -> str:
+    return f"gpu{place}_mem_mb"
+
+
+def on_device(devices: Sequence[str], gpus: int) -> str:
+    """What comes before the name of a module that takes one GPU: jobs of one machine have the one of `one_gpu`, those
+    of Slurm get their own.
+    """
+    if "SLURM_JOB_ID" in os.environ or not devices:
         return "python -m "
-    return f"CUDA_VISIBLE_DEVICES=$(({{jobid}} % {gpus})) python -m "
+    return f"CUDA_VISIBLE_DEVICES={'{resources.device}' if gpus else ''} python -m "
 
 
-def launcher(nodes: int, gpus: int) -> str:
-    """What comes before the name of a training's module: Python alone, or a process for each GPU of each node."""
+def launcher(nodes: int, gpus: int, devices: Sequence[str] = ()) -> str:
+    """What comes before the name of a training's module: Python alone, or a process for each GPU of each node. Where
+    none of the `devices` of this machine is wanted, none is seen.
+    """
     torchrun = f"python -m torch.distributed.run --nproc-per-node {max(1, gpus)}"
     if nodes == 1:
-        return f"{torchrun} --standalone -m " if gpus > 1 else "python -m "
+        hidden = "CUDA_VISIBLE_DEVICES= " if devices and not gpus else ""
+        return f"{torchrun} --standalone -m " if gpus > 1 else f"{hidden}python -m "
     # Snakemake's Slurm executor hides the list of nodes from its jobs.
     first = "$(scontrol show hostnames $(squeue --noheader --jobs $SLURM_JOB_ID --format %N) | head --lines 1)"
     rendezvous = f"--rdzv-id $SLURM_JOB_ID --rdzv-backend c10d --rdzv-endpoint {first}:29500"

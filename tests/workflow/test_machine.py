@@ -10,10 +10,12 @@ from workflow import machine
 from workflow.machine import (
     all_gpus,
     await_jobs,
-    by_turns,
+    device_pools,
+    devices_here,
     gpu_memory_mb,
-    gpus_here,
     launcher,
+    on_device,
+    one_gpu,
     refuse_machine,
     slurm_name,
 )
@@ -35,16 +37,28 @@ def test_a_machine_without_what_is_asked_for_is_refused(monkeypatch: pytest.Monk
         refuse_machine(settings | {"gpus": "auto"}, "slurm", here=1)
 
 
-def test_jobs_of_one_machine_take_turns_among_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_of_one_machine_share_the_memory_of_the_gpu_whose_turn_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert by_turns(1) == "python -m "
-    assert by_turns(3) == "CUDA_VISIBLE_DEVICES=$(({jobid} % 3)) python -m "
+    assert on_device([], 0) == on_device([], 4) == "python -m "
+    assert on_device(["3", "1"], 2) == "CUDA_VISIBLE_DEVICES={resources.device} python -m "
+    assert on_device(["3", "1"], 0) == "CUDA_VISIBLE_DEVICES= python -m "
+    resources = one_gpu(["3", "1"], 2, 16000, int)
+    assert resources.pop("gpu") == 1
+    found = [{name: value(job) for name, value in resources.items()} for job in ("0", "1", "2")]
+    first, second = {"gpu0_mem_mb": 16000, "gpu1_mem_mb": 0}, {"gpu0_mem_mb": 0, "gpu1_mem_mb": 16000}
+    assert found == [first | {"device": "3"}, second | {"device": "1"}, first | {"device": "3"}]
+    assert one_gpu([], 4, 16000, int) == {"gpu": 1}
+    assert one_gpu(["3", "1"], 0, 16000, int) == {"gpu": 0}
+    monkeypatch.setattr(machine, "gpu_memory_mb", lambda: [81559, 40960, 81559, 40960])
+    assert device_pools(["3", "1"]) == {"gpu0_mem_mb": 40960, "gpu1_mem_mb": 40960}
+    assert device_pools([]) == {}
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert by_turns(3) == "python -m "
+    assert on_device(["3", "1"], 2) == "python -m "
 
 
 def test_a_training_starts_a_process_for_each_gpu_of_each_node() -> None:
     assert (launcher(1, 0), launcher(1, 1)) == ("python -m ", "python -m ")
+    assert launcher(1, 0, ["0"]) == "CUDA_VISIBLE_DEVICES= python -m "
     assert "--nproc-per-node 4 --standalone -m " in launcher(1, 4)
     words = launcher(2, 4)
     assert words.startswith("srun python -m torch.distributed.run --nproc-per-node 4 --nnodes 2 ")
@@ -56,9 +70,9 @@ def test_a_training_starts_a_process_for_each_gpu_of_each_node() -> None:
 
 
 def test_hidden_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,1", 2)):
+    for visible, found in (("", []), ("-1", []), ("0", ["0"]), ("3, 1", ["3", "1"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert gpus_here() == count
+        assert devices_here() == found
 
 
 def test_memory_of_gpus_is_the_drivers_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,7 +84,7 @@ def test_memory_of_gpus_is_the_drivers_word(monkeypatch: pytest.MonkeyPatch, tmp
     for text, found in (("echo 143771; echo 81559", [143771, 81559]), ("exit 9", [])):
         driver.write_text(f"#!/bin/sh\n{text}\n")
         assert gpu_memory_mb() == found
-        assert gpus_here() == len(found)
+        assert devices_here() == ["0", "1"][: len(found)]
 
 
 def test_jobs_that_a_killed_command_left_are_awaited(

@@ -188,12 +188,19 @@ def test_gpus_are_shared_by_memory_and_a_training_has_all_of_them(
     driver.write_text("#!/bin/sh\necho 40000; echo 40000\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(driver.parent), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    output = run(tmp_path, TINY | {"run": ["maps"], "gpu_mem_mb": 30000}, "--dry-run")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    config = TINY | {"run": ["classifiers"], "gpu_mem_mb": 30000}
+    output = run(tmp_path, config, "--dry-run")
     assert "python -m torch.distributed.run --nproc-per-node 2 --standalone -m VAE.train" in block(output, "vae")
     assert re.search(r"resources: .*gpu=2\b", block(output, "vae"))
-    assert re.search(r"resources: .*gpu=1, gpu_mem_mb=30000\b", block(output, "classifier"))
-    assert re.search(r"CUDA_VISIBLE_DEVICES=\$\(\(\d+ % 2\)\) python -m classifier.train", output)
+    jobs = [job.split("\n\n", 1)[0] for job in output.split("rule classifier:\n")[1:]]
+    shares = {"3": "gpu0_mem_mb=30000, gpu1_mem_mb=0", "1": "gpu0_mem_mb=0, gpu1_mem_mb=30000"}
+    found = [re.search(r"CUDA_VISIBLE_DEVICES=(\d) python -m classifier.train", job)[1] for job in jobs]
+    assert sorted(found) == ["1", "3", "3"]
+    assert all(f"gpu=1, device={device}, {shares[device]}" in job for device, job in zip(found, jobs, strict=True))
+    output = run(tmp_path, config | {"gpus": 0}, "--dry-run")
+    hidden = output.count("Shell command: CUDA_VISIBLE_DEVICES= python -m ")
+    assert hidden == 8  # VAE, latents, diffusion model, volumes of two classes, three classifiers
 
 
 def test_a_cluster_gets_jobs_of_whole_nodes_and_is_refused_where_it_is_not(tmp_path: Path) -> None:
