@@ -48,3 +48,9 @@ def test_a_cohort_smaller_than_its_copies_is_refused() -> None:
     done = run_here("benchmarks.check", "--scans", 3, ok=False)
     assert done.returncode == 2
     assert "--scans 3: expected 20 or more" in done.stderr
+
+
+def test_a_curve_of_two_amounts_is_refused() -> None:
+    done = run_here("benchmarks.curves", "--steps", 5, 10, ok=False)
+    assert done.returncode == 2
+    assert "--steps: expected three or more amounts" in done.stderr
