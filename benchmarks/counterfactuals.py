@@ -60,6 +60,8 @@ class CounterfactualsConfig(ScriptConfig):
     """Of the first part."""
     guidances: tuple[float, ...] = (2.0, 4.0)
     """Of the first part, at 10 steps, besides none."""
+    guidance: float = 1.0
+    """Of the second part: above 1 the label changes more."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     out: Path = ROOT / "fid_results/demo_counterfactuals.json"
@@ -184,7 +186,8 @@ def request(config: CounterfactualsConfig, to: str, own: tuple[str, ...]) -> dic
     threads = () if config.threads is None else ("--threads", config.threads)
     run_module(
         "diffusion.counterfactual", "--vae", config.runs / "vae/checkpoints/best.pt", "--checkpoint", config.diffusion,
-        "--csv", config.csv, "--to", to, "--own", *own, "--limit", config.scans // len(own), "--out", out, *threads,
+        "--csv", config.csv, "--to", to, "--own", *own, "--limit", config.scans // len(own), "--out", out,
+        "--guidance", config.guidance, *threads,
     )  # fmt: skip
     return {"measures": read_json(out / "measures.json"), "classifier": opinions(config, out)}
 
