@@ -52,7 +52,7 @@ class ArmsConfig(ScriptConfig):
 
     arms: tyro.conf.Positional[Path]
     """Table of arms (CSV): a column arm, and any of real, synth_percent, synth_count, duplicate_percent, augmentation,
-    shuffle, model, synth_hc, synth_tle; an empty cell is what --train says."""
+    shuffle, model, volumes_weight, synth_hc, synth_tle; an empty cell is what --train says."""
     out: Path
     """Folder of the runs and of runs.csv."""
     train: TrainConfig
