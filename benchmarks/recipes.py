@@ -38,6 +38,9 @@ RECIPES = {
     "rotary": Recipe(("--model.positions", "rotary")),
     "min_snr": Recipe(("--process.min-snr", "5")),
     "long_average": Recipe(("--ema-shares", "0.3")),
+    "narrow": Recipe(("--model.dim", "128")),
+    "wide_patches": Recipe(("--model.patch", "5", "6", "5")),
+    "large_batches": Recipe(("--batch-size", "16", "--steps", "300")),
 }
 
 
