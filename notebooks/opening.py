@@ -26,7 +26,8 @@ MARGIN_VOXELS = 4
 """Around both hippocampi, in the picture of one noise."""
 NOISE_CAPTION = (
     "One noise, decoded as a control and as a patient of either side: the hippocampus (yellow) of the side of the "
-    "epilepsy should shrink and the horn beside it widen."
+    "epilepsy should shrink, so that white matter takes its place (red), and the horn beside it widen (blue). What "
+    "the sides share, such as wider ventricles, cancels in TLE-L minus TLE-R."
 )
 LADDER_CAPTION = (
     "A good generator beats the Gaussians and comes near the reconstructions; bars hold the range of 95 % of the draws "
@@ -168,7 +169,8 @@ def triples(runs: Path) -> list[list[np.ndarray]]:
 
 
 def one_noise(triples: Sequence[Sequence[np.ndarray]], grid: Grid) -> Figure:
-    """The same noise as HC, TLE-L and TLE-R: a coronal slice through both hippocampi, enlarged, and what changes.
+    """The same noise as HC, TLE-L and TLE-R: a coronal slice through the middle of both hippocampi, enlarged, and
+    what changes.
 
     Args:
         triples: volumes (D, H, W) in [0, 1] of HC, TLE-L and TLE-R for each noise; the first is shown, and the mean
@@ -176,26 +178,25 @@ def one_noise(triples: Sequence[Sequence[np.ndarray]], grid: Grid) -> Figure:
     """
     labels = atlas(grid)
     places = labels.mask("Left Hippocampus") | labels.mask("Right Hippocampus")
-    row = int(places.sum(axis=(0, 2)).argmax())
+    row = round(places.nonzero()[1].mean())  # their bodies; the head, in front, is where they change least
     box = tuple(
         slice(max(0, int(at.min()) - MARGIN_VOXELS), int(at.max()) + 1 + MARGIN_VOXELS)
         for at in (axis.nonzero()[0] for axis in (places.any((1, 2)), places.any((0, 1))))
     )
     outlines = np.flipud(places[box[0], row, box[1]].T)
     mean = np.mean([[volume - triple[0] for volume in triple] for triple in triples], axis=0)  # (3, D, H, W)
-    limit = float(np.abs(mean[1:, box[0], row, box[1]]).max()) or 1.0
-    figure = new_figure(figsize=(9, 5.2), layout="constrained")
+    changes = {"TLE-L minus TLE-R": mean[1] - mean[2], "TLE-L minus HC": mean[1], "TLE-R minus HC": mean[2]}
+    limit = max(float(np.abs(change[box[0], row, box[1]]).max()) for change in changes.values()) or 1.0
+    figure = new_figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(2, 3)
-    for column, name in enumerate(("HC", "TLE-L", "TLE-R")):
-        first, change = (np.flipud(volume[column][box[0], row, box[1]].T) for volume in (triples[0], mean))
-        _show(axes[0, column], first, outlines, cmap="gray", vmin=0, vmax=1)
-        axes[0, column].set_title(name, color=COLOURS[name.split("-")[0]])
-        if column:
-            _show(axes[1, column], change, outlines, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            axes[1, column].set_title(f"{name} minus HC, mean of {len(triples)} noises", fontsize=9)
-    axes[1, 0].set_axis_off()
-    legend = f"blue: darker, red: brighter\n(to {limit:.2g} of the range)\nyellow: both hippocampi\nleft is left"
-    axes[1, 0].text(0, 0.5, legend, fontsize=9, va="center")
+    for axis, name, volume in zip(axes[0], ("HC", "TLE-L", "TLE-R"), triples[0], strict=True):
+        _show(axis, np.flipud(volume[box[0], row, box[1]].T), outlines, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(name, color=COLOURS[name.split("-")[0]])
+    for axis, (name, change) in zip(axes[1], changes.items(), strict=True):
+        _show(axis, np.flipud(change[box[0], row, box[1]].T), outlines, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axis.set_title(f"{name}, mean of {len(triples)} noises", fontsize=9)
+    legend = f"blue: darker, red: brighter (to {limit:.2g} of the range); yellow: both hippocampi; left is left"
+    figure.supxlabel(legend, fontsize=9)
     return figure
 
 
