@@ -103,7 +103,8 @@ class TrainConfig(LabelsFrom, KnownVolumes, RunConfig):
     """Strength of the classical augmentation: the standard deviations of --augment times 0, 1 or 2."""
     shuffle: Literal["none", "synthetic", "all"] = "none"
     """Null runs. synthetic: the labels of the synthetic volumes are permuted among them. all: those of the training and
-    of the validation subjects too, each among themselves; test labels never."""
+    of the validation subjects too, each among themselves; test labels never. Then nothing is learned of volumes: a
+    network that knows them tells patients from controls, one way round or the other, whatever its labels were."""
     synth_hc: Path = ROOT / "synthetic_data_pkls_HC"
     """Folder of synthetic controls (volume pickles and ledger.json)."""
     synth_tle: Path = ROOT / "synthetic_data_pkls_TLE"
@@ -140,6 +141,11 @@ class TrainConfig(LabelsFrom, KnownVolumes, RunConfig):
     skip_bad: Path | None = None
     """Go on without unreadable scans (refused above 2 percent) and list them, one CSV per split (bad_train.csv for
     bad.csv); by default they stop the run."""
+
+    @property
+    def learns_volumes(self) -> bool:
+        """Whether volumes are a second lesson."""
+        return self.volumes_weight > 0 and self.shuffle != "all"
 
 
 def _in_its_folders(grid: str) -> dict[str, Any]:

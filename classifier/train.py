@@ -60,7 +60,7 @@ def main(config: TrainConfig) -> None:
     selection.notes.extend(copies.within)
     with open_run(config.run_dir, config, stage="classifier.train", device=device) as run:
         targets = None
-        if config.volumes_weight:
+        if config.learns_volumes:
             targets = volume_targets(stacks["train"].frame, known, config.structures)
             selection.notes.append(f"volumes were known of {np.isfinite(targets).any((1, 2)).sum()} training scans")
         train, val = Volumes(stacks["train"], device, targets), Volumes(stacks["val"], device)
@@ -121,7 +121,7 @@ def build(config: TrainConfig, grid: Grid, device: Device, constants: tuple[floa
     """The network with weights by the seed, the mean and deviation of its input, and outputs for what it learns."""
     torch.manual_seed(seeding.address(config.seed, "weights"))
     outputs = 2 if config.side_weight or config.model.name == "hemispheres" else config.model.outputs
-    volumes = len(config.structures) if config.volumes_weight else 0
+    volumes = len(config.structures) if config.learns_volumes else 0
     architecture = replace(config.model, outputs=outputs, volumes=volumes)
     return device.module(build_model(architecture, grid, *constants))
 

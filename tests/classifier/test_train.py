@@ -298,7 +298,8 @@ def test_the_loss_of_volumes_is_of_the_known_ones(config):
 
 @pytest.mark.slow
 def test_hemispheres_learns_a_side_it_was_told_and_volumes_beside_it(config, cohort, tmp_path, capsys):
-    """Patients' dark place is on the left; half of the training scans are mirrored, so that both sides are seen."""
+    """Patients' dark place is on the left; half of the training scans are mirrored, so that both sides are seen. Where
+    labels are permuted, volumes, which say what the labels no longer do, are not learned."""
     model = dataclasses.replace(config.model, name="hemispheres", widths=(8, 16), summaries=8)
     names = [f"volume_{side}_hippocampus_mm3" for side in ("left", "right")]
     for split in ("train", "val", "test"):
@@ -324,6 +325,10 @@ def test_hemispheres_learns_a_side_it_was_told_and_volumes_beside_it(config, coh
     found = read_json(told.run_dir / "results.json")
     assert found["side"]["left"] == 6
     assert "skipped" in found["side"]  # no patient of the right side to tell from
+    null = dataclasses.replace(told, shuffle="all", steps=2, run_dir=tmp_path / "null")
+    train.main(null)
+    assert load_classifier(null.run_dir / "checkpoints" / "best.pt").model.config.volumes == 0
+    assert "loss/volumes" not in (null.run_dir / "log.jsonl").read_text()
 
 
 @pytest.mark.slow
