@@ -42,6 +42,10 @@ class Section:
     """What it shows besides, where it is there."""
 
 
+ASKED = ("TLE-L", "TLE-R", "HC")
+"""Labels that counterfactuals were asked for, and their folders."""
+
+
 def of_runs(runs: dict[str, str], *names: str) -> tuple[str, ...]:
     """These files of each run folder."""
     return tuple(f"{{runs}}/{run}/{name}" for run in runs for name in names)
@@ -94,6 +98,11 @@ SECTIONS = {
             "{runs}/validate_saliency/validation.json", "{runs}/validate_saliency_doses/validation.json",
             "{runs}/controls/controls.json",
         ),
+    ),
+    "What another label changes": Section(
+        "`make counterfactuals` makes them for the demo (three quarters of an hour on two cores)",
+        one_of=(*(f"{{runs}}/counterfactuals/{to}/measures.json" for to in ASKED), "{fid}_wanted_volumes.json"),
+        shows=("{fid}_counterfactuals.json",),
     ),
     "A synthetic volume over the template": Section(
         rule("synthetic"), needs=("{runs}/synthetic_data_pkls_TLE/manifest.csv",)

@@ -1,5 +1,6 @@
 """Tables of an evaluation's result, as the report shows them; every number is read from the JSON."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -161,3 +162,34 @@ def controls(found: dict) -> pd.DataFrame:
     """Every figure of benchmarks.controls beside what it has to be."""
     rows = [{**row, "measured": cell_text(row["measured"], ".2f")} for row in found["figures"]]
     return pd.DataFrame(rows).set_index(["control", "figure"])
+
+
+def counterfactuals(found: Mapping[str, dict]) -> pd.DataFrame:
+    """What was asked for and what came of it, by label, of `measures.json`, with the goals."""
+    rows = {}
+    for to, measures in found.items():
+        errors, regions = measures["errors"], measures["minimality"]["regions"]["each_scan"]
+        rows[to] = {
+            "scans": sum(measures["scans"].values()), "guidance": measures["guidance"],
+            "round trip of the latent": f"{errors['round_trip']['mean']:.1g}",
+            "reversibility, latent (goal 1.1)": f"{errors['reversibility']['over_vae']:.3f}",
+            "reversibility, volume (goal 1.1)": f"{errors['reversibility_volume']['over_vae']:.3f}",
+            "change outside over inside (goal 0.2)": f"{regions['outside_over_inside']:.2f}",
+        } | {
+            f"{move['from']}: {move['region']}, d (cohort)": f"{move['moved_d']:+.2f} ({move['cohort_d']:+.2f})"
+            for move in measures["effectiveness"]
+        }  # fmt: skip
+    return pd.DataFrame(rows).fillna("")
+
+
+def opinions(result: dict) -> pd.DataFrame:
+    """What the classifier says of scans, reconstructions and counterfactuals: mean logit, and share called TLE."""
+    rows = [row for request in result["requests"].values() for row in request["classifier"]]
+    cells = pd.DataFrame(rows)
+    cells["said"] = [f"{logit:+.2f}, {share:.0%}" for logit, share in zip(cells["logit"], cells["tle"], strict=True)]
+    return cells.pivot_table(index=["own", "to"], columns="of", values="said", aggfunc="first", sort=False)
+
+
+def wanted(result: dict) -> pd.DataFrame:
+    """Volumes that were asked for against those measured in what was generated, beside real scans' true ones."""
+    return pd.DataFrame(result["rows"])[["measure", "scans", "region", "count", "r", "slope"]].round(2)
