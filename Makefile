@@ -4,7 +4,9 @@
 # make studies arms of the classifier over seeds, saliency maps held against the truth (an hour on two cores), and the
 #              whole chain held against a planted change and against none (make controls), training subjects repeated on
 #              purpose (make canaries), switches against memorisation (make memorisation)
-# make counterfactuals  real scans of the demo under another label, which the report shows: three quarters of an hour
+# make anatomy  for the report: real scans of the demo under another label (make counterfactuals, three quarters of an
+#              hour), hippocampal volumes that were asked for (make wanted-volumes, ten minutes), regions labelled by our
+#              own network (make labels, three quarters of an hour)
 # make small-cohorts  generators trained on 25 to 400 subjects, from nothing and from earlier weights (three hours on two
 #              cores); make recipes: recipes of training and sampling side by side (an hour and a half); no part of studies
 # make bench   speed and accuracy checks, printed beside references
@@ -22,7 +24,7 @@ FLOW := $(VENV)/bin/snakemake
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-.PHONY: demo smoke studies arms maps controls canaries memorisation counterfactuals small-cohorts recipes smoke-studies smoke-paper test test-fast lint bench bench-gpu venv clean
+.PHONY: demo smoke studies arms maps controls canaries memorisation anatomy counterfactuals wanted-volumes labels small-cohorts recipes smoke-studies smoke-paper test test-fast lint bench bench-gpu venv clean
 
 # Not the terminal's width: bars in a log file would otherwise fill it.
 export TQDM_MININTERVAL ?= 2
@@ -79,9 +81,18 @@ canaries: venv
 memorisation: venv
 	$(FLOW) diffusion --configfile workflow/config/demo.yaml
 	$(RUN) benchmarks.memorisation
+anatomy: counterfactuals wanted-volumes labels
 counterfactuals: venv
 	$(FLOW) diffusion classifiers --configfile workflow/config/demo.yaml
 	$(RUN) benchmarks.counterfactuals
+wanted-volumes: venv
+	$(FLOW) latents --configfile workflow/config/demo.yaml
+	$(RUN) benchmarks.wanted_volumes
+labels: venv
+	$(FLOW) vae --configfile workflow/config/demo.yaml
+	$(RUN) cohort.labelling.train demo
+	$(RUN) benchmarks.labels --checkpoint runs/demo/labels/checkpoints/best.pt --csv data/demo/test.csv \
+		--truth data/demo/truth.csv --vae runs/demo/vae/checkpoints/best.pt --out fid_results/demo_labels.json
 small-cohorts: venv
 	$(FLOW) split --configfile workflow/config/demo.yaml
 	$(RUN) benchmarks.small_cohorts demo

@@ -101,8 +101,14 @@ SECTIONS = {
     ),
     "What another label changes": Section(
         "`make counterfactuals` makes them for the demo (three quarters of an hour on two cores)",
-        one_of=(*(f"{{runs}}/counterfactuals/{to}/measures.json" for to in ASKED), "{fid}_wanted_volumes.json"),
+        one_of=tuple(f"{{runs}}/counterfactuals/{to}/measures.json" for to in ASKED),
         shows=("{fid}_counterfactuals.json",),
+    ),
+    "Volumes that were asked for": Section(
+        "`make wanted-volumes` makes it for the demo (ten minutes on two cores)", needs=("{fid}_wanted_volumes.json",)
+    ),
+    "Regions labelled by our own network": Section(
+        "`make labels` makes it for the demo (three quarters of an hour on two cores)", needs=("{fid}_labels.json",)
     ),
     "A synthetic volume over the template": Section(
         rule("synthetic"), needs=("{runs}/synthetic_data_pkls_TLE/manifest.csv",)

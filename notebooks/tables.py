@@ -8,6 +8,9 @@ import pandas as pd
 from classifier.measures.resampling import cell_text
 from evaluation.cards import RUNGS, fine_detail
 
+LABELLED_GOALS = {"simulated scans": "0.9", "real heads": "0.7"}
+"""Correlation of hippocampal volumes that our network was to reach."""
+
 
 def figure(summary: dict[str, float], digits: str = ".3g") -> str:
     """Mean and 95 % range."""
@@ -192,4 +195,17 @@ def opinions(result: dict) -> pd.DataFrame:
 
 def wanted(result: dict) -> pd.DataFrame:
     """Volumes that were asked for against those measured in what was generated, beside real scans' true ones."""
-    return pd.DataFrame(result["rows"])[["measure", "scans", "region", "count", "r", "slope"]].round(2)
+    table = pd.DataFrame(result["rows"]).set_index(["measure", "scans", "region"])
+    return table.reindex(columns=["count", "r", "slope", "bias_ml", "mean_error_ml"]).round(2).astype(object).fillna("")
+
+
+def labelled(result: dict) -> pd.DataFrame:
+    """Volumes by the network of `cohort.labelling` against true ones, beside other measures and the goals."""
+    shown = ["network, r", "network, slope", "network, bias, %", "fixed regions, r", "registration, r"]
+    parts = {}
+    for scans, goal in LABELLED_GOALS.items():
+        if rows := result.get(scans):
+            part = pd.DataFrame(rows).set_index("structure")[shown]
+            part.insert(1, "goal of r", pd.Series({"Hippocampus": goal}))
+            parts[f"{rows[0]['network, N']} {scans}"] = part
+    return pd.concat(parts).fillna("")

@@ -72,6 +72,11 @@ def test_what_is_missing_is_named_with_the_rule_that_makes_it(tmp_path: Path) ->
         line = results.left_out(title)
         assert f"`.venv/bin/snakemake {rule} --configfile workflow/config/demo.yaml` makes them" in line
         assert "\n" not in line
+    for title, target in (
+        ("What another label changes", "counterfactuals"), ("Volumes that were asked for", "wanted-volumes"),
+        ("Regions labelled by our own network", "labels"),
+    ):  # fmt: skip
+        assert f"`make {target}` makes" in results.left_out(title)
     assert "`runs/demo/infer/summary.json` and 1 more are not there" in results.left_out("Reconstructions by the VAE")
     own = Results("mine", tmp_path, tmp_path).left_out("Classifiers")
     assert "--configfile mine.yaml`" in own
