@@ -171,18 +171,25 @@ def counterfactuals(found: Mapping[str, dict]) -> pd.DataFrame:
     """What was asked for and what came of it, by label, of `measures.json`, with the goals."""
     rows = {}
     for to, measures in found.items():
-        errors, regions = measures["errors"], measures["minimality"]["regions"]["each_scan"]
+        errors, outside = measures["errors"], measures["minimality"]["regions"]["each_scan"]["outside_over_inside"]
+        latent, volume = (errors.get(f"reversibility{way}", {}).get("over_vae") for way in ("", "_volume"))
         rows[to] = {
             "scans": sum(measures["scans"].values()), "guidance": measures["guidance"],
             "round trip of the latent": f"{errors['round_trip']['mean']:.1g}",
-            "reversibility, latent (goal 1.1)": f"{errors['reversibility']['over_vae']:.3f}",
-            "reversibility, volume (goal 1.1)": f"{errors['reversibility_volume']['over_vae']:.3f}",
-            "change outside over inside (goal 0.2)": f"{regions['outside_over_inside']:.2f}",
+            "reversibility, latent (goal 1.1)": known(latent, ".3f"),
+            "reversibility, volume (goal 1.1)": known(volume, ".3f"),
+            "change outside over inside (goal 0.2)": known(outside, ".2f"),
         } | {
-            f"{move['from']}: {move['region']}, d (cohort)": f"{move['moved_d']:+.2f} ({move['cohort_d']:+.2f})"
+            f"{move['from']}: {move['region']}, d (cohort)":
+            "{} ({})".format(*(known(move[name], "+.2f") for name in ("moved_d", "cohort_d")))
             for move in measures["effectiveness"]
         }  # fmt: skip
     return pd.DataFrame(rows).fillna("")
+
+
+def known(value: float | None, form: str) -> str:
+    """The value in this form; says so where it could not be measured."""
+    return "unknown" if value is None else format(value, form)
 
 
 def opinions(result: dict) -> pd.DataFrame:

@@ -43,6 +43,16 @@ def test_counterfactuals_stand_beside_their_goals_and_the_cohort() -> None:
     assert table.loc["HC: Left Hippocampus, d (cohort)"].tolist() == ["-0.22 (-0.28)", ""]
 
 
+def test_what_could_not_be_measured_of_counterfactuals_is_unknown() -> None:
+    """Of scans that all have the label asked for, and of volumes that do not vary."""
+    still = {**MEASURES, "errors": {"round_trip": {"mean": 4e-6}}}
+    still |= {"minimality": {"regions": {"each_scan": {"outside_over_inside": None}}}}
+    still |= {"effectiveness": [{**MEASURES["effectiveness"][0], "cohort_d": None}]}
+    shown = tables.counterfactuals({"HC": still})["HC"]
+    assert (shown.filter(like="goal") == "unknown").all()
+    assert shown["HC: Left Hippocampus, d (cohort)"] == "-0.22 (unknown)"
+
+
 def test_what_the_classifier_says_of_a_scan_stands_beside_its_counterfactual() -> None:
     table = tables.opinions({"requests": {"TLE-L": {"classifier": SAID}}})
     assert table.loc[("HC", "TLE-L")].to_dict() == {
