@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from classifier.measures.predictions import read_predictions
 from classifier.measures.resampling import cell_text
 from cohort.atlas import atlas
 from cohort.grids import Grid
@@ -16,7 +17,7 @@ from cohort.scans import normalise
 from cohort.volumes import list_volumes, read_volume
 from evaluation.cards import RUNGS
 from evaluation.fid import BASELINES
-from notebooks.results import STAGES
+from notebooks.results import NETWORKS, STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,4 +233,20 @@ def rungs(samples: dict) -> Figure:
         reach = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
         axis.barh(place, found["mean"], xerr=reach, color=colour, ecolor="0.3", capsize=2)
     axis.set(yticks=range(len(shown)), yticklabels=list(reversed(shown)), xlabel="Frechet distance to unseen scans")
+    return figure
+
+
+def roc_figure(runs: Path, trained_on: Collection[str]) -> Figure:
+    """Receiver operating characteristics of `NETWORKS` on unseen scans, of those that are there."""
+    from sklearn.metrics import roc_curve  # slow to import
+
+    figure = new_figure(figsize=(5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for (run, name), style in zip(NETWORKS.items(), ("-", "--", ":"), strict=True):
+        if name in trained_on:
+            test = read_predictions(runs / run / "predictions.csv").query("split == 'test'")
+            axis.plot(*roc_curve(test["label"], test["probability"])[:2], style, color="0.2", label=name)
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="ROC, real held-out subjects")
+    axis.legend(title="trained on", loc="lower right")
     return figure

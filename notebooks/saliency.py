@@ -15,7 +15,7 @@ from classifier.saliency.figures import plane_sizes, strongest, three_planes
 from classifier.saliency.regions import region_means
 from cohort.atlas import Atlas, atlas
 from cohort.grids import Grid
-from cohort.pictures import new_figure
+from cohort.pictures import COLOURS, new_figure
 from cohort.scans import load_scan
 from cohort.tables import CLASS_NAMES
 from runtime.errors import InputError
@@ -171,4 +171,20 @@ def means_figure(folder: Path, method: str, origin: str) -> Figure:
     for axis, (name, mean) in zip(axes, means.items(), strict=True):
         shown = plotting.plot_stat_map(mean, axes=axis, figure=figure, cut_coords=LEFT_HIPPOCAMPUS_MM, **look)
         shown.title(name.replace("_", " "), color="black", bgcolor="white", size=11)
+    return figure
+
+
+def ranking_figure(folder: Path, method: str, origin: str, counts: str) -> Figure:
+    """The first 12 regions of region_ranking.csv: mean |attribution| with 95 % interval, and the means of classes."""
+    ranking = pd.read_csv(folder / "region_ranking.csv").query("method == @method and origin == @origin").head(12)[::-1]
+    figure = new_figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    reach = [ranking["mean_abs"] - ranking["low"], ranking["high"] - ranking["mean_abs"]]
+    axis.barh(ranking["region"], ranking["mean_abs"], xerr=reach, color="0.75", ecolor="0.3")
+    for name, colour in COLOURS.items():
+        axis.plot(ranking[f"mean_abs_{name}"], ranking["region"], "o", color=colour, label=name, markersize=5)
+    units = read_json(folder / "maps.json")["units"][method]
+    axis.set(xlabel=f"mean |attribution| in the region ({units})", title=f"first 12 regions, {counts}")
+    axis.ticklabel_format(axis="x", scilimits=(-2, 3))
+    axis.legend()
     return figure
