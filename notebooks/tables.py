@@ -216,3 +216,10 @@ def labelled(result: dict) -> pd.DataFrame:
             part.insert(1, "goal of r", pd.Series({"Hippocampus": goal}))
             parts[f"{rows[0]['network, N']} {scans}"] = part
     return pd.concat(parts).fillna("")
+
+
+def planted_faults(result: dict) -> pd.DataFrame:
+    """How many scans of each kind the network of `cohort.labelling` calls failed, as they are and with faults."""
+    rows = {scans: result.get(f"{scans}, planted faults", []) for scans in LABELLED_GOALS}
+    failed = {scans: {row["fault"]: f"{row['failed']} of {row['N']}" for row in each} for scans, each in rows.items()}
+    return pd.DataFrame({scans: each for scans, each in failed.items() if each})

@@ -34,6 +34,7 @@ LABELLED = [
      "network, bias, %": "4 5", "fixed regions, r": "0.35 0.39", "registration, r": "0.70 0.55"},
     {"structure": "median of 16", "network, r": "0.45", "fixed regions, r": "0.34", "registration, r": "0.49"},
 ]  # fmt: skip
+FAULTS = [{"fault": "none", "N": 20, "failed": 0}, {"fault": "upside down", "N": 6, "failed": 5}]
 
 
 def test_counterfactuals_stand_beside_their_goals_and_the_cohort() -> None:
@@ -75,6 +76,11 @@ def test_labelled_regions_stand_beside_the_goal_of_their_scans() -> None:
     assert tables.labelled({"simulated scans": LABELLED}).iloc[0]["goal of r"] == "0.9"
 
 
+def test_scans_that_failed_are_counted_by_fault_and_kind() -> None:
+    table = tables.planted_faults({"real heads": LABELLED, "real heads, planted faults": FAULTS})
+    assert table.to_dict() == {"real heads": {"none": "0 of 20", "upside down": "5 of 6"}}
+
+
 @pytest.mark.slow
 def test_a_report_shows_what_is_there_and_names_what_makes_the_rest(tmp_path: Path) -> None:
     folder = tmp_path / "runs/tiny/counterfactuals/TLE-L"
@@ -83,7 +89,10 @@ def test_a_report_shows_what_is_there_and_names_what_makes_the_rest(tmp_path: Pa
     figure.add_subplot().imshow(np.eye(4))
     figure.savefig(folder / "s01.png")
     write_json(tmp_path / "fid_results/tiny_counterfactuals.json", {"requests": {"TLE-L": {"classifier": SAID}}})
-    write_json(tmp_path / "fid_results/tiny_labels.json", {"simulated scans": LABELLED})
+    write_json(
+        tmp_path / "fid_results/tiny_labels.json",
+        {"simulated scans": LABELLED, "simulated scans, planted faults": FAULTS},
+    )
     report.main(report.ReportConfig("tiny", root=tmp_path))
     html = (tmp_path / "runs/tiny/report.html").read_text()
     section = html[html.rindex("What another label changes") :]
@@ -91,5 +100,6 @@ def test_a_report_shows_what_is_there_and_names_what_makes_the_rest(tmp_path: Pa
     assert "data:image/png" in section
     assert "+0.10, 50%" in section
     assert "goal of r" in section
+    assert "5 of 6" in section
     assert "<strong>Volumes that were asked for</strong>: left out. " in section
     assert "<code>make wanted-volumes</code> makes it" in section
