@@ -57,6 +57,7 @@ bench: venv
 	$(RUN) benchmarks.privacy
 	$(RUN) benchmarks.prepare
 	$(RUN) benchmarks.memory
+	$(RUN) benchmarks.curves
 bench-gpu: venv
 	$(RUN) benchmarks.gpu
 
