@@ -183,6 +183,11 @@ def judged(person: Any, prepared: Path, grid: Grid) -> list[float]:
     labels, affine = labels_of(person)
     image = read_voxels(prepared / "scans" / f"{person.name}.nii.gz")[0]
     brain = resample((image != 0).astype(np.float32), matrix @ grid.affine, affine, labels.shape)[0] > 0.5
+    return against_labels(matrix, brain, labels, affine)
+
+
+def against_labels(matrix: np.ndarray, brain: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> list[float]:
+    """The measures JUDGED of a matrix from template to scan (mm) and of a brain (bool), in the voxels of the labels."""
     outside = [100 * cut_off(brain, labels, affine, structures) for structures in (POLES, CEREBELLUM)]
     return [*placing_error(matrix, labels, affine), dice(brain, fill_holes(labels > 0)), *outside]
 

@@ -193,6 +193,9 @@ def test_gpus_are_shared_by_memory_and_a_training_has_all_of_them(
     output = run(tmp_path, config, "--dry-run")
     assert "python -m torch.distributed.run --nproc-per-node 2 --standalone -m VAE.train" in block(output, "vae")
     assert re.search(r"resources: .*gpu=2\b", block(output, "vae"))
+    for rule, script in {"latents": "VAE.save_latent", "synthetic": "diffusion.save_synth"}.items():
+        assert f"-m torch.distributed.run --nproc-per-node 2 --standalone -m {script}" in block(output, rule)
+        assert re.search(r"resources: .*gpu=2\b", block(output, rule))
     jobs = [job.split("\n\n", 1)[0] for job in output.split("rule classifier:\n")[1:]]
     shares = {"3": "gpu0_mem_mb=30000, gpu1_mem_mb=0", "1": "gpu0_mem_mb=0, gpu1_mem_mb=30000"}
     found = [re.search(r"CUDA_VISIBLE_DEVICES=(\d) python -m classifier.train", job)[1] for job in jobs]
@@ -205,10 +208,12 @@ def test_gpus_are_shared_by_memory_and_a_training_has_all_of_them(
 
 def test_a_cluster_gets_jobs_of_whole_nodes_and_is_refused_where_it_is_not(tmp_path: Path) -> None:
     slurm = ("--workflow-profile", str(ROOT / "workflow/profiles/slurm"))
-    config = TINY | {"gpus": 4, "nodes": 2}
-    training = block(run(tmp_path, config, "--dry-run", *slurm), "vae")
-    assert re.search(r"resources: .*nodes=2, tasks=2, mpi=srun, slurm_extra='--gpus-per-node=4'", training)
-    assert "srun python -m torch.distributed.run --nproc-per-node 4 --nnodes 2 " in training
+    config = TINY | {"gpus": 4, "nodes": 2, "run": ["synthetic"]}
+    output = run(tmp_path, config, "--dry-run", *slurm)
+    for rule in ("vae", "latents", "diffusion", "synthetic"):
+        job = block(output, rule)
+        assert re.search(r"resources: .*nodes=2, tasks=2, mpi=srun, slurm_extra='--gpus-per-node=4'", job), rule
+        assert "srun python -m torch.distributed.run --nproc-per-node 4 --nnodes 2 " in job, rule
     if shutil.which("sbatch") is None:
         assert "error: Slurm is not here (no sbatch)" in run(tmp_path, config, *slurm, ok=False).splitlines()[-1]
         assert not (tmp_path / "data").exists()
