@@ -23,12 +23,12 @@ from benchmarks.diffusion import materialised, network
 from benchmarks.timing import count_flops
 from classifier.model import build_model
 from cohort.grids import parse_grid, preset_of
-from diffusion import save_synth
 from diffusion import train as diffusion_training
 from diffusion.checkpoint import LoadedDiffusion
 from diffusion.config import PRESETS as DIFFUSION
 from diffusion.config import VARIANTS, ModelConfig
 from diffusion.dataset import LatentSpace
+from diffusion.generation import volumes
 from diffusion.model import DiT
 from diffusion.process import build_process
 from diffusion.synthetic_folder import Settings, Wanted
@@ -288,7 +288,7 @@ def sampling(
     statistics = Statistics((0.0,) * 4, (1.0,) * 4, 1, "train", "", grid.to_dict(), [])
     space = LatentSpace(statistics, torch.zeros(latent), torch.ones(latent))
     loaded = LoadedDiffusion(model, process, space, "", [], 0, 0.1, {}, DIFFUSION["paper"].process)
-    models = save_synth.Models(LoadedVAE(vae, grid, "", [], 0), loaded, device)
+    models = volumes.Models(LoadedVAE(vae, grid, "", [], 0), loaded, device)
     settings = Settings(1, "", "", "ema", sampler, steps, 3.0, interval)
     wanted = [Wanted(1, seed) for seed in range(cases)]
 
@@ -313,6 +313,6 @@ def sampling(
         )
         return evaluations * one + whole
 
-    job = partial(save_synth.synthesise, wanted, cases, models, settings)
-    once = partial(save_synth.synthesise, wanted, cases, models, replace(settings, steps=setting.sizes.steps[1]))
+    job = partial(volumes.synthesise, wanted, models, settings)
+    once = partial(volumes.synthesise, wanted, models, replace(settings, steps=setting.sizes.steps[1]))
     return Work(job, (model, vae), foreseen, "convolutions", operations=operations, once=once)

@@ -10,61 +10,32 @@ with as many threads and the same --tile; on a GPU it has them for equal batch s
 same command continues a stopped one. Each class has its folder (`diffusion.synthetic_folder`): <LABEL>_<seed>.pkl,
 manifest.csv, settings.json, ledger.json, contact_sheet.png, with --nifti .nii.gz files that overlay the template in
 any viewer. --bids DIR writes a BIDS derivative dataset besides. --refuse-near DIR draws again where a sample comes
-nearer to a training subject than new people do (`diffusion.refusal`).
+nearer to a training subject than new people do (`diffusion.generation.refusal`).
 """
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from cohort.labelling.reading import Reader, open_reader
+from cohort.labelling.reading import open_reader
 from cohort.pictures import gallery
 from cohort.tables import CLASS_NAMES, LABELS
-from cohort.volumes import Volume, read_volume, volume_name
+from cohort.volumes import read_volume, volume_name
 from diffusion.checkpoint import LoadedDiffusion, Weights, load_diffusion, refuse_other_space, refuse_other_vae
-from diffusion.config import SIDE_CODES
-from diffusion.covariates import standardise
 from diffusion.export import bids_derivative, nifti
 from diffusion.export.labelled import label_volumes, read_rows
-from diffusion.model import DiT
-from diffusion.refusal import Refusal, calibrate
-from diffusion.sampler import SAMPLERS, Guide, check_sampler, guided
+from diffusion.generation.refusal import calibrate
+from diffusion.generation.volumes import Models, generate
+from diffusion.sampler import check_sampler
 from diffusion.synthetic_folder import Settings, SyntheticFolder, Wanted, read_wanted
-from runtime import distributed, memory, seeding
+from runtime import distributed
 from runtime.cli import describe, run_script
 from runtime.config import DeviceConfig
-from runtime.device import Device, in_batches, pick_device
+from runtime.device import pick_device
 from runtime.errors import InputError
 from runtime.files import ROOT, locked
-from VAE.checkpoint import LoadedVAE, load_vae
-
-WRITERS = 8
-"""Threads that write a batch's volumes. One after the other they took 100 ms a volume of the paper grid, on a busy
-disk, and 25 ms by eight: a GPU is to make one in less."""
-
-
-class Models(NamedTuple):
-    """Both checkpoints on their device."""
-
-    vae: LoadedVAE
-    diffusion: LoadedDiffusion
-    device: Device
-    refusal: Refusal | None = None
-    reader: Reader | None = None
-    """The network that labels regions, where labels are wanted."""
-    tile: int = 0
-    """Of `LoadedVAE.decode`."""
-    guide: LoadedDiffusion | None = None
-    """The worse model of --guide-by."""
+from VAE.checkpoint import load_vae
 
 
 @dataclass(frozen=True)
@@ -111,7 +82,7 @@ class SaveSynthConfig(DeviceConfig):
     """Seed of the first volume; with a table, of the first row without a seed."""
     batch_size: int | None = None
     """Volumes generated at once on a GPU, 16 by default: volume k has the same bytes in runs with the same batch size.
-    A CPU makes one at a time: same bytes whatever is given."""
+    A CPU has its own: same bytes whatever is given."""
     tile: int = 0
     """Decode in slabs of so many voxels, an even multiple of the VAE's reduction: less memory, the same to rounding."""
     nifti: bool = False
@@ -236,7 +207,8 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
     first six volumes, three planes each.
     """
     missing, label = folder.missing(wanted), CLASS_NAMES[folder.settings.label]
-    generate(folder, missing, models, config)
+    generate(folder, missing, models, config.batch_size)
+    distributed.barrier()  # another process made what this one exports
     asked = {"nifti": config.nifti, "bids": config.bids}
     nifti.export(folder, distributed.shard(wanted), models.vae.grid, **asked)
     distributed.barrier()
@@ -253,103 +225,6 @@ def make(folder: SyntheticFolder, wanted: list[Wanted], models: Models, config: 
             rows = folder.rows()
             refused = sum(int(rows[volume_name(item.label, item.seed)]["refused"] or 0) for item in wanted)
             print(f"{refused} of {len(wanted) + refused} samples were too near to a training subject, and drawn again")
-
-
-def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, config: SaveSynthConfig) -> None:
-    """Samples, decodes and writes this process's share, one batch in memory at a time."""
-    share, settings = distributed.shard(missing), folder.settings
-    size = 1
-    if models.device.kind.type != "cpu":
-        size = models.device.inference_batch(config.batch_size, volume_bytes(models, settings, 1))
-    if distributed.is_main() and missing:
-        found = memory.forecast(volume_bytes(models, settings, size), models.device.kind, "convolutions")
-        print(found.text(f"{size} volumes at once" if size > 1 else "a volume", models.device.kind))
-    desc = f"{CLASS_NAMES[settings.label]} volumes"
-    with (
-        tqdm(total=len(missing), desc=desc, unit="volume", disable=not distributed.is_main()) as bar,
-        ThreadPoolExecutor(WRITERS) as pool,
-    ):
-        began = time.perf_counter()
-        made = in_batches(share, size, lambda batch, now: synthesise(batch, now, models, settings))
-        for batch, (images, refused) in made:
-            seconds = (time.perf_counter() - began) / len(batch)
-            volumes = [finished(image, item, models, settings) for image, item in zip(images, batch, strict=True)]
-            list(pool.map(folder.add, volumes, batch, repeat(seconds), refused))
-            # All processes have equal shares: what this one has done, the others have too, more or less.
-            bar.update(min(len(batch) * distributed.world_size(), len(missing) - bar.n))
-            began = time.perf_counter()
-
-
-def finished(image: np.ndarray, item: Wanted, models: Models, settings: Settings) -> Volume:
-    """A volume as it is written; InputError where it is none."""
-    if not np.isfinite(image).all():
-        raise InputError(f"seed {item.seed} gave values that are not finite; it was not written")
-    return Volume(
-        image=image, label=item.label, seed=item.seed, affine=models.vae.grid.affine, vae=settings.vae,
-        diffusion=settings.diffusion, sampler=settings.sampler, steps=settings.steps, guidance=settings.guidance,
-        side=item.side,
-    )  # fmt: skip
-
-
-def volume_bytes(models: Models, settings: Settings, count: int) -> int:
-    """What sampling and decoding so many volumes at once takes besides the weights."""
-    halves = 1 if settings.guidance == 1 or settings.guide else 2
-
-    def work(networks: tuple[DiT, nn.Module]) -> None:
-        dit, vae = networks
-        z, y = memory.zeros(dit, halves * count, *dit.latent_shape), memory.zeros(dit, halves * count)
-        with models.device.autocast():
-            DiT.forward(dit, z, models.diffusion.process.spread_times(y), y.long())  # not what is compiled of it
-            replace(models.vae, model=vae).decode(models.device.tensor(z[:count]), models.tile)
-
-    return memory.inference_bytes(work, (models.diffusion.model, models.vae.model))
-
-
-@torch.no_grad()
-def synthesise(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> tuple[np.ndarray, list[int]]:
-    """Makes a batch of volumes, each from its own seed: (B, D, H, W) float32 in [0, 1], one for each of `wanted`; and
-    how many samples of each were refused before.
-    """
-    with models.device.autocast():
-        z, refused = accepted(wanted, size, models, settings)
-        x = models.vae.decode(models.device.tensor(models.diffusion.space.leave(z)), models.tile)
-    return x[: len(wanted), 0].float().cpu().numpy(), refused
-
-
-def accepted(wanted: list[Wanted], size: int, models: Models, settings: Settings) -> tuple[torch.Tensor, list[int]]:
-    """`sample`, again for those that are refused; and how often that was."""
-    if models.refusal is None:
-        return sample(wanted, size, models, settings), [0] * len(wanted)
-
-    def draw(places: list[int], again: int) -> torch.Tensor:
-        return sample([wanted[place] for place in places], size, models, settings, again)
-
-    return models.refusal.accepted(draw, [item.seed for item in wanted])
-
-
-def sample(wanted: list[Wanted], size: int, models: Models, settings: Settings, draw: int = 0) -> torch.Tensor:
-    """Latents in the network's space, (size, C, D, H, W), by the given draw of each seed.
-
-    Where `wanted` are fewer than `size`, the last is repeated, so that the network sees one shape.
-    """
-    diffusion, device = models.diffusion, models.device
-    filled = wanted + wanted[-1:] * (size - len(wanted))
-    purpose = ("synthetic", draw) if draw else ("synthetic",)
-    generators = [seeding.generator(item.seed, *purpose, device=device.kind) for item in filled]
-    shape = diffusion.model.latent_shape
-
-    def noise() -> torch.Tensor:
-        return torch.stack([torch.randn(shape, generator=own, device=device.kind) for own in generators])
-
-    y = torch.tensor([item.label for item in filled], device=device.kind)
-    side = torch.tensor([SIDE_CODES[item.side] for item in filled], device=device.kind)
-    guide = models.guide and Guide(models.guide.model, models.guide.process)
-    how = {"guidance": settings.guidance, "interval": settings.guidance_interval, "side": side, "guide": guide}
-    if diffusion.covariates:
-        values = torch.tensor([[item.value(name) for name in diffusion.covariates] for item in filled])
-        how["covariates"] = standardise(values, diffusion.covariates).to(device.kind)
-    denoise = guided(diffusion.model, diffusion.process, y, **how)
-    return SAMPLERS[settings.sampler](denoise, noise(), diffusion.process, settings.steps, noise)
 
 
 if __name__ == "__main__":

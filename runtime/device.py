@@ -59,8 +59,8 @@ class Device:
     def inference_batch(self, asked: int | None, bytes_each: int) -> int:
         """How many cases, of so many bytes of activations, to run at once without gradients, unless `asked` says it.
 
-        On a CPU one: a batch is hardly faster there, and kernels round differently for other batch sizes, so that only
-        single cases come out the same to the bit whatever else is computed (with as many threads).
+        On a CPU one: a batch of scans is hardly faster there, and kernels round differently for other batch sizes, so
+        that cases come out the same to the bit whatever else is computed (with as many threads).
         """
         if asked or self.kind.type == "cpu":
             return asked or 1

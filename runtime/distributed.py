@@ -92,6 +92,14 @@ def shard(items: Sequence[T]) -> list[T]:
     return list(items)[rank() :: world_size()]
 
 
+def run_of(items: Sequence[T]) -> list[T]:
+    """This process's share of independent work in neighbours: the rank's run of world_size runs of equal length, to
+    one.
+    """
+    first, end = (len(items) * r // world_size() for r in (rank(), rank() + 1))
+    return list(items[first:end])
+
+
 def wrap(module: nn.Module) -> nn.Module:
     """DistributedDataParallel around `module` when there are several processes. Call the wrapper, not ``.module``."""
     if world_size() == 1:

@@ -17,8 +17,9 @@ from cohort.volumes import read_volume
 from diffusion import save_synth
 from diffusion.checkpoint import load_diffusion
 from diffusion.config import ProcessConfig
-from diffusion.refusal import Refusal
-from diffusion.save_synth import Models, SaveSynthConfig, synthesise
+from diffusion.generation.refusal import Refusal
+from diffusion.generation.volumes import Models, accepted, sample, synthesise
+from diffusion.save_synth import SaveSynthConfig
 from diffusion.synthetic_folder import Settings, Wanted
 from runtime.checkpoints import checkpoint_hash, load_checkpoint
 from runtime.device import Device
@@ -47,36 +48,42 @@ def refused(config: SaveSynthConfig, *parts: str) -> None:
 
 
 @pytest.mark.slow
-def test_volume_k_has_the_same_bytes_in_any_run(random_vae: Path, plain: Path, tmp_path: Path) -> None:
-    """Alone, one by one, in batches of 8, in two processes, and after SIGKILL in the middle."""
+@pytest.mark.parametrize("rank", [0, 4])
+def test_volume_k_has_the_same_bytes_in_any_run(
+    random_vae: Path, random_diffusion: Callable[..., Path], tmp_path: Path, rank: int
+) -> None:
+    """At once, alone, with others beside it, in two processes, and after SIGKILL in the middle; one by one, or eight
+    at a time as a linear start has it.
+    """
+    diffusion, count = random_diffusion(rank=rank), 18
     config = SaveSynthConfig(
-        vae=random_vae, diffusion=plain, label="TLE", count=6, sampler="ddpm", guidance=2.0, threads=1, steps=60
+        vae=random_vae, diffusion=diffusion, label="TLE", count=count, sampler="ddpm", guidance=2.0, threads=1, steps=60
     )
 
     def words(name: str) -> tuple[object, ...]:
         return (
-            "diffusion.save_synth", "--vae", random_vae, "--diffusion", plain, "--label", "TLE", "--sampler", "ddpm",
-            "--guidance", 2.0, "--threads", 1, "--steps", 60, "--out", tmp_path / name, "--count", 6,
+            "diffusion.save_synth", "--vae", random_vae, "--diffusion", diffusion, "--label", "TLE", "--sampler",
+            "ddpm", "--guidance", 2.0, "--threads", 1, "--steps", 60, "--out", tmp_path / name, "--count", count,
         )  # fmt: skip
 
     save_synth.main(replace(config, out=tmp_path / "one"))
     expected = contents(tmp_path / "one")
-    assert list(expected) == [f"TLE_{seed:06d}.pkl" for seed in range(6)]
-    assert len({read_volume(tmp_path / "one" / name).image.tobytes() for name in expected}) == 6
-    save_synth.main(replace(config, batch_size=8, out=tmp_path / "eight"))
-    assert contents(tmp_path / "eight") == expected
+    assert list(expected) == [f"TLE_{seed:06d}.pkl" for seed in range(count)]
+    assert len({read_volume(tmp_path / "one" / name).image.tobytes() for name in expected}) == count
+    save_synth.main(replace(config, batch_size=4, count=3, out=tmp_path / "three"))
+    assert contents(tmp_path / "three") == {name: expected[name] for name in list(expected)[:3]}
     save_synth.main(replace(config, count=1, first_seed=4, out=tmp_path / "alone"))
     assert contents(tmp_path / "alone") == {"TLE_000004.pkl": expected["TLE_000004.pkl"]}
     script(*words("two"), processes=2)
     assert contents(tmp_path / "two") == expected
 
     kill_when(lambda: len(contents(tmp_path / "killed")) >= 2, *words("killed"))
-    assert len(contents(tmp_path / "killed")) < 6
+    assert len(contents(tmp_path / "killed")) < count
     save_synth.main(replace(config, out=tmp_path / "killed"))
     assert contents(tmp_path / "killed") == expected
-    for name in ("one", "eight", "two", "killed"):
+    for name in ("one", "two", "killed"):
         manifest = pd.read_csv(tmp_path / name / "manifest.csv")
-        assert manifest["seed"].tolist() == list(range(6))
+        assert manifest["seed"].tolist() == list(range(count))
         assert manifest["sha256"].tolist() == [sha256(tmp_path / name / file) for file in manifest["file"]]
         assert not list((tmp_path / name).glob(".rows-*"))
 
@@ -250,17 +257,18 @@ def test_latents_of_unrecorded_origin_are_accepted_by_their_shape(
     assert len(contents(config.out)) == 2
 
 
-def test_a_smaller_last_batch_is_filled_up(random_vae: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_places_of_a_batch_are_filled_up(random_vae: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network sees one batch shape, and the volumes are those of the full batch."""
     vae, diffusion = load_vae(random_vae), load_diffusion(plain)
     models = Models(vae, diffusion, Device(torch.device("cpu"), torch.float32))
     settings = Settings(0, vae.hash, diffusion.hash, "ema", "ddim", 3, 1.0, (0.0, 1.0))
     wanted = [Wanted(0, seed) for seed in range(4)]
-    full, _ = synthesise(wanted, 4, models, settings)
+    full, _ = synthesise(wanted, models, settings)
     seen, original = set(), diffusion.model.forward
     monkeypatch.setattr(diffusion.model, "forward", lambda z_t, *rest: seen.add(len(z_t)) or original(z_t, *rest))
-    np.testing.assert_array_equal(synthesise(wanted[:2], 4, models, settings)[0], full[:2])
-    assert seen == {4}
+    some, refused = synthesise([None, wanted[1], None, wanted[3]], models, settings)
+    np.testing.assert_array_equal(some, full[[1, 3]])
+    assert (seen, refused) == ({4}, [0, 0])
 
 
 @pytest.mark.slow
@@ -303,7 +311,7 @@ def test_a_sample_that_is_a_training_subject_is_drawn_again(
     seeds = {"train": [*range(100, 111), 1], "val": range(200, 220)}  # all are what this model makes
     for split, chosen in seeds.items():
         for k, seed in enumerate(chosen):
-            z = save_synth.sample([Wanted(0, seed)], 1, models, settings)
+            z = sample([Wanted(0, seed)], models, settings)
             mu = diffusion.space.leave(z)[0].numpy()
             latent = Latent(mu, np.full(mu.shape, -30, np.float32), k % 2, f"{split}{k}", vae.hash, {})
             write_latent(tmp_path / "latents" / split / f"{split}{k:02d}.pkl", latent)
@@ -322,4 +330,4 @@ def test_a_sample_that_is_a_training_subject_is_drawn_again(
     refused(replace(refusing, refuse_near=tmp_path / "none"), "none", "no latents")
     everybody = Refusal(torch.zeros(mu.size), torch.eye(1, mu.size), -1.0)
     with pytest.raises(InputError, match="seeds 5: 50 samples in a row were nearer to a training subject"):
-        save_synth.accepted([Wanted(0, 5)], 1, models._replace(refusal=everybody), settings)
+        accepted([Wanted(0, 5), None], models._replace(refusal=everybody), settings)

@@ -71,16 +71,24 @@ def random_diffusion(random_vae: Path, tmp_path_factory: pytest.TempPathFactory)
         label_dropout: float = 0.1,
         vae: str | None = None,
         sides: bool = False,
+        rank: int = 0,
     ) -> Path:
         process, scales = process or ProcessConfig(target="velocity"), covariates or {}
-        config = ModelConfig(dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=tuple(scales), sides=sides)
+        config = ModelConfig(
+            dim=32, depth=2, heads=1, patch=(2, 2, 2), covariates=tuple(scales), sides=sides, linear_rank=rank
+        )
         model = DiT(config, LATENT, build_process(process))
         awake(model, seed=1)
+        if rank:
+            fitted = torch.Generator().manual_seed(2)
+            latents = torch.randn((2 * rank + 4, *LATENT), generator=fitted)
+            model.start.fit(latents, torch.arange(len(latents)) % 2)
         statistics = Statistics(
             mean=(0.0,) * 4, std=(1.0,) * 4, count=12, split="train", ledger=["b" * 16, "c" * 16],
             vae=checkpoint_hash(random_vae) if vae is None else vae, grid=GRIDS["smoke"].to_dict(),
         )  # fmt: skip
-        ema = {name: 0.9 * value for name, value in model.state_dict().items()}
+        ema = {name: 0.9 * value for name, value in model.named_parameters()}
+        ema = {**model.state_dict(), **ema}
         path = folder / f"{len(list(folder.iterdir()))}.pt"
         save_diffusion(
             path, model, process, LatentSpace(statistics, torch.zeros(LATENT), torch.ones(LATENT)),

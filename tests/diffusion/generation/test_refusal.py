@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.dataset import LatentSpace
-from diffusion.refusal import Refusal, calibrate
+from diffusion.generation.refusal import Refusal, calibrate
 from runtime.device import Device
 from runtime.errors import InputError
 from VAE.latents import Latent, Statistics, write_latent

@@ -45,23 +45,25 @@ class Refusal:
         return self.nearest(z) > self.limit
 
     def accepted(
-        self, draw: Callable[[list[int], int], torch.Tensor], seeds: Sequence[int]
+        self, draw: Callable[[list[int], int], torch.Tensor], seeds: Sequence[int | None]
     ) -> tuple[torch.Tensor, list[int]]:
         """Samples of some seeds that are not refused, in the network's space, and how often each was before.
 
         Args:
-            draw: a latent for each of some places among the seeds, by how many were drawn for it before.
+            draw: latents of all places, of which the given ones count, by how many were drawn for these before.
+            seeds: by place; None for a place whose sample nobody wants.
 
         Raises:
             InputError: MOST_DRAWS of one seed were refused.
         """
         z, refused = draw(list(range(len(seeds))), 0), [0] * len(seeds)
         for again in range(1, MOST_DRAWS + 1):
-            near = torch.nonzero(self.refuses(z[: len(seeds)]))[:, 0].tolist()
+            found = torch.nonzero(self.refuses(z))[:, 0].tolist()
+            near = [place for place in found if seeds[place] is not None]
             if not near:
                 return z, refused
             if again < MOST_DRAWS:
-                z[near] = draw(near, again)[: len(near)]
+                z[near] = draw(near, again)[near]
             for place in near:
                 refused[place] = again
         listed = ", ".join(str(seeds[place]) for place in near)
