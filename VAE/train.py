@@ -77,7 +77,7 @@ def main(config: TrainConfig) -> None:
     )  # fmt: skip
     one_step = partial(passes, state=state, config=config, device=device)
     hint = "; --patch trains on parts of the volumes" if not config.patch else "; a smaller --patch takes less"
-    other = memory.inference_bytes(partial(one_scan, grid=grid, device=device), model)
+    other = memory.inference_bytes(partial(one_scan, grid=grid, scans=len(train), device=device), model)
     cases, need = memory.settle(one_step, model, config, device.kind, "convolutions", hint, other)
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
@@ -207,9 +207,10 @@ def passes(network: Autoencoder, cases: int, *, state: VAEState, config: TrainCo
         adversarial_loss(networks, *pair, config.loss, device).backward()
 
 
-def one_scan(network: Autoencoder, *, grid: Grid, device: Device) -> None:
-    """Encodes and decodes a whole volume, as `calibrate` and `validate` do between steps, for its memory."""
+def one_scan(network: Autoencoder, *, grid: Grid, scans: int, device: Device) -> None:
+    """Encodes and decodes a whole volume, as `calibrate` does beside the latents of `scans`, for its memory."""
     x = device.tensor(memory.zeros(network, 1, 1, *grid.shape))
+    _held = memory.zeros(network, min(scans, CALIBRATION_SCANS), *network.latent_shape(grid.shape))
     with device.autocast():
         network.decode(network.encode(x)[0], grid.shape)
 
@@ -227,29 +228,24 @@ def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
     device, averaged = train.device, with_averaged_weights(state, train.device)
     rows = torch.linspace(0, len(train) - 1, min(len(train), CALIBRATION_SCANS)).round().int().tolist()
     own = distributed.shard(rows)
-    samples, voxels, scans = [], [], []
+    samples, voxels, scans = {}, [], []
     for row in own:
         x, generator = train.batch(torch.tensor([row])), seeding.generator(seed, "calibration", row)
         with device.autocast():
             mu, logvar = averaged.encode(x)
-        samples.append(mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=generator).to(mu))
+        samples[row] = (mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, generator=generator).to(mu))[0].cpu()
         voxels.append(torch.randperm(x.numel(), generator=generator)[:CALIBRATION_VOXELS].clone())  # not all, by a view
         scans.append(x.flatten().float().cpu()[voxels[-1]])
-    found = [
-        pair
-        for part in distributed.gather([(row, z.cpu()) for row, z in zip(own, samples, strict=True)])
-        for pair in part
-    ]
-    everyone = torch.cat([z for _, z in sorted(found, key=lambda pair: pair[0])])  # whoever encoded them
+    everyone = of_everyone(samples)
     mean, decoded = everyone.mean(0), []
-    everyone -= mean
-    for row, z, places in zip(own, samples, voxels, strict=True):
+    for row, places in zip(own, voxels, strict=True):
         draw = torch.randn(len(everyone), generator=seeding.generator(seed, "calibration Gaussian", row))
-        gaussian = mean + torch.tensordot(draw / max(1, len(everyone) - 1) ** 0.5, everyone, 1)
+        draw /= max(1, len(everyone) - 1) ** 0.5
+        gaussian = (1 - draw.sum()) * mean + torch.tensordot(draw, everyone, 1)  # mean + draw (everyone - mean)
         pair = []
-        for latent in (z, gaussian[None].to(z)):  # one at a time: a validation takes no more memory
+        for latent in (everyone[rows.index(row)], gaussian):  # one at a time: a validation takes no more memory
             with device.autocast():
-                raw = averaged.decode_raw(latent, state.grid.shape)
+                raw = averaged.decode_raw(device.tensor(latent[None]), state.grid.shape)
             pair.append(raw.flatten(2).float().cpu()[0, :, places])
             del raw
         decoded.append(torch.cat(pair, dim=1))
@@ -258,6 +254,18 @@ def calibrate(state: VAEState, train: Volumes, seed: int) -> None:
     state.model.output.fit(raw, x)
     for name, constant in state.model.output.state_dict(prefix="output.").items():
         state.ema[name].copy_(constant)
+
+
+def of_everyone(samples: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Samples of all processes, (N, C, d, h, w) in the order of rows. `samples` are gone then: of fine grids, two
+    copies would be the largest thing in memory.
+    """
+    found = {row: z for part in distributed.gather(samples) for row, z in part.items()}
+    samples.clear()
+    everyone = torch.empty(len(found), *next(iter(found.values())).shape)
+    for place, row in enumerate(sorted(found)):
+        everyone[place] = found.pop(row)
+    return everyone
 
 
 def with_averaged_weights(state: VAEState, device: Device) -> Autoencoder:
