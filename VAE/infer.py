@@ -109,7 +109,7 @@ def reconstruct(volumes: Volumes, vae: LoadedVAE, labels: Atlas, device: Device,
         model.compile_parts()
     share = distributed.shard(range(len(volumes)))
     free = memory.free_bytes(device.kind)
-    found = memory.forecast(reconstruction_bytes(vae, config.tile, device), device.kind, "convolutions")
+    found = memory.forecast(reconstruction_bytes(vae, config.tile, device), device, "convolutions")
     if distributed.is_main():
         print(found.text("a scan", device.kind))
     for row in tqdm(share, desc="reconstructing", unit="scan", disable=not distributed.is_main()):
@@ -135,8 +135,7 @@ def memory_advice(vae: LoadedVAE, tile: int, device: Device, free: int) -> str:
     least = 2 * vae.model.factor
     edges = [least * 2**k for k in range(10) if least * 2**k < (tile or max(vae.grid.shape))]
     needs = {
-        edge: memory.forecast(reconstruction_bytes(vae, edge, device), device.kind, "convolutions").work
-        for edge in edges
+        edge: memory.forecast(reconstruction_bytes(vae, edge, device), device, "convolutions").work for edge in edges
     }
     fitting = [edge for edge, need in needs.items() if need < free]
     what = f"out of memory at {f'slabs of {tile} voxels' if tile else 'a single scan'}"

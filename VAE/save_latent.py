@@ -144,7 +144,7 @@ def encode(
         model.compile_parts()
     vae.refuse_tile(config.tile)
     size = device.inference_batch(config.batch_size, encoding_bytes(vae, device, 1, config.tile))
-    found = memory.forecast(encoding_bytes(vae, device, size, config.tile), device.kind, "convolutions")
+    found = memory.forecast(encoding_bytes(vae, device, size, config.tile), device, "convolutions")
     if distributed.is_main():
         print(found.text(f"encoding {size} at once", device.kind))
     sides = {name: side_of(volumes.frame["side"].iloc[row], variant, config) for row, variant, name in items}

@@ -78,7 +78,7 @@ def main(config: TrainConfig) -> None:
     one_step = partial(passes, state=state, config=config, device=device)
     hint = "; --patch trains on parts of the volumes" if not config.patch else "; a smaller --patch takes less"
     other = memory.inference_bytes(partial(one_scan, grid=grid, scans=len(train), device=device), model)
-    cases, need = memory.settle(one_step, model, config, device.kind, "convolutions", hint, other)
+    cases, need = memory.settle(one_step, model, config, device, "convolutions", hint, other)
     with open_run(config.run_dir, config, stage="VAE.train", device=device) as run:
         run.say(f"{len(train)} training and {len(val)} held-out scans on the {grid.name} grid {grid.shape}")
         if config.patch >= max(grid.shape):

@@ -115,7 +115,7 @@ def measure(row: Row, config: RowsConfig, device: Device) -> dict[str, Any]:
         (work.once or work.job)()
         return {}
     bytes_ = memory.peak_bytes(partial(work.step, memory.imitation(work.networks), row.cases))
-    forecast = memory.forecast(bytes_, device.kind, work.layers, work.state)
+    forecast = memory.forecast(bytes_, device, work.layers, work.state)
     one = work.operations or partial(count_flops, partial(work.step, memory.imitation(work.networks), 1))
     flops = row.cases * one()
     seconds, low, high = time_calls(work.job, config.seconds, device, once=work.once)

@@ -80,7 +80,7 @@ def main(config: TrainConfig) -> None:
         guard = training.LossGuard(device.kind)
         one_step = partial(passes, grid=grid, device=device)
         advice = partial(memory.step_advice, one_step, model, device.kind, config.batch_size, multiple=2)
-        run.say(memory.step_line(one_step, state.model, config.batch_size, device.kind, started=bool(optimiser.state)))
+        run.say(memory.step_line(one_step, state.model, config.batch_size, device, started=bool(optimiser.state)))
 
         for step in training.steps_to_take(run, state, config.steps, "classifier"):
             with memory.explained(advice):

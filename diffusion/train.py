@@ -67,7 +67,7 @@ def main(config: TrainConfig) -> None:
     state = fresh_state(model, config)
     one_step = partial(passes, process=process, device=device)
     other = between_steps(model, vae, process, config, device)
-    cases, need = memory.settle(one_step, model, config, device.kind, "matrices", other=other)
+    cases, need = memory.settle(one_step, model, config, device, "matrices", other=other)
     with open_run(config.run_dir, config, stage="diffusion.train", device=device) as run:
         run.say(f"{len(data.train)} training and {len(data.val)} held-out latents {data.train.shape}")
         if config.model.sides and not model.config.sides:

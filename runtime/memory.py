@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -35,10 +35,19 @@ ROOM = {
 }  # fmt: skip
 """Room that libraries take for themselves while they compute, as a share of the tensors: on a CPU measured (for
 convolutions oneDNN's is about the same at all sizes), on a GPU a guess."""
+AMX_ROOM = 0.8
+"""The same of convolutions in bfloat16 where the CPU has AMX, whose kernels copy what they read: measured."""
 KERNELS = 20 * 2**20
 """Code that oneDNN makes for the layers of a network, on a CPU."""
 _CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "bad_alloc")
 _ONEDNN_WORDS = "could not create a primitive"  # all that it says when there is no memory for its code
+
+
+class Where(Protocol):
+    """What counts here of a `runtime.device.Device`."""
+
+    kind: torch.device
+    precision: torch.dtype
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -210,18 +219,26 @@ class Forecast:
         return f"memory: about {size_text(self.total)} at the peak ({listed}); {size_text(free)} are free{warning}"
 
 
-def forecast(work: int, device: torch.device, layers: Layers, state: int = 0) -> Forecast:
+def forecast(work: int, device: Where, layers: Layers, state: int = 0) -> Forecast:
     """The peak of a process that goes on to make `work` bytes of tensors at once, by layers of one kind, and `state`.
 
     Args:
         work: `step_bytes`, or `peak_bytes` of an imitation.
         layers: what the network mostly consists of.
     """
-    if device.type == "cuda":
-        most, fixed = torch.cuda.max_memory_allocated(device), 0
+    kind = device.kind
+    if kind.type == "cuda":
+        most, fixed = torch.cuda.max_memory_allocated(kind), 0
     else:
         most, fixed = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, KERNELS
-    return Forecast(held_bytes(device), state, int((1 + ROOM[device.type, layers]) * work) + fixed, most)
+    return Forecast(held_bytes(kind), state, int((1 + room(device, layers)) * work) + fixed, most)
+
+
+def room(device: Where, layers: Layers) -> float:
+    """What libraries take for themselves, as a share of the tensors."""
+    if layers == "convolutions" and device.kind.type == "cpu" and device.precision == torch.bfloat16:
+        return AMX_ROOM if torch.cpu._is_amx_tile_supported() else ROOM["cpu", layers]
+    return ROOM[device.kind.type, layers]
 
 
 def held_bytes(device: torch.device) -> int:
@@ -231,7 +248,7 @@ def held_bytes(device: torch.device) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def step_line(step: Step, network: nn.Module, batch_size: int, device: torch.device, *, started: bool) -> str:
+def step_line(step: Step, network: nn.Module, batch_size: int, device: Where, *, started: bool) -> str:
     """A line about what a training step of convolutions takes, its cases all at once.
 
     Args:
@@ -240,7 +257,7 @@ def step_line(step: Step, network: nn.Module, batch_size: int, device: torch.dev
     cases = batch_size // distributed.world_size()
     state = 0 if started else MOMENTS * weight_bytes(network)
     return forecast(step_bytes(step, network, cases), device, "convolutions", state).text(
-        f"a step of {cases} cases", device
+        f"a step of {cases} cases", device.kind
     )
 
 
@@ -254,7 +271,7 @@ def settle(
     step: Step,
     network: nn.Module,
     config: FitConfig,
-    device: torch.device,
+    device: Where,
     layers: Layers,
     hint: str = "",
     other: int = 0,
@@ -290,15 +307,15 @@ def settle(
     predicted = forecast(step_bytes(step, network, cases, share // cases), device, layers, state)
     how = f"{cases} of {share} cases at once" + " with recomputed activations" * network.recompute
     if between.work > predicted.work:
-        return cases, between.text(f"validation, more than for a step, {how}", device)
-    return cases, predicted.text(f"a step, {how}", device)
+        return cases, between.text(f"validation, more than for a step, {how}", device.kind)
+    return cases, predicted.text(f"a step, {how}", device.kind)
 
 
 def _most_cases(
     step: Step,
     network: nn.Module,
     limit: float,
-    device: torch.device,
+    device: Where,
     layers: Layers,
     share: int,
     state: int,

@@ -63,7 +63,7 @@ def generate(folder: SyntheticFolder, missing: list[Wanted], models: Models, ask
     each = 0 if on_cpu else volume_bytes(models, settings, 1)
     size = cpu_batch(models) if on_cpu else models.device.inference_batch(asked, each)
     if distributed.is_main() and missing:
-        found = memory.forecast(volume_bytes(models, settings, size), models.device.kind, "convolutions")
+        found = memory.forecast(volume_bytes(models, settings, size), models.device, "convolutions")
         print(found.text(f"{size} volumes at once" if size > 1 else "a volume", models.device.kind))
     desc = f"{CLASS_NAMES[settings.label]} volumes"
     with (

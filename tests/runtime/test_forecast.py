@@ -20,7 +20,7 @@ from tests.runtime.test_memory import CPU, NETWORKS, vae, vae_step
 from tests.support.processes import ROOT, environment
 
 UNITS = {"MiB": 2**20, "GiB": 2**30}
-settled = partial(settle, vae_step, device=CPU.kind, layers="convolutions")
+settled = partial(settle, vae_step, device=CPU, layers="convolutions")
 
 
 def config(**changes: object) -> FitConfig:
@@ -44,7 +44,7 @@ def test_an_imitation_takes_what_the_network_takes_and_leaves_it_alone(name: str
 def need_of(network: torch.nn.Module, cases: int) -> float:
     """GiB that a step of so many of twelve cases is predicted to take."""
     work = step_bytes(vae_step, network, cases, 12 // cases)
-    return forecast(work, CPU.kind, "convolutions", MOMENTS * weight_bytes(network)).ahead / 2**30
+    return forecast(work, CPU, "convolutions", MOMENTS * weight_bytes(network)).ahead / 2**30
 
 
 def test_a_limit_chooses_the_most_cases_that_fit_and_recomputes_where_it_has_to(
@@ -75,7 +75,7 @@ def test_what_fits_in_no_way_is_told_what_it_needs() -> None:
 def test_what_is_done_between_steps_counts_when_it_takes_more() -> None:
     network = vae()
     many = 2**30
-    between = forecast(many + 2 * weight_bytes(network), CPU.kind, "convolutions", MOMENTS * weight_bytes(network))
+    between = forecast(many + 2 * weight_bytes(network), CPU, "convolutions", MOMENTS * weight_bytes(network))
     assert "for a step, 12 of 12 cases at once" in settled(network, config(), other=1)[1]
     assert "for validation, more than for a step, 12 of 12 cases at once" in settled(network, config(), other=many)[1]
     with pytest.raises(InputError, match=r"--fit 1: validation needs \d\.\d+ GiB"):
