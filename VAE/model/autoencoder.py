@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from runtime.layers.convolution import Conv3d
+from runtime.layers.convolution import Conv3d, FewOutputs
 from runtime.layers.group_norm import GroupNorm
 from VAE.config import ModelConfig
 from VAE.model.output import OutputRule
@@ -232,7 +232,7 @@ class Decoder(nn.Module):
         self.middle = middle(widths[0], config, "decoder")
         self.layers = levels(config.levels()[::-1], config.groups, partial(Upsample, mode=config.upsampling))
         self.norm_out = GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = Conv3d(widths[-1], (1 + config.support) * self.patch**3, 3, padding=1)
+        self.conv_out = FewOutputs(widths[-1], (1 + config.support) * self.patch**3)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         h = run(self.layers, self.middle(self.conv_in(z)), self.recompute)  # (B, widths[-1], D/p, H/p, W/p)
