@@ -42,8 +42,9 @@ from VAE.model import Autoencoder
 CALIBRATION_SCANS = 64
 CALIBRATION_VOXELS = 32_768
 """Training scans, and random voxels of each, on which the output rule is measured."""
-
-
+CALIBRATION_VALUES = 13
+"""Of four bytes that are kept of each of these voxels at the end: its place, its value once and for both that are
+decoded, and two outputs of both, twice."""
 LEAST_JUDGED = 16
 """Voxels per side that the loss's networks need: the discriminator's last level then has more than one place, for its
 instance norms, and the perceptual network's last filters fit."""
@@ -208,9 +209,10 @@ def passes(network: Autoencoder, cases: int, *, state: VAEState, config: TrainCo
 
 
 def one_scan(network: Autoencoder, *, grid: Grid, scans: int, device: Device) -> None:
-    """Encodes and decodes a whole volume, as `calibrate` does beside the latents of `scans`, for its memory."""
-    x = device.tensor(memory.zeros(network, 1, 1, *grid.shape))
-    _held = memory.zeros(network, min(scans, CALIBRATION_SCANS), *network.latent_shape(grid.shape))
+    """Encodes and decodes a whole volume, as `calibrate` does beside what it keeps of so many scans, for its memory."""
+    x, kept = device.tensor(memory.zeros(network, 1, 1, *grid.shape)), min(scans, CALIBRATION_SCANS)
+    _latents = memory.zeros(network, kept, *network.latent_shape(grid.shape))
+    _voxels = memory.zeros(network, kept, min(CALIBRATION_VOXELS, x.numel()), CALIBRATION_VALUES)
     with device.autocast():
         network.decode(network.encode(x)[0], grid.shape)
 
