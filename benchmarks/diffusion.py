@@ -75,26 +75,27 @@ def training(variant: str, config: BenchmarkConfig, device: Device, rate: float)
         model.zero_grad(set_to_none=True)
         loss.backward()
 
-    plain, fused = (network(VARIANTS[variant], device) for _ in range(2))
+    plain, fused = (network(VARIANTS[variant], device, LATENT) for _ in range(2))
     flops = count_flops(partial(step, plain, torch.float32, materialised))
     if device.kind.type == "cuda":
         for block in fused.blocks:
             block.compile(dynamic=False)
     fast = device.kind.type == "cuda" or cpu_has_bfloat16()
     jobs = {
-        (attention, short(precision)): partial(step, model, precision, context)
+        f"{attention}, {short(precision)}": partial(step, model, precision, context)
         for precision in ([torch.float32, torch.bfloat16] if fast else [torch.float32])
         for attention, model, context in (("materialised", plain, materialised), ("fused", fused, nullcontext))
     }
     found = time_turns(jobs, config.repeats, device)
-    slowest = found["materialised", "float32"][0]
+    slowest = found["materialised, float32"][0]
     return [
         {
-            "network": f"DiT-{variant}", "attention": attention, "precision": precision, "median s": seconds,
+            "network": f"DiT-{variant}", **dict(zip(("attention", "precision"), name.split(", "), strict=True)),
+            "median s": seconds,
             "samples/s": config.train_batch / seconds, "times materialised float32": slowest / seconds,
             "TFLOP/s": flops / seconds / 1e12, "of matrix rate": f"{flops / seconds / rate:.0%}", "peak": peak,
         }
-        for (attention, precision), (seconds, peak) in found.items()
+        for name, (seconds, peak) in found.items()
     ]  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def time_turns(jobs: Jobs, repeats: int, device: Device, *, warm_ups: int = 2) -
     turns, began = repeats + warm_ups, now(device)
     for repeat in range(turns):
         if repeat == 1 and (minutes := (now(device) - began) * (turns - 1) / 60) > 0.5:
-            print(f"about {minutes:.2g} minutes for {turns - 1} more turns of {', '.join(map(str, jobs))}", flush=True)
+            print(f"about {minutes:.2g} minutes for {turns - 1} more turns of {', '.join(jobs)}", flush=True)
         for name, job in jobs.items():
             if device.kind.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import diffusion
+from diffusion.config import VARIANTS, ModelConfig
+from runtime.device import Device
 from runtime.files import ROOT, read_json
 from tests.support.processes import run_here
 
@@ -31,6 +36,21 @@ def test_each_says_how_long_it_takes_before_it_starts(module: str, monkeypatch: 
     done = run_here(module, ok=False)
     assert done.returncode == "enough"
     assert re.fullmatch(r"about [1-9]\d* minutes? on two cores, with nothing else running", done.stdout)
+
+
+def test_a_long_one_says_how_long_the_other_turns_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock that gains a minute at every look."""
+    clock = itertools.count(0, 60)
+    monkeypatch.setattr("benchmarks.timing.now", lambda _: next(clock))
+    monkeypatch.setattr("benchmarks.diffusion.LATENT", (4, 4, 4, 4))
+    monkeypatch.setitem(VARIANTS, "S/4", ModelConfig(dim=16, depth=1, heads=1, patch=(2, 2, 2)))
+    device = Device(torch.device("cpu"), torch.float32)
+    rows = diffusion.training("S/4", diffusion.BenchmarkConfig(train_batch=1, repeats=3), device, rate=1e9)
+    assert {"attention": "fused", "precision": "float32", "median s": 60}.items() <= rows[1].items()
+    said = re.findall(r"about \d+ minutes for 4 more turns of (.*)", capsys.readouterr().out)
+    assert [name.split(", ")[:2] for name in said] == [["materialised", "float32"]]
 
 
 @pytest.mark.slow
