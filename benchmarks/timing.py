@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from runtime.device import Device, cpu_has_bfloat16, pick_device
 from runtime.errors import InputError
@@ -17,6 +17,7 @@ from runtime.files import ROOT
 from runtime.runs import environment
 
 Jobs = dict[str, Callable[[], object]]
+Sizes = list[int]
 AS_RUN, SET = "as its users run it", "our settings"
 TURNS = 10
 """Of `time_calls`."""
@@ -139,7 +140,12 @@ def introduce(device: Device, **facts: object) -> float:
 
 def count_flops(job: Callable[[], object]) -> int:
     """Floating-point operations of convolutions and products in one call, as PyTorch counts them in eager code."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+
+    def convolution(x_shape: Sizes, weight_shape: Sizes, *_: object, out_shape: Sizes, **__: object) -> int:
+        return conv_flop_count(x_shape, weight_shape, out_shape)
+
+    more = {torch.ops.aten.mkldnn_convolution: convolution}  # of runtime.layers.convolution, unknown to PyTorch
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=more) as counter:
         job()
     return counter.get_total_flops()
 

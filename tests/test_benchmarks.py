@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import diffusion
+from benchmarks.timing import count_flops
 from diffusion.config import VARIANTS, ModelConfig
 from runtime.device import Device
 from runtime.files import ROOT, read_json
+from runtime.layers.convolution import Conv3d, FewOutputs
 from tests.support.processes import run_here
 
 BENCH = [
@@ -51,6 +54,16 @@ def test_a_long_one_says_how_long_the_other_turns_take(
     assert {"attention": "fused", "precision": "float32", "median s": 60}.items() <= rows[1].items()
     said = re.findall(r"about \d+ minutes for 4 more turns of (.*)", capsys.readouterr().out)
     assert [name.split(", ")[:2] for name in said] == [["materialised", "float32"]]
+
+
+def test_operations_of_our_own_convolutions_are_those_of_pytorchs() -> None:
+    x = torch.randn(1, 4, 6, 6, 6)
+    for own, reference in (
+        (Conv3d(4, 8, 3, padding=1), nn.Conv3d(4, 8, 3, padding=1)),
+        (FewOutputs(4, 2), nn.Conv3d(4, 2, 3, padding=1)),
+    ):
+        with torch.no_grad():
+            assert count_flops(lambda: own(x)) == count_flops(lambda: reference(x)) > 0  # noqa: B023
 
 
 @pytest.mark.slow
