@@ -1,7 +1,8 @@
-"""Holds the demo cohort against the statistics it is made to have, at 400 subjects and 4 mm.
+"""Holds simulated cohorts against the statistics they are made to have, at 400 subjects and 4 mm.
 
-The cohort is made by its own command in one process, timed, and checked by truth.csv alone; part of it is made again in
-two processes and compared byte for byte.
+The cohort, with the patients of the demo's and those without a visible lesion (``--effect mixed``), is made by its own
+command in one process, timed, and checked by truth.csv alone; part of it is made again in two processes and compared
+byte for byte.
 
     python -m benchmarks.demo_cohort --out benchmarks/demo_cohort.json
 """
@@ -66,7 +67,7 @@ def main(config: BenchmarkConfig) -> None:
 
 
 def make(out: Path, count: int, workers: int) -> dict[str, float]:
-    words = ("--out", out, "--index", out / "index.csv", "--subjects", count, "--workers", workers)
+    words = ("--out", out, "--index", out / "index.csv", "--effect", "mixed", "--subjects", count, "--workers", workers)
     return time_command("cohort.make_demo", *words, threads=1)
 
 
