@@ -81,10 +81,11 @@ class _Alive(TorchDispatchMode):
         self._known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for storage in _storages((args, kwargs)):  # there before, or known: a view of weights makes nothing
+            self._known.add(storage)
         made = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
+        for storage in _storages(made):
+            self._note(storage)
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -96,6 +97,11 @@ class _Alive(TorchDispatchMode):
     def _add(self, size: int) -> None:
         self.now += size
         self.most = max(self.most, self.now)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """Of all tensors in nested values."""
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

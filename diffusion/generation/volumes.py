@@ -33,8 +33,6 @@ from VAE.checkpoint import LoadedVAE
 WRITERS = 8
 """Threads that write a batch's volumes. One after the other they took 100 ms a volume of the paper grid, on a busy
 disk, and 25 ms by eight: a GPU is to make one in less."""
-
-
 CPU_BATCH = 8
 """Latents of a network with a linear start that a CPU samples at once: reading the axes of that start takes longer than
 all else, and is done once for all. Of others, one: nothing is shared but time and memory."""

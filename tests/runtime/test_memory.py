@@ -51,6 +51,12 @@ def test_what_lives_at_once_is_counted_and_what_has_gone_is_not() -> None:
     assert peak_bytes(work) == 2 * 4000
 
 
+def test_views_of_what_was_there_take_nothing() -> None:
+    weight, x = torch.ones(1000, 100), torch.ones(1, 100)
+    assert peak_bytes(lambda: (weight.T, weight.view(100, 1000), weight[:10])) == 0
+    assert peak_bytes(lambda: x @ weight.T) == 4000
+
+
 def vae_step(network: Autoencoder, cases: int) -> None:
     x, eps = torch.rand(cases, 1, *GRID.shape), torch.randn(cases, *network.latent_shape(GRID.shape))
     x_hat, mu, logvar = network(x, eps)
