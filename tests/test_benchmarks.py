@@ -5,19 +5,15 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from benchmarks import diffusion
-from benchmarks.timing import count_flops
 from diffusion.config import VARIANTS, ModelConfig
-from runtime.device import Device
 from runtime.files import ROOT, read_json
-from runtime.layers.convolution import Conv3d, FewOutputs
 from tests.support.processes import run_here
+from VAE.config import PRESETS as VAES
 
 BENCH = [
     line.split()[-1]
@@ -41,29 +37,27 @@ def test_each_says_how_long_it_takes_before_it_starts(module: str, monkeypatch: 
     assert re.fullmatch(r"about [1-9]\d* minutes? on two cores, with nothing else running", done.stdout)
 
 
-def test_a_long_one_says_how_long_the_other_turns_take(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By a clock that gains a minute at every look."""
-    clock = itertools.count(0, 60)
+@pytest.mark.slow
+def test_a_long_one_says_how_long_the_other_turns_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks, by a clock that gains a minute at every look."""
+    clock, paper = itertools.count(0, 60), VAES["paper"]
     monkeypatch.setattr("benchmarks.timing.now", lambda _: next(clock))
-    monkeypatch.setattr("benchmarks.diffusion.LATENT", (4, 4, 4, 4))
-    monkeypatch.setitem(VARIANTS, "S/4", ModelConfig(dim=16, depth=1, heads=1, patch=(2, 2, 2)))
-    device = Device(torch.device("cpu"), torch.float32)
-    rows = diffusion.training("S/4", diffusion.BenchmarkConfig(train_batch=1, repeats=3), device, rate=1e9)
-    assert {"attention": "fused", "precision": "float32", "median s": 60}.items() <= rows[1].items()
-    said = re.findall(r"about \d+ minutes for 4 more turns of (.*)", capsys.readouterr().out)
-    assert [name.split(", ")[:2] for name in said] == [["materialised", "float32"]]
+    monkeypatch.setitem(VARIANTS, "S/4", ModelConfig(dim=16, depth=1, heads=1, patch=(14, 17, 14)))
+    small = replace(paper.model, channels=(8, 8, 8), groups=4, blocks=1)
+    monkeypatch.setitem(VAES, "paper", replace(paper, model=small))
+    done = run_here("benchmarks.diffusion", "--train-batch", 1, "--repeats", 3)
+    said = re.findall(r"about \d+ minutes for \d more turns of (.*)", done.stdout)
+    assert [name.split(", ")[:2] for name in said] == [["materialised", "float32"], ["dpmpp", "decoding"]]
+    assert "| DiT-S/4 | fused | float32 | 60 |" in done.stdout
 
 
-def test_operations_of_our_own_convolutions_are_those_of_pytorchs() -> None:
-    x = torch.randn(1, 4, 6, 6, 6)
-    for own, reference in (
-        (Conv3d(4, 8, 3, padding=1), nn.Conv3d(4, 8, 3, padding=1)),
-        (FewOutputs(4, 2), nn.Conv3d(4, 2, 3, padding=1)),
-    ):
-        with torch.no_grad():
-            assert count_flops(lambda: own(x)) == count_flops(lambda: reference(x)) > 0  # noqa: B023
+@pytest.mark.slow
+def test_the_same_network_has_the_same_number_of_operations() -> None:
+    """As small a volume is convolved by an operator of our choice."""
+    shown = run_here("benchmarks.vae", "--shape", 16, 16, 16, "--repeats", 1).stdout
+    rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| encode") and line.count("|") == 10]
+    counts = {row[1]: float(row[6]) for row in rows}
+    assert counts["ours, float32"] == pytest.approx(counts["MONAI, float32, contiguous"], rel=0.01)
 
 
 @pytest.mark.slow

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import brain_masks
-from benchmarks.real_cohort import JUDGED
 from cohort.decoding import read_voxels
+from cohort.preparation import steps
 from cohort.preparation.steps import Scan, Space
 from cohort.scans import to_ras
 from runtime.errors import InputError
 from runtime.files import read_json
 from tests.support.labelled import people
+from tests.support.processes import run_here
 
 
 def test_each_way_has_its_figures_and_what_it_refuses_is_counted(
@@ -34,17 +34,17 @@ def test_each_way_has_its_figures_and_what_it_refuses_is_counted(
     def read(file: str, _: object) -> tuple[Scan, list[str]]:
         return Scan(*to_ras(*read_voxels(Path(file))[:2])), []
 
-    monkeypatch.setattr(brain_masks, "read_scan", read)  # as it is: these are no whole heads, and would be refused
-    monkeypatch.setattr(brain_masks, "WAYS", {"known": all_of_it, "choosy": some})
-    config = brain_masks.MasksConfig(people(tmp_path), tmp_path / "found.json")
-    brain_masks.main(config)
-    found = read_json(config.out)
+    monkeypatch.setattr(steps, "read_scan", read)  # as it is: these are no whole heads, and would be refused
+    monkeypatch.setattr(steps, "by_brain", all_of_it)
+    monkeypatch.setattr(steps, "by_head", some)
+    run_here("benchmarks.brain_masks", "--participants", people(tmp_path), "--out", tmp_path / "found.json")
+    found = read_json(tmp_path / "found.json")
     assert (found["heads"], found["labels not usable"]) == (8, 0)
-    assert found["refused"] == {"known": 0, "choosy": 3}
+    assert found["refused"] == {"brain first": 0, "whole head": 3}
     rows = {row["measure"]: row for row in found["table"]}
-    assert list(rows) == [*JUDGED, brain_masks.BEYOND, brain_masks.SECONDS]
+    assert len(rows) == 7
     cut = rows["cerebellum more than 3 mm outside the brain, %"]
     assert cut["wanted"] == "0 to 1"
-    assert (cut["known"], cut["known, beyond"], cut["choosy, beyond"]) == ("0 [0, 0]", 0, 0)
-    assert rows["distance from where the labels lay the template, mm"]["known, beyond"] == 8  # regions are cut
-    assert rows["Dice of the brain with all labels, filled"]["known"].startswith("0.")
+    assert (cut["brain first"], cut["brain first, beyond"], cut["whole head, beyond"]) == ("0 [0, 0]", 0, 0)
+    assert rows["distance from where the labels lay the template, mm"]["brain first, beyond"] == 8  # regions are cut
+    assert rows["Dice of the brain with all labels, filled"]["brain first"].startswith("0.")

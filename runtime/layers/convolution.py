@@ -67,6 +67,6 @@ def _is_plain(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def _is_passed_over(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether x is one such case on a CPU that has oneDNN."""
-    return (
-        len(x) == 1 and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available() and _is_plain(x, weight)
-    )  # fmt: skip
+    if not _is_plain(x, weight):  # first: a compiler can follow that, and nothing of the other questions
+        return False
+    return len(x) == 1 and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
