@@ -158,13 +158,9 @@ def weight_bytes(network: nn.Module) -> int:
 
 
 def step_advice(
-    step: Step,
-    network: nn.Module,
-    device: torch.device,
-    batch_size: int,
-    recompute: Callable[[nn.Module], None] | None = None,
-    multiple: int = 1,
-) -> str:
+    step: Step, network: nn.Module, device: torch.device, batch_size: int,
+    recompute: Callable[[nn.Module], None] | None = None, multiple: int = 1,
+) -> str:  # fmt: skip
     """What a training step takes, what there is, and the batch that fits.
 
     Args:
@@ -274,13 +270,7 @@ def inference_bytes(work: Callable[[Thing], object], networks: Thing) -> int:
 
 
 def settle(
-    step: Step,
-    network: nn.Module,
-    config: FitConfig,
-    device: Where,
-    layers: Layers,
-    hint: str = "",
-    other: int = 0,
+    step: Step, network: nn.Module, config: FitConfig, device: Where, layers: Layers, hint: str = "", other: int = 0
 ) -> tuple[int, str]:
     """How many cases of a training step to compute at once, and a line about the memory that this takes; before the
     run's folder, so that a refusal leaves nothing behind, and before it has given the optimiser its moments.
@@ -318,14 +308,7 @@ def settle(
 
 
 def _most_cases(
-    step: Step,
-    network: nn.Module,
-    limit: float,
-    device: Where,
-    layers: Layers,
-    share: int,
-    state: int,
-    hint: str,
+    step: Step, network: nn.Module, limit: float, device: Where, layers: Layers, share: int, state: int, hint: str
 ) -> int:
     """The largest divisor of `share` within `limit` GiB; makes `network` recompute activations where it has to."""
     for again in (False, True):
