@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.real_cohort import CODES, JUDGED, against_labels, labels_of
+from benchmarks.real_cohort import CODES, JUDGED, against_labels, labels_of, span
 from benchmarks.timing import expect, print_table
 from cohort.grids import GRIDS
 from cohort.preparation.participants import list_scans
@@ -69,7 +69,7 @@ def both_ways(person: Any) -> dict[str, list[float] | None]:
     """The measures JUDGED, BEYOND and SECONDS of one head, by the name of the way; None where a way has no result."""
     scan, _ = read_scan(person.file, GRID)
     labels, affine = labels_of(person)
-    ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    outside, ml = ~fill_holes(labels > 0), abs(np.linalg.det(affine[:3, :3])) / 1000
     measured: dict[str, list[float] | None] = {}
     for name, way in WAYS.items():
         begun = time.process_time()
@@ -80,7 +80,7 @@ def both_ways(person: Any) -> dict[str, list[float] | None]:
             continue
         seconds = time.process_time() - begun
         brain = space.brain.onto(affine, labels.shape) > 0.5
-        beyond = float((brain & ~fill_holes(labels > 0)).sum() * ml)
+        beyond = float((brain & outside).sum() * ml)
         measured[name] = [*against_labels(space.matrix, brain, labels, affine), beyond, seconds]
     return measured
 
@@ -93,8 +93,7 @@ def table(found: dict[str, list[list[float]]]) -> list[dict[str, object]]:
         row: dict[str, object] = {"measure": title, "wanted": f"{low:g} to {high:g}" if title in JUDGED else "-"}
         for name, heads in found.items():
             values = np.array([head[place] for head in heads])
-            row[name] = f"{np.median(values):.3g} [{values.min():.3g}, {values.max():.3g}]" if len(values) else "-"
-            row[f"{name}, beyond"] = int(((values < low) | (values > high)).sum())
+            row[name], row[f"{name}, beyond"] = span(values), int(((values < low) | (values > high)).sum())
         rows.append(row)
     return rows
 

@@ -93,8 +93,8 @@ def shard(items: Sequence[T]) -> list[T]:
 
 
 def run_of(items: Sequence[T]) -> list[T]:
-    """This process's share of independent work in neighbours: the rank's run of world_size runs of equal length, to
-    one.
+    """This process's share of independent work, neighbours among it: of as many runs as processes, as long as each
+    other to one item, that of its rank.
     """
     first, end = (len(items) * r // world_size() for r in (rank(), rank() + 1))
     return list(items[first:end])
