@@ -161,7 +161,7 @@ PRESETS = {
     ),
     "demo": TrainConfig(
         latents=ROOT / "runs/demo/latents", run_dir=ROOT / "runs/demo/diffusion",
-        model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=512, sides=True),
+        model=ModelConfig(dim=256, depth=6, heads=4, patch=(4, 4, 4), linear_rank=512, means_window=1.0, sides=True),
         process=ProcessConfig(target="velocity", centre=True),
         steps=600, batch_size=8, lr=1e-3, warmup_steps=50, decay_share=0.4, sample_posterior=False,
         log_every_steps=20, val_every_steps=300, sample_every_steps=300, save_every_steps=150,
