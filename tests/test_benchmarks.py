@@ -48,7 +48,7 @@ def test_a_long_one_says_how_long_the_other_turns_take(monkeypatch: pytest.Monke
     done = run_here("benchmarks.diffusion", "--train-batch", 1, "--repeats", 3)
     said = re.findall(r"about \d+ minutes for \d more turns of (.*)", done.stdout)
     assert [name.split(", ")[:2] for name in said] == [["materialised", "float32"], ["dpmpp", "decoding"]]
-    assert "| DiT-S/4 | fused | float32 | 60 |" in done.stdout
+    assert "| DiT-S/4 | ours | float32 | 60 |" in done.stdout
 
 
 @pytest.mark.slow
@@ -58,6 +58,17 @@ def test_the_same_network_has_the_same_number_of_operations() -> None:
     rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("| encode") and line.count("|") == 10]
     counts = {row[1]: float(row[6]) for row in rows}
     assert counts["ours, float32"] == pytest.approx(counts["MONAI, float32, contiguous"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_gpu_is_what_the_readme_says_wherever_it_is_predicted() -> None:
+    """On a CPU, whose layers take memory that a GPU's do not."""
+    shown = run_here("benchmarks.memory", "--grids", "2mm", "--variants", "S/4").stdout
+    vae, dit = ([cell.strip() for cell in line.split("|")[3:-1]] for line in shown.splitlines() if "| 2mm |" in line)
+    one_row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `2mm` |"))
+    said = [cell.strip() for part in one_row.split("|")[2:-1] for cell in part.split(",")]
+    full, one, again, patched, *both = vae
+    assert [full, one, again, patched, *both, dit[0]] == said[:7]
 
 
 @pytest.mark.slow

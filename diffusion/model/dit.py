@@ -21,9 +21,10 @@ from runtime.errors import InputError
 TIME_DIM = 256
 """Width of the sine-cosine embedding of the time, as in the published network."""
 Sizes = tuple[int, int, int]
-FEW_TOKENS = 512
-"""Up to so many tokens scores are written out when a CPU trains in bfloat16: PyTorch's fused backward pass takes three
-times as long there at 150 tokens, as long at 2,000, and is faster in float32."""
+FEW_TOKENS = 1024
+"""Up to so many tokens scores are written out when a CPU trains in bfloat16: PyTorch's fused backward pass takes two to
+five times as long there at 150 tokens and 1.3 to 1.6 times at 833, where freed memory is kept (`runtime.device`); at
+2,000 a tenth more, for which the scores would take too much memory. It is faster in float32."""
 
 
 def patchify(z: torch.Tensor, patch: Sizes) -> torch.Tensor:
