@@ -191,8 +191,9 @@ def arms(config: ControlsConfig, folder: Path) -> Iterator[Command]:
     tables = [word for name in ("train", "val", "test") for word in (f"--train.{name}-csv", folder / f"{name}.csv")]
     yield "classifier.run_arms", [
         preset_of(parse_grid(config.grid)), folder / "arms.csv", "--out", folder / "arms", "--seeds", *config.seeds,
-        *tables, "--train.grid", config.grid, "--train.volumes-weight", 0, "--train.steps", config.classifier_steps,
-        "--train.threads", config.threads, "--train.cache-dir", config.out / "cache",
+        *tables, "--train.grid", config.grid, "--train.volumes", "None", "--train.volumes-weight", 0,
+        "--train.steps", config.classifier_steps, "--train.threads", config.threads,
+        "--train.cache-dir", config.out / "cache",
     ]  # fmt: skip
     yield "classifier.compare", ["--arms", folder / "arms", "--reference", "real", "--out", folder / "arms.json"]
 

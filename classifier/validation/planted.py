@@ -155,6 +155,7 @@ def train(config: ValidationConfig, condition: Condition) -> None:
     words = [word for split in SPLITS for word in (f"--{split}-csv", tables / f"{split}.csv")]
     words += ["--run-dir", run, "--cache-dir", config.out / "cache", "--seed", config.seed]
     words += ["--augmentation", config.augmentation]
+    words += ["--volumes", "None", "--volumes-weight", 0]  # a preset's own are of its own cohort
     # It sees all of the head, also the mark, whose place is one side's.
     words += ["--model.name", "resnet", "--no-mirror"]
     words += ["--model.widths", *config.widths] if config.widths else []

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from classifier import validate_saliency
+from classifier.config import PRESETS as CLASSIFIERS
 from classifier.saliency import attribution
 from classifier.validation import checks, counterfactuals, evidence, planted
 from classifier.validation import study as map_study
@@ -20,6 +21,7 @@ from classifier.validation.config import Effort, ValidationConfig
 from cohort.atlas import atlas
 from cohort.grids import GRIDS
 from cohort.volumes import write_nifti
+from runtime.cli import parse
 from runtime.errors import InputError
 
 GRID = GRIDS["smoke"]
@@ -241,6 +243,17 @@ def test_presets_judge_what_they_say_and_share_no_folder():
     first = {name: planted.conditions(config.signals, config.doses)[0].name for name, config in presets.items()}
     assert (first["demo"], first["doses"]) == ("signal_0.6", "dose_6")
     assert {1.9, 1.0, 0.5, 0.0} <= set(presets["doses"].doses)
+
+
+@pytest.mark.parametrize("name", validate_saliency.PRESETS)
+def test_networks_learn_no_volumes_of_another_cohort(name, tmp_path, monkeypatch):
+    """The classifier's preset demo has those of the demo cohort as a second lesson."""
+    config = dataclasses.replace(validate_saliency.PRESETS[name], out=tmp_path)
+    asked = []
+    monkeypatch.setattr(planted, "run_script", lambda module, *words: asked.extend(map(str, words)))
+    planted.train(config, planted.conditions(config.signals, config.doses)[0])
+    trained = parse(CLASSIFIERS, asked)
+    assert (trained.volumes, trained.volumes_weight) == (None, 0)
 
 
 def test_settings_that_answer_nothing_are_all_named(tmp_path):
