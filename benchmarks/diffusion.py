@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -152,16 +153,12 @@ def network(config: ModelConfig, device: Device, latent: tuple[int, int, int, in
 @contextmanager
 def materialised() -> Iterator[None]:
     """Attention as plain code writes it: all scores in memory, before and after the softmax."""
-    fused = F.scaled_dot_product_attention
 
     def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
-    F.scaled_dot_product_attention = plain
-    try:
+    with mock.patch.object(F, "scaled_dot_product_attention", plain):
         yield
-    finally:
-        F.scaled_dot_product_attention = fused
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ class SmallCohortsConfig(ScriptConfig):
     """Synthetic volumes of each class."""
     steps: int = 15
     """Sampling steps."""
+    guidance: float = 2.0
+    """As the demo samples: without, a start whose means have a window shows half of the disease."""
 
 
 PRESETS = {
@@ -143,7 +145,7 @@ def measure(config: SmallCohortsConfig, tables: Path, folder: Path, before: Gene
         vae = ("--steps", config.on_steps, "--lr", config.vae_lr, "--init", before.vae)
         diffusion = ("--steps", config.on_steps, "--lr", config.diffusion_lr, "--init", before.diffusion)
     generator = trained(config, folder, tables, vae, diffusion)
-    folders = sample(generator, folder, config.each, "--steps", config.steps)
+    folders = sample(generator, folder, config.each, "--steps", config.steps, "--guidance", config.guidance)
     attacked = evaluate(
         generator, folders, folder / "privacy.json", tables / "train.csv", config.tables / "test.csv", "--grid",
         config.preset, "--parts", "privacy", "--repeats", 4, "--cache-dir", config.out / "features",
@@ -155,7 +157,7 @@ def measure(config: SmallCohortsConfig, tables: Path, folder: Path, before: Gene
 def as_it_is(config: SmallCohortsConfig, generator: Generator) -> dict:
     """The figures of the earlier generator, which has seen none of the demo's subjects."""
     folder = config.out / "earlier"
-    folders = sample(generator, folder, config.each, "--steps", config.steps)
+    folders = sample(generator, folder, config.each, "--steps", config.steps, "--guidance", config.guidance)
     return judged(config, generator, folders, folder)
 
 
